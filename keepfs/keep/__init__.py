@@ -1,0 +1,40 @@
+"""The Keep client: a drop-in for the Python SDK's, complete in itself.
+
+Blocking and thread-safe; it knows no trio and no FUSE. What is named here is
+its public face.
+"""
+
+from keepfs.keep.cache import KeepBlockCache
+from keepfs.keep.client import KeepClient
+from keepfs.keep.errors import (
+    ArgumentError,
+    Cause,
+    HttpError,
+    KeepCacheError,
+    KeepReadError,
+    KeepRequestError,
+    KeepWriteError,
+    NoKeepServersError,
+    NotFoundError,
+)
+from keepfs.keep.local import LocalStore
+from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.receipt import Receipt
+
+__all__ = [
+    "MAX_BLOCK_SIZE",
+    "ArgumentError",
+    "Cause",
+    "HttpError",
+    "KeepBlockCache",
+    "KeepCacheError",
+    "KeepClient",
+    "KeepLocator",
+    "KeepReadError",
+    "KeepRequestError",
+    "KeepWriteError",
+    "LocalStore",
+    "NoKeepServersError",
+    "NotFoundError",
+    "Receipt",
+]

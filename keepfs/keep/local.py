@@ -1,0 +1,173 @@
+"""LocalStore: the promises of Keep, kept in a directory of this machine.
+
+The layout is the SDK's: each block is a file `DIR/<md5>`, so either reads
+what the other wrote. Unlike there, a block is verified when it is read, and
+stored under a temporary name of its own, synced, then renamed, so a crash
+leaves the whole block or none. Any thread, and any process, may use it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
+from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.receipt import Receipt
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_CAUSE_BY_ERRNO = {
+    errno.ENOSPC: Cause.FULL,
+    errno.EDQUOT: Cause.FULL,
+    errno.EACCES: Cause.DENIED,
+    errno.EPERM: Cause.DENIED,
+}
+# Of temporary files: the SDK's own end in `.tmp` too, and neither is a digest.
+_TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = "keepfs-", ".tmp"
+
+
+class LocalStore:
+    """Blocks in a directory, each verified when it is read.
+
+    Args:
+        directory: Where the blocks are; made when the first one is stored.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory).absolute()
+        self.name = f"local:{self.directory}"
+
+    def get(self, locator: KeepLocator) -> bytes:
+        """Read a block and verify it.
+
+        Raises:
+            NotFoundError: It isn't here.
+            KeepReadError: The file can't be read, or isn't what its name
+                says (cause CORRUPT); the message names it.
+        """
+        path = self._path(locator)
+        if locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size:
+            return b""
+        try:
+            with path.open("rb") as file:
+                self._check_size(locator, path, os.fstat(file.fileno()).st_size)
+                # One byte more than there may be, so a file that grows meanwhile is noticed.
+                block = file.read(MAX_BLOCK_SIZE + 1 if locator.size is None else locator.size + 1)
+        except OSError as error:
+            raise self._read_error(locator, path, error) from error
+        digest = hashlib.md5(block, usedforsecurity=False).hexdigest()
+        if digest != locator.md5sum:
+            raise KeepReadError(
+                f"the block file {path} is corrupt: its MD5 is {digest};"
+                " move it away, and store the block again",
+                cause=Cause.CORRUPT,
+            )
+        return block
+
+    def head(self, locator: KeepLocator) -> int:
+        """Return the size of a block that is here, in bytes, without reading it.
+
+        Raises:
+            NotFoundError: It isn't here.
+            KeepReadError: The file's size isn't the locator's (cause CORRUPT).
+        """
+        path = self._path(locator)
+        if locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size:
+            return 0
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise self._read_error(locator, path, error) from error
+        self._check_size(locator, path, size)
+        return size
+
+    def put(self, block: Buffer) -> Receipt:
+        """Store a block; when this returns, it survives a power cut.
+
+        Raises:
+            KeepWriteError: The block is over 64 MiB, or the directory took it
+                not (cause FULL, DENIED or OTHER); nothing is left behind.
+        """
+        view = memoryview(block).cast("B")
+        if view.nbytes > MAX_BLOCK_SIZE:
+            raise KeepWriteError(
+                f"a block has at most {MAX_BLOCK_SIZE} bytes, this one has {view.nbytes}"
+            )
+        locator = KeepLocator.of_block(view)
+        path = self._path(locator)
+        try:
+            if not self._renewed(path, view):
+                self._write(path, view)
+        except OSError as error:
+            raise KeepWriteError(
+                f"can't store {locator} in {self.directory}: {error.strerror or error}",
+                cause=_CAUSE_BY_ERRNO.get(error.errno or 0),
+            ) from error
+        return Receipt(locator, copies=1, services=(self.name,))
+
+    def free_space(self) -> tuple[int, int]:
+        """Return the bytes of the file system under the directory: all, and free for us."""
+        existing = self.directory
+        while not existing.exists():
+            existing = existing.parent
+        there = os.statvfs(existing)
+        return there.f_blocks * there.f_frsize, there.f_bavail * there.f_frsize
+
+    def _path(self, locator: KeepLocator) -> Path:
+        return self.directory / locator.md5sum
+
+    @staticmethod
+    def _check_size(locator: KeepLocator, path: Path, size: int) -> None:
+        if locator.size is not None and size != locator.size:
+            raise KeepReadError(
+                f"the block file {path} has {size} bytes, its name {locator.stripped()} says"
+                f" {locator.size}: the file is corrupt or the name wrong",
+                cause=Cause.CORRUPT,
+            )
+
+    @staticmethod
+    def _read_error(locator: KeepLocator, path: Path, error: OSError) -> KeepReadError:
+        if isinstance(error, FileNotFoundError):
+            return NotFoundError(f"{locator.stripped()} not found: there is no {path}")
+        return KeepReadError(
+            f"can't read {locator.stripped()}: {path}: {error.strerror or error}",
+            cause=_CAUSE_BY_ERRNO.get(error.errno or 0),
+        )
+
+    @staticmethod
+    def _renewed(path: Path, view: memoryview) -> bool:
+        """If the block is here and whole, make sure it is on disk and set its time to now."""
+        try:
+            with path.open("rb") as file:
+                if file.read(view.nbytes + 1) != view:
+                    return False
+                os.fsync(file.fileno())
+                os.utime(file.fileno())
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _write(self, path: Path, view: memoryview) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(_TEMPORARY_SUFFIX, _TEMPORARY_PREFIX, self.directory)
+        try:
+            with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            Path(name).rename(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        # The rename is on disk once the directory is.
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,163 @@
+r"""KeepLocator: a block's name, taken apart or refused.
+
+A locator is the MD5 of a block's bytes, its size, and hints, joined by `+`:
+
+    acbd18db4cc2f85cedef654fccc4a4d8+3+A<40 hex digits>@<8 hex digits>
+
+The documented grammar is `^[0-9a-f]{32}\\+[0-9]+(\\+[A-Z][-A-Za-z0-9@_]*)*$`.
+As in the Python SDK the size may be missing; unlike there, everything that no
+server would take for a locator is refused here, before it is sent.
+
+Locators are values: immutable, comparable, hashable, usable from any thread.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import re
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+#: Most bytes of a block. Fixed by the protocol (2**26).
+MAX_BLOCK_SIZE = 64 * 1024 * 1024
+
+# `\Z`, not `$`: a trailing newline is no part of a locator.
+_LOCATOR = re.compile(r"([0-9a-f]{32})(?:\+([0-9]+))?((?:\+[A-Z][-A-Za-z0-9@_]*)*)\Z", re.ASCII)
+# The servers compare the signature as text, in lower case, and take the
+# expiry's digits as they are written.
+_PERMISSION_HINT = re.compile(r"A([0-9a-f]{40})@([0-9A-Fa-f]{8})\Z", re.ASCII)
+# Sizes beyond any block's still parse (the servers take them); beyond this
+# many digits they don't, so that no text is expensive to refuse.
+_MAX_SIZE_DIGITS = 20
+
+
+class KeepLocator:
+    """The name of a block.
+
+    Args:
+        locator_str: The locator's text, without blanks around it.
+
+    Attributes:
+        md5sum: 32 lower-case hex digits: the MD5 of the block's bytes.
+        size: Bytes of the block, or None where the locator doesn't say.
+        hints: All hints but the permission hint, in their order.
+        perm_sig: The permission hint's signature: 40 hex digits, or None.
+        perm_expiry: When the permission hint ends (aware, UTC), or None.
+
+    Raises:
+        ValueError: The text isn't a locator; the message says why.
+    """
+
+    __slots__ = ("_text", "hints", "md5sum", "perm_expiry", "perm_sig", "size")
+
+    md5sum: str
+    size: int | None
+    hints: tuple[str, ...]
+    perm_sig: str | None
+    perm_expiry: dt.datetime | None
+    _text: str
+
+    def __init__(self, locator_str: str) -> None:
+        match = _LOCATOR.match(locator_str)
+        if match is None:
+            raise ValueError(f"not a locator: {_quoted(locator_str)}: {_flaw(locator_str)}")
+        md5sum, size, hints = match.groups()
+        if size is not None and len(size) > _MAX_SIZE_DIGITS:
+            raise ValueError(f"not a locator: {_quoted(locator_str)}: no block is that large")
+        parts = hints.split("+")[1:]
+        self._set("md5sum", md5sum)
+        self._set("size", None if size is None else int(size))
+        self._set("hints", tuple(part for part in parts if not part.startswith("A")))
+        self._set("perm_sig", None)
+        self._set("perm_expiry", None)
+        permissions = [part for part in parts if part.startswith("A")]
+        if len(permissions) > 1:
+            raise ValueError(f"not a locator: {_quoted(locator_str)}: two permission hints")
+        for permission in permissions:
+            signed = _PERMISSION_HINT.match(permission)
+            if signed is None:
+                raise ValueError(
+                    f"not a locator: {_quoted(locator_str)}: a permission hint is"
+                    " +A, 40 lower-case hex digits, @, 8 hex digits"
+                )
+            self._set("perm_sig", signed[1])
+            self._set("perm_expiry", dt.datetime.fromtimestamp(int(signed[2], 16), dt.UTC))
+        self._set("_text", "+".join([self.stripped(), *parts]))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a KeepLocator can't be changed: {name}")
+
+    def __reduce__(self) -> tuple[type[KeepLocator], tuple[str]]:
+        return KeepLocator, (self._text,)
+
+    def __str__(self) -> str:
+        """Return the locator's text, hints in their order, the size without leading zeros."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"KeepLocator({self._text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self._text == other._text if isinstance(other, KeepLocator) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @classmethod
+    def of_block(cls, block: Buffer) -> KeepLocator:
+        """Compute the unsigned locator of a block's bytes. Takes 1.7 ms a MiB."""
+        md5sum = hashlib.md5(block, usedforsecurity=False).hexdigest()
+        return cls(f"{md5sum}+{memoryview(block).nbytes}")
+
+    def stripped(self) -> str:
+        """Return the portable form: digest and size, without hints."""
+        return self.md5sum if self.size is None else f"{self.md5sum}+{self.size}"
+
+    def permission_hint(self) -> str | None:
+        """Return the permission hint without its `+`, or None."""
+        return next((part for part in self._text.split("+") if part.startswith("A")), None)
+
+    def permission_expired(self, as_of_dt: dt.datetime | None = None) -> bool:
+        """Tell whether the permission hint has ended; without one, nothing ends.
+
+        Args:
+            as_of_dt: The moment to judge by; now, when None. A naive one is taken as UTC.
+        """
+        if self.perm_expiry is None:
+            return False
+        now = dt.datetime.now(dt.UTC) if as_of_dt is None else as_of_dt
+        if now.tzinfo is None:
+            now = now.replace(tzinfo=dt.UTC)
+        return self.perm_expiry <= now
+
+
+#: The block without bytes. It needs no service: reading it can't fail.
+EMPTY_BLOCK = KeepLocator("d41d8cd98f00b204e9800998ecf8427e+0")
+
+
+def parse_list(text: str) -> tuple[KeepLocator, ...]:
+    """Parse one or several locators, joined by commas.
+
+    Raises:
+        ValueError: A part isn't a locator, or is empty.
+    """
+    return tuple(KeepLocator(part) for part in text.split(","))
+
+
+def _quoted(text: str) -> str:
+    most = 120  # guessed: enough to recognise it, too little to flood a log
+    return repr(text if len(text) <= most else text[:most] + "...")
+
+
+def _flaw(text: str) -> str:
+    if not re.match(r"[0-9a-f]{32}(\+|\Z)", text, re.ASCII):
+        return "it begins with exactly 32 lower-case hex digits"
+    if not re.match(r"[0-9a-f]{32}(\Z|\+[0-9]+(\+|\Z)|\+[A-Z])", text, re.ASCII):
+        return "the size is a decimal number"
+    return "a hint is an upper-case letter, then letters, digits, @, _ or -"

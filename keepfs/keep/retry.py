@@ -1,0 +1,114 @@
+"""Which failures are worth another try, and when to make it.
+
+The one place of keepfs that tries again. It measures time on the monotonic
+clock, so a stepped wall clock neither stretches nor removes a wait.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_LOWEST_STATUS, _HIGHEST_STATUS = 100, 599
+# The SDK's list, and two that mean "later" as well: 429 (too many requests)
+# and 499 (keepstore's own deadline passed while the request waited).
+_TRANSIENT = frozenset({408, 409, 423, 429, 499, 500, 502, 503, 504})
+
+
+class Verdict(enum.Enum):
+    """What an answer's status says about asking again."""
+
+    SUCCESS = enum.auto()
+    TRANSIENT = enum.auto()
+    PERMANENT = enum.auto()
+
+    @classmethod
+    def of(cls, status: int) -> Verdict:
+        """Judge an HTTP status; 0 and other impossible ones stand for "no answer"."""
+        if 200 <= status <= 299:  # noqa: PLR2004 - HTTP's class of success
+            return cls.SUCCESS
+        if status in _TRANSIENT or not _LOWEST_STATUS <= status <= _HIGHEST_STATUS:
+            return cls.TRANSIENT
+        return cls.PERMANENT
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait between rounds, in seconds.
+
+    The wait after round n (counted from 0) is drawn evenly from the upper
+    half of `min(cap, first * factor**n)`: clients that failed together don't
+    come back together.
+
+    Attributes:
+        first: Nominal wait after the first round.
+        factor: Growth from round to round, at least 1.
+        cap: Longest wait.
+    """
+
+    first: float = 2.0
+    factor: float = 2.0
+    cap: float = 60.0
+
+    def wait(self, attempt: int, draw: float) -> float:
+        """Compute the wait after `attempt`; `draw` is from [0, 1)."""
+        # The exponent is bounded: 2.0**1024 overflows.
+        nominal = min(self.cap, self.first * self.factor ** min(attempt, 64))
+        return nominal * (1 + draw) / 2
+
+
+class RetryLoop:
+    """The rounds of one call: `for attempt in RetryLoop(retries): ...`, left by `break`.
+
+    The first round starts at once. A further one starts no sooner than the
+    back-off after the *start* of the one before, so time spent in a round
+    counts as waiting. There is no wait after the last, and none that would
+    pass the deadline: then the rounds end early.
+
+    Invariant: at most `retries + 1` rounds.
+
+    Args:
+        retries: Rounds after the first, at least 0.
+        backoff: How long to wait between them.
+        total: Seconds after which no further round starts; None for no limit.
+        sleep: Instead of `time.sleep`, looked up at each wait.
+        clock: Instead of `time.monotonic`.
+        draw: Instead of `random.random`.
+    """
+
+    def __init__(
+        self,
+        retries: int,
+        *,
+        backoff: Backoff | None = None,
+        total: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+        clock: Callable[[], float] | None = None,
+        draw: Callable[[], float] | None = None,
+    ) -> None:
+        self._retries = retries
+        self._backoff = backoff or Backoff()
+        self._total = total
+        self._sleep = sleep
+        self._clock = clock or time.monotonic
+        self._draw = draw or random.random
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of each round, counted from 0. Blocks between rounds."""
+        begin = self._clock()
+        for attempt in range(self._retries + 1):
+            started = self._clock()
+            yield attempt
+            if attempt == self._retries:
+                return
+            wait = self._backoff.wait(attempt, self._draw()) - (self._clock() - started)
+            if self._total is not None and self._clock() + max(wait, 0) - begin >= self._total:
+                return
+            if wait > 0:
+                (self._sleep or time.sleep)(wait)

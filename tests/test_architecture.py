@@ -1,0 +1,76 @@
+"""The shape of the project: what ARCHITECTURE.md says of it is true."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "keepfs").rglob("*.py"))
+MOST_LINES = 400
+
+
+def dotted(path: Path) -> str:
+    """Name a module as `import` does."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Collect every module that a file's import statements name, typing-only ones included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def test_no_import_cycles() -> None:
+    ours = {dotted(path) for path in MODULES}
+    graph = {dotted(path): (imports(path) & ours) - {dotted(path)} for path in MODULES}
+    # A package's own face imports its rooms, and `from keepfs.cli import x` names the package.
+    for name, needs in graph.items():
+        graph[name] = {need for need in needs if not (need in graph and name.startswith(f"{need}."))}
+
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_module_imports_alone(path: Path) -> None:
+    if path.name == "__main__.py":
+        pytest.skip("importing it runs the command line")
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import {dotted(path)}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_room_is_longer_than_it_may_be(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_map_says_what_the_rooms_say() -> None:
+    rows = re.findall(r"^\| `(keepfs/[^`]+)` \| (.+?) \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+
+    said = {
+        str(path.relative_to(ROOT)): (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+        for path in MODULES
+    }
+
+    assert dict(rows) == said

@@ -111,18 +111,20 @@ class KeepBlockCache:
                 if block is not None:
                     self._hits += 1
                     return block
-                running = self._fetches.get(locator.md5sum)
-                if running is None:
-                    mine = self._fetches[locator.md5sum] = _Fetch(locator)
+                started = locator.md5sum in self._fetches
+                if started:
+                    self._joined += 1
+                else:
+                    self._fetches[locator.md5sum] = _Fetch(locator)
                     self._misses += 1
-                    break
-                self._joined += 1
+                running = self._fetches[locator.md5sum]
+            if not started:
+                return self._fetch(running, fetch)
             running.done.wait()
             if running.block is not None:
                 return running.block
             if running.failure is not None and running.locator == locator:
                 raise _fresh(running.failure)
-        return self._fetch(mine, fetch)
 
     def _fetch(self, mine: _Fetch, fetch: Callable[[], bytes | memoryview]) -> memoryview:
         reserved = False

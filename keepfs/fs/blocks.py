@@ -1,0 +1,234 @@
+"""The bridge: the one place where trio tasks hand work to threads.
+
+A `BlockStore` blocks; the file system may not. What can be answered from
+memory is answered in the trio thread; the rest runs in worker threads, and
+whoever needs it waits for an event. So a handler can always be given up,
+while the thread runs on: a fetch fills the cache, a store is never abandoned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+
+import trio
+
+from keepfs.keep.errors import KeepRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from typing_extensions import Buffer
+
+    from keepfs.keep.locator import KeepLocator
+    from keepfs.keep.receipt import Receipt
+
+_T = TypeVar("_T")
+
+#: Most threads that read at once; each may hold a block of up to 64 MiB.
+DEFAULT_MAX_READS = 16
+#: Most threads that write at once; each holds a block of up to 64 MiB.
+DEFAULT_MAX_WRITES = 4
+
+
+class BlockStore(Protocol):
+    """What the file system needs from Keep. Calls may block; any thread may make them."""
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Return a verified block if it can be had without waiting, else None."""
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Return a block, verified."""
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Return the size of a block the store has, in bytes."""
+
+    def put_block(self, block: Buffer, copies: int) -> Receipt:
+        """Store a block; `block` doesn't change meanwhile."""
+
+    def free_space(self) -> tuple[int, int]:
+        """Return the store's bytes: all, and free."""
+
+
+class Call(Generic[_T]):
+    """Work in a thread, and what came of it.
+
+    Args:
+        then: Called in the trio thread when the work has ended, before those
+            who wait go on.
+
+    Attributes:
+        result: What the work returned; None while it runs, or if it failed.
+        failure: What it raised.
+    """
+
+    def __init__(self, then: Callable[[Call[_T]], None] = lambda _: None) -> None:
+        self._then = then
+        self._done = trio.Event()
+        self.result: _T | None = None
+        self.failure: Exception | None = None
+
+    def finish(self, result: _T) -> None:
+        """Hand the result to all who wait."""
+        self.result = result
+        self._then(self)
+        self._done.set()
+
+    def fail(self, failure: Exception) -> None:
+        """Hand a failure to all who wait."""
+        self.failure = _fresh(failure)
+        self._then(self)
+        self._done.set()
+
+    async def wait(self) -> _T:
+        """Wait for the result. Giving up leaves the work running.
+
+        Raises:
+            Exception: What the work raised; a copy of one's own.
+        """
+        await self._done.wait()
+        if self.failure is not None:
+            raise _fresh(self.failure)
+        return cast("_T", self.result)
+
+
+class AsyncBlocks:
+    """A `BlockStore` for trio tasks.
+
+    Reads and writes have threads of their own, so that a flood of reads can't
+    hold up the `close` of a file being written. Tasks that want one block
+    wait for one thread.
+
+    Cancelling a call doesn't end its thread: a write, once begun, is awaited
+    at the end of `open_blocks`, since the data may be nowhere else.
+
+    Args:
+        store: Where the blocks are.
+        nursery: Where the threads are waited for.
+        copies: Replicas to be confirmed of each block.
+        max_reads: Most threads that read at once.
+        max_writes: Most threads that write at once.
+    """
+
+    def __init__(
+        self,
+        store: BlockStore,
+        nursery: trio.Nursery,
+        *,
+        copies: int,
+        max_reads: int = DEFAULT_MAX_READS,
+        max_writes: int = DEFAULT_MAX_WRITES,
+    ) -> None:
+        self.copies = copies
+        self._store = store
+        self._nursery = nursery
+        self._reads = trio.CapacityLimiter(max_reads)
+        self._writes = trio.CapacityLimiter(max_writes)
+        self._gets: dict[KeepLocator, Call[memoryview]] = {}
+
+    def get_nowait(self, locator: KeepLocator) -> memoryview | None:
+        """Return a block if it is in memory, else None."""
+        return self._store.cached_block(locator)
+
+    async def get(self, locator: KeepLocator) -> memoryview:
+        """Return a block, verified, from memory or from the store.
+
+        Raises:
+            KeepReadError: It couldn't be read.
+        """
+        block = self._store.cached_block(locator)
+        if block is not None:
+            return block
+        return await self._get(locator).wait()
+
+    def fetch_ahead(self, locator: KeepLocator) -> None:
+        """Have a block fetched that will be wanted; a failure shows when it is."""
+        if self._store.cached_block(locator) is None:
+            self._get(locator)
+
+    async def head(self, locator: KeepLocator) -> int:
+        """Return the size of a block the store has, in bytes.
+
+        Raises:
+            KeepReadError: It hasn't, or couldn't say.
+        """
+        call = Call[int]()
+        self._start(lambda: self._store.head_block(locator), self._reads, call)
+        return await call.wait()
+
+    def put(
+        self, block: Buffer, then: Callable[[Call[Receipt]], None] = lambda _: None
+    ) -> Call[Receipt]:
+        """Begin to store a block, which may not change until that is done.
+
+        Args:
+            block: At most 64 MiB.
+            then: Called when it is stored, or has failed.
+        """
+        call = Call(then)
+        self._start(lambda: self._store.put_block(block, self.copies), self._writes, call)
+        return call
+
+    async def free_space(self) -> tuple[int, int]:
+        """Return the store's bytes: all, and free."""
+        call = Call[tuple[int, int]]()
+        self._start(self._store.free_space, self._reads, call)
+        return await call.wait()
+
+    def _get(self, locator: KeepLocator) -> Call[memoryview]:
+        running = self._gets.get(locator)
+        if running is None:
+
+            def ended(_: Call[memoryview]) -> None:
+                del self._gets[locator]
+
+            running = self._gets[locator] = Call(ended)
+            self._start(lambda: self._store.get_block(locator), self._reads, running)
+        return running
+
+    def _start(
+        self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
+    ) -> None:
+        self._nursery.start_soon(self._run, work, limiter, call)
+
+    async def _run(
+        self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
+    ) -> None:
+        # A read is not worth waiting for when the mount ends.
+        abandon = limiter is self._reads
+        try:
+            result = await trio.to_thread.run_sync(
+                work, limiter=limiter, abandon_on_cancel=abandon
+            )
+        except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
+            call.fail(error)
+        else:
+            call.finish(result)
+
+
+@contextlib.asynccontextmanager
+async def open_blocks(
+    store: BlockStore,
+    *,
+    copies: int,
+    max_reads: int = DEFAULT_MAX_READS,
+    max_writes: int = DEFAULT_MAX_WRITES,
+) -> AsyncIterator[AsyncBlocks]:
+    """Make an `AsyncBlocks`; on leaving, reads are dropped and writes waited for."""
+    async with trio.open_nursery() as nursery:
+        yield AsyncBlocks(
+            store, nursery, copies=copies, max_reads=max_reads, max_writes=max_writes
+        )
+        nursery.cancel_scope.cancel()
+
+
+def _fresh(error: Exception) -> Exception:
+    """Return a copy of an error for one more caller to raise.
+
+    Without the traceback, and without the error it came from: they would keep
+    frames alive, and a block with them.
+    """
+    if isinstance(error, KeepRequestError):
+        return error.fresh()
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -1,0 +1,103 @@
+"""What the kernel's numbers mean: inodes with their lookup counts, and open handles.
+
+Numbers are never used twice, so a late request can't reach a newer file.
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import pyfuse3
+from pyfuse3 import FUSEError
+
+if TYPE_CHECKING:
+    from pyfuse3 import FileHandleT, InodeT
+
+    from keepfs.fs.nodes import Node
+
+_HandleT = TypeVar("_HandleT")
+
+
+class InodeTable:
+    """The nodes the kernel knows, by their number.
+
+    Invariant: a node is here from the first `remember` until `forget` has
+    returned every lookup; the root always.
+
+    Args:
+        root: The mount's root directory.
+    """
+
+    def __init__(self, root: Node) -> None:
+        self._nodes: dict[InodeT, Node] = {root.inode: root}
+        self._lookups: dict[InodeT, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __getitem__(self, inode: InodeT) -> Node:
+        """Return the node of a number the kernel has looked up.
+
+        Raises:
+            FUSEError: ESTALE, the kernel doesn't know the number any more.
+        """
+        try:
+            return self._nodes[inode]
+        except KeyError:
+            raise FUSEError(errno.ESTALE) from None
+
+    def remember(self, node: Node) -> None:
+        """Count one lookup: the kernel is being told of the node."""
+        if node.inode != pyfuse3.ROOT_INODE:
+            self._nodes[node.inode] = node
+            self._lookups[node.inode] = self._lookups.get(node.inode, 0) + 1
+
+    def forget(self, inode: InodeT, lookups: int) -> None:
+        """Take lookups back. Never raises: an exception here would end the mount."""
+        left = self._lookups.get(inode, 0) - lookups
+        if left > 0:
+            self._lookups[inode] = left
+        elif inode != pyfuse3.ROOT_INODE:
+            self._lookups.pop(inode, None)
+            self._nodes.pop(inode, None)
+
+
+class HandleTable(Generic[_HandleT]):
+    """Open files, by the number the kernel knows them by."""
+
+    def __init__(self) -> None:
+        self._open: dict[FileHandleT, _HandleT] = {}
+        self._numbers = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, handle: _HandleT) -> FileHandleT:
+        """Give a new handle its number."""
+        number = next(self._numbers)
+        self._open[number] = handle
+        return number
+
+    def __getitem__(self, number: FileHandleT) -> _HandleT:
+        """Return an open handle.
+
+        Raises:
+            FUSEError: EBADF, there is none of that number.
+        """
+        try:
+            return self._open[number]
+        except KeyError:
+            raise FUSEError(errno.EBADF) from None
+
+    def remove(self, number: FileHandleT) -> _HandleT:
+        """Close a handle and return it.
+
+        Raises:
+            FUSEError: EBADF, there is none of that number.
+        """
+        handle = self[number]
+        del self._open[number]
+        return handle

@@ -1,0 +1,262 @@
+"""What a file and a directory are, whatever is behind them.
+
+`keepfs.fs.operations` asks nodes; a node knows neither requests nor handles.
+What a node doesn't override is refused as a read-only file system refuses it.
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import abc
+import errno
+import itertools
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FUSEError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pyfuse3 import InodeT
+    from typing_extensions import Buffer
+
+#: Seconds for which the kernel may keep what can't change behind its back:
+#: blocks never change, and upload/ changes through the kernel alone.
+ENDLESS = 365 * 24 * 3600.0
+#: What st_blksize says: cp and others write that much at once (1.7 times as
+#: fast as with 4 KiB).
+BLOCK_SIZE_HINT = 1024 * 1024
+
+_numbers = itertools.count(pyfuse3.ROOT_INODE + 1)
+
+
+def new_inode() -> InodeT:
+    """Return a number that no node of this process has had."""
+    return next(_numbers)
+
+
+@dataclass(slots=True)
+class Metadata:
+    """What `stat` says of a node, but for its size.
+
+    Attributes:
+        mode: Type and permissions, as in st_mode.
+        uid: Owner.
+        gid: Group.
+        atime_ns: Last access, in nanoseconds since 1970; only utimens sets it.
+        mtime_ns: Last change of the content.
+        ctime_ns: Last change of anything.
+    """
+
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int = field(default_factory=time.time_ns)
+    mtime_ns: int = -1
+    ctime_ns: int = -1
+
+    def __post_init__(self) -> None:
+        if self.mtime_ns < 0:
+            self.mtime_ns = self.atime_ns
+        if self.ctime_ns < 0:
+            self.ctime_ns = self.mtime_ns
+
+    def changed(self, *, content: bool = False) -> None:
+        """Set the times that a change of the node, or of its content, sets."""
+        self.ctime_ns = time.time_ns()
+        if content:
+            self.mtime_ns = self.ctime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a setattr asks for; None leaves a field as it is."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Node:
+    """A file, directory or symlink.
+
+    Args:
+        metadata: What `stat` says of it.
+
+    Attributes:
+        inode: Its number, unique in this process.
+        links: 1, or 0 once no directory names it.
+    """
+
+    def __init__(self, metadata: Metadata, inode: InodeT | None = None) -> None:
+        self.inode = new_inode() if inode is None else inode
+        self.metadata = metadata
+        self.links = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of its content."""
+        return 0
+
+    def attributes(self) -> EntryAttributes:
+        """Return what `stat` says, for as long as the kernel likes."""
+        metadata, size = self.metadata, self.size
+        attributes = EntryAttributes()
+        attributes.st_ino = self.inode
+        attributes.generation = 0
+        attributes.entry_timeout = ENDLESS
+        attributes.attr_timeout = ENDLESS
+        attributes.st_mode = metadata.mode
+        attributes.st_nlink = self.links
+        attributes.st_uid = metadata.uid
+        attributes.st_gid = metadata.gid
+        attributes.st_rdev = 0
+        attributes.st_size = size
+        attributes.st_blksize = BLOCK_SIZE_HINT
+        attributes.st_blocks = (size + 511) // 512
+        attributes.st_atime_ns = metadata.atime_ns
+        attributes.st_mtime_ns = metadata.mtime_ns
+        attributes.st_ctime_ns = metadata.ctime_ns
+        return attributes
+
+    def xattrs(self) -> Mapping[str, str]:
+        """Return its extended attributes, by name (`user.keep.…`)."""
+        return {}
+
+    async def change(self, changes: Changes) -> None:
+        """Do what a setattr asks for.
+
+        Raises:
+            FUSEError: EROFS, where nothing can be changed.
+        """
+        raise FUSEError(errno.EROFS)
+
+
+class FileNode(Node):
+    """A regular file."""
+
+    def check_open(self, flags: int) -> None:
+        """Raise the FUSEError that an opening with these flags deserves, if any."""
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise FUSEError(errno.EROFS)
+
+    def opened(self) -> None:
+        """Note one opening more."""
+
+    def closed(self) -> None:
+        """Note one opening less."""
+
+    async def truncate(self, size: int) -> None:
+        """Set the size."""
+        raise FUSEError(errno.EROFS)
+
+    @abc.abstractmethod
+    async def read(self, offset: int, size: int) -> Buffer:
+        """Return exactly the bytes there are from `offset` on, `size` at most.
+
+        Fewer would be taken for the end of the file: a failure must raise.
+        """
+
+    async def write(self, offset: int, content: bytes) -> None:
+        """Put bytes at `offset`, all of them."""
+        raise FUSEError(errno.EROFS)
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether there are changes that no store has been tried for."""
+        return False
+
+    async def store(self) -> None:
+        """Return when all bytes written before are stored as wanted.
+
+        Raises:
+            KeepWriteError: They aren't; they are kept, and a later call tries again.
+        """
+
+
+class SymlinkNode(Node):
+    """A symbolic link.
+
+    Args:
+        target: What it points to.
+    """
+
+    def __init__(self, metadata: Metadata, target: bytes) -> None:
+        super().__init__(metadata)
+        self.target = target
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target."""
+        return len(self.target)
+
+
+class DirectoryNode(Node):
+    """A directory; one that nothing can be changed in, where not overridden.
+
+    The link count is 1, which tells programs that it says nothing about how
+    many subdirectories there are.
+    """
+
+    @property
+    def not_found_timeout(self) -> float:
+        """Seconds for which the kernel may remember that a name wasn't found."""
+        return 0.0
+
+    @abc.abstractmethod
+    async def lookup(self, name: str) -> Node:
+        """Find an entry.
+
+        Raises:
+            FUSEError: ENOENT, there is none of that name.
+        """
+
+    @abc.abstractmethod
+    def names(self) -> Iterable[str]:
+        """Return the names of the entries to list."""
+
+    @abc.abstractmethod
+    def entry_nowait(self, name: str) -> Node | None:
+        """Return a listed entry, or None where it has gone meanwhile."""
+
+    def create(self, name: str, metadata: Metadata) -> FileNode:
+        """Make an empty file."""
+        raise FUSEError(errno.EROFS)
+
+    def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
+        """Make an empty directory."""
+        raise FUSEError(errno.EROFS)
+
+    def symlink(self, name: str, target: bytes, metadata: Metadata) -> SymlinkNode:
+        """Make a symbolic link."""
+        raise FUSEError(errno.EROFS)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file or symlink."""
+        raise FUSEError(errno.EROFS)
+
+    def rmdir(self, name: str) -> None:
+        """Remove an empty directory."""
+        raise FUSEError(errno.EROFS)
+
+    def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
+        """Move an entry, over an existing one if need be."""
+        raise FUSEError(errno.EROFS)
+
+
+def directory_mode(permissions: int) -> int:
+    """Return the st_mode of a directory."""
+    return stat.S_IFDIR | permissions
+
+
+def file_mode(permissions: int) -> int:
+    """Return the st_mode of a regular file."""
+    return stat.S_IFREG | permissions

@@ -1,0 +1,415 @@
+"""pyfuse3.Operations: decode the request, ask a node, encode the reply.
+
+A protocol adapter only. Every handler but `forget` is guarded, so that no
+failure ends the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
+
+from keepfs.fs.errors import errno_of
+from keepfs.fs.inodes import HandleTable, InodeTable
+from keepfs.fs.nodes import (
+    BLOCK_SIZE_HINT,
+    Changes,
+    DirectoryNode,
+    FileNode,
+    Metadata,
+    Node,
+    SymlinkNode,
+)
+from keepfs.fs.requests import Requests, guarded
+from keepfs.fs.upload import MAX_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyfuse3 import (
+        FileHandleT,
+        FileNameT,
+        FlagT,
+        InodeT,
+        ModeT,
+        ReaddirToken,
+        RequestContext,
+        SetattrFields,
+        XAttrNameT,
+    )
+    from typing_extensions import Buffer
+
+    from keepfs.fs.blocks import AsyncBlocks
+
+#: Seconds for which statfs repeats its answer: df asks often, disks answer slowly.
+_FREE_SPACE_AGE = 10.0
+# A store of blocks has no table of inodes that could run full.
+_MANY_FILES = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A file that is open, and who opened it."""
+
+    node: FileNode
+    pid: int
+
+
+@dataclass(slots=True)
+class _Listing:
+    """A directory that is being read: the names it had when that began."""
+
+    node: DirectoryNode
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who owns what is made.
+
+    Attributes:
+        uid: Owner of everything; None for whoever makes it.
+        gid: Group of everything; None for the maker's.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of a mount.
+
+    Args:
+        root: The directory that is mounted.
+        blocks: Where the blocks are; asked for its free space.
+        requests: Where requests are entered while they are answered.
+        ownership: Who owns what is made.
+        read_only: Refuse to change anything.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        root: DirectoryNode,
+        blocks: AsyncBlocks,
+        requests: Requests,
+        ownership: Ownership,
+        *,
+        read_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.requests = requests
+        self._blocks = blocks
+        self._ownership = ownership
+        self._read_only = read_only
+        self._inodes = InodeTable(root)
+        self._files = HandleTable[_OpenFile]()
+        self._listings = HandleTable[_Listing]()
+        self._free_space = (0, 0)
+        self._free_space_until = -1.0
+
+    # --- names -------------------------------------------------------------
+
+    @guarded
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Find an entry; where it isn't found, the kernel may remember that a while."""
+        parent = self._directory(parent_inode)
+        try:
+            return self._told(await parent.lookup(os.fsdecode(name)))
+        except Exception as error:
+            if parent.not_found_timeout and errno_of(error) == errno.ENOENT:
+                nothing = EntryAttributes()
+                nothing.st_ino = 0
+                nothing.entry_timeout = parent.not_found_timeout
+                return nothing
+            raise
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Take lookups back. Not guarded, since it may raise nothing at all."""
+        for inode, lookups in inode_list:
+            self._inodes.forget(inode, lookups)
+
+    @guarded
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Make a file and open it."""
+        node = self._changeable(parent_inode).create(
+            os.fsdecode(name), self._made(stat.S_IFREG, mode, ctx)
+        )
+        return self._opened(node, ctx), self._told(node)
+
+    @guarded
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a regular file; devices, pipes and sockets are refused."""
+        if not stat.S_ISREG(mode):
+            raise FUSEError(errno.EPERM)
+        node = self._changeable(parent_inode).create(
+            os.fsdecode(name), self._made(stat.S_IFREG, mode, ctx)
+        )
+        return self._told(node)
+
+    @guarded
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a directory."""
+        node = self._changeable(parent_inode).mkdir(
+            os.fsdecode(name), self._made(stat.S_IFDIR, mode, ctx)
+        )
+        return self._told(node)
+
+    @guarded
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a symbolic link."""
+        node = self._changeable(parent_inode).symlink(
+            os.fsdecode(name), target, self._made(stat.S_IFLNK, 0o777, ctx)
+        )
+        return self._told(node)
+
+    @guarded
+    async def link(
+        self,
+        inode: InodeT,
+        new_parent_inode: InodeT,
+        new_name: FileNameT,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Refuse a hard link: a file has one name."""
+        self._changeable(new_parent_inode)
+        raise FUSEError(errno.EPERM)
+
+    @guarded
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Return what a symbolic link points to."""
+        node = self._inodes[inode]
+        if not isinstance(node, SymlinkNode):
+            raise FUSEError(errno.EINVAL)
+        return node.target
+
+    @guarded
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove a file or symlink."""
+        self._changeable(parent_inode).unlink(os.fsdecode(name))
+
+    @guarded
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        self._changeable(parent_inode).rmdir(os.fsdecode(name))
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Move an entry."""
+        target = self._changeable(parent_inode_new)
+        self._changeable(parent_inode_old).rename(
+            os.fsdecode(name_old), target, os.fsdecode(name_new), flags
+        )
+
+    # --- attributes ----------------------------------------------------------
+
+    @guarded
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Return what `stat` says."""
+        return self._inodes[inode].attributes()
+
+    @guarded
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Change mode, times or size; another owner is refused."""
+        if self._read_only:
+            raise FUSEError(errno.EROFS)
+        node = self._inodes[inode]
+        await node.change(
+            Changes(
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            )
+        )
+        return node.attributes()
+
+    @guarded
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Return an extended attribute of ours."""
+        if name.startswith(b"system."):  # access control lists
+            raise FUSEError(errno.EOPNOTSUPP)
+        if not name.startswith(b"user.keep."):
+            raise FUSEError(pyfuse3.ENOATTR)
+        value = self._inodes[inode].xattrs().get(os.fsdecode(name))
+        if value is None:
+            raise FUSEError(pyfuse3.ENOATTR)
+        return os.fsencode(value)
+
+    @guarded
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Return the names of the extended attributes."""
+        return [os.fsencode(name) for name in self._inodes[inode].xattrs()]
+
+    @guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Return the store's size and what is free of it."""
+        if trio.current_time() >= self._free_space_until:
+            self._free_space = await self._blocks.free_space()
+            self._free_space_until = trio.current_time() + _FREE_SPACE_AGE
+        size, free = self._free_space
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = BLOCK_SIZE_HINT
+        answer.f_blocks = size // BLOCK_SIZE_HINT
+        answer.f_bfree = answer.f_bavail = free // BLOCK_SIZE_HINT
+        answer.f_files = answer.f_ffree = answer.f_favail = _MANY_FILES
+        answer.f_namemax = MAX_NAME
+        return answer
+
+    # --- files ---------------------------------------------------------------
+
+    @guarded
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Open a file; `O_TRUNC` comes here too, no setattr follows."""
+        node = self._inodes[inode]
+        if not isinstance(node, FileNode):
+            raise FUSEError(errno.EISDIR)
+        if self._read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
+            raise FUSEError(errno.EROFS)
+        node.check_open(flags)
+        if flags & os.O_TRUNC:
+            await node.truncate(0)
+        return self._opened(node, ctx)
+
+    @guarded
+    async def read(  # type: ignore[override] # pyfuse3 takes any buffer, and copies none
+        self, fh: FileHandleT, off: int, size: int
+    ) -> Buffer:
+        """Return bytes; fewer than asked for only at the end of the file."""
+        return await self._files[fh].node.read(off, size)
+
+    @guarded
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Take bytes; all of them, or fail."""
+        file = self._files[fh]
+        self.requests.made_by(file.pid)
+        await file.node.write(off, buf)
+        return len(buf)
+
+    @guarded
+    async def flush(self, fh: FileHandleT) -> None:
+        """Store what was written: this is what close() waits for, and reports."""
+        file = self._files[fh]
+        self.requests.made_by(file.pid)
+        await file.node.store()
+
+    @guarded
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
+        """Store what was written."""
+        file = self._files[fh]
+        self.requests.made_by(file.pid)
+        await file.node.store()
+
+    @guarded
+    async def release(self, fh: FileHandleT) -> None:
+        """Close for good; what mmap wrote since the last flush is stored now."""
+        node = self._files.remove(fh).node
+        try:
+            if node.needs_store:
+                await node.store()
+        finally:
+            node.closed()
+
+    # --- directories ---------------------------------------------------------
+
+    @guarded
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Begin to read a directory."""
+        return self._listings.add(_Listing(self._directory(inode), []))
+
+    @guarded
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """List entries from number `start_id` on, as many as fit."""
+        listing = self._listings[fh]
+        if start_id == 0:
+            listing.names = list(listing.node.names())
+        for number, name in enumerate(listing.names[start_id:], start_id + 1):
+            node = listing.node.entry_nowait(name)
+            if node is None:  # removed meanwhile
+                continue
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), node.attributes(), number):
+                return
+            self._inodes.remember(node)
+
+    @guarded
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """End reading a directory."""
+        self._listings.remove(fh)
+
+    @guarded
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
+        """Do nothing: names are never behind."""
+
+    # --- what handlers share ---------------------------------------------------
+
+    def _told(self, node: Node) -> EntryAttributes:
+        """Return the attributes of a node that the kernel is about to learn of."""
+        attributes = node.attributes()
+        self._inodes.remember(node)
+        return attributes
+
+    def _opened(self, node: FileNode, ctx: RequestContext) -> FileInfo:
+        node.opened()
+        # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
+        return FileInfo(fh=self._files.add(_OpenFile(node, ctx.pid)), keep_cache=True)
+
+    def _directory(self, inode: InodeT) -> DirectoryNode:
+        node = self._inodes[inode]
+        if not isinstance(node, DirectoryNode):
+            raise FUSEError(errno.ENOTDIR)
+        return node
+
+    def _changeable(self, inode: InodeT) -> DirectoryNode:
+        if self._read_only:
+            raise FUSEError(errno.EROFS)
+        return self._directory(inode)
+
+    def _made(self, kind: int, mode: int, ctx: RequestContext) -> Metadata:
+        """Return the metadata of what a caller makes."""
+        uid, gid = self._ownership.uid, self._ownership.gid
+        return Metadata(
+            kind | stat.S_IMODE(mode),
+            ctx.uid if uid is None else uid,
+            ctx.gid if gid is None else gid,
+        )

@@ -1,0 +1,208 @@
+"""Requests under way: the guard round each handler, and when to give one up.
+
+pyfuse3 knows no interrupts: a client that waits in a lookup or a close can't
+be killed until the handler answers. So every request is in this book, and a
+watch goes through it ten times a second: one older than the deadline is
+answered ETIMEDOUT, one whose caller is about to be killed EINTR.
+
+Giving up a request cancels its handler, not what it waits for: threads that
+fetch or store run on (`keepfs.fs.blocks`).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import FUSEError
+
+from keepfs.fs.errors import errno_of
+from keepfs.keep.errors import KeepRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+_log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+#: Seconds between two looks at the requests under way. A killed client waits
+#: this long at most; guessed to be short for people, and cheap.
+WATCH_INTERVAL = 0.1
+
+# Signals that don't end a process when nothing is done about them.
+_HARMLESS = sum(
+    1 << (number - 1)
+    for number in (
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGURG,
+        signal.SIGWINCH,
+    )
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One request: whose, since when, and how to give it up."""
+
+    scope: trio.CancelScope
+    since: float
+    pid: int
+    given_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatistics:
+    """What is under way.
+
+    Attributes:
+        under_way: Requests not answered yet.
+        oldest: Age of the oldest of them, in seconds; 0.0 without any.
+        answered: Requests answered since the start.
+        given_up: Of those, answered ETIMEDOUT or EINTR by the watch.
+    """
+
+    under_way: int
+    oldest: float
+    answered: int
+    given_up: int
+
+
+class Requests:
+    """The book of requests under way.
+
+    For the trio thread only.
+
+    Args:
+        deadline: Seconds after which a request is answered ETIMEDOUT.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._requests: dict[trio.lowlevel.Task, _Request] = {}
+        self._answered = 0
+        self._given_up = 0
+
+    async def answer(self, name: str, handling: Awaitable[_T], pid: int) -> _T:
+        """Wait for a handler; whatever fails in it becomes a `FUSEError`.
+
+        Args:
+            name: The handler's name, for the log.
+            handling: The handler, called.
+            pid: The caller; 0 where it isn't known.
+        """
+        task = trio.lowlevel.current_task()
+        with trio.CancelScope() as scope:
+            request = self._requests[task] = _Request(scope, trio.current_time(), pid)
+            try:
+                return await handling
+            except FUSEError:
+                raise
+            except (KeepRequestError, OSError) as error:  # the world's fault: one line
+                number = errno_of(error)
+                level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
+                _log.log(level, "%s: %s: %s", name, errno.errorcode.get(number, number), error)
+                raise FUSEError(number) from error
+            except Exception as error:  # a bug: with its traceback
+                _log.exception("%s failed unexpectedly", name)
+                raise FUSEError(errno_of(error)) from error
+            finally:
+                del self._requests[task]
+                self._answered += 1
+        # Only a cancelled scope gets here, and it was the watch that cancelled.
+        self._given_up += 1
+        _log.warning(
+            "%s: %s after %.1f s (pid %d)",
+            name,
+            errno.errorcode[request.given_up],
+            trio.current_time() - request.since,
+            request.pid,
+        )
+        raise FUSEError(request.given_up)
+
+    def made_by(self, pid: int) -> None:
+        """Say whose the current request is, where pyfuse3 doesn't (flush, write)."""
+        request = self._requests.get(trio.lowlevel.current_task())
+        if request is not None:
+            request.pid = pid
+
+    async def watch(self) -> None:
+        """Give up requests that must be; runs until cancelled."""
+        while True:
+            await trio.sleep(WATCH_INTERVAL)
+            now = trio.current_time()
+            for request in self._requests.values():
+                age = now - request.since
+                if age < WATCH_INTERVAL or request.given_up:
+                    continue
+                if age > self._deadline:
+                    request.given_up = errno.ETIMEDOUT
+                elif request.pid and dies_of_a_signal(request.pid):
+                    request.given_up = errno.EINTR
+                if request.given_up:
+                    request.scope.cancel()
+
+    def statistics(self) -> RequestStatistics:
+        """Return what is under way at this moment."""
+        now = trio.current_time()
+        return RequestStatistics(
+            under_way=len(self._requests),
+            oldest=max((now - each.since for each in self._requests.values()), default=0.0),
+            answered=self._answered,
+            given_up=self._given_up,
+        )
+
+
+class HasRequests(Protocol):
+    """Whose handlers can be guarded."""
+
+    requests: Requests
+
+
+_Self = TypeVar("_Self", bound=HasRequests)
+
+
+def guarded(
+    handler: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]], /
+) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
+    """Put a handler in the book, and let only `FUSEError` out of it."""
+
+    @functools.wraps(handler)
+    async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        # The context, where a handler gets one, is its last argument.
+        pid = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
+        return await self.requests.answer(handler.__name__, handler(self, *args, **kwargs), pid)
+
+    return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
+
+
+def dies_of_a_signal(pid: int) -> bool:
+    """Tell whether a signal that ends the process is waiting for it.
+
+    A caller in another process namespace can't be looked at: False.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (OSError, ValueError):
+        return False
+    masks = {
+        name: int(value, 16)
+        for name, _, value in (line.partition(":") for line in status.splitlines())
+        if name in {"SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"}
+    }
+    pending = masks.get("SigPnd", 0) | masks.get("ShdPnd", 0)
+    survived = masks.get("SigBlk", 0) | masks.get("SigIgn", 0) | masks.get("SigCgt", 0) | _HARMLESS
+    return bool(pending & ~survived)

@@ -1,0 +1,99 @@
+"""The mount's root: README, by_id/ and upload/."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pyfuse3
+from pyfuse3 import FUSEError
+
+from keepfs.fs.nodes import DirectoryNode, FileNode, Metadata, Node, directory_mode, file_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_README = """\
+This is Arvados Keep, mounted by keepfs {version}.
+
+by_id/<locator>      reads a block; any valid locator is a name here, and so
+                     are several joined by commas. Every byte is verified.
+upload/              stores what is copied here. When cp (or close) succeeds,
+                     {copies} confirmed.
+
+The locator of a file in upload/:
+    keepfs locate FILE            (or: getfattr -n user.keep.locator FILE)
+Read it back:
+    cat by_id/<locator>
+
+upload/ is emptied when the mount ends; the blocks stay in Keep. Keep's
+garbage collection removes blocks that no collection names, usually two weeks
+after they were last stored.
+
+This mount's settings:
+{settings}"""
+
+
+def readme_text(version: str, copies: int, settings: Mapping[str, str]) -> str:
+    """Compose the README; `settings` never include a token."""
+    width = max(map(len, settings), default=0)
+    return _README.format(
+        version=version,
+        copies="the copy is" if copies == 1 else f"{copies} copies are",
+        settings="".join(f"    {name:{width}}  {value}\n" for name, value in settings.items()),
+    )
+
+
+class TextFile(FileNode):
+    """A file with a fixed text.
+
+    Args:
+        text: Its content.
+        owner: Whose user and group it has.
+    """
+
+    def __init__(self, text: str, owner: Metadata) -> None:
+        super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, owner.mtime_ns))
+        self._content = memoryview(text.encode())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text."""
+        return len(self._content)
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        """Return the bytes there are from `offset` on."""
+        return self._content[offset : offset + size]
+
+
+class RootDirectory(DirectoryNode):
+    """The root; its entries are fixed.
+
+    Args:
+        entries: By name.
+        owner: Whose user, group and times it has.
+    """
+
+    def __init__(self, entries: Mapping[str, Node], owner: Metadata) -> None:
+        metadata = Metadata(directory_mode(0o555), owner.uid, owner.gid, owner.mtime_ns)
+        super().__init__(metadata, pyfuse3.ROOT_INODE)
+        self._entries = dict(entries)
+
+    async def lookup(self, name: str) -> Node:
+        """Find one of the entries.
+
+        Raises:
+            FUSEError: ENOENT, there is none of that name.
+        """
+        node = self._entries.get(name)
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        return node
+
+    def names(self) -> Iterable[str]:
+        """Return the names of the entries."""
+        return self._entries
+
+    def entry_nowait(self, name: str) -> Node | None:
+        """Return an entry, or None."""
+        return self._entries.get(name)

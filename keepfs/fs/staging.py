@@ -1,0 +1,242 @@
+"""The bytes of files being written, until they are blocks in the store.
+
+A file is cut every 64 MiB into slots. A slot's bytes are in the store, or
+staged in memory, or nowhere (a hole: zeros). `Staging` bounds what is staged
+by all files together: a writer who needs more room than there is waits while
+the slot that was staged first is stored and let go.
+
+For the trio thread only. Between two awaits a slot doesn't change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.locator import MAX_BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from keepfs.fs.blocks import AsyncBlocks, Call
+    from keepfs.keep.receipt import Receipt
+
+#: Bytes: eight whole blocks, so that several can be filled while others are sent.
+DEFAULT_STAGING_SIZE = 8 * MAX_BLOCK_SIZE
+
+_zeros = memoryview(b"")
+
+
+def zeros(size: int) -> memoryview:
+    """Return that many zero bytes, at most a block's, all in the same memory."""
+    global _zeros  # noqa: PLW0603 - 64 MiB that only a hole needs, made once
+    if len(_zeros) < size:
+        _zeros = memoryview(bytes(min(MAX_BLOCK_SIZE, size)))
+    return _zeros[:size]
+
+
+class Staging:
+    """What all files have staged, bounded in bytes.
+
+    Invariant: `currsize` exceeds `maxsize` only where a single slot does, or
+    where slots that are being sent were written to meanwhile.
+
+    Args:
+        blocks: Where slots are stored.
+        maxsize: Bytes.
+    """
+
+    def __init__(self, blocks: AsyncBlocks, maxsize: int = DEFAULT_STAGING_SIZE) -> None:
+        self.blocks = blocks
+        self.maxsize = maxsize
+        self.currsize = 0
+        # In the order they were staged.
+        self._sizes: dict[Slot, int] = {}
+
+    async def make_room(self, slot: Slot, size: int) -> None:
+        """Wait until `slot` may have `size` bytes, while others are stored.
+
+        Raises:
+            KeepWriteError: Storing another failed, so there is no room.
+        """
+        while self.currsize - self._sizes.get(slot, 0) + size > self.maxsize:
+            others = [other for other in self._sizes if other is not slot]
+            if not others:
+                return
+            # One that is on its way, or at least complete, rather than one still growing.
+            await min(others, key=lambda other: (not other.is_storing, not other.is_full)).store()
+
+    def account(self, slot: Slot, size: int) -> None:
+        """Note that a slot now has `size` bytes staged."""
+        self.currsize += size - self._sizes.get(slot, 0)
+        if size:
+            self._sizes[slot] = size
+        else:
+            self._sizes.pop(slot, None)
+
+
+class Slot:
+    """Up to 64 MiB of a file, at a fixed place in it.
+
+    Invariant: the bytes are the staged ones if there are any, else those of
+    the block that `receipt` names, else zeros; behind them zeros up to
+    `length`.
+
+    Args:
+        staging: Where its memory is counted.
+        length: Bytes of the file that fall into it.
+
+    Attributes:
+        failure: Why the last attempt to store it failed, or None.
+    """
+
+    def __init__(self, staging: Staging, length: int) -> None:
+        self.length = length
+        self.receipt: Receipt | None = None
+        self.failure: Exception | None = None
+        self._staging = staging
+        self._buffer: bytearray | None = None
+        #: Changes so far, and how many of them the last store took along.
+        self._version = 0
+        self._sent_version = -1
+        #: What was sent last. Somebody may still look at it, so it may not
+        #: change its size ever again, nor its bytes while it is being sent.
+        self._sent: bytearray | None = None
+        self._storing: Call[Receipt] | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the block that `receipt` names has exactly the slot's bytes."""
+        return (
+            self._buffer is None
+            and self.receipt is not None
+            and self.receipt.locator.size == self.length
+        )
+
+    @property
+    def is_hole(self) -> bool:
+        """Whether it is nothing but zeros, and not stored."""
+        return self._buffer is None and self.receipt is None
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether it is being sent at this moment."""
+        return self._storing is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all of a whole block is staged."""
+        return self._buffer is not None and len(self._buffer) == MAX_BLOCK_SIZE
+
+    async def read(self, begin: int, end: int) -> bytes | memoryview:
+        """Return the bytes from `begin` up to `end`, both within the length."""
+        if self._buffer is not None:
+            # A copy: the reply may be written after the next change.
+            found: bytes | memoryview = bytes(memoryview(self._buffer)[begin:end])
+        elif self.receipt is not None:
+            found = (await self._staging.blocks.get(self.receipt.locator))[begin:end]
+        else:
+            found = b""
+        missing = end - begin - len(found)
+        return b"".join((found, zeros(missing))) if missing else found
+
+    async def write(self, begin: int, content: memoryview) -> None:
+        """Put bytes at `begin`; the length grows to hold them."""
+        end = begin + len(content)
+        buffer = await self._stage(end)
+        if len(buffer) < begin:
+            buffer.extend(zeros(begin - len(buffer)))
+        buffer[begin:end] = content
+        self.length = max(self.length, end)
+        self._account()
+
+    async def cut(self, length: int) -> None:
+        """Cut the slot to `length` bytes."""
+        if not self.is_hole:
+            buffer = await self._stage(0)
+            del buffer[length:]
+            self._account()
+        self._version += 1
+        self.length = length
+
+    def extend(self, length: int) -> None:
+        """Fill the slot with zeros up to `length` bytes."""
+        if length > self.length:
+            self._version += 1
+            self.length = length
+
+    def drop(self) -> None:
+        """Let the bytes go: the slot is cut off, or its file removed."""
+        self._version += 1
+        self._buffer = self._sent = None
+        self.receipt = None
+        self._account()
+
+    async def store(self) -> Receipt:
+        """Return when the bytes the slot has at this moment are stored.
+
+        Raises:
+            KeepWriteError: They aren't; they stay staged, and `failure` says why.
+        """
+        wanted = self._version
+        while True:
+            if self._storing is None:
+                if self.is_stored and self.receipt is not None:
+                    return self.receipt
+                if self._buffer is None and self.receipt is not None:
+                    # A block that is shorter than the slot: zeros belong behind it.
+                    await self._stage(self.length)
+                self.start_storing()
+            elif self._sent_version >= wanted:
+                return await self._storing.wait()
+            else:
+                with contextlib.suppress(KeepRequestError):  # of older bytes
+                    await self._storing.wait()
+
+    def start_storing(self) -> None:
+        """Begin to send the bytes there are, unless that is under way."""
+        if self._storing is not None or self.is_stored:
+            return
+        buffer = self._buffer
+        if buffer is not None and len(buffer) < self.length:
+            if buffer is self._sent:
+                buffer = bytearray(buffer)
+            buffer.extend(zeros(self.length - len(buffer)))
+            self._buffer = buffer
+            self._account()
+        self._sent, self._sent_version = buffer, self._version
+        block = zeros(self.length) if buffer is None else memoryview(buffer)
+        self._storing = self._staging.blocks.put(block, self._settle)
+
+    def _settle(self, call: Call[Receipt]) -> None:
+        """Note what came of a store."""
+        self._storing = None
+        self.failure = call.failure
+        if call.failure is None and self._version == self._sent_version:
+            self._buffer = self._sent = None
+            self.receipt = call.result
+        elif self._sent is not self._buffer:
+            self._sent = None
+        self._account()
+
+    async def _stage(self, size: int) -> bytearray:
+        """Make room for `size` bytes; return the slot's, to be changed before the next await."""
+        while True:
+            buffer, version = self._buffer, self._version
+            content: bytearray | memoryview = bytearray() if buffer is None else buffer
+            if buffer is None and self.receipt is not None:
+                content = await self._staging.blocks.get(self.receipt.locator)
+            await self._staging.make_room(self, max(size, len(content)))
+            if self._buffer is buffer and self._version == version:
+                break
+        self._version += 1
+        if buffer is None or buffer is self._sent:
+            buffer = self._buffer = bytearray(content)
+            if self._storing is None:
+                self._sent = None
+        return buffer
+
+    def _account(self) -> None:
+        staged = 0 if self._buffer is None else len(self._buffer)
+        if self._storing is not None and self._sent is not None and self._sent is not self._buffer:
+            staged += len(self._sent)
+        self._staging.account(self, staged)

@@ -1,0 +1,294 @@
+"""A file of upload/: written in any order, cut into blocks, stored when closed.
+
+Close is no single event: dup and fork flush a file several times, a shell
+flushes before the first write, and mmap writes after the last close. So
+`store` may be called at any time; it does what there is to do, and later
+changes are stored by later calls.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from typing import TYPE_CHECKING
+
+import trio
+from pyfuse3 import FUSEError
+
+from keepfs.fs.nodes import Changes, FileNode, Metadata
+from keepfs.fs.staging import Slot, Staging, zeros
+from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.locator import MAX_BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from keepfs.keep.receipt import Receipt
+
+
+#: Largest file, in bytes: 65,536 blocks. Their locators make 6 MB, which is
+#: about as much as one name should stand for.
+MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
+
+
+class State(enum.Enum):
+    """What `user.keep.state` says."""
+
+    STORED = "stored"
+    DIRTY = "dirty"
+    STORING = "storing"
+    FAILED = "failed"
+
+
+class UploadFile(FileNode):
+    """A file whose bytes are in Keep, or on the way there.
+
+    Args:
+        metadata: What `stat` says of it.
+        staging: Where its bytes are until they are stored.
+        on_stored: Called with the receipt of each block of a stored version.
+    """
+
+    def __init__(
+        self, metadata: Metadata, staging: Staging, on_stored: Callable[[Receipt], None]
+    ) -> None:
+        super().__init__(metadata)
+        self._staging = staging
+        self._on_stored = on_stored
+        self._size = 0
+        self._slots: dict[int, Slot] = {}
+        self._mutating = trio.Lock()
+        self._openings = 0
+        # Changes so far; how many of them a store was tried for, and succeeded for.
+        self._changes = 1
+        self._tried = 0
+        self._stored = 0
+        self._receipts: tuple[Receipt, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its content."""
+        return self._size
+
+    @property
+    def state(self) -> State:
+        """Whether all of it is in the store."""
+        if self._stored == self._changes:
+            return State.STORED
+        if any(slot.is_storing for slot in self._slots.values()):
+            return State.STORING
+        if self._failure is not None:
+            return State.FAILED
+        return State.DIRTY
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether there are changes that no store has been tried for."""
+        return self.links > 0 and self._tried < self._changes
+
+    def xattrs(self) -> Mapping[str, str]:
+        """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
+        found = {"user.keep.state": self.state.value}
+        if self._stored == self._changes:
+            services = dict.fromkeys(name for each in self._receipts for name in each.services)
+            found["user.keep.locator"] = ",".join(str(each.locator) for each in self._receipts)
+            found["user.keep.copies"] = str(min(each.copies for each in self._receipts))
+            found["user.keep.services"] = " ".join(services)
+        elif self._failure is not None:
+            found["user.keep.error"] = str(self._failure)
+        return found
+
+    def check_open(self, flags: int) -> None:
+        """Allow every way of opening it."""
+
+    def opened(self) -> None:
+        """Count an opening."""
+        self._openings += 1
+
+    def closed(self) -> None:
+        """Count an opening less; the last one of a removed file lets its bytes go."""
+        self._openings -= 1
+        self._discard_if_unreachable()
+
+    def removed(self) -> None:
+        """Note that no directory names it any more."""
+        self.links = 0
+        self.metadata.changed()
+        self._discard_if_unreachable()
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        """Return the bytes there are from `offset` on, written but unstored ones included."""
+        end = min(offset + size, self._size)
+        pieces = [
+            await slot.read(begin, stop)
+            if (slot := self._slots.get(index)) is not None
+            else zeros(stop - begin)
+            for index, begin, stop in _cut(offset, end)
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def write(self, offset: int, content: bytes) -> None:
+        """Put bytes at `offset`; a whole block leaves for the store at once.
+
+        Raises:
+            FUSEError: EFBIG, the file would be larger than a file may be.
+            KeepWriteError: There is no room for the bytes, since storing failed.
+        """
+        end = offset + len(content)
+        if end > MAX_FILE_SIZE:
+            raise FUSEError(errno.EFBIG)
+        async with self._mutating:
+            self._extend(offset)
+            view = memoryview(content)
+            for index, begin, stop in _cut(offset, end):
+                slot = self._slot(index)
+                taken = index * MAX_BLOCK_SIZE + begin - offset
+                await slot.write(begin, view[taken : taken + stop - begin])
+                self._size = max(self._size, index * MAX_BLOCK_SIZE + stop)
+                self._changed()
+                if stop == MAX_BLOCK_SIZE and slot.is_full:
+                    slot.start_storing()
+
+    async def truncate(self, size: int) -> None:
+        """Set the size; a longer file ends in zeros.
+
+        Raises:
+            FUSEError: EFBIG, the size is larger than a file may be.
+            KeepReadError: The block that is cut can't be read.
+        """
+        if size > MAX_FILE_SIZE:
+            raise FUSEError(errno.EFBIG)
+        async with self._mutating:
+            self._extend(size)
+            if size < self._size:
+                last, length = divmod(size, MAX_BLOCK_SIZE)
+                if length and last in self._slots:
+                    await self._slots[last].cut(length)
+                for index in [i for i in self._slots if i * MAX_BLOCK_SIZE >= size]:
+                    self._slots.pop(index).drop()
+                self._size = size
+            self._changed()
+
+    async def store(self) -> None:
+        """Return when everything written before is stored with the wanted copies.
+
+        Without changes since the last store there is nothing to do; a removed
+        file is not stored, as nobody could find it.
+
+        Raises:
+            KeepWriteError: A block isn't stored. All bytes are kept, and the
+                next call tries again.
+        """
+        wanted = self._changes
+        if self._stored >= wanted or not self.links:
+            return
+        self._tried = max(self._tried, wanted)
+        size = self._size
+        slots = [self._slot(index) for index in range(max(1, -(-size // MAX_BLOCK_SIZE)))]
+        receipts = await self._store_slots(slots)
+        if not self.links or self._stored >= wanted:
+            return
+        if sum(receipt.locator.size or 0 for receipt in receipts) != size:
+            return  # cut meanwhile: whoever did it stores what is left
+        self._stored, self._receipts = wanted, tuple(receipts)
+        for receipt in receipts:
+            self._on_stored(receipt)
+
+    async def change(self, changes: Changes) -> None:
+        """Do what a setattr asks for; the owner stays who it is.
+
+        Raises:
+            FUSEError: EPERM, another owner is asked for.
+        """
+        metadata = self.metadata
+        change_metadata(metadata, changes)
+        if changes.size is not None:
+            await self.truncate(changes.size)
+            if changes.mtime_ns is not None:
+                metadata.mtime_ns = changes.mtime_ns
+
+    async def _store_slots(self, slots: list[Slot]) -> list[Receipt]:
+        """Store slots side by side; equal holes are sent once."""
+        failures: list[KeepRequestError] = []
+        first_holes: dict[int, Slot] = {}
+        distinct = [
+            slot
+            for slot in slots
+            if not slot.is_hole or first_holes.setdefault(slot.length, slot) is slot
+        ]
+        receipts: dict[Slot, Receipt] = {}
+
+        async def store_one(slot: Slot) -> None:
+            try:
+                receipts[slot] = await slot.store()
+            except KeepRequestError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for slot in distinct:
+                nursery.start_soon(store_one, slot)
+        if failures:
+            raise failures[0].fresh()
+        for slot in slots:
+            if slot not in receipts:
+                receipts[slot] = receipts[first_holes[slot.length]]
+                if slot.is_hole:
+                    slot.receipt = receipts[slot]
+        return [receipts[slot] for slot in slots]
+
+    @property
+    def _failure(self) -> Exception | None:
+        failures = (slot.failure for slot in self._slots.values())
+        return next((failure for failure in failures if failure is not None), None)
+
+    def _slot(self, index: int) -> Slot:
+        slot = self._slots.get(index)
+        if slot is None:
+            length = min(max(self._size - index * MAX_BLOCK_SIZE, 0), MAX_BLOCK_SIZE)
+            slot = self._slots[index] = Slot(self._staging, length)
+        return slot
+
+    def _extend(self, size: int) -> None:
+        """Let the file end in zeros up to `size`, if it is shorter."""
+        if size <= self._size:
+            return
+        index = max(self._size - 1, 0) // MAX_BLOCK_SIZE
+        if index in self._slots:
+            self._slots[index].extend(min(size - index * MAX_BLOCK_SIZE, MAX_BLOCK_SIZE))
+        self._size = size
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self.metadata.changed(content=True)
+
+    def _discard_if_unreachable(self) -> None:
+        if not self.links and self._openings <= 0:
+            for slot in self._slots.values():
+                slot.drop()
+
+
+def change_metadata(metadata: Metadata, changes: Changes) -> None:
+    """Change mode and times as a setattr asks for.
+
+    Raises:
+        FUSEError: EPERM, another owner or group is asked for.
+    """
+    if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
+        raise FUSEError(errno.EPERM)
+    if changes.mode is not None:
+        kind = metadata.mode & ~0o7777
+        metadata.mode = kind | (changes.mode & 0o7777)
+    if changes.atime_ns is not None:
+        metadata.atime_ns = changes.atime_ns
+    if changes.mtime_ns is not None:
+        metadata.mtime_ns = changes.mtime_ns
+    metadata.changed()
+
+
+def _cut(offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a range of a file at block borders: (slot's number, begin and end in the slot)."""
+    while offset < end:
+        index, begin = divmod(offset, MAX_BLOCK_SIZE)
+        stop = min(MAX_BLOCK_SIZE, begin + end - offset)
+        yield index, begin, stop
+        offset += stop - begin

@@ -86,6 +86,11 @@ class UploadFile(FileNode):
         """Whether there are changes that no store has been tried for."""
         return self.links > 0 and self._tried < self._changes
 
+    @property
+    def needs_saving(self) -> bool:
+        """Whether it would be missed, and isn't all in the store."""
+        return self.links > 0 and self._stored < self._changes
+
     def xattrs(self) -> Mapping[str, str]:
         """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
         found = {"user.keep.state": self.state.value}

@@ -1,0 +1,290 @@
+"""keepfs mount and keepfs unmount."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from keepfs import daemon, mountpoint, options, runtime
+from keepfs.cli import failures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepfs.daemon import Reporter
+
+# What mount(8) and fstab pass along that says nothing about a file system.
+_IGNORED_WORDS = frozenset(
+    ("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults")
+)
+_WORDS = {"ro": ("read_only", True)}
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read a size."""
+        if isinstance(value, int):
+            return value
+        try:
+            return options.parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Octal(click.ParamType[int]):
+    """File permissions, in octal."""
+
+    name = "octal"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read permissions."""
+        try:
+            number = int(str(value), 8)
+        except ValueError:
+            number = -1
+        if not 0 <= number <= 0o777:  # noqa: PLR2004 - rwxrwxrwx
+            self.fail(f"not permissions in octal: {value!r} (write 022)", param, ctx)
+        return number
+
+
+def _setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - click's own
+    """Make an option that is a KEEPFS_ variable and a key of the configuration file too."""
+    variable = f"KEEPFS_{name.strip('-').upper().replace('-', '_')}"
+    return click.option(name, envvar=attributes.pop("envvar", variable), **attributes)
+
+
+def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take defaults from the configuration file."""
+    known = {
+        parameter.name.replace("_", "-")
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and parameter.envvar is not None
+        and parameter.name is not None
+    }
+    if path is not None and not path.exists():
+        raise click.UsageError(f"there is no configuration file {path}")
+    try:
+        settings = options.read_config_file(path or options.default_config_file(), known)
+    except options.OptionsError as error:
+        raise click.UsageError(str(error)) from error
+    defaults = {name.replace("-", "_"): value for name, value in settings.items()}
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
+    """Take options as mount(8) writes them: -o allow_other,cache-size=1G."""
+    by_name = {
+        parameter.name: parameter
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option) and parameter.envvar is not None
+    }
+    found: dict[str, object] = {}
+    for word in (word for text in words for word in text.split(",") if word):
+        key, equals, value = word.partition("=")
+        name, fixed = _WORDS.get(key, (key.replace("-", "_"), None))
+        if key in _IGNORED_WORDS or key.startswith("x-"):
+            continue
+        parameter = by_name.get(name)
+        if parameter is None:
+            raise click.UsageError(f"unknown option: -o {key}")
+        if bool(equals) == bool(parameter.is_flag):
+            raise click.UsageError(
+                f"-o {key} takes no value" if equals else f"-o {key} needs a value: -o {key}=..."
+            )
+        found[name] = fixed if fixed is not None else (value if equals else True)
+    context.default_map = {**(context.default_map or {}), **found}
+
+
+@click.command("mount")
+@click.argument("mountpoint_", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+@click.option("-f", "--foreground", is_flag=True, help="Stay in front, and log to standard error.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="KEEPFS_CONFIG",
+    expose_value=False,
+    is_eager=True,
+    callback=_read_file,
+    help="Configuration file.  [default: ~/.config/keepfs/config.toml]",
+)
+@click.option(
+    "-o",
+    "words",
+    multiple=True,
+    metavar="OPT[=VALUE],...",
+    expose_value=False,
+    is_eager=True,
+    callback=_read_words,
+    help="Options as in /etc/fstab, without their dashes; and ro.",
+)
+@_setting(
+    "--local-store",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar=["KEEPFS_LOCAL_STORE", "KEEP_LOCAL_STORE"],
+    help="Keep the blocks in this directory; needs no cluster.",
+)
+@_setting("--copies", type=click.IntRange(1), default=2, show_default=True, help="Of each block.")
+@_setting(
+    "--cache-size",
+    type=_Size(),
+    default="256MiB",
+    show_default=True,
+    help="Memory for blocks that were read.",
+)
+@_setting(
+    "--staging-size",
+    type=_Size(),
+    default="512MiB",
+    show_default=True,
+    help="Memory for what is written and not stored yet; a faster writer waits.",
+)
+@_setting("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who made it]")
+@_setting("--gid", type=click.IntRange(0), help="Group of everything.  [default: the maker's]")
+@_setting(
+    "--umask",
+    type=_Octal(),
+    default="022",
+    show_default=True,
+    help="Permissions that the mount's own directories don't give.",
+)
+@_setting("--allow-other", is_flag=True, help="Let other users in, as far as permissions go.")
+@_setting("--read-only", is_flag=True, help="Refuse to change anything.")
+@_setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
+@_setting(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where logs are kept.  [default: /var/lib/keepfs for root, ~/.local/state/keepfs]",
+)
+@_setting(
+    "--request-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A request that takes longer is answered with a time-out.",
+)
+@_setting(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for storing what isn't yet, at the end.",
+)
+@_setting(
+    "--read-ahead",
+    type=_Size(),
+    default="1MiB",
+    show_default=True,
+    help="What the kernel may read ahead, where root mounts; 0 leaves it alone.",
+)
+@_setting(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+)
+@_setting(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Log there.  [default: in the state directory; standard error with -f]",
+)
+def mount_command(
+    mountpoint_: Path,
+    *,
+    foreground: bool,
+    local_store: Path | None,
+    state_dir: Path | None,
+    log_file: Path | None,
+    log_level: str,
+    **others: Any,  # noqa: ANN401 - named and typed in MountOptions
+) -> None:
+    """Mount Keep on the directory MOUNTPOINT.
+
+    Returns when the mount is ready, or fails with the reason. Every option
+    is also a variable KEEPFS_<OPTION> and a key of the configuration file;
+    the command line comes before the environment, and that before the file.
+    """
+    if local_store is None:
+        raise click.UsageError(failures.NOTHING_CONFIGURED)
+    with failures.in_one_line():
+        settings = options.MountOptions(
+            mountpoint=mountpoint.resolve(mountpoint_),
+            local_store=local_store.expanduser().absolute(),
+            state_dir=(state_dir or _default_state_dir()).expanduser().absolute(),
+            log_file=None if log_file is None else log_file.expanduser().absolute(),
+            log_level=log_level.upper(),
+            **others,
+        )
+
+    def serve(reporter: Reporter) -> int:
+        # Here, not above: a parent that only forks needs neither trio nor pyfuse3.
+        from keepfs import mount  # noqa: PLC0415
+
+        return mount.run(settings, reporter, foreground=foreground)
+
+    if foreground:
+        raise SystemExit(serve(_Foreground()))
+    reason = daemon.run_in_background(serve)
+    if reason is not None:
+        raise click.ClickException(reason)
+
+
+class _Foreground:
+    """Tells the person in front of the terminal."""
+
+    def ready(self) -> None:
+        """Say nothing: the log does."""
+
+    def failed(self, reason: str) -> None:
+        """Say why."""
+        click.echo(f"Error: {reason}", err=True)
+
+
+@click.command("unmount")
+@click.argument("mountpoint_", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+def unmount_command(mountpoint_: Path) -> None:
+    """Unmount MOUNTPOINT: returns when all is stored and the process has ended."""
+    with failures.in_one_line():
+        path = mountpoint.resolve(mountpoint_)
+        entry = mountpoint.mounted_at(path)
+        running = runtime.find(path)
+        if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
+            raise click.ClickException(f"{path} isn't a mount of keepfs, but of {entry.kind}")
+        if entry is None and running is None:
+            raise click.ClickException(f"nothing is mounted on {path}")
+        if entry is not None:
+            try:
+                mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
+            except mountpoint.MountpointError as error:
+                raise click.ClickException(_who_holds(entry) or str(error)) from error
+        runtime.wait_until_ended(path)
+
+
+def _who_holds(entry: mountpoint.MountEntry) -> str | None:
+    held = mountpoint.holders(entry)
+    if not held:
+        return None
+    return f"{entry.mountpoint} is busy: " + "; ".join(
+        f"{holder.command} (process {holder.pid}) has {holder.path}" for holder in held
+    )
+
+
+def _default_state_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/keepfs")
+    import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
+
+    return Path(platformdirs.user_state_dir("keepfs"))

@@ -1,0 +1,93 @@
+"""Starting a mount in the background, and learning whether it came up.
+
+The child reports once: that it is ready, or why it can't be. The parent waits
+for that, and only then do scripts go on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_READY = b"ready"
+
+
+class Reporter(Protocol):
+    """Who wants to know what becomes of a mount."""
+
+    def ready(self) -> None:
+        """The mount answers."""
+
+    def failed(self, reason: str) -> None:
+        """There will be no mount; one line says why."""
+
+
+class PipeReporter:
+    """Reports to the parent process, once.
+
+    Args:
+        descriptor: The pipe's end to write to.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def ready(self) -> None:
+        """The mount answers."""
+        self._say(_READY)
+
+    def failed(self, reason: str) -> None:
+        """There will be no mount; one line says why."""
+        self._say(reason.encode(errors="replace"))
+
+    def _say(self, text: bytes) -> None:
+        if self._descriptor is not None:
+            os.write(self._descriptor, text)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def run_in_background(run: Callable[[Reporter], int]) -> str | None:
+    """Run a mount in a process of its own; return when it is ready, or can't be.
+
+    The child leads a session of its own, with nothing open from the terminal.
+    Fork before anything starts threads.
+
+    Args:
+        run: Serves the mount to its end; returns the exit code.
+
+    Returns:
+        None when the mount is ready, else why not.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.fork() == 0:
+        os.close(reading)
+        _become_daemon(run, PipeReporter(writing))
+    os.close(writing)
+    with open(reading, "rb") as report:  # noqa: PTH123 - a descriptor
+        text = report.read()
+    if text == _READY:
+        return None
+    return text.decode(errors="replace") or "the mount's process ended without a word; see its log"
+
+
+def _become_daemon(run: Callable[[Reporter], int], reporter: PipeReporter) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        code = run(reporter)
+    except BaseException as error:  # noqa: BLE001 - the parent waits for a reason
+        reporter.failed(f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(code)

@@ -1,0 +1,35 @@
+"""Where keepfs's own words go: standard error, or a file that is kept from growing."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: Bytes after which a log file is put aside, and how many such are kept.
+_MAX_BYTES, _KEPT = 10 * 2**20, 3
+
+
+def start(level: str, file: Path | None) -> None:
+    """Log from now on; to `file`, or to standard error without one.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    handler: logging.Handler
+    if file is None:
+        handler = logging.StreamHandler()
+    else:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8", errors="replace"
+        )
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # What libraries say at INFO is of no use to those who run a mount.
+    for library in ("urllib3", "pyfuse3"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -1,0 +1,201 @@
+"""What is mounted where, who holds it busy, and how to take it away.
+
+Nothing here looks into a mount that may hang: what the kernel says in
+/proc/self/mountinfo is enough, and paths are resolved up to the mount point
+only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+#: What the kernel calls a mount of ours.
+FILE_SYSTEM_TYPE = "fuse.keepfs"
+
+# Seconds: unmounting is quick, or hangs.
+_UNMOUNT_TIMEOUT = 30.0
+
+
+class MountpointError(Exception):
+    """A mount point that can't be used; says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One mount.
+
+    Attributes:
+        mountpoint: Where.
+        device: `major:minor`; the minor names a FUSE connection.
+        kind: The file system's type.
+    """
+
+    mountpoint: Path
+    device: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds a mount busy.
+
+    Attributes:
+        pid: Its number.
+        command: Its name.
+        path: What it holds: a file, or its working directory.
+    """
+
+    pid: int
+    command: str
+    path: str
+
+
+def resolve(path: Path) -> Path:
+    """Return the absolute path of a mount point without touching what is mounted there."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would look into the mount
+    if absolute == absolute.parent:
+        return absolute
+    return absolute.parent.resolve() / absolute.name
+
+
+def mounts() -> list[MountEntry]:
+    """Return every mount this process sees, those on top last."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        columns = fields.split(" ")
+        mountpoint = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), columns[4])
+        found.append(MountEntry(Path(mountpoint), columns[2], rest.split(" ")[0]))
+    return found
+
+
+def mounted_at(mountpoint: Path) -> MountEntry | None:
+    """Return what is mounted at a resolved path, the topmost, or None."""
+    here = [entry for entry in mounts() if entry.mountpoint == mountpoint]
+    return here[-1] if here else None
+
+
+def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
+    """See that a resolved path can be mounted on; nothing of ours is mounted there.
+
+    Raises:
+        MountpointError: It can't; the message says what to do.
+    """
+    try:
+        status = mountpoint.stat()
+        entries = stat.S_ISDIR(status.st_mode) and any(mountpoint.iterdir())
+    except FileNotFoundError:
+        raise MountpointError(
+            f"the mount point {mountpoint} doesn't exist: mkdir -p {mountpoint}"
+        ) from None
+    except OSError as error:
+        reason = f"can't use the mount point {mountpoint}: {error.strerror}"
+        raise MountpointError(reason) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountpointError(f"the mount point {mountpoint} isn't a directory")
+    if entries and not nonempty:
+        raise MountpointError(
+            f"the mount point {mountpoint} isn't empty, and its files would be hidden:"
+            " take another, or mount with -o nonempty"
+        )
+
+
+def check_fuse() -> None:
+    """See that this machine can mount FUSE file systems.
+
+    Raises:
+        MountpointError: It can't; the message says what to do.
+    """
+    if not Path("/dev/fuse").exists():
+        raise MountpointError(
+            "there is no /dev/fuse: load the module (modprobe fuse), or start the container"
+            " with --device /dev/fuse --cap-add SYS_ADMIN"
+        )
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountpointError("there is no fusermount3, which mounts for users: install fuse3")
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Tell whether a mount's process has ended and left the mount behind.
+
+    Only for a mount whose process is known not to run: one that hangs would
+    hang this call.
+    """
+    try:
+        mountpoint.stat()
+    except OSError as error:
+        # Another user's living mount says EACCES.
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def detach(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmount; with `lazy`, at once, while open files go on working. Blocks.
+
+    Raises:
+        MountpointError: It is busy, or isn't ours to unmount.
+    """
+    if os.geteuid() == 0:
+        # -i: no helper; a mount of ours needs none.
+        command = ["umount", "-i", *(["-l"] if lazy else []), str(mountpoint)]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed commands
+            command, capture_output=True, text=True, check=False, timeout=_UNMOUNT_TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountpointError(f"can't unmount {mountpoint}: {error}") from error
+    if done.returncode != 0:
+        raise MountpointError(
+            f"can't unmount {mountpoint}: {' '.join(done.stderr.split()) or done.returncode}"
+        )
+
+
+def holders(entry: MountEntry) -> list[Holder]:
+    """Return the processes with open files or working directories in a mount.
+
+    Those of other users are seen by root alone.
+    """
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        for path in _held_paths(process):
+            if path == str(entry.mountpoint) or path.startswith(f"{entry.mountpoint}/"):
+                found.append(Holder(int(process.name), _command(process), path))
+                break
+    return sorted(found, key=lambda holder: holder.pid)
+
+
+def _held_paths(process: Path) -> list[str]:
+    """Return the links of a process. Reading a link doesn't touch its target."""
+    links = [process / "cwd", process / "root", process / "exe"]
+    with contextlib.suppress(OSError):
+        links += list((process / "fd").iterdir())
+    paths = []
+    for link in links:
+        with contextlib.suppress(OSError):
+            paths.append(os.readlink(link))  # noqa: PTH115 - the text, not a path
+    with contextlib.suppress(OSError, ValueError):
+        # Files that are mapped, though closed.
+        for line in (process / "maps").read_text().splitlines():
+            _, slash, path = line.partition("/")
+            if slash:
+                paths.append(slash + path)
+    return paths
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except OSError:
+        return "?"

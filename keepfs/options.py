@@ -1,0 +1,129 @@
+"""What a mount can be told: options, where they come from, and sizes as people write them.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+#: What a size may end in, and how many bytes that is.
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\Z", re.ASCII | re.IGNORECASE)
+
+MIB = 2**20
+
+
+class OptionsError(Exception):
+    """A setting that can't be: says which, where it came from, and what would do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """How to mount.
+
+    Attributes:
+        mountpoint: An absolute path.
+        local_store: The directory of the embedded store, an absolute path.
+        copies: Replicas to be confirmed of each block, at least 1.
+        cache_size: Bytes of blocks kept in memory.
+        staging_size: Bytes written but not stored yet that are kept in
+            memory; who writes faster waits.
+        uid: Owner of everything; None for whoever makes it.
+        gid: Group of everything; None for the maker's.
+        umask: Permissions taken from those of the fixed directories.
+        allow_other: Let other users in, as far as permissions go.
+        read_only: Refuse to change anything.
+        nonempty: Mount over a directory that has entries.
+        state_dir: Where what must survive is kept; an absolute path.
+        request_timeout: Seconds after which a request is given up.
+        drain_timeout: Seconds that ending may take to store what isn't yet.
+        read_ahead: Bytes the kernel may read ahead, where we may set it;
+            0 leaves it as it is.
+        log_level: DEBUG, INFO, WARNING or ERROR.
+        log_file: An absolute path; None for the state directory's, or
+            standard error in the foreground.
+    """
+
+    mountpoint: Path
+    local_store: Path
+    copies: int = 2
+    cache_size: int = 256 * MIB
+    staging_size: int = 512 * MIB
+    uid: int | None = None
+    gid: int | None = None
+    umask: int = 0o022
+    allow_other: bool = False
+    read_only: bool = False
+    nonempty: bool = False
+    state_dir: Path
+    request_timeout: float = 600.0
+    drain_timeout: float = 300.0
+    read_ahead: int = MIB
+    log_level: str = "INFO"
+    log_file: Path | None = None
+
+    def public_settings(self) -> dict[str, str]:
+        """Return what the mount's README shows of it."""
+        return {
+            "local-store": str(self.local_store),
+            "copies": str(self.copies),
+            "cache-size": format_size(self.cache_size),
+            "staging-size": format_size(self.staging_size),
+            "read-only": "yes" if self.read_only else "no",
+        }
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes: `268435456`, `256M`, `256 MiB`, `1.5g`; units are powers of 1024.
+
+    Raises:
+        ValueError: It isn't one.
+    """
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise ValueError(f"not a size: {text!r} (write 256M or 1.5GiB)")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_size(size: int) -> str:
+    """Write a number of bytes so that people, and `parse_size`, can read it."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} B"
+
+
+def default_config_file() -> Path:
+    """Return where the configuration file is looked for."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    base = home if home.is_absolute() else Path.home() / ".config"
+    return base / "keepfs" / "config.toml"
+
+
+def read_config_file(path: Path, known: set[str]) -> dict[str, object]:
+    """Read a configuration file; one that isn't there is empty.
+
+    Args:
+        path: A TOML file of options, named as on the command line.
+        known: The options there are.
+
+    Raises:
+        OptionsError: It can't be read or parsed, or has an unknown key.
+    """
+    try:
+        settings = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionsError(f"can't use {path}: {error}") from error
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise OptionsError(
+            f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(known))}"
+        )
+    return settings

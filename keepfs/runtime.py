@@ -1,0 +1,149 @@
+"""Run-time state: which mounts this machine runs, and which process serves them.
+
+Each mount has a file in the runtime directory, named for its mount point. Its
+process holds a lock on the file for as long as it lives, so the lock, not the
+text, says whether it runs. Reading it never touches the mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class AlreadyServedError(Exception):
+    """Another process serves this mount point."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMount:
+    """A mount and its process.
+
+    Attributes:
+        mountpoint: Where.
+        pid: Its process.
+        device: The minor number of its device, which names its connection
+            under /sys/fs/fuse/connections; 0 while it is being mounted.
+        log_file: Where its process logs; empty for standard error.
+    """
+
+    mountpoint: str
+    pid: int
+    device: int
+    log_file: str
+
+
+def runtime_directory() -> Path:
+    """Return the directory of run-time files; made if need be, open to its owner alone.
+
+    `/run/keepfs` for root, `$XDG_RUNTIME_DIR/keepfs` or `/tmp/keepfs-<uid>` for others.
+
+    Raises:
+        PermissionError: The directory is somebody else's.
+    """
+    uid = os.geteuid()
+    home = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if uid == 0:
+        directory = Path("/run/keepfs")
+    elif home.is_absolute() and os.access(home, os.W_OK):
+        directory = home / "keepfs"
+    else:
+        directory = Path(f"/tmp/keepfs-{uid}")  # noqa: S108 - the owner is checked below
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if status.st_uid != uid or not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(f"{directory} belongs to somebody else; remove it")
+    return directory
+
+
+@contextlib.contextmanager
+def claim(mountpoint: Path, log_file: Path | None) -> Iterator[Claim]:
+    """Be the one process that serves a mount point.
+
+    Raises:
+        AlreadyServedError: Another one is, and which.
+    """
+    path = _run_file(mountpoint)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            other = _read(path)
+            who = f"process {other.pid}" if other else "another process"
+            raise AlreadyServedError(f"{mountpoint} is already mounted, by {who}") from None
+        # The one who held it before removes it at the end; then this isn't the file any more.
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # noqa: PTH116 - paired
+                break
+        os.close(descriptor)
+    mine = Claim(descriptor, mountpoint, "" if log_file is None else str(log_file))
+    try:
+        mine.write(0)
+        yield mine
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+class Claim:
+    """This process's hold on a mount point; made by `claim`."""
+
+    def __init__(self, descriptor: int, mountpoint: Path, log_file: str) -> None:
+        self._descriptor = descriptor
+        self._mountpoint = mountpoint
+        self._log_file = log_file
+
+    def write(self, device: int) -> None:
+        """Let others know the process, and its mount's device."""
+        mount = RunningMount(str(self._mountpoint), os.getpid(), device, self._log_file)
+        text = json.dumps(asdict(mount)).encode() + b"\n"
+        os.pwrite(self._descriptor, text, 0)
+        os.ftruncate(self._descriptor, len(text))
+
+
+def find(mountpoint: Path) -> RunningMount | None:
+    """Return the running mount at a resolved mount point, or None."""
+    path = _run_file(mountpoint)
+    return _read(path) if _is_locked(path) else None
+
+
+def wait_until_ended(mountpoint: Path) -> None:
+    """Return when no process serves the mount point. Blocks."""
+    path = _run_file(mountpoint)
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def _run_file(mountpoint: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    return runtime_directory() / f"{name}.json"
+
+
+def _read(path: Path) -> RunningMount | None:
+    try:
+        return RunningMount(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

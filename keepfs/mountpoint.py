@@ -130,7 +130,7 @@ def is_dead(mountpoint: Path) -> bool:
     hang this call.
     """
     try:
-        mountpoint.stat()
+        os.statvfs(mountpoint)  # not stat: the kernel may still know what that said
     except OSError as error:
         # Another user's living mount says EACCES.
         return error.errno == errno.ENOTCONN

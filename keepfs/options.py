@@ -29,7 +29,8 @@ class MountOptions:
     Attributes:
         mountpoint: An absolute path.
         local_store: The directory of the embedded store, an absolute path.
-        copies: Replicas to be confirmed of each block, at least 1.
+        copies: Replicas to be confirmed of each block, at least 1; a local
+            store makes one.
         cache_size: Bytes of blocks kept in memory.
         staging_size: Bytes written but not stored yet that are kept in
             memory; who writes faster waits.
@@ -51,7 +52,7 @@ class MountOptions:
 
     mountpoint: Path
     local_store: Path
-    copies: int = 2
+    copies: int = 1
     cache_size: int = 256 * MIB
     staging_size: int = 512 * MIB
     uid: int | None = None

@@ -135,7 +135,6 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     envvar=["KEEPFS_LOCAL_STORE", "KEEP_LOCAL_STORE"],
     help="Keep the blocks in this directory; needs no cluster.",
 )
-@_setting("--copies", type=click.IntRange(1), default=2, show_default=True, help="Of each block.")
 @_setting(
     "--cache-size",
     type=_Size(),

@@ -239,6 +239,10 @@ class DirectoryNode(Node):
         """Make a symbolic link."""
         raise FUSEError(errno.EROFS)
 
+    def link(self, name: str, node: Node) -> None:
+        """Give a node one more name."""
+        raise FUSEError(errno.EROFS)
+
     def unlink(self, name: str) -> None:
         """Remove a file or symlink."""
         raise FUSEError(errno.EROFS)

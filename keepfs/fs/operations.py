@@ -56,10 +56,11 @@ _MANY_FILES = 2**40
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """A file that is open, and who opened it."""
+    """A file that is open, who opened it, and whether for writing."""
 
     node: FileNode
     pid: int
+    writable: bool
 
 
 @dataclass(slots=True)
@@ -153,7 +154,7 @@ class Operations(pyfuse3.Operations):
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._made(stat.S_IFREG, mode, ctx)
         )
-        return self._opened(node, ctx), self._told(node)
+        return self._opened(node, flags, ctx), self._told(node)
 
     @guarded
     async def mknod(
@@ -195,9 +196,10 @@ class Operations(pyfuse3.Operations):
         new_name: FileNameT,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Refuse a hard link: a file has one name."""
-        self._changeable(new_parent_inode)
-        raise FUSEError(errno.EPERM)
+        """Give a file one more name: refused everywhere so far."""
+        node = self._inodes[inode]
+        self._changeable(new_parent_inode).link(os.fsdecode(new_name), node)
+        return self._told(node)
 
     @guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -310,7 +312,7 @@ class Operations(pyfuse3.Operations):
         node.check_open(flags)
         if flags & os.O_TRUNC:
             await node.truncate(0)
-        return self._opened(node, ctx)
+        return self._opened(node, flags, ctx)
 
     @guarded
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, and copies none
@@ -329,10 +331,14 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def flush(self, fh: FileHandleT) -> None:
-        """Store what was written: this is what close() waits for, and reports."""
+        """Store what was written: this is what close() waits for, and reports.
+
+        Who only reads isn't told that another's bytes can't be stored.
+        """
         file = self._files[fh]
-        self.requests.made_by(file.pid)
-        await file.node.store()
+        if file.writable:
+            self.requests.made_by(file.pid)
+            await file.node.store()
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
@@ -389,10 +395,11 @@ class Operations(pyfuse3.Operations):
         self._inodes.remember(node)
         return attributes
 
-    def _opened(self, node: FileNode, ctx: RequestContext) -> FileInfo:
+    def _opened(self, node: FileNode, flags: int, ctx: RequestContext) -> FileInfo:
         node.opened()
+        file = _OpenFile(node, ctx.pid, flags & os.O_ACCMODE != os.O_RDONLY)
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
-        return FileInfo(fh=self._files.add(_OpenFile(node, ctx.pid)), keep_cache=True)
+        return FileInfo(fh=self._files.add(file), keep_cache=True)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]

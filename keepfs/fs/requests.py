@@ -124,7 +124,8 @@ class Requests:
                 self._answered += 1
         # Only a cancelled scope gets here, and it was the watch that cancelled.
         self._given_up += 1
-        _log.warning(
+        _log.log(
+            logging.INFO if request.given_up == errno.EINTR else logging.WARNING,
             "%s: %s after %.1f s (pid %d)",
             name,
             errno.errorcode[request.given_up],

@@ -97,6 +97,14 @@ class UploadDirectory(DirectoryNode):
         """Make a symbolic link."""
         return self._add(name, UploadSymlink(self._owned(metadata), target))
 
+    def link(self, name: str, node: Node) -> None:  # noqa: ARG002 - whatever they are
+        """Refuse a hard link: a file has one name.
+
+        Raises:
+            FUSEError: EPERM, as on other file systems without hard links.
+        """
+        raise FUSEError(errno.EPERM)
+
     def unlink(self, name: str) -> None:
         """Remove a file or symlink; an open file stays usable until it is closed.
 

@@ -211,6 +211,8 @@ class UploadFile(FileNode):
             await self.truncate(changes.size)
             if changes.mtime_ns is not None:
                 metadata.mtime_ns = changes.mtime_ns
+            if not self._openings:  # truncate(2): no close will follow
+                await self.store()
 
     async def _store_slots(self, slots: list[Slot]) -> list[Receipt]:
         """Store slots side by side; equal holes are sent once."""

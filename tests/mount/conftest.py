@@ -1,0 +1,51 @@
+"""Every test here mounts; where nothing can be mounted it is skipped, but never in CI."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mount.mounts import KeepfsMount, mounted, why_no_mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/tests/mount/" in str(item.path):
+            item.add_marker(pytest.mark.fuse)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _mounts_work() -> None:
+    reason = why_no_mounts()
+    if reason is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"tests that mount can't run: {reason}")
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[KeepfsMount]:
+    """A mount for one test."""
+    with mounted(tmp_path) as it:
+        yield it
+
+
+@pytest.fixture
+def unmounted(tmp_path: Path) -> Iterator[KeepfsMount]:
+    """A mount that isn't made yet; what the test leaves behind is cleared away."""
+    it = KeepfsMount(tmp_path)
+    yield it
+    it.clean_up()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeepfsMount]:
+    """A mount for all tests of a file, each of which uses names of its own."""
+    with mounted(tmp_path_factory.mktemp("shared")) as it:
+        yield it

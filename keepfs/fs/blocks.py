@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import trio
 
-from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.errors import fresh_copy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -76,7 +76,7 @@ class Call(Generic[_T]):
 
     def fail(self, failure: Exception) -> None:
         """Hand a failure to all who wait."""
-        self.failure = _fresh(failure)
+        self.failure = fresh_copy(failure)
         self._then(self)
         self._done.set()
 
@@ -88,7 +88,7 @@ class Call(Generic[_T]):
         """
         await self._done.wait()
         if self.failure is not None:
-            raise _fresh(self.failure)
+            raise fresh_copy(self.failure)
         return cast("_T", self.result)
 
 
@@ -220,15 +220,3 @@ async def open_blocks(
             store, nursery, copies=copies, max_reads=max_reads, max_writes=max_writes
         )
         nursery.cancel_scope.cancel()
-
-
-def _fresh(error: Exception) -> Exception:
-    """Return a copy of an error for one more caller to raise.
-
-    Without the traceback, and without the error it came from: they would keep
-    frames alive, and a block with them.
-    """
-    if isinstance(error, KeepRequestError):
-        return error.fresh()
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)

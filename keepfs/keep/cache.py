@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import cachetools
 
-from keepfs.keep.errors import KeepReadError, KeepRequestError
+from keepfs.keep.errors import KeepReadError, fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class KeepBlockCache:
     Invariants: cached bytes plus bytes being fetched never exceed
     `cache_max`, but for a single block larger than all of it, which is
     fetched alone and not kept; at most one fetch per block is under way; a
-    failed fetch leaves nothing behind.
+    failed fetch leaves nothing behind. A block larger than its locator said
+    is kept only where it fits.
 
     Args:
         cache_max: Bytes.
@@ -111,20 +112,20 @@ class KeepBlockCache:
                 if block is not None:
                     self._hits += 1
                     return block
-                started = locator.md5sum in self._fetches
-                if started:
-                    self._joined += 1
-                else:
-                    self._fetches[locator.md5sum] = _Fetch(locator)
+                running = self._fetches.get(locator.md5sum)
+                is_mine = running is None
+                if running is None:
+                    running = self._fetches[locator.md5sum] = _Fetch(locator)
                     self._misses += 1
-                running = self._fetches[locator.md5sum]
-            if not started:
+                else:
+                    self._joined += 1
+            if is_mine:
                 return self._fetch(running, fetch)
             running.done.wait()
             if running.block is not None:
                 return running.block
             if running.failure is not None and running.locator == locator:
-                raise _fresh(running.failure)
+                raise fresh_copy(running.failure)
 
     def _fetch(self, mine: _Fetch, fetch: Callable[[], bytes | memoryview]) -> memoryview:
         reserved = False
@@ -134,7 +135,7 @@ class KeepBlockCache:
             mine.block = memoryview(fetch()).toreadonly()
         except BaseException as error:
             mine.failure = (
-                _fresh(error)
+                fresh_copy(error)
                 if isinstance(error, Exception)
                 else KeepReadError(f"the fetch of {mine.locator.stripped()} was given up")
             )
@@ -144,7 +145,7 @@ class KeepBlockCache:
                 del self._fetches[mine.locator.md5sum]
                 if reserved:
                     self._in_flight -= mine.size
-                if mine.block is not None and len(mine.block) <= self.cache_max:
+                if mine.block is not None and self._has_place_for(len(mine.block)):
                     self._make_room(len(mine.block))
                     self._blocks[mine.locator.md5sum] = mine.block
                 self._changed.notify_all()
@@ -178,15 +179,10 @@ class KeepBlockCache:
             self._make_room(size)
             self._in_flight += size
 
+    def _has_place_for(self, size: int) -> bool:
+        """Tell whether throwing out blocks can make room; a size hint may have been too low."""
+        return self._in_flight + size <= self.cache_max
+
     def _make_room(self, size: int) -> None:
         while self._blocks and self._in_flight + self._blocks.currsize + size > self.cache_max:
             self._blocks.popitem()
-
-
-def _fresh(error: Exception) -> Exception:
-    """Copy an error without its traceback, which would keep blocks alive."""
-    if isinstance(error, KeepRequestError):
-        return error.fresh()
-    if isinstance(error, OSError):
-        return OSError(*error.args)
-    return KeepReadError(f"{type(error).__name__}: {error}")

@@ -91,8 +91,15 @@ class KeepRequestError(Exception):
         return dict(self._request_errors)
 
     def fresh(self) -> Self:
-        """Return a copy without a traceback, for one more caller to raise."""
-        return copy.copy(self)
+        """Return a copy without a traceback, for one more caller to raise.
+
+        What the services said is copied likewise.
+        """
+        twin = copy.copy(self)
+        twin._request_errors = {  # noqa: SLF001 - the copy is one of us
+            root: fresh_copy(error) for root, error in self._request_errors.items()
+        }
+        return twin
 
 
 class KeepReadError(KeepRequestError):
@@ -117,6 +124,17 @@ class NoKeepServersError(KeepRequestError):
     """There is no Keep service to ask."""
 
     cause = Cause.UNREACHABLE
+
+
+def fresh_copy(error: Exception) -> Exception:
+    """Copy any error without its traceback; one that can't be copied is told in words."""
+    if isinstance(error, KeepRequestError):
+        return error.fresh()
+    try:
+        twin = copy.copy(error)
+    except Exception:  # noqa: BLE001 - a constructor may want anything, and raise anything
+        return KeepReadError(f"{type(error).__name__}: {error}")
+    return twin
 
 
 def _said(error: Exception) -> str:

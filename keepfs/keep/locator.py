@@ -93,6 +93,9 @@ class KeepLocator:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a KeepLocator can't be changed: {name}")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a KeepLocator can't be changed: {name}")
+
     def __reduce__(self) -> tuple[type[KeepLocator], tuple[str]]:
         return KeepLocator, (self._text,)
 

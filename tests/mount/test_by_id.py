@@ -14,6 +14,7 @@ import pytest
 from tests.mount.mounts import KeepfsMount, keepfs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
@@ -146,7 +147,7 @@ def test_a_corrupt_block_is_an_error_and_no_bytes(shared: KeepfsMount, damage: s
 def test_nothing_can_be_changed(shared: KeepfsMount) -> None:
     block = shared.by_id / put(shared, b"foo")
     fresh = shared.by_id / "x"
-    attempts = [
+    attempts: list[Callable[[], object]] = [
         lambda: os.open(block, os.O_WRONLY),
         lambda: os.open(block, os.O_RDWR),
         lambda: os.open(block, os.O_RDONLY | os.O_TRUNC),

@@ -16,7 +16,7 @@ import pytest
 from tests.mount.mounts import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.mount.mounts import KeepfsMount
 
@@ -369,11 +369,12 @@ def test_a_mount_to_read_only_refuses_changes(tmp_path: Path) -> None:
     from tests.mount.mounts import mounted  # noqa: PLC0415 - a mount of its own
 
     with mounted(tmp_path, "--read-only") as mount:
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             (mount.upload / "file").touch,
             (mount.upload / "directory").mkdir,
             lambda: mount.upload.chmod(0o700),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(OSError, match="Read-only"):
                 attempt()
 

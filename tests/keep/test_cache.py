@@ -1,0 +1,575 @@
+"""The block cache: bounded in bytes, the least recently used out first, one fetch per block."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import signal
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from keepfs.keep import KeepBlockCache, KeepLocator, KeepReadError, NotFoundError
+from tests.fakes.threads import Running, wait_for, wait_until
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+LIMIT = 30
+
+
+def block_of(number: int, size: int) -> bytes:
+    """Make one of many blocks."""
+    return bytes([number]) * size
+
+
+def named(number: int, size: int | None = None, hint: str = "") -> KeepLocator:
+    """Name one of many blocks; its digest is its number's alone."""
+    md5sum = hashlib.md5(bytes([number]), usedforsecurity=False).hexdigest()
+    return KeepLocator(md5sum + ("" if size is None else f"+{size}") + hint)
+
+
+def put(cache: KeepBlockCache, number: int, size: int) -> None:
+    """Have a block in the cache."""
+    cache.get_or_fetch(named(number, size), lambda: block_of(number, size))
+
+
+def cached(cache: KeepBlockCache, *numbers: int) -> list[int]:
+    """Tell which of these blocks are in the cache."""
+    return [n for n in numbers if cache.get_nowait(named(n).md5sum) is not None]
+
+
+def never() -> NoReturn:
+    """Be a fetch that nobody may make."""
+    raise AssertionError("this block was to come from the cache")
+
+
+class GatedFetch:
+    """A fetch that says when it has begun, and ends when it is let.
+
+    Args:
+        result: What it brings, or fails with.
+    """
+
+    def __init__(self, result: bytes | BaseException) -> None:
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+        self.calls = 0
+        self._result = result
+
+    def __call__(self) -> bytes:
+        """Fetch."""
+        self.calls += 1
+        self.begun.set()
+        wait_for(self.gate)
+        if isinstance(self._result, BaseException):
+            raise self._result
+        return self._result
+
+
+# --- one thread ---
+
+
+def test_a_block_is_fetched_once() -> None:
+    cache = KeepBlockCache()
+
+    first = cache.get_or_fetch(named(1, 3), lambda: b"foo")
+    again = cache.get_or_fetch(named(1, 3), never)
+
+    assert bytes(first) == bytes(again) == b"foo"
+    statistics = cache.statistics()
+    assert (statistics.hits, statistics.misses, statistics.joined) == (1, 1, 0)
+
+
+def test_a_block_is_known_by_its_digest_whatever_the_hints() -> None:
+    cache = KeepBlockCache()
+    put(cache, 1, 3)
+
+    block = cache.get_or_fetch(named(1, None, "+Zfoo"), never)
+
+    assert bytes(block) == block_of(1, 3)
+
+
+def test_a_cached_block_is_no_copy_and_cannot_be_written_to() -> None:
+    content = bytearray(b"foo")
+    cache = KeepBlockCache()
+
+    cache.get_or_fetch(named(1, 3), lambda: memoryview(content))
+    block = cache.get_nowait(named(1).md5sum)
+
+    assert block is not None
+    assert block.readonly
+    assert block.obj is content
+
+
+def test_what_is_not_cached_is_told_without_a_fetch() -> None:
+    cache = KeepBlockCache()
+
+    assert cache.get_nowait(named(1).md5sum) is None
+    assert cache.statistics().misses == 0
+
+
+def test_a_block_without_bytes_is_kept_too() -> None:
+    cache = KeepBlockCache(LIMIT)
+
+    put(cache, 1, 0)
+
+    assert cached(cache, 1) == [1]
+    assert cache.statistics().currsize == 0
+
+
+def test_the_least_recently_used_block_goes_first() -> None:
+    cache = KeepBlockCache(LIMIT)
+    for number in (1, 2, 3):
+        put(cache, number, 10)
+    cache.get_nowait(named(1).md5sum)
+    cache.get_or_fetch(named(2), never)
+
+    put(cache, 4, 10)
+
+    assert cached(cache, 1, 2, 3, 4) == [1, 2, 4]
+
+
+def test_no_more_blocks_go_than_need_to() -> None:
+    cache = KeepBlockCache(LIMIT)
+    for number in (1, 2, 3):
+        put(cache, number, 10)
+
+    put(cache, 4, 11)
+
+    assert cached(cache, 1, 2, 3, 4) == [3, 4]
+    assert cache.statistics().currsize == 21
+
+
+def test_a_failed_fetch_is_not_kept() -> None:
+    cache = KeepBlockCache()
+
+    def fail() -> NoReturn:
+        raise NotFoundError("no such block")
+
+    with pytest.raises(NotFoundError):
+        cache.get_or_fetch(named(1, 3), fail)
+
+    statistics = cache.statistics()
+    assert (statistics.blocks, statistics.currsize, statistics.in_flight) == (0, 0, 0)
+    assert bytes(cache.get_or_fetch(named(1, 3), lambda: b"foo")) == b"foo"
+
+
+def test_a_block_larger_than_the_budget_is_returned_but_not_kept() -> None:
+    cache = KeepBlockCache(LIMIT)
+    put(cache, 1, 10)
+
+    block = cache.get_or_fetch(named(2, 31), lambda: block_of(2, 31))
+
+    assert len(block) == 31
+    assert cached(cache, 1, 2) == []
+    assert cache.statistics().in_flight == 0
+
+
+def test_a_block_as_large_as_the_budget_is_kept() -> None:
+    cache = KeepBlockCache(LIMIT)
+    put(cache, 1, 1)
+
+    put(cache, 2, LIMIT)
+
+    assert cached(cache, 1, 2) == [2]
+
+
+def test_a_block_of_unknown_size_has_room_made_for_the_largest() -> None:
+    cache = KeepBlockCache(LIMIT)
+    put(cache, 1, 10)
+    at_fetch = []
+
+    def fetch() -> bytes:
+        at_fetch.append(cache.statistics())
+        return block_of(2, 10)
+
+    cache.get_or_fetch(named(2), fetch)
+
+    assert (at_fetch[0].in_flight, at_fetch[0].currsize) == (64 * 1024 * 1024, 0)
+    assert cached(cache, 2) == [2]
+
+
+def test_a_cleared_cache_is_empty() -> None:
+    cache = KeepBlockCache()
+    put(cache, 1, 3)
+
+    cache.clear()
+
+    assert cached(cache, 1) == []
+    assert cache.statistics().currsize == 0
+
+
+def test_the_default_budget_is_the_sdks() -> None:
+    assert KeepBlockCache().statistics().maxsize == 256 * 1024 * 1024
+
+
+class CacheModel(RuleBasedStateMachine):
+    """Every sequence of calls leaves the blocks an ordered dict says it leaves."""
+
+    NUMBERS = st.integers(0, 7)
+    SIZES = st.integers(0, LIMIT + 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = KeepBlockCache(LIMIT)
+        self.model: OrderedDict[int, bytes] = OrderedDict()  # the least recently used first
+
+    def make_room(self, size: int) -> None:
+        while self.model and sum(map(len, self.model.values())) + size > LIMIT:
+            self.model.popitem(last=False)
+
+    def is_hit(self, number: int) -> bool:
+        if number in self.model:
+            self.model.move_to_end(number)
+            return True
+        return False
+
+    @rule(number=NUMBERS, size=SIZES, hinted=st.none() | SIZES)
+    def fetch(self, number: int, size: int, hinted: int | None) -> None:
+        """Ask for a block; its locator may tell no size, or a wrong one."""
+        block = block_of(number, size)
+        hit = self.is_hit(number)
+
+        found = self.cache.get_or_fetch(named(number, hinted), never if hit else lambda: block)
+
+        if not hit:
+            self.make_room(LIMIT + 1 if hinted is None else hinted)
+            if size <= LIMIT:
+                self.make_room(size)
+                self.model[number] = block
+        assert bytes(found) == self.model.get(number, block)
+
+    @rule(number=NUMBERS, size=SIZES)
+    def fetch_in_vain(self, number: int, size: int) -> None:
+        """Ask for a block that can't be had."""
+
+        def fail() -> NoReturn:
+            raise KeepReadError("in vain")
+
+        if self.is_hit(number):
+            self.cache.get_or_fetch(named(number, size), never)
+        else:
+            self.make_room(size)
+            with pytest.raises(KeepReadError, match="in vain"):
+                self.cache.get_or_fetch(named(number, size), fail)
+
+    @rule(number=NUMBERS)
+    def look(self, number: int) -> None:
+        """Ask for a block if it is there."""
+        expected = self.model[number] if self.is_hit(number) else None
+
+        found = self.cache.get_nowait(named(number).md5sum)
+
+        assert (None if found is None else bytes(found)) == expected
+
+    @rule()
+    def clear(self) -> None:
+        """Forget everything."""
+        self.cache.clear()
+        self.model.clear()
+
+    @invariant()
+    def bytes_are_within_the_budget_and_as_the_model_says(self) -> None:
+        """Compare the figures."""
+        statistics = self.cache.statistics()
+        assert statistics.currsize == sum(map(len, self.model.values()))
+        assert statistics.currsize <= statistics.maxsize == LIMIT
+        assert statistics.blocks == len(self.model)
+        assert statistics.in_flight == 0
+
+
+TestCacheModel = CacheModel.TestCase
+
+
+# --- many threads, one block ---
+
+
+def test_however_many_ask_for_a_block_it_is_fetched_once() -> None:
+    cache = KeepBlockCache()
+    fetch = GatedFetch(b"foo")
+
+    callers = [Running(lambda: cache.get_or_fetch(named(1, 3), fetch)) for _ in range(50)]
+    wait_until(lambda: cache.statistics().joined == 49)
+    fetch.gate.set()
+    blocks = [caller.result() for caller in callers]
+
+    assert fetch.calls == 1
+    assert {bytes(block) for block in blocks} == {b"foo"}
+    statistics = cache.statistics()
+    assert (statistics.misses, statistics.joined, statistics.hits) == (1, 49, 0)
+
+
+def test_all_who_wait_share_a_failure_after_one_try() -> None:
+    cache = KeepBlockCache()
+    fetch = GatedFetch(NotFoundError("no such block", {"http://a/": OSError("gone")}))
+
+    callers = [Running(lambda: cache.get_or_fetch(named(1, 3), fetch)) for _ in range(50)]
+    wait_until(lambda: cache.statistics().joined == 49)
+    fetch.gate.set()
+    failures = [caller.failure() for caller in callers]
+
+    assert fetch.calls == 1
+    assert {str(failure) for failure in failures} == {
+        "no such block: service http://a/ raised OSError (gone)"
+    }
+    assert {type(failure) for failure in failures} == {NotFoundError}
+    assert len({id(failure) for failure in failures}) == 50
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "/blocks/x"),
+        TimeoutError("timed out"),
+        MemoryError(),
+        ValueError("what?"),
+    ],
+    ids=repr,
+)
+def test_those_who_wait_are_told_of_any_failure_as_it_was(failure: Exception) -> None:
+    cache = KeepBlockCache()
+    fetch = GatedFetch(failure)
+
+    callers = [Running(lambda: cache.get_or_fetch(named(1, 3), fetch)) for _ in range(2)]
+    wait_until(lambda: cache.statistics().joined == 1)
+    fetch.gate.set()
+    failures = [caller.failure() for caller in callers]
+
+    assert [repr(it) for it in failures] == [repr(failure)] * 2
+    assert [str(it) for it in failures] == [str(failure)] * 2
+
+
+def test_those_who_wait_are_told_of_a_fetch_that_was_given_up() -> None:
+    cache = KeepBlockCache()
+    fetch = GatedFetch(KeyboardInterrupt())
+
+    owner = Running(lambda: cache.get_or_fetch(named(1, 3), fetch))
+    wait_for(fetch.begun)
+    waiter = Running(lambda: cache.get_or_fetch(named(1, 3), fetch))
+    wait_until(lambda: cache.statistics().joined == 1)
+    fetch.gate.set()
+
+    assert isinstance(owner.failure(), KeyboardInterrupt)
+    assert isinstance(waiter.failure(), KeepReadError)
+    assert "given up" in str(waiter.failure())
+    assert cache.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("hint", ["+Zfoo", f"+A{'0' * 40}@ffffffff"])
+def test_a_differently_hinted_locator_does_not_share_a_failure(hint: str) -> None:
+    cache = KeepBlockCache()
+    failing = GatedFetch(KeepReadError("the hints are wrong"))
+
+    owner = Running(lambda: cache.get_or_fetch(named(1, 3), failing))
+    wait_for(failing.begun)
+    other = Running(lambda: cache.get_or_fetch(named(1, 3, hint), lambda: b"foo"))
+    wait_until(lambda: cache.statistics().joined == 1)
+    failing.gate.set()
+
+    assert str(owner.failure()) == "the hints are wrong"
+    assert bytes(other.result()) == b"foo"
+
+
+def test_a_differently_hinted_locator_shares_a_success() -> None:
+    cache = KeepBlockCache()
+    fetch = GatedFetch(b"foo")
+
+    owner = Running(lambda: cache.get_or_fetch(named(1, 3), fetch))
+    wait_for(fetch.begun)
+    other = Running(lambda: cache.get_or_fetch(named(1, 3, "+Zfoo"), never))
+    wait_until(lambda: cache.statistics().joined == 1)
+    fetch.gate.set()
+
+    assert bytes(owner.result()) == bytes(other.result()) == b"foo"
+
+
+def test_those_who_wait_get_a_block_that_is_too_large_to_keep() -> None:
+    cache = KeepBlockCache(LIMIT)
+    fetch = GatedFetch(block_of(1, 31))
+
+    callers = [Running(lambda: cache.get_or_fetch(named(1, 31), fetch)) for _ in range(5)]
+    wait_until(lambda: cache.statistics().joined == 4)
+    fetch.gate.set()
+
+    assert {bytes(caller.result()) for caller in callers} == {block_of(1, 31)}
+    assert fetch.calls == 1
+
+
+def test_clearing_the_cache_disturbs_no_fetch() -> None:
+    cache = KeepBlockCache()
+    fetch = GatedFetch(b"foo")
+    owner = Running(lambda: cache.get_or_fetch(named(1, 3), fetch))
+    wait_for(fetch.begun)
+
+    cache.clear()
+    fetch.gate.set()
+
+    assert bytes(owner.result()) == b"foo"
+    assert cached(cache, 1) == [1]
+
+
+# --- many threads, many blocks ---
+
+
+def test_other_blocks_are_answered_while_one_is_fetched() -> None:
+    cache = KeepBlockCache()
+    put(cache, 2, 3)
+    fetch = GatedFetch(b"foo")
+    owner = Running(lambda: cache.get_or_fetch(named(1, 3), fetch))
+    wait_for(fetch.begun)
+
+    assert cached(cache, 2) == [2]
+    assert bytes(cache.get_or_fetch(named(3, 3), lambda: b"bar")) == b"bar"
+
+    fetch.gate.set()
+    owner.result()
+
+
+def test_room_is_made_before_a_fetch_begins() -> None:
+    cache = KeepBlockCache(LIMIT)
+    for number in (1, 2, 3):
+        put(cache, number, 10)
+    fetch = GatedFetch(block_of(4, 15))
+
+    owner = Running(lambda: cache.get_or_fetch(named(4, 15), fetch))
+    wait_for(fetch.begun)
+    during = cache.statistics()
+    fetch.gate.set()
+    owner.result()
+
+    assert (during.currsize, during.in_flight) == (10, 15)
+    assert cached(cache, 1, 2, 3, 4) == [3, 4]
+
+
+def test_as_many_fetches_run_at_once_as_the_budget_has_room_for_and_no_more() -> None:
+    cache = KeepBlockCache(LIMIT)
+    three = threading.Barrier(3, timeout=20)
+    figures = []
+
+    def fetch() -> bytes:
+        three.wait()  # passes only if three fetches run at once
+        figures.append(cache.statistics())
+        three.wait()  # and none begins before these end
+        return b"0123456789"
+
+    callers = [
+        Running(functools.partial(cache.get_or_fetch, named(number, 10), fetch))
+        for number in range(21)
+    ]
+    for caller in callers:
+        caller.result()
+
+    assert len(figures) == 21
+    assert all(figure.in_flight + figure.currsize <= LIMIT for figure in figures)
+    assert cache.statistics().in_flight == 0
+    assert cache.statistics().blocks == 3
+
+
+def test_a_fetch_without_room_waits_for_another_to_end() -> None:
+    cache = KeepBlockCache(LIMIT)
+    first, second = GatedFetch(block_of(1, 20)), GatedFetch(block_of(2, 20))
+    second.gate.set()
+    one = Running(lambda: cache.get_or_fetch(named(1, 20), first))
+    wait_for(first.begun)
+
+    two = Running(lambda: cache.get_or_fetch(named(2, 20), second))
+    wait_until(lambda: cache.statistics().misses == 2)
+    begun_early = second.begun.is_set()
+    in_flight = cache.statistics().in_flight
+    first.gate.set()
+    one.result()
+    two.result()
+
+    assert not begun_early
+    assert in_flight == 20
+    assert cached(cache, 1, 2) == [2]
+
+
+def test_a_failed_fetch_gives_its_room_to_one_that_waits() -> None:
+    cache = KeepBlockCache(LIMIT)
+    failing = GatedFetch(KeepReadError("in vain"))
+    one = Running(lambda: cache.get_or_fetch(named(1, 20), failing))
+    wait_for(failing.begun)
+    two = Running(lambda: cache.get_or_fetch(named(2, 20), lambda: block_of(2, 20)))
+    wait_until(lambda: cache.statistics().misses == 2)
+
+    failing.gate.set()
+
+    assert str(one.failure()) == "in vain"
+    assert bytes(two.result()) == block_of(2, 20)
+
+
+def test_a_caller_interrupted_while_it_waits_for_room_leaves_nothing_behind() -> None:
+    cache = KeepBlockCache(LIMIT)
+    first = GatedFetch(block_of(1, 20))
+    one = Running(lambda: cache.get_or_fetch(named(1, 20), first))
+    wait_for(first.begun)
+
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        # Only where it waits for room: this test's subject is no other moment.
+        if frame is not None and frame.f_code is threading.Condition.wait.__code__:
+            raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        with pytest.raises(InterruptedError):
+            cache.get_or_fetch(named(2, 20), never)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    during = cache.statistics().in_flight
+    first.gate.set()
+    one.result()
+
+    assert during == 20
+    assert cache.statistics().in_flight == 0
+    put(cache, 2, 20)
+    assert cached(cache, 1, 2) == [2]
+
+
+def test_a_block_larger_than_the_budget_is_fetched_alone() -> None:
+    cache = KeepBlockCache(LIMIT)
+    small, large, later = (GatedFetch(block_of(n, size)) for n, size in ((1, 1), (2, 99), (3, 1)))
+    one = Running(lambda: cache.get_or_fetch(named(1, 1), small))
+    wait_for(small.begun)
+    two = Running(lambda: cache.get_or_fetch(named(2, 99), large))
+    wait_until(lambda: cache.statistics().misses == 2)
+    early = [large.begun.is_set()]
+
+    small.gate.set()
+    wait_for(large.begun)
+    during = cache.statistics()
+    three = Running(lambda: cache.get_or_fetch(named(3, 1), later))
+    wait_until(lambda: cache.statistics().misses == 3)
+    early.append(later.begun.is_set())
+    large.gate.set()
+    later.gate.set()
+
+    assert [len(caller.result()) for caller in (one, two, three)] == [1, 99, 1]
+    assert early == [False, False]
+    assert (during.currsize, during.in_flight) == (0, 99)
+    assert cached(cache, 2, 3) == [3]
+
+
+def test_a_block_larger_than_its_locator_said_is_not_kept_beyond_the_budget() -> None:
+    cache = KeepBlockCache(LIMIT)
+    slow, lying = GatedFetch(block_of(1, 25)), GatedFetch(block_of(2, 20))
+    lying.gate.set()
+    one = Running(lambda: cache.get_or_fetch(named(1, 25), slow))
+    wait_for(slow.begun)
+
+    block = cache.get_or_fetch(named(2, 5), lying)
+    during = cache.statistics()
+    slow.gate.set()
+    one.result()
+
+    assert len(block) == 20
+    assert during.currsize + during.in_flight <= LIMIT
+    assert cached(cache, 1, 2) == [1]

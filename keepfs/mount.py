@@ -67,6 +67,7 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     log_file = options.log_file
     if log_file is None and not foreground:
         log_file = default_log_file(options)
+    code = 1
     try:
         logs.start(options.log_level, log_file)
         with runtime.claim(options.mountpoint, log_file) as claim:
@@ -75,16 +76,17 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
                 local_store=options.local_store, block_cache=KeepBlockCache(options.cache_size)
             )
             with _ticking():
-                return trio.run(_Mount(options, store, claim, reporter).serve)
-    except (
+                code = trio.run(_Mount(options, store, claim, reporter).serve)
+    except* (
         MountError,
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
         OSError,
-    ) as error:
-        _log.error("%s", error)
-        reporter.failed(str(error))
-        return 1
+    ) as failures:  # a group, where it comes from among trio's tasks
+        reason = _first_of(failures)
+        _log.error("%s", reason)
+        reporter.failed(str(reason))
+    return code
 
 
 def default_log_file(options: MountOptions) -> Path:
@@ -249,6 +251,13 @@ class _Mount:
         if unsaved:
             _log.error("%d files in upload/ could not be stored", unsaved)
         return unsaved
+
+
+def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _given(value: int | None, default: int) -> int:

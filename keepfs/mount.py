@@ -18,8 +18,8 @@ import trio
 from keepfs import __version__, logs, mountpoint, runtime, systemd
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.nodes import Metadata, directory_mode
-from keepfs.fs.operations import Operations, Ownership
+from keepfs.fs.nodes import Metadata, Ownership, directory_mode
+from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
 from keepfs.fs.staging import Staging

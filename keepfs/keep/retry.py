@@ -7,6 +7,7 @@ clock, so a stepped wall clock neither stretches nor removes a wait.
 from __future__ import annotations
 
 import enum
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -71,10 +72,10 @@ class RetryLoop:
     counts as waiting. There is no wait after the last, and none that would
     pass the deadline: then the rounds end early.
 
-    Invariant: at most `retries + 1` rounds.
+    Invariant: at least one round, and at most `retries + 1`.
 
     Args:
-        retries: Rounds after the first, at least 0.
+        retries: Rounds after the first; a negative number means none.
         backoff: How long to wait between them.
         total: Seconds after which no further round starts; None for no limit.
         sleep: Instead of `time.sleep`, looked up at each wait.
@@ -102,10 +103,10 @@ class RetryLoop:
     def __iter__(self) -> Iterator[int]:
         """Yield the number of each round, counted from 0. Blocks between rounds."""
         begin = self._clock()
-        for attempt in range(self._retries + 1):
+        for attempt in itertools.count():
             started = self._clock()
             yield attempt
-            if attempt == self._retries:
+            if attempt >= self._retries:
                 return
             wait = self._backoff.wait(attempt, self._draw()) - (self._clock() - started)
             if self._total is not None and self._clock() + max(wait, 0) - begin >= self._total:

@@ -237,8 +237,9 @@ def test_a_loop_may_be_run_again() -> None:
     assert list(loop) == list(loop) == [0, 1, 2]
 
 
-def test_without_retries_there_is_one_round() -> None:
-    assert list(RetryLoop(0)) == [0]
+@pytest.mark.parametrize("retries", [0, -1, -10])
+def test_without_retries_there_is_one_round(retries: int) -> None:
+    assert list(RetryLoop(retries)) == [0]
 
 
 def test_the_processs_own_clock_and_sleep_are_used_unless_others_are_given() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import signal
 import threading
 from collections import OrderedDict
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import strategies as st
@@ -15,6 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from keepfs.keep import KeepBlockCache, KeepLocator, KeepReadError, NotFoundError
 from tests.fakes.threads import Running, wait_for, wait_until
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 LIMIT = 30
 
@@ -499,6 +503,35 @@ def test_a_failed_fetch_gives_its_room_to_one_that_waits() -> None:
 
     assert str(one.failure()) == "in vain"
     assert bytes(two.result()) == block_of(2, 20)
+
+
+def test_a_caller_interrupted_while_it_waits_for_room_leaves_nothing_behind() -> None:
+    cache = KeepBlockCache(LIMIT)
+    first = GatedFetch(block_of(1, 20))
+    one = Running(lambda: cache.get_or_fetch(named(1, 20), first))
+    wait_for(first.begun)
+
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        # Only where it waits for room: this test's subject is no other moment.
+        if frame is not None and frame.f_code is threading.Condition.wait.__code__:
+            raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        with pytest.raises(InterruptedError):
+            cache.get_or_fetch(named(2, 20), never)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    during = cache.statistics().in_flight
+    first.gate.set()
+    one.result()
+
+    assert during == 20
+    assert cache.statistics().in_flight == 0
+    put(cache, 2, 20)
+    assert cached(cache, 1, 2) == [2]
 
 
 def test_a_block_larger_than_the_budget_is_fetched_alone() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -149,12 +150,12 @@ class LocalStore:
                     return False
                 os.fsync(file.fileno())
                 os.utime(file.fileno())
-        except FileNotFoundError:
-            return False
+        except OSError:
+            return False  # not here, damaged, or another user's: it is stored anew
         return True
 
     def _write(self, path: Path, view: memoryview) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_directory()
         descriptor, name = tempfile.mkstemp(_TEMPORARY_SUFFIX, _TEMPORARY_PREFIX, self.directory)
         try:
             with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
@@ -166,8 +167,21 @@ class LocalStore:
             Path(name).unlink(missing_ok=True)
             raise
         # The rename is on disk once the directory is.
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync_directory(self.directory)
+
+    def _make_directory(self) -> None:
+        paths = (self.directory, *self.directory.parents)
+        missing = list(itertools.takewhile(lambda path: not path.exists(), paths))
+        if missing:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Each new directory is on disk once the one it is in is.
+        for made in missing:
+            _sync_directory(made.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,13 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from keepfs.keep.cache import KeepBlockCache
-from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
+from keepfs.keep.errors import (
+    ArgumentError,
+    Cause,
+    KeepReadError,
+    KeepWriteError,
+    NotFoundError,
+)
 from keepfs.keep.local import LocalStore
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator, parse_list
 
@@ -191,7 +197,7 @@ class KeepClient:
         try:
             locators = parse_list(loc_s)
         except ValueError as error:
-            raise KeepReadError(str(error), cause=Cause.NOT_FOUND) from error
+            raise NotFoundError(str(error)) from error
         if method == "HEAD":
             for locator in locators:
                 self.head_block(locator)

@@ -1,0 +1,275 @@
+"""Block stores for tests: one in a dict, one that fails as told, one that waits at gates.
+
+What every block store promises is in `tests/contracts/block_store.py`;
+`DictStore` is held to it as the real ones are. All may be called from any
+thread.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from keepfs.keep import (
+    MAX_BLOCK_SIZE,
+    Cause,
+    KeepLocator,
+    KeepReadError,
+    KeepWriteError,
+    NotFoundError,
+    Receipt,
+)
+from keepfs.keep.locator import EMPTY_BLOCK
+from tests.fakes.threads import PATIENCE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from keepfs.keep import KeepRequestError
+
+#: The calls that may wait or fail.
+Call: TypeAlias = Literal["get_block", "put_block", "head_block"]
+
+
+class BlockStore(Protocol):
+    """What a block store does, as `KeepClient` documents it."""
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Return a verified block if it can be had without waiting, else None."""
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Return a block, verified. Blocks."""
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Return the size of a block that is there, in bytes. Blocks."""
+
+    def put_block(self, block: Buffer, copies: int) -> Receipt:
+        """Store a block. Blocks."""
+
+    def free_space(self) -> tuple[int, int]:
+        """Return the store's bytes: all, and free. Blocks."""
+
+
+class DictStore:
+    """Blocks in a dict.
+
+    What was read once is answered by `cached_block` from then on, until
+    `forget_cached`.
+
+    Args:
+        capacity: Bytes it takes; a put beyond them fails as a full disk does.
+
+    Attributes:
+        blocks: What is stored, by digest; a test may change it at will.
+        calls: Every get, put and head, in order, with the block's digest.
+        name: What receipts call it.
+    """
+
+    def __init__(self, capacity: int = 1 << 40) -> None:
+        self.capacity = capacity
+        self.blocks: dict[str, bytes] = {}
+        self.calls: list[tuple[Call, str]] = []
+        self.name = "dict:"
+        self._cached: set[str] = set()
+        self._lock = threading.Lock()
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Return a block that was read before, else None."""
+        if _is_empty(locator):
+            return memoryview(b"")
+        with self._lock:
+            if locator.permission_expired() or locator.md5sum not in self._cached:
+                return None
+        return memoryview(self._block(locator))
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Return a block."""
+        if _is_empty(locator):
+            return memoryview(b"")
+        with self._lock:
+            self.calls.append(("get_block", locator.md5sum))
+            block = self._block(locator)
+            self._cached.add(locator.md5sum)
+        return memoryview(block)
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Return a block's size."""
+        if _is_empty(locator):
+            return 0
+        with self._lock:
+            self.calls.append(("head_block", locator.md5sum))
+            return len(self._block(locator))
+
+    def put_block(self, block: Buffer, copies: int) -> Receipt:
+        """Keep a copy of a block; as many copies as wanted are confirmed."""
+        content = bytes(block)
+        if len(content) > MAX_BLOCK_SIZE:
+            raise KeepWriteError(f"a block of {len(content)} bytes")
+        locator = KeepLocator.of_block(content)
+        with self._lock:
+            self.calls.append(("put_block", locator.md5sum))
+            others = sum(len(it) for md5, it in self.blocks.items() if md5 != locator.md5sum)
+            if others + len(content) > self.capacity:
+                raise KeepWriteError(f"no room for {locator}", cause=Cause.FULL)
+            self.blocks[locator.md5sum] = content
+        return Receipt(locator, copies=copies, services=(self.name,))
+
+    def free_space(self) -> tuple[int, int]:
+        """Return the capacity, and what is left of it."""
+        with self._lock:
+            return self.capacity, self.capacity - sum(map(len, self.blocks.values()))
+
+    def forget_cached(self) -> None:
+        """Make every further `cached_block` answer None until the block is read again."""
+        with self._lock:
+            self._cached.clear()
+
+    def _block(self, locator: KeepLocator) -> bytes:
+        block = self.blocks.get(locator.md5sum)
+        if block is None:
+            raise NotFoundError(f"{locator.stripped()} not found")
+        if locator.size not in {None, len(block)}:
+            raise KeepReadError(f"{locator.stripped()} has another size", cause=Cause.CORRUPT)
+        return block
+
+
+class FailingStore:
+    """Another store, but for the calls that it was told to fail.
+
+    Args:
+        store: Answers the others.
+    """
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+        self._failures: dict[Call, list[KeepRequestError]] = collections.defaultdict(list)
+        self._broken: dict[Call, KeepRequestError] = {}
+        self._lock = threading.Lock()
+
+    def fail_next(self, call: Call, *errors: KeepRequestError) -> None:
+        """Fail the next of these calls with the first error, the one after with the second, ..."""
+        with self._lock:
+            self._failures[call].extend(errors)
+
+    def fail_always(self, call: Call, error: KeepRequestError) -> None:
+        """Fail all of these calls, until `heal`."""
+        with self._lock:
+            self._broken[call] = error
+
+    def heal(self) -> None:
+        """Fail no more."""
+        with self._lock:
+            self._failures.clear()
+            self._broken.clear()
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Ask the store; what is in memory can't fail."""
+        return self._store.cached_block(locator)
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Fail as told, or ask the store."""
+        self._meet_fate("get_block")
+        return self._store.get_block(locator)
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Fail as told, or ask the store."""
+        self._meet_fate("head_block")
+        return self._store.head_block(locator)
+
+    def put_block(self, block: Buffer, copies: int) -> Receipt:
+        """Fail as told, or ask the store."""
+        self._meet_fate("put_block")
+        return self._store.put_block(block, copies)
+
+    def free_space(self) -> tuple[int, int]:
+        """Ask the store."""
+        return self._store.free_space()
+
+    def _meet_fate(self, call: Call) -> None:
+        with self._lock:
+            if self._failures[call]:
+                raise self._failures[call].pop(0).fresh()
+            if call in self._broken:
+                raise self._broken[call].fresh()
+
+
+class GatedStore:
+    """Another store, behind gates: a call whose gate is shut waits until it is opened.
+
+    Args:
+        store: Answers, once the gate lets the call through.
+    """
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+        self._gates: dict[Call, threading.Event] = {
+            "get_block": threading.Event(),
+            "put_block": threading.Event(),
+            "head_block": threading.Event(),
+        }
+        for gate in self._gates.values():
+            gate.set()
+        self._waiting = collections.Counter[Call]()
+        self._changed = threading.Condition()
+
+    def shut(self, call: Call) -> None:
+        """Let no further call of this kind through."""
+        self._gates[call].clear()
+
+    def open(self, call: Call) -> None:
+        """Let them through again, those that wait first."""
+        self._gates[call].set()
+
+    def wait_for_callers(self, call: Call, count: int = 1) -> None:
+        """Wait until so many callers stand at the gate.
+
+        Raises:
+            TimeoutError: They didn't come.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._waiting[call] >= count, PATIENCE):
+                raise TimeoutError(f"{self._waiting[call]} of {count} callers came to {call}")
+
+    def waiting(self, call: Call) -> int:
+        """Tell how many callers stand at the gate."""
+        with self._changed:
+            return self._waiting[call]
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Ask the store; what is in memory needs no waiting."""
+        return self._store.cached_block(locator)
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Wait at the gate, then ask the store."""
+        self._pass("get_block")
+        return self._store.get_block(locator)
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Wait at the gate, then ask the store."""
+        self._pass("head_block")
+        return self._store.head_block(locator)
+
+    def put_block(self, block: Buffer, copies: int) -> Receipt:
+        """Wait at the gate, then ask the store."""
+        self._pass("put_block")
+        return self._store.put_block(block, copies)
+
+    def free_space(self) -> tuple[int, int]:
+        """Ask the store."""
+        return self._store.free_space()
+
+    def _pass(self, call: Call) -> None:
+        with self._changed:
+            self._waiting[call] += 1
+            self._changed.notify_all()
+        try:
+            if not self._gates[call].wait(PATIENCE):
+                raise TimeoutError(f"the gate of {call} was never opened")
+        finally:
+            with self._changed:
+                self._waiting[call] -= 1
+
+
+def _is_empty(locator: KeepLocator) -> bool:
+    return locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size

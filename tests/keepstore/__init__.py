@@ -29,9 +29,18 @@ TLS and buffer sizes, `Fault` everything that can go wrong with an exchange.
 Times are read from a clock that `time_ns` or `set_clock` stops.
 """
 
-from tests.keepstore.controls import Controls, KeepstoreControls, Listening
+from tests.keepstore.apiserver import ApiSettings, ServiceEntry
+from tests.keepstore.certificates import Authority
+from tests.keepstore.controls import (
+    ApiControls,
+    Controls,
+    KeepproxyControls,
+    KeepstoreControls,
+    Listening,
+)
 from tests.keepstore.faults import Fault, Stage
 from tests.keepstore.journal import Entry
+from tests.keepstore.keepproxy import ProxySettings, Store
 from tests.keepstore.keepstore import MANAGEMENT_TOKEN, ROOT_TOKEN, TEST_KEY, TEST_TOKEN, Settings
 from tests.keepstore.processes import start_process
 from tests.keepstore.volumes import Volume
@@ -41,13 +50,20 @@ __all__ = [
     "ROOT_TOKEN",
     "TEST_KEY",
     "TEST_TOKEN",
+    "ApiControls",
+    "ApiSettings",
+    "Authority",
     "Controls",
     "Entry",
     "Fault",
+    "KeepproxyControls",
     "KeepstoreControls",
     "Listening",
+    "ProxySettings",
+    "ServiceEntry",
     "Settings",
     "Stage",
+    "Store",
     "Volume",
     "start_process",
 ]

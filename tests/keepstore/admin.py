@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAX_LIST = 1 << 30
 
 
-def health(store: Keepstore, request: Request) -> Answer | None:
+def health(management_token: str, request: Request) -> Answer | None:
     """Answer `/_health/ping` and `/_inspect/requests`; these are never busy."""
     path = request.path
     if path not in {"/_health/ping", "/_inspect/requests"}:
@@ -34,13 +34,13 @@ def health(store: Keepstore, request: Request) -> Answer | None:
     known = tokens(request)
     if not known:
         return http_error(401, "authorization required")
-    if store.settings.management_token not in known:
+    if management_token not in known:
         return http_error(403, "authorization error")
     body = b'{"health":"OK"}\n' if path == "/_health/ping" else b"[]\n"
     return Answer(200, body, {"Content-Type": "application/json"})
 
 
-def metrics(store: Keepstore, request: Request) -> Answer | None:
+def metrics(management_token: str, request: Request) -> Answer | None:
     """Answer `/metrics` and `/metrics.json`, with a few of the real metrics."""
     path = request.path
     if path not in {"/metrics", "/metrics.json"} or request.method != "GET":
@@ -48,9 +48,9 @@ def metrics(store: Keepstore, request: Request) -> Answer | None:
     known = tokens(request)
     if not known:
         return http_error(401, "Unauthorized")
-    if store.settings.management_token not in known:
+    if management_token not in known:
         return http_error(403, "Forbidden")
-    names = [f"arvados_keepstore_test_{number}" for number in range(64)]
+    names = [f"arvados_keepstore_test_{number}" for number in range(128)]
     if path == "/metrics.json":
         return Answer(200, json.dumps([{"name": name} for name in names], indent=2).encode())
     lines = ["# HELP arvados_concurrent_requests Number of requests in progress"]

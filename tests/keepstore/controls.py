@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.keepstore.apiserver import ApiServer, ApiSettings, ServiceEntry
 from tests.keepstore.clock import Clock
+from tests.keepstore.keepproxy import Keepproxy, ProxySettings
 from tests.keepstore.keepstore import TEST_TOKEN, Keepstore, Settings
 from tests.keepstore.server import Server, Service
 
@@ -53,6 +55,7 @@ class Controls:
 
     Attributes:
         url: The root URL, without a slash at its end.
+        host: What stands behind the scheme there: `127.0.0.1:PORT`.
         port: Where it listens; the same after `come_back`.
     """
 
@@ -70,6 +73,7 @@ class Controls:
         )
         self.url = self._server.url
         self.port = self._server.port
+        self.host = self.url.partition("://")[2]
 
     def __enter__(self) -> Self:
         return self
@@ -189,20 +193,16 @@ class KeepstoreControls(Controls):
         """Change settings of a running keepstore, named as in `Settings`.
 
         Raises:
-            TypeError: There is no such setting.
+            AttributeError: There is no such setting.
         """
-        dataclasses.replace(self._store.settings, **settings)  # raises
-        for name, value in settings.items():
-            setattr(self._store.settings, name, value)
+        _change(self._store.settings, settings)
         now = self._store.settings
         self._store.slots.places, self._store.slots.queue = now.max_requests, now.max_queued
         self._store.buffers.places = now.buffers
 
     def configure_volume(self, volume: int = 0, **fields: Any) -> None:  # noqa: ANN401 - ditto
         """Change a volume, named as in `Volume`, such as `read_only` or `capacity`."""
-        for name, value in fields.items():
-            getattr(self._store.volumes[volume], name)  # raises
-            setattr(self._store.volumes[volume], name, value)
+        _change(self._store.volumes[volume], fields)
 
     def sign(self, locator: str, token: str = TEST_TOKEN) -> str:
         """Sign a locator for a token, by the keepstore's clock."""
@@ -277,3 +277,67 @@ class KeepstoreControls(Controls):
     def wait_buffers_queued(self, requests: int, timeout: float = 10.0) -> None:
         """Block until that many requests wait for a buffer; TimeoutError after that long."""
         self._store.buffers.wait_queued(requests, timeout)
+
+
+class KeepproxyControls(Controls):
+    """A running keepproxy.
+
+    Args:
+        settings: Its keepstores, tokens and so on.
+        time_ns: Where the clock stands still; None follows the real time.
+        listening: Where and how.
+    """
+
+    def __init__(
+        self,
+        settings: ProxySettings | None = None,
+        time_ns: int | None = None,
+        listening: Listening | None = None,
+    ) -> None:
+        clock = Clock(time_ns)
+        self._proxy = Keepproxy(settings, clock)
+        super().__init__(self._proxy, clock, listening)
+
+    def configure(self, **settings: Any) -> None:  # noqa: ANN401 - the types of ProxySettings
+        """Change settings of a running proxy, named as in `ProxySettings`."""
+        _change(self._proxy.settings, settings)
+        now = self._proxy.settings
+        self._proxy.slots.places, self._proxy.slots.queue = now.max_requests, now.max_queued
+
+
+class ApiControls(Controls):
+    """A running API server.
+
+    Args:
+        settings: Its services, tokens and so on.
+        time_ns: Where the clock stands still; None follows the real time.
+        listening: Where and how; a client wants https.
+    """
+
+    def __init__(
+        self,
+        settings: ApiSettings | None = None,
+        time_ns: int | None = None,
+        listening: Listening | None = None,
+    ) -> None:
+        clock = Clock(time_ns)
+        self._api = ApiServer(settings, clock)
+        super().__init__(self._api, clock, listening)
+
+    def configure(self, **settings: Any) -> None:  # noqa: ANN401 - the types of ApiSettings
+        """Change what a running API server knows, named as in `ApiSettings`."""
+        _change(self._api.settings, settings)
+
+    def list_services(self, *lists: Sequence[ServiceEntry]) -> None:
+        """Give the next requests for the service list these lists, one each.
+
+        The last one stays.
+        """
+        self._api.upcoming.extend(list(each) for each in lists[:-1])
+        self._api.settings.services = list(lists[-1])
+
+
+def _change(settings: object, values: dict[str, Any]) -> None:
+    # The settings have slots, so a name they don't know raises AttributeError.
+    for name, value in values.items():
+        setattr(settings, name, value)

@@ -121,10 +121,11 @@ class Keepstore:
 
     def answer(self, request: Request) -> Answer:
         """Carry out a request."""
-        answer = admin.metrics(self, request)
+        management = self.settings.management_token
+        answer = admin.metrics(management, request)
         if answer is not None:
             return answer
-        answer = admin.health(self, request) or self._limited(request)
+        answer = admin.health(management, request) or self._limited(request)
         answer.headers["X-Request-Id"] = request.header("X-Request-Id") or request_id()
         return answer
 

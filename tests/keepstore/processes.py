@@ -60,7 +60,7 @@ class _Remote:
         self._reader = threading.Thread(target=self._read, daemon=True)
         try:
             self._pipe.send((kind, arguments))
-            self.url, self.port = self._pipe.recv()
+            self.url, self.host, self.port = self._pipe.recv()
         except BaseException:
             self._end()
             raise
@@ -144,7 +144,7 @@ def serve_controls(descriptor: int) -> None:
     sending = threading.Lock()
     kind, arguments = pipe.recv()
     controls = kind(**arguments)
-    pipe.send((controls.url, controls.port))
+    pipe.send((controls.url, controls.host, controls.port))
 
     def call(number: int, name: str, values: tuple[object, ...], named: dict[str, object]) -> None:
         try:

@@ -45,7 +45,7 @@ def render(answer: Answer, request: Request, clock: Clock) -> Rendered:
             lines.append(f"Content-Length: {len(body)}")
     if "content-type" not in given and body and fits:
         lines.append(f"Content-Type: {content_type(bytes(body[:512]))}")
-    says_close = _leaves_body(request) or request.header("Connection").lower() == "close"
+    says_close = not request.body.finished or request.header("Connection").lower() == "close"
     if says_close and "connection" not in given:
         lines.append("Connection: close")
     if chunked:
@@ -57,12 +57,6 @@ def render(answer: Answer, request: Request, clock: Clock) -> Rendered:
     falls_short = answer.length is not None and len(body) < answer.length and not is_head
     closes = says_close or falls_short or answer.cut or own.get("Connection") == "close"
     return Rendered("\r\n".join([*lines, "", ""]).encode("latin-1"), body, closes)
-
-
-def _leaves_body(request: Request) -> bool:
-    # Go reads a small body that nobody wanted; before any other it gives up.
-    body = request.body
-    return not body.finished and (body.is_awaited or not body.is_small())
 
 
 def _reason(status: int) -> str:

@@ -264,8 +264,8 @@ class Server:
     def _send(
         self, answer: Answer, request: Request, connection: Connection, fault: Fault
     ) -> tuple[int, bool]:
-        if not request.body.finished and request.body.is_small() and not request.body.is_awaited:
-            request.body.skip(1 << 20)
+        if not answer.cut:
+            request.body.drain()
         rendered = render(answer, request, self._clock)
         if not fault.pause and fault.hold is None and fault.close is None:
             # One segment where it can be: a client sees head and body together.
@@ -308,7 +308,7 @@ class Server:
         body = request.body
         if body.finished:
             return
-        if body.is_awaited and body.is_small():
+        if body.is_awaited and body.is_small:
             # Go waits for the rest of a small body although it said it closes.
             body.no_continue = True
             body.skip(1 << 20)

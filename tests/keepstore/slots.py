@@ -41,6 +41,7 @@ class Slots:
         with self._changed:
             if not self._waiting and self._is_free():
                 self._taken += 1
+                self._changed.notify_all()
                 return
             if self.queue is not None and len(self._waiting) >= self.queue:
                 raise BusyError

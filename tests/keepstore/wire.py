@@ -227,9 +227,16 @@ class RequestBody:
                 self._md5sum = ""
         return self._md5sum
 
+    @property
     def is_small(self) -> bool:
-        """Tell whether Go would read the rest to keep the connection."""
+        """Tell whether Go would read the rest; of a chunked body nobody can tell."""
         return self.length is not None and self.length - self.received <= _MOST_DRAINED
+
+    def drain(self) -> None:
+        """Read what a service has left, unless it is large, as Go does to keep a connection."""
+        if not self.is_awaited and (self.is_small or self.length is None):
+            with contextlib.suppress(TruncatedError):
+                self.skip(_MOST_DRAINED)
 
     def _space(self, wanted: int) -> int:
         # How many of the wanted bytes can be read in one go: those of the chunk.
@@ -254,6 +261,7 @@ class RequestBody:
         self._ask()
         count = self._connection.read_into(view)
         if not count:
+            self.finished = True  # there is nothing more to read
             raise TruncatedError
         self.received += count
         if self._chunk is not None:

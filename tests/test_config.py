@@ -86,7 +86,10 @@ def test_only_the_first_file_that_exists_is_read(tmp_path: Path) -> None:
     write(tmp_path / "two/arvados/settings.conf", "ARVADOS_API_HOST=two\nARVADOS_API_TOKEN=t\n")
 
     settings = load_settings(
-        {"XDG_CONFIG_HOME": f"{tmp_path}/none", "XDG_CONFIG_DIRS": f"{tmp_path}/one:{tmp_path}/two"}
+        {
+            "XDG_CONFIG_HOME": f"{tmp_path}/none",
+            "XDG_CONFIG_DIRS": f"{tmp_path}/one:{tmp_path}/two",
+        }
     )
 
     assert settings == Settings(api_host="one", source=first)

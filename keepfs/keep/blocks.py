@@ -8,6 +8,7 @@ seconds, and may be made from any thread.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
 import string
 import threading
@@ -19,6 +20,7 @@ from keepfs.keep.cache import KeepBlockCache
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.retry import Backoff
 from keepfs.keep.store import Call, Wanted
 from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT
 
@@ -50,6 +52,7 @@ class BlockClient:
 
     Attributes:
         total_timeout: Seconds after which a call gives up whatever happens.
+        backoff: How long to wait between rounds.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class BlockClient:
         self.num_retries = num_retries
         self.block_cache = block_cache or KeepBlockCache()
         self.total_timeout = DEFAULT_TOTAL_TIMEOUT
+        self.backoff = Backoff()
         self.counters = counters or Counters()
         self._store = store
         self._background = Background(_MOST_BACKGROUND)
@@ -255,6 +259,7 @@ class BlockClient:
             retries=self.num_retries if num_retries is None else num_retries,
             request_id=request_id or next(iter(named), "") or self._request_id(),
             headers=given,
+            backoff=self.backoff,
         )
 
     def _request_id(self) -> str:
@@ -262,10 +267,8 @@ class BlockClient:
         return "req-" + "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
-        begun = self._call(num_retries=0)
-        call = Call(
-            begun.deadline,
-            request_id=begun.request_id,
+        call = dataclasses.replace(
+            self._call(num_retries=0),
             answered=lambda size: self.block_cache.announce(locator, size),
         )
         return self.block_cache.begin(

@@ -12,11 +12,11 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.discovery import Access, Services, probe_order
-from keepfs.keep.errors import Cause, KeepReadError, KeepRequestError, NoKeepServersError
+from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.failures import read_error, write_error
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
-from keepfs.keep.retry import Backoff, RetryLoop
+from keepfs.keep.retry import RetryLoop
 from keepfs.keep.store import Found
 from keepfs.keep.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.tokens import clean_token, salted_token
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.counters import Counters
+    from keepfs.keep.errors import KeepRequestError
     from keepfs.keep.outcome import Outcome
     from keepfs.keep.roster import Defaults, Roster
     from keepfs.keep.service import KeepService
@@ -79,7 +80,6 @@ class RemoteStore:
         self.defaults = defaults
         self.timeout = Timeouts.of(DEFAULT_TIMEOUT)
         self.proxy_timeout = Timeouts.of(DEFAULT_PROXY_TIMEOUT)
-        self.backoff = Backoff()
         self._sessions = sessions
         self._counters = counters
         self._parts = parts
@@ -141,7 +141,7 @@ class RemoteStore:
         services: Services | None = None
         trouble: NoKeepServersError | None = None
         attempts = 0
-        for attempt in self._rounds(call):
+        for attempt in self._rounds(call, KeepReadError):
             attempts = attempt + 1
             try:
                 services = self._services(services, call)
@@ -202,7 +202,7 @@ class RemoteStore:
         services: Services | None = None
         trouble: NoKeepServersError | None = None
         attempts = 0
-        for attempt in self._rounds(call):
+        for attempt in self._rounds(call, KeepWriteError):
             attempts = attempt + 1
             try:
                 services = self._services(services, call)
@@ -335,10 +335,10 @@ class RemoteStore:
         if any(service.last_status() == 0 for service in asked.values()):
             self.roster.doubt(services)
 
-    def _rounds(self, call: Call) -> Iterable[int]:
-        for attempt in RetryLoop(call.retries, backoff=self.backoff, total=call.remaining()):
+    def _rounds(self, call: Call, failure: type[KeepRequestError]) -> Iterable[int]:
+        for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
             if self._closed:
-                raise KeepRequestError("the client is closed")
+                raise failure("the client is closed")
             yield attempt
             if time.monotonic() >= call.deadline:
                 return

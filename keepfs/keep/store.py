@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from keepfs.keep.retry import Backoff
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -28,6 +30,7 @@ class Call:
         request_id: Goes with its requests.
         headers: Further ones that go with them.
         answered: Called with the block's size as soon as a service begins to send it.
+        backoff: How long to wait between rounds.
     """
 
     deadline: float
@@ -35,6 +38,7 @@ class Call:
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     answered: Callable[[int], None] | None = None
+    backoff: Backoff = field(default_factory=Backoff)
 
     def remaining(self) -> float:
         """Return the seconds that are left, at least 0."""

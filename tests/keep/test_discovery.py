@@ -65,22 +65,20 @@ def test_the_weights_are_those_of_the_small_tables(table: dict[str, Any]) -> Non
 
     order = probe_order(KeepLocator(table["hash"]), services, Access.READ)
 
-    by_weight = sorted(
-        table["services"], key=lambda name: weight(table["hash"], name), reverse=True
-    )
-    assert [service.uuid for service in order] == by_weight
-    assert [weight(table["hash"], name) for name in table["services"]] == _weights(table)
+    assert [service.uuid for service in order] == table["order"]
+    assert {name: weight(table["hash"], name) for name in table["services"]} == table["weights"]
 
 
-def _weights(table: dict[str, Any]) -> list[str]:
-    weights = table["weights"]
-    return list(weights.values()) if isinstance(weights, dict) else list(weights)
+@pytest.mark.parametrize(
+    "case", RENDEZVOUS["uuid_28_characters"]["cases"], ids=lambda case: case["hash"]
+)
+def test_of_a_uuid_with_28_characters_the_last_15_count(case: dict[str, Any]) -> None:
+    names = RENDEZVOUS["uuid_28_characters"]["services"]
+    services = [ServiceRecord(name, f"http://{name}/") for name in names]
 
+    order = probe_order(KeepLocator(case["hash"]), services, Access.READ)
 
-def test_of_a_uuid_with_28_characters_the_last_15_count() -> None:
-    assert weight(FOO.md5sum, "zzzzz-bi6l4-0123456789abcdef") == weight(
-        FOO.md5sum, "xxxxx-xxxxx-123456789abcdef"
-    )
+    assert [service.uuid for service in order] == case["python_order"]
 
 
 @given(st.permutations(range(8)))
@@ -237,7 +235,8 @@ def test_a_users_list_is_not_in_probe_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["keep", "//keep", "ftp://keep/", "http://", "http:///x", "http://[::1", "http://a:99999"]
+    "uri",
+    ["keep", "//keep", "ftp://keep/", "http://", "http:///x", "http://[::1", "http://a:99999"],
 )
 def test_a_uri_that_is_none_is_an_argument_error(uri: str) -> None:
     with pytest.raises(ArgumentError, match="Invalid proxy URI"):

@@ -7,5 +7,5 @@ from pathlib import Path
 from typing import Any
 
 VECTORS: dict[str, Any] = json.loads(
-    (Path(__file__).parent.parent / "data" / "vectors.json").read_text()
+    (Path(__file__).parent.parent / "data" / "transcripts" / "vectors.json").read_text()
 )

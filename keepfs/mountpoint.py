@@ -139,7 +139,7 @@ def is_dead(mountpoint: Path) -> bool:
         os.statvfs(mountpoint)  # not stat: the kernel may still know what that said
     except OSError as error:
         # Another user's living mount says EACCES.
-        return error.errno == errno.ENOTCONN
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False
 
 

@@ -302,7 +302,10 @@ class KeepService:
             return Outcome(
                 status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
             )
-        text = receive_text(response).decode("utf-8", "replace").strip()
+        raw = receive_text(response)
+        if len(raw) < min(content_length(response) or 0, MOST_TEXT):
+            return Outcome(0, "the answer was cut short", Cause.UNREACHABLE, headers)
+        text = raw.decode("utf-8", "replace").strip()
         try:
             locator = KeepLocator(text)
         except ValueError:

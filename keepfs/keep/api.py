@@ -114,14 +114,17 @@ class ApiClient:
         return f"ApiClient({self.root!r})"
 
     @classmethod
-    def of_settings(cls, settings: Settings | None = None) -> ApiClient:
-        """Make one from Arvados's own settings.
+    def of_settings(
+        cls, settings: Settings | None = None, api_token: str | None = None
+    ) -> ApiClient:
+        """Make one from Arvados's own settings; `api_token` counts instead of theirs.
 
         Raises:
             ArgumentError: They don't say where, or for whom.
         """
         settings = settings or load_settings()
-        named = {"ARVADOS_API_HOST": settings.api_host, "ARVADOS_API_TOKEN": settings.api_token}
+        token = settings.api_token if api_token is None else api_token
+        named = {"ARVADOS_API_HOST": settings.api_host, "ARVADOS_API_TOKEN": token}
         missing = [name for name, value in named.items() if not value]
         if missing:
             raise ArgumentError(
@@ -130,7 +133,7 @@ class ApiClient:
                 " cluster, give local_store=DIRECTORY or set KEEP_LOCAL_STORE"
             )
         root = f"https://{settings.api_host}/"
-        return cls(root, settings.api_token, insecure=settings.insecure)
+        return cls(root, token, insecure=settings.insecure)
 
     def keep_services(self) -> _KeepServices:
         """Return the collection of Keep services."""

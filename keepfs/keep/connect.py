@@ -46,9 +46,7 @@ def connect(
         proxy = settings.keep_services or settings.keep_proxy
     fixed = Services.of_uris(proxy) if proxy.split() else None
     if api_client is None and fixed is None:
-        api_client = ApiClient.of_settings(settings)
-        if api_token is not None:
-            api_client.api_token = api_token
+        api_client = ApiClient.of_settings(settings, api_token)
     token: Any = settings.api_token if api_token is None else api_token
     insecure = settings.insecure
     if api_client is not None:

@@ -115,3 +115,4 @@ def test_exceptions_name_recordings() -> None:
     named = {*NOT_REPLAYED, *STATUS_ONLY, *BODY_DIFFERS}
 
     assert named <= recordings().keys()
+    assert len(recordings()) == 391

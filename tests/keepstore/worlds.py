@@ -27,6 +27,7 @@ from tests.keepstore.controls import (
 from tests.keepstore.keepproxy import ProxySettings, Store
 from tests.keepstore.keepstore import TEST_TOKEN, Settings
 from tests.keepstore.locators import Signer, salted
+from tests.keepstore.ports import refusing_port
 from tests.keepstore.recordings import Recording, known_blocks, recordings
 from tests.keepstore.server import HOST
 from tests.keepstore.volumes import Volume
@@ -215,10 +216,7 @@ def _proxy_world(
     restore = []
     for number in (26121, 26199 if is_dead else 26122):
         if number == 26199:
-            # Bound, but nobody listens.
-            bound = exits.enter_context(socket.socket())
-            bound.bind((HOST, 0))
-            port = bound.getsockname()[1]
+            port = exits.enter_context(refusing_port())
         else:
             signed_at = now - SECOND if recording.name == "proxy-dead-put-1" else now
             store = KeepstoreControls(time_ns=signed_at, listening=_LISTENING)

@@ -16,10 +16,11 @@ import pytest
 
 from tests.keepstore.certificates import Authority, Certificate
 from tests.keepstore.recordings import Outcome, Recording, Replay, recordings
-from tests.keepstore.worlds import World, world_of
+from tests.keepstore.worlds import world_of
 
 if TYPE_CHECKING:
     from tests.keepstore.recordings import Headers
+    from tests.keepstore.states import World
 
 #: Recordings that can't be replayed, and why.
 NOT_REPLAYED = {

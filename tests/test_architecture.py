@@ -39,9 +39,7 @@ def test_no_import_cycles() -> None:
     graph = {dotted(path): (imports(path) & ours) - {dotted(path)} for path in MODULES}
     # A package's own face imports its rooms, and `from keepfs.cli import x` names the package.
     for name, needs in graph.items():
-        graph[name] = {
-            need for need in needs if not (need in graph and name.startswith(f"{need}."))
-        }
+        graph[name] = {need for need in needs if not (need in graph and name.startswith(f"{need}."))}
 
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
 
@@ -68,14 +66,10 @@ def test_no_room_is_longer_than_it_may_be(path: Path) -> None:
 
 
 def test_the_map_says_what_the_rooms_say() -> None:
-    rows = re.findall(
-        r"^\| `(keepfs/[^`]+)` \| (.+?) \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(keepfs/[^`]+)` \| (.+?) \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
 
     said = {
-        str(path.relative_to(ROOT)): (ast.get_docstring(ast.parse(path.read_text())) or "").split(
-            "\n"
-        )[0]
+        str(path.relative_to(ROOT)): (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
         for path in MODULES
     }
 

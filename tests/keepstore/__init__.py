@@ -23,6 +23,20 @@ steered by the same calls, those of `KeepstoreControls` and its like:
         [entry] = store.log("PUT")                           # headers, body_md5, connection ...
         store.counts(); store.most_under_way("PUT"); store.wait_begun(3, "PUT")
 
+A keepproxy stands in front of keepstores, and an API server lists services:
+
+    settings = ProxySettings(stores=[Store("zzzzz-bi6l4-000000000000001", store.url)])
+    with KeepproxyControls(settings) as proxy: ...
+
+    authority = Authority(tmp_path)                          # authority.bundle: what to trust
+    listening = Listening(tls=authority.certify())
+    with ApiControls(listening=listening) as api:            # api.host: for ARVADOS_API_HOST
+        api.list_services([ServiceEntry.of(store.url, 1)], [])   # this time, from now on
+        api.script(Fault(status=502), target="accessible")
+        api.configure(storage_classes={"hot": {"Default": True, "Priority": 1}})
+
+`refusing_port` and `silent_port` are services that can't be reached.
+
 `Settings` has the configuration (signing, key, TTL, limits), `Volume` the
 volumes (storage classes, replication, read-only, capacity), `Listening` port,
 TLS and buffer sizes, `Fault` everything that can go wrong with an exchange.
@@ -42,6 +56,7 @@ from tests.keepstore.faults import Fault, Stage
 from tests.keepstore.journal import Entry
 from tests.keepstore.keepproxy import ProxySettings, Store
 from tests.keepstore.keepstore import MANAGEMENT_TOKEN, ROOT_TOKEN, TEST_KEY, TEST_TOKEN, Settings
+from tests.keepstore.ports import refusing_port, silent_port
 from tests.keepstore.processes import start_process
 from tests.keepstore.volumes import Volume
 
@@ -65,5 +80,7 @@ __all__ = [
     "Stage",
     "Store",
     "Volume",
+    "refusing_port",
+    "silent_port",
     "start_process",
 ]

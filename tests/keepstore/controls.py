@@ -140,7 +140,7 @@ class Controls:
         return self._server.journal.entries(method)
 
     def clear_log(self) -> None:
-        """Forget the requests so far; none may be under way."""
+        """Forget the requests that have ended, and the most that were under way."""
         self._server.journal.clear()
 
     def counts(self) -> dict[str, int]:

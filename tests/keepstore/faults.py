@@ -36,6 +36,9 @@ class Fault:
         body: Sent in place of the right body; a wrong locator, for one.
         carry_out: Whether a request answered with `status` has its effect all
             the same. If not, its body is read and thrown away.
+        unread: Leave even that: answer `status` before the body has come.
+        length: Announced as the body's length; if that is more than there is,
+            the connection closes after the body.
         headers: Added to the answer; one of the same name is replaced.
         drop_headers: Left out of the answer, such as
             `X-Keep-Storage-Classes-Confirmed` to be an old server.
@@ -54,6 +57,8 @@ class Fault:
     status: int | None = None
     body: bytes | None = None
     carry_out: bool = False
+    unread: bool = False
+    length: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     drop_headers: tuple[str, ...] = ()
     pause: Mapping[Stage, float] = field(default_factory=dict)
@@ -70,6 +75,12 @@ class Fault:
         """Tell whether the request is not carried out at all."""
         return self.status is not None and not self.carry_out
 
+    @property
+    def is_prompt(self) -> bool:
+        """Tell whether head and body may leave together."""
+        stops = self.pause or self.hold or self.close
+        return not stops and self.send_rate is None and self.close_after is None
+
     def alter(self, answer: Answer) -> Answer:
         """Make the right answer the wrong one."""
         dropped = {name.lower() for name in self.drop_headers}
@@ -80,6 +91,8 @@ class Fault:
             altered = replace(altered, status=self.status)
         if self.body is not None:
             altered = replace(altered, body=self.body, length=None)
+        if self.length is not None:
+            altered = replace(altered, length=self.length)
         return altered
 
 

@@ -7,6 +7,7 @@ Linux all processes share.
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ class Entry:
         body_size: Bytes of the request's body that were read; 0 until the end.
         body_md5: Of that body in hex; empty for one that was thrown away.
         status: What was answered; None while under way, and if nothing was.
-        ended: When the answer was sent or the connection closed, or None.
+        ended: When the last byte was about to be sent, or the connection was
+            closed; None before.
     """
 
     number: int
@@ -55,23 +57,22 @@ class Journal:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._entries: list[Entry] = []
+        self._entries: dict[int, Entry] = {}
+        self._numbers = itertools.count()
         self._under_way: collections.Counter[str] = collections.Counter()
         self._most: collections.Counter[str] = collections.Counter()
 
     def begin(self, request: Request) -> int:
         """Write down a request whose headers have come, and return its number."""
         with self._changed:
-            number = len(self._entries)
-            self._entries.append(
-                Entry(
-                    number=number,
-                    connection=request.connection,
-                    method=request.method,
-                    target=request.target,
-                    headers=tuple(request.headers),
-                    began=time.monotonic(),
-                )
+            number = next(self._numbers)
+            self._entries[number] = Entry(
+                number=number,
+                connection=request.connection,
+                method=request.method,
+                target=request.target,
+                headers=tuple(request.headers),
+                began=time.monotonic(),
             )
             self._under_way[request.method] += 1
             self._most[request.method] = max(
@@ -81,11 +82,18 @@ class Journal:
             return number
 
     def end(self, number: int, request: Request, status: int | None) -> None:
-        """Write down how a request ended."""
+        """Write down how a request ended; a second time changes nothing.
+
+        Called before the last byte of the answer leaves, so that a client that
+        has its answer finds it here.
+        """
         size, md5sum = request.body.received, request.body.md5sum()
         with self._changed:
+            entry = self._entries.get(number)
+            if entry is None or entry.ended is not None:
+                return
             self._entries[number] = replace(
-                self._entries[number],
+                entry,
                 body_size=size,
                 body_md5=md5sum,
                 status=status,
@@ -97,12 +105,12 @@ class Journal:
     def entries(self, method: str | None = None) -> list[Entry]:
         """List the requests so far, or those of one method."""
         with self._changed:
-            return [entry for entry in self._entries if method in {None, entry.method}]
+            return [entry for entry in self._entries.values() if method in {None, entry.method}]
 
     def counts(self) -> dict[str, int]:
         """Count the requests so far by method."""
         with self._changed:
-            return dict(collections.Counter(entry.method for entry in self._entries))
+            return dict(collections.Counter(entry.method for entry in self._entries.values()))
 
     def under_way(self, method: str) -> int:
         """Count the requests of a method that aren't answered yet."""
@@ -115,13 +123,10 @@ class Journal:
             return self._most[method]
 
     def clear(self) -> None:
-        """Forget all requests that have ended, and start the maxima again.
-
-        Numbers go on only among what is left: call it between steps of a test.
-        """
+        """Forget all requests that have ended, and start the maxima again."""
         with self._changed:
-            self._changed.wait_for(lambda: not any(self._under_way.values()), 1.0)
-            self._entries = []
+            left = {number: each for number, each in self._entries.items() if each.ended is None}
+            self._entries = left
             self._most = collections.Counter(self._under_way)
 
     def wait_begun(self, requests: int, method: str | None = None, timeout: float = 10.0) -> None:
@@ -151,10 +156,12 @@ class Journal:
     def _count(self, method: str | None, *, ended: bool) -> int:
         return sum(
             method in {None, entry.method} and (not ended or entry.ended is not None)
-            for entry in self._entries
+            for entry in self._entries.values()
         )
 
     def _wait(self, condition: Callable[[], bool], timeout: float) -> None:
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
-                raise TimeoutError(f"only {len(self._entries)} requests: {self._entries[-3:]}")
+                raise TimeoutError(
+                    f"only {len(self._entries)} requests: {list(self._entries.values())[-3:]}"
+                )

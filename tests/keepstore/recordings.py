@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.keepstore.answers import CORS
 from tests.keepstore.server import HOST
 
 if TYPE_CHECKING:
@@ -81,17 +80,17 @@ class Recording:
 @functools.cache
 def recordings() -> dict[str, Recording]:
     """Load all recordings, by name."""
-    lines = _FILE.read_text().splitlines()
-    return {found.name: found for found in map(_recording, map(json.loads, lines))}
+    first, *lines = map(json.loads, _FILE.read_text().splitlines())
+    return {plain["name"]: _recording(plain, first["CORS"]) for plain in lines}
 
 
-def _recording(plain: dict[str, Any]) -> Recording:
+def _recording(plain: dict[str, Any], cors: dict[str, str]) -> Recording:
     request, answer = plain["request"], plain["response"] or {}
     headers: Headers = []
     for name, text in answer.get("headers") or []:
         if name == "CORS":
             # The five are written once in the file; only the methods differ.
-            values = {**CORS, "Access-Control-Allow-Methods": text}
+            values = {**cors, "Access-Control-Allow-Methods": text}
             headers += sorted(values.items())
         else:
             headers.append((name, text))

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 #: Where every test server listens; never another address.
 HOST = "127.0.0.1"
 
+# Head and body go in one segment up to this many bytes.
+_MOST_AT_ONCE = 65536
+# More bytes than any body has.
+_ALL = 1 << 40
 # Pieces in which a body is sent at a limited rate, a second.
 _PIECES = 20
 # Go waits that long (seconds) before it closes on a client that still sends.
@@ -226,17 +230,21 @@ class Server:
                 )
                 return
             number = self.journal.begin(request)
-            status: int | None = None
-            keeps = False
+
+            def finish(status: int | None, number: int = number, of: Request = request) -> None:
+                # Before the last byte: the client's next request finds the
+                # places free that this one had, and its test a full journal.
+                of.releases.close()
+                self.journal.end(number, of, status)
+
             try:
-                with request.releases:
-                    fault = self.faults.take(request.method, request.target)
-                    connection.receive_rate = fault.receive_rate
-                    request.body.no_continue = fault.no_continue
-                    answer = self._carry_out(request, fault)
-                    status, keeps = self._send(answer, request, connection, fault)
+                fault = self.faults.take(request.method, request.target)
+                connection.receive_rate = fault.receive_rate
+                request.body.no_continue = fault.no_continue
+                answer = self._carry_out(request, fault)
+                keeps = self._send(answer, request, connection, fault, finish)
             finally:
-                self.journal.end(number, request, status)
+                finish(None)
             if not keeps:
                 self._part(request, connection)
                 return
@@ -247,7 +255,8 @@ class Server:
         if expected and expected.lower() != "100-continue":
             return Answer(417, headers={"Connection": "close"}, cut=True)
         if fault.replaces:
-            request.body.skip(1 << 40)
+            if not fault.unread:
+                request.body.skip(_ALL)
             answer = Answer(200)
         else:
             try:
@@ -262,28 +271,36 @@ class Server:
         return answer
 
     def _send(
-        self, answer: Answer, request: Request, connection: Connection, fault: Fault
-    ) -> tuple[int, bool]:
+        self,
+        answer: Answer,
+        request: Request,
+        connection: Connection,
+        fault: Fault,
+        finish: Callable[[int], None],
+    ) -> bool:
         if not answer.cut:
             request.body.drain()
         rendered = render(answer, request, self._clock)
-        if not fault.pause and fault.hold is None and fault.close is None:
-            # One segment where it can be: a client sees head and body together.
-            small = len(rendered.body) <= 65536 and fault.send_rate is None
-            if small and fault.close_after is None:
-                connection.send(rendered.head + bytes(rendered.body))
-                return answer.status, not rendered.closes
+        body = rendered.body
+        if fault.is_prompt and len(body) <= _MOST_AT_ONCE:
+            finish(answer.status)
+            connection.send(rendered.head + bytes(body))
+            return not rendered.closes
+        end = len(body) if fault.close_after is None else min(fault.close_after, len(body))
+        if end == 0:
+            finish(answer.status)
         connection.send(rendered.head)
         self._pass(Stage.BEFORE_BODY, fault)
-        body = rendered.body
-        end = len(body) if fault.close_after is None else min(fault.close_after, len(body))
-        middle = min(len(body) // 2, end)
+        middle = end // 2
         self._send_paced(body[:middle], connection, fault)
         self._pass(Stage.MID_BODY, fault)
-        self._send_paced(body[middle:end], connection, fault)
+        if end:
+            self._send_paced(body[middle : end - 1], connection, fault)
+            finish(answer.status)
+            connection.send(body[end - 1 : end])
         if fault.close_after is not None:
             raise HangUpError(reset=fault.reset)
-        return answer.status, not rendered.closes
+        return not rendered.closes
 
     def _send_paced(self, body: memoryview, connection: Connection, fault: Fault) -> None:
         if fault.send_rate is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from tests.keepstore.clock import SECOND
@@ -56,6 +56,8 @@ class _Trashed:
 class Volume:
     """One volume of a keepstore; any thread may use it.
 
+    Pickled, it becomes an empty volume of the same configuration.
+
     Attributes:
         uuid: Its last 15 characters decide the order of volumes for a block.
         classes: Its storage classes.
@@ -80,6 +82,10 @@ class Volume:
     _blocks: dict[str, StoredBlock] = field(default_factory=dict, init=False, repr=False)
     _trash: dict[str, list[_Trashed]] = field(default_factory=dict, init=False, repr=False)
     _directories: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[Volume], tuple[object, ...]]:
+        settings = [getattr(self, each.name) for each in fields(self) if each.init]
+        return Volume, tuple(settings)
 
     def block(self, digest: str) -> StoredBlock | None:
         """Look a block up.

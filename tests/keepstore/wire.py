@@ -248,7 +248,11 @@ class RequestBody:
         while not self._chunk:
             if self._chunk == 0:
                 self._connection.read_line()  # the line end behind a chunk
-            size = int(self._connection.read_line().split(b";")[0], 16)
+            try:
+                size = int(self._connection.read_line().split(b";")[0], 16)
+            except ValueError:
+                self.finished = True  # no chunk: nothing after it can be read
+                raise TruncatedError from None
             if size == 0:
                 while self._connection.read_line():
                     pass  # trailers

@@ -54,9 +54,7 @@ class StoreOptions:
             else ",".join(self.storage_classes)
         )
         return {
-            "blocks": str(
-                self.local_store or self.keep_services or "at the cluster's services"
-            ),
+            "blocks": str(self.local_store or self.keep_services or "at the cluster's services"),
             "storage-classes": classes,
             "cache-size": format_size(self.cache_size),
         }

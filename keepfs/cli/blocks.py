@@ -181,7 +181,7 @@ def _verdict(sighting: Sighting) -> str:
 
 
 def _opened(name: str) -> BinaryIO:
-    return sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 - a context
+    return sys.stdin.buffer if name == "-" else Path(name).open("rb")
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:

@@ -270,7 +270,7 @@ class KeepService:
                 status,
                 # To a HEAD there is no text; a keepstore says 502 for nothing else.
                 is_corrupt=b"checksum mismatch" in text
-                or (method == "HEAD" and self._kind is Kind.DISK),
+                or (method == "HEAD" and _is_keepstores(headers)),
             )
             if cause is Cause.CORRUPT:
                 self._report_bad_copy(locator, "the service itself says so")
@@ -340,3 +340,10 @@ class KeepService:
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._token)
+
+
+def _is_keepstores(headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
+    return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
+        "via" not in headers
+    )

@@ -174,7 +174,7 @@ def test_a_killed_process_leaves_a_dead_mount_that_the_next_one_clears(
     locator = unmounted.locator(unmounted.upload / "file")
     unmounted.kill()
     assert unmounted.is_mounted()
-    with pytest.raises(OSError, match="not connected|connection abort"):
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
         os.listdir(unmounted.path)
 
     unmounted.mount()

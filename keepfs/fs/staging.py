@@ -43,11 +43,18 @@ class Staging:
     Args:
         blocks: Where slots are stored.
         maxsize: Bytes.
+        block_size: Bytes after which files are cut; at most a block's.
     """
 
-    def __init__(self, blocks: AsyncBlocks, maxsize: int = DEFAULT_STAGING_SIZE) -> None:
+    def __init__(
+        self,
+        blocks: AsyncBlocks,
+        maxsize: int = DEFAULT_STAGING_SIZE,
+        block_size: int = MAX_BLOCK_SIZE,
+    ) -> None:
         self.blocks = blocks
         self.maxsize = maxsize
+        self.block_size = block_size
         self.currsize = 0
         # In the order they were staged.
         self._sizes: dict[Slot, int] = {}
@@ -125,7 +132,7 @@ class Slot:
     @property
     def is_full(self) -> bool:
         """Whether all of a whole block is staged."""
-        return self._buffer is not None and len(self._buffer) == MAX_BLOCK_SIZE
+        return self._buffer is not None and len(self._buffer) == self._staging.block_size
 
     async def read(self, begin: int, end: int) -> bytes | memoryview:
         """Return the bytes from `begin` up to `end`, both within the length."""

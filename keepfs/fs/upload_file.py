@@ -54,6 +54,7 @@ class UploadFile(FileNode):
     ) -> None:
         super().__init__(metadata)
         self._staging = staging
+        self._block_size = staging.block_size
         self._on_stored = on_stored
         self._size = 0
         self._slots: dict[int, Slot] = {}
@@ -128,7 +129,7 @@ class UploadFile(FileNode):
             await slot.read(begin, stop)
             if (slot := self._slots.get(index)) is not None
             else zeros(stop - begin)
-            for index, begin, stop in _cut(offset, end)
+            for index, begin, stop in self._cut(offset, end)
         ]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -145,13 +146,13 @@ class UploadFile(FileNode):
         async with self._mutating:
             self._extend(offset)
             view = memoryview(content)
-            for index, begin, stop in _cut(offset, end):
+            for index, begin, stop in self._cut(offset, end):
                 slot = self._slot(index)
-                taken = index * MAX_BLOCK_SIZE + begin - offset
+                taken = index * self._block_size + begin - offset
                 await slot.write(begin, view[taken : taken + stop - begin])
-                self._size = max(self._size, index * MAX_BLOCK_SIZE + stop)
+                self._size = max(self._size, index * self._block_size + stop)
                 self._changed()
-                if stop == MAX_BLOCK_SIZE and slot.is_full:
+                if stop == self._block_size and slot.is_full:
                     slot.start_storing()
 
     async def truncate(self, size: int) -> None:
@@ -166,10 +167,10 @@ class UploadFile(FileNode):
         async with self._mutating:
             self._extend(size)
             if size < self._size:
-                last, length = divmod(size, MAX_BLOCK_SIZE)
+                last, length = divmod(size, self._block_size)
                 if length and last in self._slots:
                     await self._slots[last].cut(length)
-                for index in [i for i in self._slots if i * MAX_BLOCK_SIZE >= size]:
+                for index in [i for i in self._slots if i * self._block_size >= size]:
                     self._slots.pop(index).drop()
                 self._size = size
             self._changed()
@@ -189,7 +190,7 @@ class UploadFile(FileNode):
             return
         self._tried = max(self._tried, wanted)
         size = self._size
-        slots = [self._slot(index) for index in range(max(1, -(-size // MAX_BLOCK_SIZE)))]
+        slots = [self._slot(index) for index in range(max(1, -(-size // self._block_size)))]
         receipts = await self._store_slots(slots)
         if not self.links or self._stored >= wanted:
             return
@@ -248,10 +249,18 @@ class UploadFile(FileNode):
         failures = (slot.failure for slot in self._slots.values())
         return next((failure for failure in failures if failure is not None), None)
 
+    def _cut(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a range at block borders: (slot's number, begin and end in the slot)."""
+        while offset < end:
+            index, begin = divmod(offset, self._block_size)
+            stop = min(self._block_size, begin + end - offset)
+            yield index, begin, stop
+            offset += stop - begin
+
     def _slot(self, index: int) -> Slot:
         slot = self._slots.get(index)
         if slot is None:
-            length = min(max(self._size - index * MAX_BLOCK_SIZE, 0), MAX_BLOCK_SIZE)
+            length = min(max(self._size - index * self._block_size, 0), self._block_size)
             slot = self._slots[index] = Slot(self._staging, length)
         return slot
 
@@ -259,9 +268,9 @@ class UploadFile(FileNode):
         """Let the file end in zeros up to `size`, if it is shorter."""
         if size <= self._size:
             return
-        index = max(self._size - 1, 0) // MAX_BLOCK_SIZE
+        index = max(self._size - 1, 0) // self._block_size
         if index in self._slots:
-            self._slots[index].extend(min(size - index * MAX_BLOCK_SIZE, MAX_BLOCK_SIZE))
+            self._slots[index].extend(min(size - index * self._block_size, self._block_size))
         self._size = size
 
     def _changed(self) -> None:
@@ -290,12 +299,3 @@ def change_metadata(metadata: Metadata, changes: Changes) -> None:
     if changes.mtime_ns is not None:
         metadata.mtime_ns = changes.mtime_ns
     metadata.changed()
-
-
-def _cut(offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a range of a file at block borders: (slot's number, begin and end in the slot)."""
-    while offset < end:
-        index, begin = divmod(offset, MAX_BLOCK_SIZE)
-        stop = min(MAX_BLOCK_SIZE, begin + end - offset)
-        yield index, begin, stop
-        offset += stop - begin

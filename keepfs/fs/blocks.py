@@ -8,7 +8,9 @@ while the thread runs on: a fetch fills the cache, a store is never abandoned.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import trio
@@ -48,6 +50,19 @@ class BlockStore(Protocol):
 
     def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksStatistics:
+    """What threads are doing for the file system.
+
+    Attributes:
+        reads: Reads under way, or waiting for a thread.
+        writes: Writes under way, or waiting for a thread.
+    """
+
+    reads: int
+    writes: int
 
 
 class Call(Generic[_T]):
@@ -125,6 +140,7 @@ class AsyncBlocks:
         self._reads = trio.CapacityLimiter(max_reads)
         self._writes = trio.CapacityLimiter(max_writes)
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
+        self._under_way = collections.Counter[trio.CapacityLimiter]()
 
     def get_nowait(self, locator: KeepLocator) -> memoryview | None:
         """Return a block if it is in memory, else None."""
@@ -157,16 +173,23 @@ class AsyncBlocks:
         return await call.wait()
 
     def put(
-        self, block: Buffer, then: Callable[[Call[Receipt]], None] = lambda _: None
+        self,
+        block: Buffer,
+        size: int,
+        then: Callable[[Call[Receipt]], None] = lambda _: None,
     ) -> Call[Receipt]:
         """Begin to store a block, which may not change until that is done.
 
         Args:
             block: At most 64 MiB.
+            size: Bytes to store, at least the block's: zeros go behind it.
+                They take memory only while a thread sends them.
             then: Called when it is stored, or has failed.
         """
         call = Call(then)
-        self._start(lambda: self._store.put_block(block, self.copies), self._writes, call)
+        self._start(
+            lambda: self._store.put_block(_padded(block, size), self.copies), self._writes, call
+        )
         return call
 
     async def free_space(self) -> tuple[int, int]:
@@ -174,6 +197,10 @@ class AsyncBlocks:
         call = Call[tuple[int, int]]()
         self._start(self._store.free_space, self._reads, call)
         return await call.wait()
+
+    def statistics(self) -> BlocksStatistics:
+        """Return what is under way at this moment."""
+        return BlocksStatistics(self._under_way[self._reads], self._under_way[self._writes])
 
     def _get(self, locator: KeepLocator) -> Call[memoryview]:
         running = self._gets.get(locator)
@@ -189,6 +216,7 @@ class AsyncBlocks:
     def _start(
         self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
     ) -> None:
+        self._under_way[limiter] += 1
         self._nursery.start_soon(self._run, work, limiter, call)
 
     async def _run(
@@ -201,8 +229,10 @@ class AsyncBlocks:
                 work, limiter=limiter, abandon_on_cancel=abandon
             )
         except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
+            self._under_way[limiter] -= 1
             call.fail(error)
         else:
+            self._under_way[limiter] -= 1
             call.finish(result)
 
 
@@ -220,3 +250,12 @@ async def open_blocks(
             store, nursery, copies=copies, max_reads=max_reads, max_writes=max_writes
         )
         nursery.cancel_scope.cancel()
+
+
+def _padded(block: Buffer, size: int) -> Buffer:
+    view = memoryview(block)
+    if view.nbytes == size:
+        return block
+    padded = bytearray(size)
+    padded[: view.nbytes] = view
+    return padded

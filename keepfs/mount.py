@@ -15,24 +15,21 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from keepfs import __version__, logs, mountpoint, runtime, systemd
-from keepfs.fs.blocks import open_blocks
+from keepfs import __version__, logs, mountpoint, runtime, stores, systemd
+from keepfs.fs.blocks import Lookup, open_blocks
 from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.nodes import Metadata, directory_mode
-from keepfs.fs.operations import Operations, Ownership
+from keepfs.fs.nodes import Metadata, Ownership, directory_mode
+from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
 from keepfs.fs.staging import Staging
 from keepfs.fs.upload import UploadDirectory
-from keepfs.keep.cache import KeepBlockCache
-from keepfs.keep.client import KeepClient
-from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.errors import ArgumentError, KeepRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keepfs.daemon import Reporter
-    from keepfs.fs.blocks import BlockStore
     from keepfs.options import MountOptions
 
 _log = logging.getLogger(__name__)
@@ -67,24 +64,29 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     log_file = options.log_file
     if log_file is None and not foreground:
         log_file = default_log_file(options)
+    code = 1
     try:
         logs.start(options.log_level, log_file)
         with runtime.claim(options.mountpoint, log_file) as claim:
             _prepare(options)
-            store = KeepClient(
-                local_store=options.local_store, block_cache=KeepBlockCache(options.cache_size)
-            )
-            with _ticking():
-                return trio.run(_Mount(options, store, claim, reporter).serve)
-    except (
+            with stores.open_client(options.store) as client, _ticking():
+                stores.check(client, options.store)
+                copies = stores.copies_of(client, options.store)
+                store = stores.RenewingStore(client, options.store)
+                code = trio.run(_Mount(options, store, copies, claim, reporter).serve)
+    except* (
         MountError,
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
+        stores.StoreError,
+        ArgumentError,
+        KeepRequestError,
         OSError,
-    ) as error:
-        _log.error("%s", error)
-        reporter.failed(str(error))
-        return 1
+    ) as failures:  # a group, where it comes from among trio's tasks
+        reason = _first_of(failures)
+        _log.error("%s", reason)
+        reporter.failed(str(reason))
+    return code
 
 
 def default_log_file(options: MountOptions) -> Path:
@@ -112,6 +114,7 @@ class _Mount:
     Args:
         options: How to mount.
         store: Where the blocks are.
+        copies: Replicas to be confirmed of each block.
         claim: Where others learn of the mount.
         reporter: Told once that the mount answers, or why it can't.
     """
@@ -119,12 +122,14 @@ class _Mount:
     def __init__(
         self,
         options: MountOptions,
-        store: BlockStore,
+        store: stores.RenewingStore,
+        copies: int,
         claim: runtime.Claim,
         reporter: Reporter,
     ) -> None:
         self._options = options
         self._store = store
+        self._copies = copies
         self._claim = claim
         self._reporter = reporter
         self._requests = Requests(options.request_timeout)
@@ -132,7 +137,12 @@ class _Mount:
     async def serve(self) -> int:
         """Mount, serve, drain, unmount; return the exit code."""
         options = self._options
-        async with open_blocks(self._store, copies=options.copies) as blocks:
+        async with open_blocks(
+            self._store,
+            copies=self._copies,
+            lookup=self._lookup(),
+            lookup_wait=options.lookup_wait,
+        ) as blocks:
             staging = Staging(blocks, options.staging_size)
             owner = Metadata(
                 directory_mode(0),
@@ -142,7 +152,7 @@ class _Mount:
             by_id = ByIdDirectory(self._fixed(0o555, owner), blocks)
             upload = UploadDirectory(self._fixed(0o777, owner), staging, by_id.stored)
             readme = TextFile(
-                readme_text(__version__, options.copies, options.public_settings()), owner
+                readme_text(__version__, self._copies, options.public_settings()), owner
             )
             root = RootDirectory({"README": readme, "by_id": by_id, "upload": upload}, owner)
             operations = Operations(
@@ -165,6 +175,12 @@ class _Mount:
                 # Nothing can be added any more: what there is now is all there is.
                 unsaved = await self._drain(upload)
         return 1 if unsaved else 0
+
+    def _lookup(self) -> Lookup:
+        """Choose how to look names up: a directory is asked, not read, for a name."""
+        if self._options.lookup is not None:
+            return Lookup(self._options.lookup)
+        return Lookup.HEAD if self._options.store.local_store else Lookup.FETCH
 
     def _fixed(self, permissions: int, owner: Metadata) -> Metadata:
         mode = directory_mode(permissions & ~self._options.umask)
@@ -190,7 +206,7 @@ class _Mount:
                 pyfuse3.init(operations, str(options.mountpoint), settings)
         except RuntimeError as error:
             raise MountError(_why_not(options.mountpoint, " ".join(said) or str(error))) from error
-        _log.info("mounted on %s, blocks in %s", options.mountpoint, options.local_store)
+        _log.info("mounted on %s, %s", options.mountpoint, options.store)
         try:
             yield
         finally:
@@ -218,9 +234,15 @@ class _Mount:
                 )
 
     async def _end_on_signal(self, upload: UploadDirectory, serving: trio.CancelScope) -> None:
-        """On SIGTERM or SIGINT store what isn't, then end serving; a second one ends at once."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        """On SIGTERM or SIGINT store what isn't, then end serving; a second one ends at once.
+
+        On SIGHUP read the token again.
+        """
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
+                if number == signal.SIGHUP:
+                    await trio.to_thread.run_sync(self._store.renew)
+                    continue
                 _log.info("%s: storing what is not stored yet", signal.Signals(number).name)
                 systemd.notify("STOPPING=1")
                 break
@@ -228,6 +250,8 @@ class _Mount:
 
                 async def impatient() -> None:
                     async for number in signals:
+                        if number == signal.SIGHUP:
+                            continue
                         _log.warning("%s again: not waiting", signal.Signals(number).name)
                         nursery.cancel_scope.cancel()
 
@@ -249,6 +273,13 @@ class _Mount:
         if unsaved:
             _log.error("%d files in upload/ could not be stored", unsaved)
         return unsaved
+
+
+def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _given(value: int | None, default: int) -> int:

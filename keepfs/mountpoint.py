@@ -135,8 +135,14 @@ def check_fuse() -> None:
             "there is no /dev/fuse: load the module (modprobe fuse), or start the container"
             " with --device /dev/fuse --cap-add SYS_ADMIN"
         )
-    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+    if os.geteuid() == 0:
+        return
+    if shutil.which("fusermount3") is None:
         raise MountpointError("there is no fusermount3, which mounts for users: install fuse3")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountpointError(
+            "/dev/fuse is closed to users: chmod 666 /dev/fuse, as fuse3's rule for udev does"
+        )
 
 
 def is_dead(mountpoint: Path) -> bool:
@@ -149,7 +155,7 @@ def is_dead(mountpoint: Path) -> bool:
         os.statvfs(mountpoint)  # not stat: the kernel may still know what that said
     except OSError as error:
         # Another user's living mount says EACCES.
-        return error.errno == errno.ENOTCONN
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False
 
 

@@ -23,15 +23,53 @@ class OptionsError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """Where the blocks are, and how to ask for them.
+
+    Attributes:
+        local_store: A directory of this machine, instead of services.
+        keep_services: Base URLs of services, blank-separated, instead of
+            discovery; None for Arvados's own settings.
+        copies: Replicas to be confirmed; None for the cluster's default.
+        storage_classes: Classes to be confirmed; None for the cluster's default.
+        cache_size: Bytes of blocks kept in memory.
+        retries: Rounds after the first; the default ones take about a minute.
+        token_file: A file with the token, read again when it is refused;
+            None for Arvados's own settings.
+    """
+
+    local_store: Path | None = None
+    keep_services: str | None = None
+    copies: int | None = None
+    storage_classes: tuple[str, ...] | None = None
+    cache_size: int = 256 * MIB
+    retries: int = 4
+    token_file: Path | None = None
+
+    def public_settings(self) -> dict[str, str]:
+        """Return what the mount's README shows of it: never the token."""
+        classes = (
+            "the cluster's default"
+            if self.storage_classes is None
+            else ",".join(self.storage_classes)
+        )
+        return {
+            "blocks": str(self.local_store or self.keep_services or "at the cluster's services"),
+            "storage-classes": classes,
+            "cache-size": format_size(self.cache_size),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
     """How to mount.
 
     Attributes:
         mountpoint: An absolute path.
-        local_store: The directory of the embedded store, an absolute path.
-        copies: Replicas to be confirmed of each block, at least 1; a local
-            store makes one.
-        cache_size: Bytes of blocks kept in memory.
+        store: Where the blocks are.
+        lookup: How a lookup learns whether a block is there: `fetch`, `head`
+            or `trust`; None for what fits the store.
+        lookup_wait: Seconds after which a lookup believes the name.
         staging_size: Bytes written but not stored yet that are kept in
             memory; who writes faster waits.
         uid: Owner of everything; None for whoever makes it.
@@ -51,9 +89,9 @@ class MountOptions:
     """
 
     mountpoint: Path
-    local_store: Path
-    copies: int = 1
-    cache_size: int = 256 * MIB
+    store: StoreOptions
+    lookup: str | None = None
+    lookup_wait: float = 2.0
     staging_size: int = 512 * MIB
     uid: int | None = None
     gid: int | None = None
@@ -71,9 +109,7 @@ class MountOptions:
     def public_settings(self) -> dict[str, str]:
         """Return what the mount's README shows of it."""
         return {
-            "local-store": str(self.local_store),
-            "copies": str(self.copies),
-            "cache-size": format_size(self.cache_size),
+            **self.store.public_settings(),
             "staging-size": format_size(self.staging_size),
             "read-only": "yes" if self.read_only else "no",
         }

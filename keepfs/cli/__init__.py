@@ -16,6 +16,8 @@ _COMMANDS = {
     "put": "keepfs.cli.blocks",
     "get": "keepfs.cli.blocks",
     "stat": "keepfs.cli.blocks",
+    "verify": "keepfs.cli.blocks",
+    "where": "keepfs.cli.blocks",
     "locate": "keepfs.cli.blocks",
 }
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOTHING_CONFIGURED = """\
-nothing to mount: keepfs needs a place for the blocks.
-  On this machine:      keepfs mount --local-store DIR MOUNTPOINT   (or KEEP_LOCAL_STORE=DIR)
-  An Arvados cluster:   comes with the next version of keepfs"""
+nothing says where the blocks are. Either
+  an Arvados cluster:  set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment
+                       or in ~/.config/arvados/settings.conf
+  or this machine:     --local-store DIR   (or KEEP_LOCAL_STORE=DIR); needs no cluster"""
 
 
 @contextlib.contextmanager

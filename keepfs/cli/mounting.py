@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keepfs import daemon, mountpoint, options, runtime
-from keepfs.cli import failures
+from keepfs.cli import failures, settings
+from keepfs.cli.settings import setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keepfs.daemon import Reporter
 
 # What mount(8) and fstab pass along that says nothing about a file system.
@@ -21,47 +20,6 @@ _IGNORED_WORDS = frozenset(
     ("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults")
 )
 _WORDS = {"ro": ("read_only", True)}
-
-
-class _Size(click.ParamType[int]):
-    """A number of bytes."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read a size."""
-        if isinstance(value, int):
-            return value
-        try:
-            return options.parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Octal(click.ParamType[int]):
-    """File permissions, in octal."""
-
-    name = "octal"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read permissions."""
-        try:
-            number = int(str(value), 8)
-        except ValueError:
-            number = -1
-        if not 0 <= number <= 0o777:  # noqa: PLR2004 - rwxrwxrwx
-            self.fail(f"not permissions in octal: {value!r} (write 022)", param, ctx)
-        return number
-
-
-def _setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - click's own
-    """Make an option that is a KEEPFS_ variable and a key of the configuration file too."""
-    variable = f"KEEPFS_{name.strip('-').upper().replace('-', '_')}"
-    return click.option(name, envvar=attributes.pop("envvar", variable), **attributes)
 
 
 def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -76,10 +34,10 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     if path is not None and not path.exists():
         raise click.UsageError(f"there is no configuration file {path}")
     try:
-        settings = options.read_config_file(path or options.default_config_file(), known)
+        found = options.read_config_file(path or options.default_config_file(), known)
     except options.OptionsError as error:
         raise click.UsageError(str(error)) from error
-    defaults = {name.replace("-", "_"): value for name, value in settings.items()}
+    defaults = {name.replace("-", "_"): value for name, value in found.items()}
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
@@ -129,44 +87,46 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     callback=_read_words,
     help="Options as in /etc/fstab, without their dashes; and ro.",
 )
-@_setting(
-    "--local-store",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar=["KEEPFS_LOCAL_STORE", "KEEP_LOCAL_STORE"],
-    help="Keep the blocks in this directory; needs no cluster.",
+@settings.store_settings
+@setting(
+    "--lookup",
+    type=click.Choice(["fetch", "head", "trust"]),
+    help="How a name is looked up: by beginning to fetch the block, by asking for it, or not"
+    " at all.  [default: fetch; head with a local store]",
 )
-@_setting(
-    "--cache-size",
-    type=_Size(),
-    default="256MiB",
+@setting(
+    "--lookup-wait",
+    type=click.FloatRange(0),
+    default=2.0,
     show_default=True,
-    help="Memory for blocks that were read.",
+    metavar="SECONDS",
+    help="After that long a lookup believes the name, and the read will tell.",
 )
-@_setting(
+@setting(
     "--staging-size",
-    type=_Size(),
+    type=settings.Size(),
     default="512MiB",
     show_default=True,
     help="Memory for what is written and not stored yet; a faster writer waits.",
 )
-@_setting("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who made it]")
-@_setting("--gid", type=click.IntRange(0), help="Group of everything.  [default: the maker's]")
-@_setting(
+@setting("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who made it]")
+@setting("--gid", type=click.IntRange(0), help="Group of everything.  [default: the maker's]")
+@setting(
     "--umask",
-    type=_Octal(),
+    type=settings.Octal(),
     default="022",
     show_default=True,
     help="Permissions that the mount's own directories don't give.",
 )
-@_setting("--allow-other", is_flag=True, help="Let other users in, as far as permissions go.")
-@_setting("--read-only", is_flag=True, help="Refuse to change anything.")
-@_setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
-@_setting(
+@setting("--allow-other", is_flag=True, help="Let other users in, as far as permissions go.")
+@setting("--read-only", is_flag=True, help="Refuse to change anything.")
+@setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
+@setting(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where logs are kept.  [default: /var/lib/keepfs for root, ~/.local/state/keepfs]",
 )
-@_setting(
+@setting(
     "--request-timeout",
     type=click.FloatRange(0, min_open=True),
     default=600.0,
@@ -174,7 +134,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     metavar="SECONDS",
     help="A request that takes longer is answered with a time-out.",
 )
-@_setting(
+@setting(
     "--drain-timeout",
     type=click.FloatRange(0),
     default=300.0,
@@ -182,20 +142,20 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     metavar="SECONDS",
     help="Time for storing what isn't yet, at the end.",
 )
-@_setting(
+@setting(
     "--read-ahead",
-    type=_Size(),
+    type=settings.Size(),
     default="1MiB",
     show_default=True,
     help="What the kernel may read ahead, where root mounts; 0 leaves it alone.",
 )
-@_setting(
+@setting(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
     show_default=True,
 )
-@_setting(
+@setting(
     "--log-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Log there.  [default: in the state directory; standard error with -f]",
@@ -204,7 +164,7 @@ def mount_command(
     mountpoint_: Path,
     *,
     foreground: bool,
-    local_store: Path | None,
+    store: options.StoreOptions,
     state_dir: Path | None,
     log_file: Path | None,
     log_level: str,
@@ -216,12 +176,10 @@ def mount_command(
     is also a variable KEEPFS_<OPTION> and a key of the configuration file;
     the command line comes before the environment, and that before the file.
     """
-    if local_store is None:
-        raise click.UsageError(failures.NOTHING_CONFIGURED)
     with failures.in_one_line():
-        settings = options.MountOptions(
+        told = options.MountOptions(
             mountpoint=mountpoint.resolve(mountpoint_),
-            local_store=local_store.expanduser().absolute(),
+            store=store,
             state_dir=(state_dir or _default_state_dir()).expanduser().absolute(),
             log_file=None if log_file is None else log_file.expanduser().absolute(),
             log_level=log_level.upper(),
@@ -232,7 +190,7 @@ def mount_command(
         # Here, not above: a parent that only forks needs neither trio nor pyfuse3.
         from keepfs import mount  # noqa: PLC0415
 
-        return mount.run(settings, reporter, foreground=foreground)
+        return mount.run(told, reporter, foreground=foreground)
 
     if foreground:
         raise SystemExit(serve(_Foreground()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
@@ -33,6 +34,19 @@ DEFAULT_MAX_READS = 16
 DEFAULT_MAX_WRITES = 4
 
 
+#: Seconds. The kernel serialises the lookups of one directory, and a client that
+#: waits in one can't be killed: so a lookup may not wait for a slow service.
+DEFAULT_LOOKUP_WAIT = 2.0
+
+
+class Lookup(enum.Enum):
+    """How a lookup learns whether a block is there."""
+
+    FETCH = "fetch"  # begin to fetch it: who looks it up will read it
+    HEAD = "head"  # ask for it alone: for slow links, and for a directory
+    TRUST = "trust"  # believe its name
+
+
 class BlockStore(Protocol):
     """What the file system needs from Keep. Calls may block; any thread may make them."""
 
@@ -44,6 +58,12 @@ class BlockStore(Protocol):
 
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block the store has, in bytes."""
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Begin to fetch a block; return its size once it is known to be there.
+
+        None where nobody has said yet after `wait` seconds.
+        """
 
     def put_block(self, block: Buffer, copies: int) -> Receipt:
         """Store a block; `block` doesn't change meanwhile."""
@@ -58,10 +78,12 @@ class BlocksStatistics:
 
     Attributes:
         reads: Reads under way, or waiting for a thread.
-        writes: Writes under way, or waiting for a thread.
+        lookups: Lookups, likewise.
+        writes: Writes, likewise.
     """
 
     reads: int
+    lookups: int
     writes: int
 
 
@@ -121,6 +143,8 @@ class AsyncBlocks:
         store: Where the blocks are.
         nursery: Where the threads are waited for.
         copies: Replicas to be confirmed of each block.
+        lookup: How a lookup learns whether a block is there.
+        lookup_wait: Seconds after which a lookup believes the name.
         max_reads: Most threads that read at once.
         max_writes: Most threads that write at once.
     """
@@ -131,13 +155,18 @@ class AsyncBlocks:
         nursery: trio.Nursery,
         *,
         copies: int,
+        lookup: Lookup = Lookup.HEAD,
+        lookup_wait: float = DEFAULT_LOOKUP_WAIT,
         max_reads: int = DEFAULT_MAX_READS,
         max_writes: int = DEFAULT_MAX_WRITES,
     ) -> None:
         self.copies = copies
+        self._lookup = lookup
+        self._lookup_wait = lookup_wait
         self._store = store
         self._nursery = nursery
         self._reads = trio.CapacityLimiter(max_reads)
+        self._lookups = trio.CapacityLimiter(max_reads)
         self._writes = trio.CapacityLimiter(max_writes)
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
         self._under_way = collections.Counter[trio.CapacityLimiter]()
@@ -162,14 +191,29 @@ class AsyncBlocks:
         if self._store.cached_block(locator) is None:
             self._get(locator)
 
-    async def head(self, locator: KeepLocator) -> int:
-        """Return the size of a block the store has, in bytes.
+    async def find(self, locator: KeepLocator) -> int:
+        """Return the size of a block the store has, in bytes, as `lookup` says.
 
         Raises:
             KeepReadError: It hasn't, or couldn't say.
         """
+        if self._lookup is not Lookup.HEAD and locator.size is not None:
+            if self._lookup is Lookup.TRUST:
+                return locator.size
+            known = await self._probe(locator)
+            # Not known yet: the name is believed, and the read will tell.
+            return locator.size if known is None else known
+        return await self._head(locator)
+
+    async def _probe(self, locator: KeepLocator) -> int | None:
+        call = Call[int | None]()
+        wait = self._lookup_wait
+        self._start(lambda: self._store.probe_block(locator, wait), self._lookups, call)
+        return await call.wait()
+
+    async def _head(self, locator: KeepLocator) -> int:
         call = Call[int]()
-        self._start(lambda: self._store.head_block(locator), self._reads, call)
+        self._start(lambda: self._store.head_block(locator), self._lookups, call)
         return await call.wait()
 
     def put(
@@ -200,7 +244,8 @@ class AsyncBlocks:
 
     def statistics(self) -> BlocksStatistics:
         """Return what is under way at this moment."""
-        return BlocksStatistics(self._under_way[self._reads], self._under_way[self._writes])
+        limiters = (self._reads, self._lookups, self._writes)
+        return BlocksStatistics(*(self._under_way[limiter] for limiter in limiters))
 
     def _get(self, locator: KeepLocator) -> Call[memoryview]:
         running = self._gets.get(locator)
@@ -222,8 +267,8 @@ class AsyncBlocks:
     async def _run(
         self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
     ) -> None:
-        # A read is not worth waiting for when the mount ends.
-        abandon = limiter is self._reads
+        # What only reads is not worth waiting for when the mount ends.
+        abandon = limiter is not self._writes
         try:
             result = await trio.to_thread.run_sync(
                 work, limiter=limiter, abandon_on_cancel=abandon
@@ -241,13 +286,21 @@ async def open_blocks(
     store: BlockStore,
     *,
     copies: int,
+    lookup: Lookup = Lookup.HEAD,
+    lookup_wait: float = DEFAULT_LOOKUP_WAIT,
     max_reads: int = DEFAULT_MAX_READS,
     max_writes: int = DEFAULT_MAX_WRITES,
 ) -> AsyncIterator[AsyncBlocks]:
     """Make an `AsyncBlocks`; on leaving, reads are dropped and writes waited for."""
     async with trio.open_nursery() as nursery:
         yield AsyncBlocks(
-            store, nursery, copies=copies, max_reads=max_reads, max_writes=max_writes
+            store,
+            nursery,
+            copies=copies,
+            lookup=lookup,
+            lookup_wait=lookup_wait,
+            max_reads=max_reads,
+            max_writes=max_writes,
         )
         nursery.cancel_scope.cancel()
 

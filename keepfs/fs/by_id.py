@@ -137,7 +137,13 @@ class ByIdDirectory(DirectoryNode):
             raise FUSEError(errno.ENOENT) from None
         if any(each.size is not None and each.size > MAX_BLOCK_SIZE for each in locators):
             raise FUSEError(errno.ENOENT)
-        sizes = [await self._blocks.head(locator) for locator in locators]
+        # Of a list the first block tells: fetching all of it might fill the cache.
+        sizes = [
+            await self._blocks.find(locator)
+            if number == 0 or locator.size is None
+            else locator.size
+            for number, locator in enumerate(locators)
+        ]
         return self._remember(name, locators, tuple(sizes))
 
     def names(self) -> Iterable[str]:

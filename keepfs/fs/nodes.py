@@ -22,7 +22,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pyfuse3 import InodeT
+    from pyfuse3 import InodeT, RequestContext
     from typing_extensions import Buffer
 
 #: Seconds for which the kernel may keep what can't change behind its back:
@@ -83,6 +83,27 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who owns what is made.
+
+    Attributes:
+        uid: Owner of everything; None for whoever makes it.
+        gid: Group of everything; None for the maker's.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+
+    def of_new(self, kind: int, permissions: int, maker: RequestContext) -> Metadata:
+        """Return the metadata of what `maker` makes."""
+        return Metadata(
+            kind | stat.S_IMODE(permissions),
+            maker.uid if self.uid is None else self.uid,
+            maker.gid if self.gid is None else self.gid,
+        )
 
 
 class Node:

@@ -13,22 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyfuse3
-import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, StatvfsData
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from keepfs.fs.errors import errno_of
+from keepfs.fs.free_space import FreeSpace
 from keepfs.fs.inodes import HandleTable, InodeTable
 from keepfs.fs.nodes import (
-    BLOCK_SIZE_HINT,
     Changes,
     DirectoryNode,
     FileNode,
-    Metadata,
     Node,
+    Ownership,
     SymlinkNode,
 )
 from keepfs.fs.requests import Requests, guarded
-from keepfs.fs.upload import MAX_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,16 +40,12 @@ if TYPE_CHECKING:
         ReaddirToken,
         RequestContext,
         SetattrFields,
+        StatvfsData,
         XAttrNameT,
     )
     from typing_extensions import Buffer
 
     from keepfs.fs.blocks import AsyncBlocks
-
-#: Seconds for which statfs repeats its answer: df asks often, disks answer slowly.
-_FREE_SPACE_AGE = 10.0
-# A store of blocks has no table of inodes that could run full.
-_MANY_FILES = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +63,6 @@ class _Listing:
 
     node: DirectoryNode
     names: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Who owns what is made.
-
-    Attributes:
-        uid: Owner of everything; None for whoever makes it.
-        gid: Group of everything; None for the maker's.
-    """
-
-    uid: int | None = None
-    gid: int | None = None
 
 
 class Operations(pyfuse3.Operations):
@@ -109,14 +90,12 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.requests = requests
-        self._blocks = blocks
         self._ownership = ownership
         self._read_only = read_only
         self._inodes = InodeTable(root)
         self._files = HandleTable[_OpenFile]()
         self._listings = HandleTable[_Listing]()
-        self._free_space = (0, 0)
-        self._free_space_until = -1.0
+        self._free_space = FreeSpace(blocks)
 
     # --- names -------------------------------------------------------------
 
@@ -152,7 +131,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a file and open it."""
         node = self._changeable(parent_inode).create(
-            os.fsdecode(name), self._made(stat.S_IFREG, mode, ctx)
+            os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
         return self._opened(node, flags, ctx), self._told(node)
 
@@ -164,7 +143,7 @@ class Operations(pyfuse3.Operations):
         if not stat.S_ISREG(mode):
             raise FUSEError(errno.EPERM)
         node = self._changeable(parent_inode).create(
-            os.fsdecode(name), self._made(stat.S_IFREG, mode, ctx)
+            os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
         return self._told(node)
 
@@ -174,7 +153,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a directory."""
         node = self._changeable(parent_inode).mkdir(
-            os.fsdecode(name), self._made(stat.S_IFDIR, mode, ctx)
+            os.fsdecode(name), self._ownership.of_new(stat.S_IFDIR, mode, ctx)
         )
         return self._told(node)
 
@@ -184,7 +163,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a symbolic link."""
         node = self._changeable(parent_inode).symlink(
-            os.fsdecode(name), target, self._made(stat.S_IFLNK, 0o777, ctx)
+            os.fsdecode(name), target, self._ownership.of_new(stat.S_IFLNK, 0o777, ctx)
         )
         return self._told(node)
 
@@ -287,17 +266,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Return the store's size and what is free of it."""
-        if trio.current_time() >= self._free_space_until:
-            self._free_space = await self._blocks.free_space()
-            self._free_space_until = trio.current_time() + _FREE_SPACE_AGE
-        size, free = self._free_space
-        answer = StatvfsData()
-        answer.f_bsize = answer.f_frsize = BLOCK_SIZE_HINT
-        answer.f_blocks = size // BLOCK_SIZE_HINT
-        answer.f_bfree = answer.f_bavail = free // BLOCK_SIZE_HINT
-        answer.f_files = answer.f_ffree = answer.f_favail = _MANY_FILES
-        answer.f_namemax = MAX_NAME
-        return answer
+        return await self._free_space.answer()
 
     # --- files ---------------------------------------------------------------
 
@@ -411,12 +380,3 @@ class Operations(pyfuse3.Operations):
         if self._read_only:
             raise FUSEError(errno.EROFS)
         return self._directory(inode)
-
-    def _made(self, kind: int, mode: int, ctx: RequestContext) -> Metadata:
-        """Return the metadata of what a caller makes."""
-        uid, gid = self._ownership.uid, self._ownership.gid
-        return Metadata(
-            kind | stat.S_IMODE(mode),
-            ctx.uid if uid is None else uid,
-            ctx.gid if gid is None else gid,
-        )

@@ -1,150 +1,216 @@
-"""KeepClient: reads and writes blocks; the SDK's class of that name, and more.
+"""KeepClient: the SDK's class of that name: its names, defaults and results.
 
-Blocking and thread-safe. Two faces over one engine: `get_block`, `put_block`
-and `head_block` speak in locators, buffers and receipts, and are what the
-mount uses; `get`, `put`, `head` and the rest have the SDK's names, defaults
-and results.
+What they do is done below: blocks and their cache in `blocks`, the services
+in `remote`, a directory in `local`.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from keepfs.keep.cache import KeepBlockCache
-from keepfs.keep.errors import (
-    ArgumentError,
-    Cause,
-    KeepReadError,
-    KeepWriteError,
-    NotFoundError,
-)
+from keepfs.config import local_store_directory
+from keepfs.keep import service, writers
+from keepfs.keep.api import ApiClient
+from keepfs.keep.blocks import BlockClient
+from keepfs.keep.connect import connect
+from keepfs.keep.counters import Counters
+from keepfs.keep.discovery import Access, Services, weight
+from keepfs.keep.errors import KeepWriteError, NotFoundError
 from keepfs.keep.local import LocalStore
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator, parse_list
+from keepfs.keep.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     import requests
     from typing_extensions import Buffer
 
-    from keepfs.keep.receipt import Receipt
-
-#: Seconds to connect, seconds of the interval over which the speed is
-#: measured, and the least bytes a second; the SDK's figures.
-DEFAULT_TIMEOUT = (2, 256, 32768)
-#: The same where a service is a proxy.
-DEFAULT_PROXY_TIMEOUT = (20, 256, 32768)
-
-_NO_SERVICES = (
-    "this version of keepfs speaks to a local store only:"
-    " give local_store=DIRECTORY, or set KEEP_LOCAL_STORE"
-)
+    from keepfs.keep.cache import KeepBlockCache
+    from keepfs.keep.remote import RemoteStore
+    from keepfs.keep.store import Store
 
 
-class KeepClient:
+class KeepClient(BlockClient):
     """Reads and writes blocks.
 
     Args:
-        api_client: Finds the services. Not used yet.
-        proxy: Keep proxies to use instead, blank-separated. Not used yet.
-        timeout: Seconds to connect, seconds of the interval, bytes a second
-            that a transfer must reach over it. Not used yet.
-        proxy_timeout: The same for proxies. Not used yet.
-        api_token: For proxies, without an API client. Not used yet.
+        api_client: Finds the services: ours, the SDK's, or any that acts like
+            them. Without one, it is made from Arvados's settings.
+        proxy: Keep proxies to use instead of finding services, blank-separated;
+            `ARVADOS_KEEP_SERVICES`, then `ARVADOS_KEEP_PROXY`, when None; an
+            empty string means none.
+        timeout: Seconds to connect, seconds of the interval over which the
+            speed is measured, bytes a second that it must reach; or the first
+            two; or one number for both. The connect part doubles each round.
+        proxy_timeout: The same, where any service is a proxy.
+        api_token: For proxies, without an API client; from the settings when None.
         local_store: A directory instead of services; `$KEEP_LOCAL_STORE` when
             None; an empty string means services.
         block_cache: Shared with other clients if given; else one of 256 MiB.
         num_retries: Default for get and put.
-        session: Whose adapters, TLS and proxy settings to use. Not used yet.
+        session: Whose adapters, TLS and proxy settings to use.
 
     Raises:
-        ArgumentError: Without a local store, as this version needs one.
-        ValueError: Both `api_client` and `api_token` are given.
+        ArgumentError: Nothing says where the services are, or a proxy is no URL.
+        ValueError: Both `api_client` and `api_token` are given, or a timeout
+            isn't one.
     """
 
     DEFAULT_TIMEOUT = DEFAULT_TIMEOUT
     DEFAULT_PROXY_TIMEOUT = DEFAULT_PROXY_TIMEOUT
 
+    # The SDK nests these classes here, and its users name, patch and replace
+    # them by that path. They live in modules of their own; the client makes
+    # services and pools through itself, so a replacement takes effect.
+    KeepService: TypeAlias = service.KeepService
+    KeepWriterQueue: TypeAlias = writers.KeepWriterQueue
+    KeepWriterThread: TypeAlias = writers.KeepWriterThread
+    KeepWriterThreadPool: TypeAlias = writers.KeepWriterThreadPool
+
     def __init__(
         self,
-        api_client: object = None,
-        proxy: str | None = None,  # noqa: ARG002 - services come with the next version
-        timeout: float | tuple[float, ...] = DEFAULT_TIMEOUT,  # noqa: ARG002 - ditto
-        proxy_timeout: float | tuple[float, ...] = DEFAULT_PROXY_TIMEOUT,  # noqa: ARG002 - ditto
+        api_client: Any = None,  # noqa: ANN401 - anything that acts like the SDK's
+        proxy: str | None = None,
+        timeout: float | tuple[float, ...] = DEFAULT_TIMEOUT,
+        proxy_timeout: float | tuple[float, ...] = DEFAULT_PROXY_TIMEOUT,
         api_token: str | None = None,
         local_store: str | os.PathLike[str] | None = None,
         block_cache: KeepBlockCache | None = None,
         num_retries: int = 0,
-        session: requests.Session | None = None,  # noqa: ARG002 - ditto
+        session: requests.Session | None = None,
     ) -> None:
         if api_client is not None and api_token is not None:
             raise ValueError("give api_client or api_token, not both")
-        if local_store is None:
-            local_store = os.environ.get("KEEP_LOCAL_STORE", "")
-        if not local_store:
-            raise ArgumentError(_NO_SERVICES)
-        self.num_retries = num_retries
-        self.block_cache = block_cache or KeepBlockCache()
-        self.local_store = os.fspath(local_store)
-        self._store = LocalStore(local_store)
+        directory = local_store_directory() if local_store is None else os.fspath(local_store)
+        self.local_store = directory or None
+        self._api_client = api_client
+        self._remote: RemoteStore | None = None
+        self.counters = Counters()
+        store: Store = LocalStore(directory)
+        if not directory:
+            self._remote, self._api_client = connect(
+                self, self.counters, api_client, proxy, api_token, session
+            )
+            self._remote.timeout = Timeouts.of(timeout)
+            self._remote.proxy_timeout = Timeouts.of(proxy_timeout)
+            store = self._remote
+        super().__init__(store, block_cache, num_retries, self.counters)
+        # The SDK's names of them.
+        self.upload_counter = self.counters.upload
+        self.download_counter = self.counters.download
+        self.put_counter = self.counters.puts
+        self.get_counter = self.counters.gets
+        self.hits_counter = self.counters.hits
+        self.misses_counter = self.counters.misses
 
-    # --- what the mount uses ---------------------------------------------
+    def __repr__(self) -> str:
+        return f"KeepClient({self.local_store or self._remote!r})"
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
-        """Return a verified block if it can be had without waiting, else None.
+    def close(self) -> None:
+        """End what is under way, and close all connections. Further requests fail."""
+        super().close()
+        if isinstance(self._api_client, ApiClient):
+            self._api_client.close()
 
-        A locator whose signature has expired is never answered from memory:
-        whether it may still be read is the services' to say.
+    # --- what there is to know --------------------------------------------
 
-        Raises:
-            KeepReadError: The cached block hasn't the size the locator says.
-        """
-        if _is_empty(locator):
-            return memoryview(b"")
-        if locator.permission_expired():
-            return None
-        block = self.block_cache.get_nowait(locator.md5sum)
-        return None if block is None else _of_hinted_size(locator, block)
+    @property
+    def api_token(self) -> str:
+        """The token of requests made from now on; it may be replaced at any time."""
+        return self._remote.api_token if self._remote else ""
 
-    def get_block(self, locator: KeepLocator) -> memoryview:
-        """Return a block, verified, from the cache or the store. Blocks.
+    @api_token.setter
+    def api_token(self, token: str) -> None:
+        if self._remote:
+            self._remote.api_token = token
+        if isinstance(self._api_client, ApiClient):
+            self._api_client.api_token = self.api_token
 
-        Raises:
-            NotFoundError: No service has it.
-            KeepReadError: It couldn't be read; `cause` says why.
-        """
-        if _is_empty(locator):
-            return memoryview(b"")
-        if locator.permission_expired():
-            return memoryview(self._store.get(locator)).toreadonly()
-        block = self.block_cache.get_or_fetch(locator, lambda: self._store.get(locator))
-        return _of_hinted_size(locator, block)
-
-    def head_block(self, locator: KeepLocator) -> int:
-        """Return a block's size in bytes, if a service has it. Blocks.
-
-        Raises:
-            NotFoundError: No service has it.
-            KeepReadError: They couldn't say; `cause` says why.
-        """
-        return 0 if _is_empty(locator) else self._store.head(locator)
-
-    def put_block(self, block: Buffer, copies: int) -> Receipt:  # noqa: ARG002 - one directory
-        """Store a block; it is sent without a copy, and must not change meanwhile. Blocks.
+    def current_timeout(self, attempt_number: int) -> tuple[float, float, float]:
+        """Return how patient a round is: seconds to connect, of the interval, bytes a second.
 
         Args:
-            block: At most 64 MiB.
-            copies: Replicas to be confirmed; a local store makes one, synced.
+            attempt_number: Counted from 0; the connect part doubles with it.
+        """
+        timeouts = self._remote.timeouts(Access.READ) if self._remote else Timeouts()
+        return timeouts.for_attempt(attempt_number).as_tuple()
+
+    def default_copies(self) -> int | None:
+        """Return how many copies the cluster wants by default, if it says. Blocks."""
+        return self._remote.defaults.copies(self._call().remaining()) if self._remote else None
+
+    # --- services ---------------------------------------------------------
+
+    def _any_nondisk_services(self, service_list: Iterable[Mapping[str, Any]]) -> bool:
+        """Tell whether any of these service records is not a keepstore's."""
+        return any(record.get("service_type", "disk") != "disk" for record in service_list)
+
+    def build_services_list(self, force_rebuild: bool = False) -> None:  # noqa: FBT001, FBT002 - the SDK's signature
+        """See to it that the services are known. Blocks.
+
+        Args:
+            force_rebuild: Ask for them though they are.
 
         Raises:
-            KeepWriteError: Not stored as wanted; `cause` says why.
+            NoKeepServersError: The API server didn't say.
         """
-        return self._store.put(block)
+        if self._remote:
+            self._services(force=force_rebuild)
 
-    def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free. Blocks."""
-        return self._store.free_space()
+    def _service_weight(self, data_hash: str, service_uuid: str) -> str:
+        """Weigh a service against a block: the heaviest is probed first."""
+        return weight(data_hash, service_uuid)
 
-    # --- the SDK's names --------------------------------------------------
+    def weighted_service_roots(
+        self,
+        locator: KeepLocator,
+        force_rebuild: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
+        need_writable: bool = False,  # noqa: FBT001, FBT002 - ditto
+    ) -> list[str]:
+        """Return the roots to ask for a block, or to store it at, in their order. Blocks.
+
+        To read, the places that the locator's hints name come last.
+
+        Raises:
+            NoKeepServersError: The services aren't known.
+        """
+        if not self._remote:
+            return []
+        access = Access.WRITE if need_writable else Access.READ
+        return self._remote.roots(locator, self._services(force=force_rebuild), access)
+
+    def map_new_services(
+        self,
+        roots_map: dict[str, service.KeepService],
+        locator: KeepLocator,
+        force_rebuild: bool,  # noqa: FBT001 - the SDK's signature
+        need_writable: bool,  # noqa: FBT001 - ditto
+        headers: Mapping[str, str],
+    ) -> list[str]:
+        """Add a service to `roots_map` for each root it lacks; return the roots, in their order.
+
+        `headers` go with the services' requests, and are not changed. Blocks.
+
+        Raises:
+            NoKeepServersError: The services aren't known.
+        """
+        if not self._remote:
+            return []
+        access = Access.WRITE if need_writable else Access.READ
+        services = self._services(force=force_rebuild)
+        return self._remote.add_services(roots_map, services, locator, access, headers)
+
+    def _services(self, *, force: bool) -> Services:
+        if not self._remote:
+            return Services()
+        roster, patience = self._remote.roster, self._call().remaining()
+        known = roster.known()
+        return roster.refreshed(known, patience) if force and known else roster.current(patience)
+
+    # --- reading ----------------------------------------------------------
 
     def get(
         self,
@@ -190,48 +256,24 @@ class KeepClient:
         self,
         loc_s: str,
         method: str = "GET",
-        num_retries: int | None = None,  # noqa: ARG002 - a directory isn't tried again
-        request_id: str | None = None,  # noqa: ARG002 - services only
-        headers: dict[str, str] | None = None,  # noqa: ARG002 - services only
+        num_retries: int | None = None,
+        request_id: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> bytes | Literal[True] | str:
         try:
             locators = parse_list(loc_s)
         except ValueError as error:
             raise NotFoundError(str(error)) from error
+        request_id = request_id or self._request_id()
         if method == "HEAD":
+            found: Literal[True] | str = True
             for locator in locators:
-                self.head_block(locator)
-            return True
-        blocks = [self.get_block(locator) for locator in locators]
+                if locator.md5sum != EMPTY_BLOCK.md5sum or locator.size:
+                    call = self._call(num_retries, request_id, headers)
+                    found = self._store.find(locator, call).locator or True
+            return found
+        blocks = [self.get_block(it, num_retries, request_id, headers) for it in locators]
         return _as_bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
-
-    def put(
-        self,
-        data: Buffer | str,
-        copies: int = 2,
-        num_retries: int | None = None,  # noqa: ARG002 - a directory isn't tried again
-        request_id: str | None = None,  # noqa: ARG002 - services only
-        classes: list[str] | None = None,  # noqa: ARG002 - services only
-    ) -> str:
-        """Store a block and return its locator. Blocks.
-
-        Args:
-            data: At most 64 MiB; a str is encoded as UTF-8.
-            copies: Replicas to be confirmed. Under 1: nothing is stored, and
-                the unsigned locator is returned.
-            num_retries: Further rounds; the client's own when None.
-            request_id: Goes with the requests.
-            classes: Storage classes; the cluster's default when None.
-
-        Raises:
-            KeepWriteError: Not stored as wanted.
-        """
-        block = data.encode() if isinstance(data, str) else data
-        if copies < 1:
-            if memoryview(block).nbytes > MAX_BLOCK_SIZE:
-                raise KeepWriteError(f"a block has at most {MAX_BLOCK_SIZE} bytes")
-            return str(KeepLocator.of_block(block))
-        return str(self.put_block(block, copies).locator)
 
     def get_from_cache(self, loc: str) -> bytes | None:
         """Return a block if it is in the cache, else None. Never a request."""
@@ -242,13 +284,65 @@ class KeepClient:
         """Tell whether a block is in the cache."""
         return self.cached_block(KeepLocator(locator)) is not None
 
+    def block_prefetch(self, locator: str) -> None:
+        """Begin to fetch a block into the cache. Doesn't wait."""
+        self.prefetch_block(KeepLocator(locator))
+
+    def stop_prefetch_threads(self) -> None:
+        """Wait until no fetch is under way that nobody waits for. Blocks."""
+        self._background.wait_until_idle(self.total_timeout)
+
+    def refresh_signature(self, loc: str) -> str:
+        """Have a remote cluster's block copied here, and return its local, signed locator. Blocks.
+
+        A locator of this cluster is returned as it is: nothing gives it a new
+        signature but storing it again, or the API server.
+
+        Raises:
+            KeepReadError: It couldn't be had.
+        """
+        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        found = self.head(loc, headers={"X-Keep-Signature": f"local, {now}"})
+        return found if isinstance(found, str) else loc
+
+    # --- writing ----------------------------------------------------------
+
+    def put(
+        self,
+        data: Buffer | str,
+        copies: int = 2,
+        num_retries: int | None = None,
+        request_id: str | None = None,
+        classes: Iterable[str] | None = None,
+    ) -> str:
+        """Store a block and return its locator. Blocks.
+
+        Args:
+            data: At most 64 MiB; a str is encoded as UTF-8.
+            copies: Replicas to be confirmed. Under 1: nothing is stored, and
+                the unsigned locator is returned.
+            num_retries: Further rounds; the client's own when None.
+            request_id: Goes with the requests.
+            classes: Storage classes; the cluster's default when None or empty.
+
+        Raises:
+            KeepWriteError: Not stored as wanted.
+        """
+        block = data.encode() if isinstance(data, str) else data
+        if copies < 1:
+            if memoryview(block).nbytes > MAX_BLOCK_SIZE:
+                raise KeepWriteError(f"a block has at most {MAX_BLOCK_SIZE} bytes")
+            return str(KeepLocator.of_block(block))
+        wanted = tuple(classes or ()) or None
+        return str(self.put_block(block, copies, wanted, num_retries, request_id).locator)
+
     def local_store_put(
         self,
         data: Buffer | str,
         copies: int = 1,
         num_retries: int | None = None,
         request_id: str | None = None,
-        classes: list[str] | None = None,
+        classes: Iterable[str] | None = None,
     ) -> str:
         """Store a block in the local store; `put` does the same where there is one."""
         return self.put(data, max(copies, 1), num_retries, request_id, classes)
@@ -265,19 +359,29 @@ class KeepClient:
         """Ask the local store; `head` does the same where there is one."""
         return self.head(loc_s, num_retries, request_id)
 
+    # --- inside -----------------------------------------------------------
 
-def _is_empty(locator: KeepLocator) -> bool:
-    """Tell whether this is the empty block, which is read without asking anybody."""
-    return locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size
+    def _request_id(self) -> str:
+        """Return the API client's request id, or make a new one."""
+        given = getattr(self._api_client, "request_id", None)
+        return given if isinstance(given, str) and given else super()._request_id()
 
+    @staticmethod
+    def _check_loop_result(result: tuple[object, int]) -> bool | None:
+        """Judge a round, as the SDK's loops do.
 
-def _of_hinted_size(locator: KeepLocator, block: memoryview) -> memoryview:
-    if locator.size is not None and locator.size != len(block):
-        raise KeepReadError(
-            f"the block {locator.md5sum} has {len(block)} bytes, the locator says {locator.size}",
-            cause=Cause.CORRUPT,
-        )
-    return block
+        Args:
+            result: What the round brought, None being nothing, and how many
+                services it asked.
+
+        Returns:
+            True if it brought something, False if there was nobody to ask,
+            None if another round may help.
+        """
+        brought, asked = result
+        if brought is not None and not isinstance(brought, Exception):
+            return True
+        return None if asked else False
 
 
 def _as_bytes(block: memoryview) -> bytes:

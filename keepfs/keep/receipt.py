@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from keepfs.keep.locator import KeepLocator
 
 
@@ -17,8 +19,10 @@ class Receipt:
         locator: The block's name, signed where the store signs.
         copies: Confirmed copies, summed over the services.
         services: Who confirmed them: root URLs, or the local store's name.
+        classes: Confirmed copies by storage class; empty where nobody says.
     """
 
     locator: KeepLocator
     copies: int
     services: tuple[str, ...]
+    classes: Mapping[str, int] = field(default_factory=dict, hash=False)

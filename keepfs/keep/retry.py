@@ -7,6 +7,7 @@ clock, so a stepped wall clock neither stretches nor removes a wait.
 from __future__ import annotations
 
 import enum
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -102,8 +103,7 @@ class RetryLoop:
     def __iter__(self) -> Iterator[int]:
         """Yield the number of each round, counted from 0. Blocks between rounds."""
         begin = self._clock()
-        attempt = 0
-        while True:
+        for attempt in itertools.count():
             started = self._clock()
             yield attempt
             if attempt >= self._retries:
@@ -113,4 +113,3 @@ class RetryLoop:
                 return
             if wait > 0:
                 (self._sleep or time.sleep)(wait)
-            attempt += 1

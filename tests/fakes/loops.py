@@ -114,7 +114,7 @@ class Loop:
 
     def calm_down(self) -> None:
         """Return when no thread works for the loop any more."""
-        wait_until(lambda: self.call(self.blocks.statistics) == BlocksStatistics(0, 0))
+        wait_until(lambda: self.call(self.blocks.statistics) == BlocksStatistics(0, 0, 0))
 
     def close(self) -> None:
         """End the loop, when all that was begun in it has ended."""

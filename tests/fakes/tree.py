@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.nodes import Metadata, directory_mode
-from keepfs.fs.operations import Operations, Ownership
+from keepfs.fs.nodes import Metadata, Ownership, directory_mode
+from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile
 from keepfs.fs.staging import DEFAULT_STAGING_SIZE, Staging

@@ -10,9 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, Call, open_blocks
+from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, Call, Lookup, open_blocks
 from keepfs.keep import KeepLocator, KeepReadError, KeepWriteError, NotFoundError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
+from tests.fakes.threads import wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -64,13 +65,64 @@ async def test_size_and_free_space_are_asked_for() -> None:
     store = DictStore(capacity=10)
     (locator,) = stored(store, b"abc")
     async with open_blocks(store, copies=1) as blocks:
-        assert await blocks.head(locator) == 3
+        assert await blocks.find(locator) == 3
         assert await blocks.free_space() == (10, 7)
         with pytest.raises(NotFoundError):
-            await blocks.head(KeepLocator("0" * 32 + "+3"))
+            await blocks.find(KeepLocator("0" * 32 + "+3"))
 
 
-async def test_a_flood_of_reads_never_delays_a_write() -> None:
+async def test_a_lookup_begins_the_fetch_and_believes_a_name_nobody_answers_for() -> None:
+    memory = DictStore()
+    store = GatedStore(memory)
+    locator, other = stored(memory, b"foo", b"other")
+    store.shut("probe_block")
+    async with open_blocks(store, copies=1, lookup=Lookup.FETCH) as blocks:
+        believed = await blocks.find(KeepLocator("0" * 32 + "+7"))
+        store.open("probe_block")
+        size = await blocks.find(locator)
+        size_without_name = await blocks.find(KeepLocator(other.md5sum))
+
+        assert (believed, size, size_without_name) == (7, 3, 5)
+        assert blocks.get_nowait(locator) is not None
+        with pytest.raises(NotFoundError):
+            await blocks.find(KeepLocator("0" * 32 + "+7"))
+        assert [call for call, _ in memory.calls[2:]] == [
+            "probe_block",
+            "head_block",
+            "probe_block",
+        ]
+
+
+async def test_a_lookup_may_believe_every_name_that_has_a_size() -> None:
+    store = DictStore()
+    async with open_blocks(store, copies=1, lookup=Lookup.TRUST) as blocks:
+        assert await blocks.find(KeepLocator("0" * 32 + "+7")) == 7
+        with pytest.raises(NotFoundError):
+            await blocks.find(KeepLocator("0" * 32))
+
+        assert [call for call, _ in store.calls] == ["head_block"]
+
+
+async def test_a_flood_of_reads_never_delays_a_lookup() -> None:
+    memory = DictStore()
+    store = GatedStore(memory)
+    locators = stored(memory, *(bytes([i]) for i in range(4)))
+    store.shut("get_block")
+    async with (
+        open_blocks(store, copies=1, max_reads=2) as blocks,
+        trio.open_nursery() as nursery,
+    ):
+        for locator in locators:
+            nursery.start_soon(blocks.get, locator)
+        await trio.testing.wait_all_tasks_blocked()
+
+        size = await blocks.find(locators[0])
+        store.open("get_block")
+
+    assert size == 1
+
+
+async def test_a_flood_of_reads__never_delays_a_write() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     locators = stored(memory, *(bytes([i]) for i in range(10)))
@@ -88,7 +140,7 @@ async def test_a_flood_of_reads_never_delays_a_write() -> None:
         store.open("get_block")
 
     assert receipt.locator.size == 7
-    assert reading == BlocksStatistics(reads=10, writes=0)
+    assert reading == BlocksStatistics(reads=10, lookups=0, writes=0)
 
 
 async def test_writes_wait_for_each_other_beyond_the_limit() -> None:
@@ -105,7 +157,7 @@ async def test_writes_wait_for_each_other_beyond_the_limit() -> None:
 
         assert sending == 2
         assert statistics.writes == 5
-        assert blocks.statistics() == BlocksStatistics(reads=0, writes=0)
+        assert blocks.statistics() == BlocksStatistics(0, 0, 0)
 
 
 async def test_who_wants_one_block_waits_for_one_read() -> None:
@@ -284,7 +336,6 @@ async def test_no_failure_keeps_a_block_alive(store: DictStore) -> None:
 
     async with open_blocks(store, copies=1) as blocks:
         call, watch = await write(blocks)
-        gc.collect()
+        wait_until(lambda: gc.collect() >= 0 and watch() is None)  # the thread has let go
 
-        assert watch() is None
         assert call is not None

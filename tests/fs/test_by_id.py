@@ -182,10 +182,17 @@ async def test_a_list_of_locators_is_one_file() -> None:
         assert file.xattrs()["user.keep.locator"].count(",") == 3
 
 
-async def test_a_list_with_one_block_missing_is_not_found() -> None:
+async def test_a_list_is_there_if_its_first_block_is_and_a_read_tells_of_the_others() -> None:
+    missing = locator_of(b"missing")
     async with directory_of(a_store()) as by_id:
+        file = await found(by_id, f"{FOO},{missing}")
+
+        assert bytes(await file.read(0, 3)) == b"foo"
         with pytest.raises(NotFoundError):
-            await by_id.lookup(f"{FOO},{locator_of(b'missing')}")
+            await file.read(3, 1)
+        for name in (f"{missing},{FOO}", f"{FOO},{missing[:32]}"):  # no size, so it is asked for
+            with pytest.raises(NotFoundError):
+                await by_id.lookup(name)
 
 
 async def test_the_empty_block_is_an_empty_file() -> None:

@@ -16,7 +16,7 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import NOT_FOUND_TIMEOUT
-from keepfs.fs.operations import Ownership
+from keepfs.fs.nodes import Ownership
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError
 from tests.fakes.kernel import Caller, Fields
 from tests.fakes.store import DictStore, FailingStore, GatedStore

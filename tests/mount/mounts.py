@@ -52,11 +52,14 @@ class KeepfsMount:
     Attributes:
         base: Where everything of this mount is.
         options: Further options of `keepfs mount`.
+        env: Variables it is started with.
+        is_local: Whether the blocks are in a directory; else `env` says where.
     """
 
     base: Path
     options: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    is_local: bool = True
 
     @property
     def path(self) -> Path:
@@ -97,7 +100,8 @@ class KeepfsMount:
         """Return the command that mounts."""
         return [
             *(sys.executable, "-m", "keepfs", "mount"),
-            *("--local-store", str(self.store), "--log-file", str(self.log_file)),
+            *(("--local-store", str(self.store)) if self.is_local else ()),
+            *("--log-file", str(self.log_file)),
             *("--log-level", "DEBUG", "--state-dir", str(self.base / "state")),
             *self.options,
             *extra,

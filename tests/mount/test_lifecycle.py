@@ -119,7 +119,7 @@ def test_nothing_configured_shows_both_ways_on(unmounted: KeepfsMount) -> None:
 
     assert done.returncode == 2
     assert b"--local-store DIR" in done.stderr
-    assert b"cluster" in done.stderr
+    assert b"ARVADOS_API_HOST" in done.stderr
 
 
 def test_unmounting_what_is_not_mounted_is_an_error(unmounted: KeepfsMount) -> None:
@@ -174,7 +174,7 @@ def test_a_killed_process_leaves_a_dead_mount_that_the_next_one_clears(
     locator = unmounted.locator(unmounted.upload / "file")
     unmounted.kill()
     assert unmounted.is_mounted()
-    with pytest.raises(OSError, match="not connected"):
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
         os.listdir(unmounted.path)
 
     unmounted.mount()

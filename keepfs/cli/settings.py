@@ -1,0 +1,172 @@
+"""Options that several commands have: kinds of values, and where the blocks are."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from keepfs import options
+from keepfs.cli import failures
+from keepfs.config import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read a size."""
+        if isinstance(value, int):
+            return value
+        try:
+            return options.parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Octal(click.ParamType[int]):
+    """File permissions, in octal."""
+
+    name = "octal"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read permissions."""
+        try:
+            number = int(str(value), 8)
+        except ValueError:
+            number = -1
+        if not 0 <= number <= 0o777:  # noqa: PLR2004 - rwxrwxrwx
+            self.fail(f"not permissions in octal: {value!r} (write 022)", param, ctx)
+        return number
+
+
+def setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - click's own
+    """Make an option that is a KEEPFS_ variable and a key of the configuration file too."""
+    variable = f"KEEPFS_{name.strip('-').upper().replace('-', '_')}"
+    return click.option(name, envvar=attributes.pop("envvar", variable), **attributes)
+
+
+def store_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where the blocks are, as one argument `store`."""
+
+    @functools.wraps(command)
+    def with_store(
+        *,
+        local_store: Path | None,
+        keep_services: str | None,
+        storage_classes: str | None,
+        token_file: Path | None,
+        copies: int | None,
+        cache_size: int,
+        retries: int,
+        **others: Any,  # noqa: ANN401 - the command's own
+    ) -> None:
+        local_store, keep_services = _the_one(local_store, keep_services)
+        if local_store is not None and copies not in {None, 1}:
+            raise click.UsageError("a local store keeps one copy of each block: no --copies")
+        store = options.StoreOptions(
+            local_store=None if local_store is None else local_store.expanduser().absolute(),
+            keep_services=keep_services,
+            storage_classes=None if storage_classes is None else _words(storage_classes),
+            token_file=None if token_file is None else token_file.expanduser().absolute(),
+            copies=copies,
+            cache_size=cache_size,
+            retries=retries,
+        )
+        with failures.in_one_line():
+            if not _is_configured(store):
+                raise click.UsageError(failures.NOTHING_CONFIGURED)
+        command(store=store, **others)
+
+    decorated: Callable[..., None] = with_store
+    for decorate in reversed(_STORE_SETTINGS):
+        decorated = decorate(decorated)
+    return decorated
+
+
+_STORE_SETTINGS = (
+    setting(
+        "--local-store",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar=["KEEPFS_LOCAL_STORE", "KEEP_LOCAL_STORE"],
+        help="Keep the blocks in this directory; needs no cluster.",
+    ),
+    setting(
+        "--keep-services",
+        metavar="URI...",
+        help="Keep services or proxies, blank-separated.  [default: Arvados's own settings]",
+    ),
+    setting(
+        "--copies",
+        type=click.IntRange(1),
+        help="Of each block.  [default: the cluster's, else 2; 1 with a local store]",
+    ),
+    setting(
+        "--storage-classes",
+        metavar="CLASS,...",
+        help="That confirm each block.  [default: the cluster's]",
+    ),
+    setting(
+        "--token-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Read the token from there, and again when it is refused, or on SIGHUP.",
+    ),
+    setting(
+        "--retries",
+        type=click.IntRange(0),
+        default=4,
+        show_default=True,
+        help="Rounds through the services after the first.",
+    ),
+    setting(
+        "--cache-size",
+        type=Size(),
+        default="256MiB",
+        show_default=True,
+        help="Memory for blocks that were read.",
+    ),
+)
+
+
+def _is_configured(store: options.StoreOptions) -> bool:
+    """Tell whether anything says where the blocks are, Arvados's own settings included."""
+    arvados = load_settings()
+    return bool(
+        store.local_store
+        or store.keep_services
+        or arvados.keep_services
+        or arvados.keep_proxy
+        or arvados.api_host
+    )
+
+
+def _the_one(
+    local_store: Path | None, keep_services: str | None
+) -> tuple[Path | None, str | None]:
+    """Choose between a directory and services: what the command line says comes first."""
+    if local_store is None or keep_services is None:
+        return local_store, keep_services
+    context = click.get_current_context()
+    typed = [
+        context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for name in ("local_store", "keep_services")
+    ]
+    if typed[0] == typed[1]:
+        raise click.UsageError("a local store or Keep services, not both")
+    return (local_store, None) if typed[0] else (None, keep_services)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -1,0 +1,318 @@
+"""BlockClient: blocks by their locators, through the cache; what the mount uses.
+
+It speaks in locators, buffers and receipts, over one store, whichever that
+is. Every call blocks unless it says otherwise, ends within `total_timeout`
+seconds, and may be made from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import string
+import threading
+import time
+from typing import TYPE_CHECKING, Self
+
+from keepfs.keep.background import Background, BusyError
+from keepfs.keep.cache import KeepBlockCache
+from keepfs.keep.counters import Counters
+from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
+from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.retry import Backoff
+from keepfs.keep.store import Call, Wanted
+from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from typing_extensions import Buffer
+
+    from keepfs.keep.cache import Fetch
+    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Store
+
+#: Fetches at once that nobody waits for; their memory is the cache's.
+_MOST_BACKGROUND = 32
+#: Seconds that closing waits for them; they were told to end.
+_CLOSING = 5.0
+_ID_CHARACTERS = string.digits + string.ascii_lowercase
+_ID_LENGTH = 20
+
+
+class BlockClient:
+    """Reads and writes blocks of one store.
+
+    Args:
+        store: Where the blocks are. The client closes it.
+        block_cache: Shared with other clients if given; else one of 256 MiB.
+        num_retries: Rounds after the first, where a call doesn't say.
+        counters: To count in.
+
+    Attributes:
+        total_timeout: Seconds after which a call gives up whatever happens.
+        backoff: How long to wait between rounds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        block_cache: KeepBlockCache | None = None,
+        num_retries: int = 0,
+        counters: Counters | None = None,
+    ) -> None:
+        self.num_retries = num_retries
+        self.block_cache = block_cache or KeepBlockCache()
+        self.total_timeout = DEFAULT_TOTAL_TIMEOUT
+        self.backoff = Backoff()
+        self.counters = counters or Counters()
+        self._store = store
+        self._background = Background(_MOST_BACKGROUND)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what is under way, and close all connections. Further requests fail."""
+        self._background.close()
+        self._store.close()
+        self._background.wait_until_idle(_CLOSING)
+
+    # --- reading ----------------------------------------------------------
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Return a verified block if it can be had without waiting, else None.
+
+        A locator whose signature has expired is never answered from memory:
+        whether it may still be read is the services' to say.
+
+        Raises:
+            KeepReadError: The cached block hasn't the size the locator says.
+        """
+        if _is_empty(locator):
+            return memoryview(b"")
+        if locator.permission_expired():
+            return None
+        block = self.block_cache.get_nowait(locator.md5sum)
+        return None if block is None else _of_hinted_size(locator, block)
+
+    def get_block(
+        self,
+        locator: KeepLocator,
+        num_retries: int | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> memoryview:
+        """Return a block, verified, from the cache or the store. Blocks.
+
+        Args:
+            locator: The block's name.
+            num_retries: Further rounds; the client's own when None.
+            request_id: Goes with the requests; a new one when None.
+            headers: Go with the requests too.
+            timeout: Seconds that the call may take; `total_timeout` when None.
+
+        Raises:
+            NotFoundError: No service has it.
+            KeepReadError: It couldn't be read; `cause` says why.
+        """
+        if _is_empty(locator):
+            return memoryview(b"")
+        self.counters.gets.add(1)
+        call = self._call(num_retries, request_id, headers, timeout)
+        if locator.permission_expired():
+            self.counters.misses.add(1)
+            return memoryview(self._store.read(locator, call)).toreadonly()
+        fetched: list[bool] = []
+
+        def fetch() -> bytes:
+            fetched.append(True)
+            return self._store.read(locator, call)
+
+        try:
+            block = self.block_cache.get_or_fetch(
+                locator, fetch, effort=call.retries, timeout=call.remaining()
+            )
+        finally:
+            (self.counters.misses if fetched else self.counters.hits).add(1)
+        return _of_hinted_size(locator, block)
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Tell whether a block is there, by beginning to fetch it, and return its size in bytes.
+
+        The fetch makes one round, in a thread of the client, and runs on into
+        the cache; whoever reads the block meanwhile joins it.
+
+        Args:
+            locator: The block's name.
+            wait: Seconds to wait for the first good answer; 0 begins the
+                fetch and returns at once.
+
+        Returns:
+            The size as soon as a service began to send the block; None if it
+            isn't known yet.
+
+        Raises:
+            NotFoundError: No service has it.
+            KeepReadError: None gave it; `cause` says why.
+        """
+        if _is_empty(locator):
+            return 0
+        deadline = time.monotonic() + wait
+        if locator.permission_expired():
+            return self._probe_expired(locator, deadline)
+        while True:
+            try:
+                begun = self._begin(locator)
+            except BusyError:
+                return None
+            if isinstance(begun, memoryview):
+                return len(_of_hinted_size(locator, begun))
+            try:
+                size = begun.wait_for_size(deadline - time.monotonic())
+            except Exception:
+                if begun.locator == locator or time.monotonic() >= deadline:
+                    raise
+                continue  # it failed for others' hints, perhaps; ours may do
+            if size is not None and locator.size not in {None, size}:
+                raise _wrong_size(locator, size)
+            return size
+
+    def prefetch_block(self, locator: KeepLocator) -> None:
+        """Begin to fetch a block into the cache, if there is a thread for it. Doesn't wait."""
+        if not (_is_empty(locator) or locator.permission_expired()):
+            with contextlib.suppress(BusyError):
+                self._begin(locator)
+
+    def head_block(self, locator: KeepLocator, timeout: float | None = None) -> int:
+        """Return a block's size in bytes, if a service has it. Blocks.
+
+        Raises:
+            NotFoundError: No service has it.
+            KeepReadError: They couldn't say; `cause` says why.
+        """
+        if _is_empty(locator):
+            return 0
+        return self._store.find(locator, self._call(timeout=timeout)).size
+
+    # --- writing ----------------------------------------------------------
+
+    def put_block(
+        self,
+        block: Buffer,
+        copies: int,
+        classes: Iterable[str] | None = None,
+        num_retries: int | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        locator: KeepLocator | None = None,
+    ) -> Receipt:
+        """Store a block; it is sent without a copy, and must not change meanwhile. Blocks.
+
+        Args:
+            block: At most 64 MiB.
+            copies: Replicas to be confirmed; a local store makes one, synced.
+            classes: Storage classes, each to have all the copies; the
+                cluster's default when None.
+            num_retries: Further rounds; the client's own when None.
+            request_id: Goes with the requests; a new one when None.
+            timeout: Seconds that the call may take; `total_timeout` when None.
+            locator: The block's own, where the caller has computed it
+                already; the services refuse a wrong one.
+
+        Raises:
+            KeepWriteError: Not stored as wanted; `cause` says why.
+        """
+        view = memoryview(block).cast("B")
+        if view.nbytes > MAX_BLOCK_SIZE:
+            raise KeepWriteError(
+                f"a block has at most {MAX_BLOCK_SIZE} bytes, this one has {view.nbytes}"
+            )
+        self.counters.puts.add(1)
+        call = self._call(num_retries, request_id, timeout=timeout)
+        name = KeepLocator.of_block(view) if locator is None else locator
+        wanted = Wanted(max(1, copies), None if classes is None else tuple(classes))
+        return self._store.write(view, name, wanted, call)
+
+    def free_space(self) -> tuple[int, int]:
+        """Return the store's bytes: all, and free; of services, which don't say, plenty."""
+        return self._store.free_space()
+
+    # --- inside -----------------------------------------------------------
+
+    def _call(
+        self,
+        num_retries: int | None = None,
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Call:
+        given = dict(headers or {})
+        named = [given.pop(name) for name in list(given) if name.lower() == "x-request-id"]
+        return Call(
+            deadline=time.monotonic() + (self.total_timeout if timeout is None else timeout),
+            retries=self.num_retries if num_retries is None else num_retries,
+            request_id=request_id or next(iter(named), "") or self._request_id(),
+            headers=given,
+            backoff=self.backoff,
+        )
+
+    def _request_id(self) -> str:
+        """Make the id of a call that has none."""
+        return "req-" + "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+
+    def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
+        call = dataclasses.replace(
+            self._call(num_retries=0),
+            answered=lambda size: self.block_cache.announce(locator, size),
+        )
+        return self.block_cache.begin(
+            locator, lambda: self._store.read(locator, call), self._background.spawn
+        )
+
+    def _probe_expired(self, locator: KeepLocator, deadline: float) -> int | None:
+        """Ask for a block that may not come from the cache, nor go there."""
+        answers: list[int] = []
+        failures: list[KeepReadError] = []
+        done = threading.Event()
+        call = self._call(num_retries=0)
+
+        def ask() -> None:
+            try:
+                answers.append(self._store.find(locator, call).size)
+            except KeepReadError as error:
+                failures.append(error.fresh())
+            finally:
+                done.set()
+
+        try:
+            self._background.spawn(ask)
+        except BusyError:
+            return None
+        done.wait(max(0.0, deadline - time.monotonic()))
+        if failures:
+            raise failures.pop()
+        return next(iter(answers), None)
+
+
+def _is_empty(locator: KeepLocator) -> bool:
+    """Tell whether this is the empty block, which is read without asking anybody."""
+    return locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size
+
+
+def _of_hinted_size(locator: KeepLocator, block: memoryview) -> memoryview:
+    if locator.size is not None and locator.size != len(block):
+        raise _wrong_size(locator, len(block))
+    return block
+
+
+def _wrong_size(locator: KeepLocator, size: int) -> KeepReadError:
+    return KeepReadError(
+        f"the block {locator.md5sum} has {size} bytes, the locator says {locator.size}",
+        cause=Cause.CORRUPT,
+    )

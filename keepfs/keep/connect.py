@@ -1,0 +1,62 @@
+"""Building what a client of Keep services consists of, from arguments and Arvados's settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from keepfs.config import load_settings
+from keepfs.keep.api import ApiClient, verify_setting
+from keepfs.keep.discovery import Services
+from keepfs.keep.remote import RemoteStore
+from keepfs.keep.roster import Defaults, Roster
+from keepfs.keep.sessions import SessionPool
+
+if TYPE_CHECKING:
+    import requests
+
+    from keepfs.keep.counters import Counters
+    from keepfs.keep.remote import Parts
+
+
+def connect(
+    parts: Parts,
+    counters: Counters,
+    api_client: Any,  # noqa: ANN401 - anything that acts like the SDK's
+    proxy: str | None,
+    api_token: str | None,
+    session: requests.Session | None,
+) -> tuple[RemoteStore, Any]:
+    """Build a store over services, and return it with the API client that finds them, if any.
+
+    Nothing is asked of anybody yet.
+
+    Args:
+        parts: The classes to work with.
+        counters: To count in.
+        api_client: Finds the services; from the settings when None.
+        proxy: Services to use instead; from the settings when None.
+        api_token: Instead of the API client's, or the settings'.
+        session: Whose adapters, TLS and proxy settings to use.
+
+    Raises:
+        ArgumentError: Nothing says where the services are, or a proxy is no URL.
+    """
+    settings = load_settings()
+    if proxy is None:
+        proxy = settings.keep_services or settings.keep_proxy
+    fixed = Services.of_uris(proxy) if proxy.split() else None
+    if api_client is None and fixed is None:
+        api_client = ApiClient.of_settings(settings, api_token)
+    token: Any = settings.api_token if api_token is None else api_token
+    insecure = settings.insecure
+    if api_client is not None:
+        token, insecure = api_client.api_token, bool(api_client.insecure)
+    store = RemoteStore(
+        Roster(api_client, fixed),
+        Defaults(api_client),
+        SessionPool(verify_setting(insecure=insecure), session),
+        counters,
+        parts,
+        token if isinstance(token, str) else "",
+    )
+    return store, api_client

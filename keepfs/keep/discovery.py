@@ -1,0 +1,224 @@
+"""Which Keep services there are, and in which order to probe them for a block.
+
+Keep places blocks by rendezvous hashing: each client weighs every service
+against the block's hash, and probes the heaviest first. Clients that see the
+same services agree on the order without talking to each other, and a service
+that comes or goes moves only the blocks it ranks first for.
+
+Everything here is a value or a pure function; it may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from keepfs.keep.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from keepfs.keep.locator import KeepLocator
+
+_log = logging.getLogger(__name__)
+
+# The part of a service's UUID that is weighed. Fixed by the protocol: servers
+# rebalance by the same rule, so another value would look for blocks where
+# nobody puts them.
+_UUID_SUFFIX_LENGTH = 15
+
+_CLUSTER_HINT = re.compile(r"K@([a-z0-9]{5})\Z", re.ASCII)
+_GATEWAY_HINT = re.compile(r"K@([a-z0-9]{5}-[a-z0-9]{5}-[a-z0-9]{15})\Z", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z", re.ASCII)
+
+
+class Access(enum.Enum):
+    """What a request is about to do to a service."""
+
+    READ = enum.auto()
+    WRITE = enum.auto()
+
+
+class Kind(enum.Enum):
+    """What stands behind a service's address."""
+
+    #: A keepstore: stores one copy for each request.
+    DISK = enum.auto()
+    #: A keepproxy, or a type we don't know: stores any number.
+    PROXY = enum.auto()
+    #: Asked only for blocks whose locator names it.
+    GATEWAY = enum.auto()
+
+    @classmethod
+    def of(cls, service_type: str) -> Kind:
+        """Judge a service by the type it is announced with."""
+        if service_type.startswith("gateway:"):
+            return cls.GATEWAY
+        return cls.DISK if service_type == "disk" else cls.PROXY
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """One Keep service, as the cluster announces it.
+
+    Attributes:
+        uuid: For example `zzzzz-bi6l4-000000000000001`.
+        root: Base URL; ends in a slash, so a locator can be appended.
+        kind: What stands behind it.
+        read_only: Whether it refuses writes.
+    """
+
+    uuid: str
+    root: str
+    kind: Kind = Kind.DISK
+    read_only: bool = False
+
+    def allows(self, access: Access) -> bool:
+        """Tell whether a request of this kind is worth sending."""
+        return access is Access.READ or not (self.read_only or self.kind is Kind.GATEWAY)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> ServiceRecord:
+        """Parse one record of the API server's list.
+
+        Raises:
+            ValueError: It names no uuid, host or port that can be.
+        """
+        try:
+            uuid, host = str(record["uuid"]), str(record["service_host"])
+            port = int(record["service_port"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a service record without {error}") from error
+        if not _HOST.match(host):
+            raise ValueError(f"service {uuid} has no proper host: {host!r}")
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        scheme = "https" if record.get("service_ssl_flag") else "http"
+        return cls(
+            uuid,
+            f"{scheme}://{host}:{port}/",
+            Kind.of(str(record.get("service_type") or "disk")),
+            bool(record.get("read_only")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A place outside the probe order that a locator names.
+
+    Attributes:
+        root: Base URL.
+        cluster_id: Of the foreign cluster; None for a gateway, which the
+            cluster's own list names.
+    """
+
+    root: str
+    cluster_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services there are, at one moment.
+
+    Attributes:
+        records: All but gateways.
+        gateways: By their UUID.
+        is_fixed: Whether a user named them, so that there is nothing to refresh.
+    """
+
+    records: tuple[ServiceRecord, ...] = ()
+    gateways: Mapping[str, ServiceRecord] = field(default_factory=dict)
+    is_fixed: bool = False
+
+    @classmethod
+    def of_list(cls, items: Iterable[Mapping[str, Any]]) -> Services:
+        """Parse the API server's list; a record that can't be is left out, with a warning."""
+        records: dict[str, ServiceRecord] = {}
+        gateways: dict[str, ServiceRecord] = {}
+        for item in items:
+            try:
+                record = ServiceRecord.of_record(item)
+            except ValueError as error:
+                _log.warning("ignoring a Keep service: %s", error)
+                continue
+            if record.kind is Kind.GATEWAY:
+                gateways[record.uuid] = record
+            else:
+                records.setdefault(record.root, record)
+        return cls(tuple(records.values()), gateways)
+
+    @classmethod
+    def of_uris(cls, uris: str) -> Services:
+        """Parse a user's list of base URLs, blank-separated; all count as proxies.
+
+        Raises:
+            ArgumentError: One of them is no URL of a service.
+        """
+        records: dict[str, ServiceRecord] = {}
+        for index, uri in enumerate(uris.split()):
+            root = uri if uri.endswith("/") else f"{uri}/"
+            uuid = f"00000-bi6l4-{index:015d}"
+            records.setdefault(_checked(root), ServiceRecord(uuid, root, Kind.PROXY))
+        return cls(tuple(records.values()), is_fixed=True)
+
+    def allowing(self, access: Access) -> list[ServiceRecord]:
+        """Return those worth a request of this kind."""
+        return [record for record in self.records if record.allows(access)]
+
+    def has_proxies(self, access: Access) -> bool:
+        """Tell whether any of those is not a keepstore: then the patience for proxies applies."""
+        return any(record.kind is not Kind.DISK for record in self.allowing(access))
+
+    def copies_per_service(self) -> int | None:
+        """Return how many copies one write makes; None if a service may make any number."""
+        return None if self.has_proxies(Access.WRITE) else 1
+
+    def hinted(self, locator: KeepLocator) -> Iterator[Hint]:
+        """Yield the places that a locator's hints name, in their order."""
+        for hint in locator.hints:
+            if match := _CLUSTER_HINT.match(hint):
+                yield Hint(f"https://keep.{match[1]}.arvadosapi.com/", match[1])
+            elif (match := _GATEWAY_HINT.match(hint)) and match[1] in self.gateways:
+                yield Hint(self.gateways[match[1]].root)
+
+    def kind_of(self, root: str) -> Kind:
+        """Tell what stands behind a root; unknown ones count as proxies."""
+        return next((each.kind for each in self.records if each.root == root), Kind.PROXY)
+
+
+def weight(md5sum: str, service_uuid: str) -> str:
+    """Weigh a service against a block: 32 hex digits, compared as text."""
+    text = md5sum + service_uuid[-_UUID_SUFFIX_LENGTH:]
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def probe_order(
+    locator: KeepLocator, services: Iterable[ServiceRecord], access: Access
+) -> list[ServiceRecord]:
+    """Rank the services that allow `access`, the likeliest holder first.
+
+    The order depends on the block's hash and the services' UUIDs alone, not
+    on the order in which `services` come.
+    """
+    candidates = (service for service in services if service.allows(access))
+    return sorted(candidates, key=lambda each: weight(locator.md5sum, each.uuid), reverse=True)
+
+
+def _checked(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+        proper = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        proper = False
+    else:
+        if "@" in parts.netloc:
+            # `requests` would send it in place of the token.
+            raise ArgumentError("Invalid proxy URI: it must not contain a user name or password")
+    if not proper:
+        raise ArgumentError(f"Invalid proxy URI: {uri!r}")
+    return uri

@@ -1,0 +1,234 @@
+"""Pace: a transfer that stalls, crawls or outlives its call is ended.
+
+`requests` limits the wait for each read of a socket, which a server that
+sends a byte now and then never exceeds, and gives sending the time limit of
+connecting. So each exchange has a `Pace` that the sockets of
+`keepfs.keep.sessions` ask before they wait: whether bytes come or go, or an
+answer is awaited, one rule holds.
+
+The rule: over any interval of `read` seconds the average is `bandwidth` bytes
+a second, or the exchange ends; and it ends at its deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Buffer
+
+    from keepfs.keep.timeouts import Timeouts
+
+#: Marks that an interval is cut into: the rule is exact to a 32nd of it.
+_MARKS = 32
+#: Bytes handed to the socket at a time.
+_STEP = 256 * 1024
+#: Seconds; shorter waits could round to "don't wait at all".
+_SHORTEST = 0.001
+
+
+class TooSlowError(TimeoutError):
+    """The exchange broke its pace, or its deadline."""
+
+
+class CancelledError(ConnectionError):
+    """Somebody else ended the exchange: what it was for is done, or given up."""
+
+
+class Pace:
+    """How much longer one exchange may go on.
+
+    Used by one thread, but for `cancel`, which any other may call.
+
+    Args:
+        timeouts: The interval and the least speed.
+        deadline: The end, on the monotonic clock.
+        clock: Instead of `time.monotonic`.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, deadline: float, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._interval = timeouts.read
+        # At least a byte an interval: silence always ends.
+        self._needed = max(1.0, timeouts.bandwidth * timeouts.read)
+        self._deadline = deadline
+        self._clock = clock or time.monotonic
+        self._total = 0
+        self._marks = deque([(self._clock(), 0)])
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        #: Why it ended early, once it did.
+        self.failure: OSError | None = None
+
+    def remaining(self) -> float:
+        """Return the seconds until the deadline, none left being 0."""
+        return max(0.0, self._deadline - self._clock())
+
+    def hurry(self, seconds: float) -> None:
+        """Bring the deadline nearer: what is left isn't worth more time."""
+        self._deadline = min(self._deadline, self._clock() + seconds)
+
+    def patience(self) -> float:
+        """Return the seconds to wait for the next byte, above 0.
+
+        Raises:
+            TooSlowError: None are left.
+            CancelledError: It was cancelled.
+        """
+        if self.failure is not None:
+            raise self.failure
+        now = self._clock()
+        end = self._end(now)
+        if now >= self._deadline:
+            raise self._fail(TooSlowError("the call's time is up"))
+        if now >= end:
+            moved = self._total - self._marks[0][1]
+            raise self._fail(
+                TooSlowError(f"only {moved} bytes in {now - self._marks[0][0]:.1f} seconds")
+            )
+        return max(_SHORTEST, min(end, self._deadline) - now)
+
+    def advance(self, count: int) -> None:
+        """Note that bytes were sent or received."""
+        now = self._clock()
+        self._total += count
+        if now - self._marks[-1][0] >= self._interval / _MARKS:
+            self._marks.append((now, self._total))
+
+    def cancel(self) -> None:
+        """End the exchange from another thread, now or as soon as it starts."""
+        with self._lock:
+            if self.failure is None:
+                self.failure = CancelledError("given up")
+            if self._socket is not None:
+                # It wakes the thread that waits in it.
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def attach(self, connected: socket.socket) -> None:
+        """Name the socket that `cancel` is to shut down."""
+        with self._lock:
+            if isinstance(self.failure, CancelledError):
+                raise self.failure
+            self._socket = connected
+
+    def detach(self) -> None:
+        """Leave the socket alone from now on: others may use it."""
+        with self._lock:
+            self._socket = None
+
+    def _end(self, now: float) -> float:
+        """Tell when the rule is broken if no byte moves any more."""
+        while len(self._marks) > 1 and self._marks[1][0] <= now - self._interval:
+            self._marks.popleft()
+        for since, total in self._marks:
+            if self._total - total < self._needed:
+                return since + self._interval
+        return now + self._interval
+
+    def _fail(self, error: OSError) -> OSError:
+        with self._lock:
+            if self.failure is None:
+                self.failure = error
+            return self.failure
+
+
+# The pace of the exchange that this thread is in. Connections are made deep
+# inside urllib3, which has no place to hand it through.
+_current = threading.local()
+
+
+@contextlib.contextmanager
+def pacing(pace: Pace) -> Iterator[None]:
+    """Let the sockets that this thread uses inside keep to a pace."""
+    _current.pace = pace
+    try:
+        yield
+    finally:
+        _current.pace = None
+        pace.detach()
+
+
+def _pace() -> Pace | None:
+    pace: Pace | None = getattr(_current, "pace", None)
+    return pace
+
+
+class PacedSocket:
+    """A connected socket that keeps to the pace of the thread that uses it.
+
+    Outside `pacing` it is the socket it wraps.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the socket has
+        return getattr(self._socket, name)
+
+    def fileno(self) -> int:
+        """Return the descriptor; what `select` and `poll` ask for."""
+        return self._socket.fileno()
+
+    def sendall(self, data: Buffer, flags: int = 0) -> None:
+        """Send everything, without a copy."""
+        pace = _pace()
+        if pace is None:
+            return self._socket.sendall(data, flags)
+        pace.attach(self._socket)
+        with memoryview(data).cast("B") as view:
+            sent = 0
+            while sent < view.nbytes:
+                self._socket.settimeout(pace.patience())
+                try:
+                    count = self._socket.send(view[sent : sent + _STEP], flags)
+                except TimeoutError:
+                    pace.patience()  # raises, unless the wait was rounded down
+                    continue
+                pace.advance(count)
+                sent += count
+        return None
+
+    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
+        """Return what http.client reads the answer from."""
+        return io.BufferedReader(_PacedReader(self._socket))
+
+
+class _PacedReader(io.RawIOBase):
+    """The receiving half, at a pace."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__()
+        self._socket = connected
+        # Holds the socket open until the answer is read, though the
+        # connection may have been closed.
+        self._raw = connected.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        pace = _pace()
+        if pace is None:
+            return self._raw.readinto(buffer)
+        self._socket.settimeout(pace.patience())
+        try:
+            count = self._raw.readinto(buffer)
+        except TimeoutError:
+            pace.patience()  # raises, unless the wait was rounded down
+            raise
+        pace.advance(count or 0)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

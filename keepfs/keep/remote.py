@@ -1,0 +1,360 @@
+"""RemoteStore: the Keep services as one store, asked in rounds.
+
+A round asks each service that may still help, in probe order, then the places
+that the locator's hints name. Between rounds there is a back-off, and the
+list of services is fetched afresh. Only this room makes rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from keepfs.keep.discovery import Access, Services, probe_order
+from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
+from keepfs.keep.failures import read_error, write_error
+from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.receipt import Receipt
+from keepfs.keep.retry import RetryLoop
+from keepfs.keep.store import Found
+from keepfs.keep.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
+from keepfs.keep.tokens import clean_token, salted_token
+from keepfs.keep.writers import KeepWriterThreadPool, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from typing_extensions import Buffer
+
+    from keepfs.keep.counters import Counters
+    from keepfs.keep.errors import KeepRequestError
+    from keepfs.keep.outcome import Outcome
+    from keepfs.keep.roster import Defaults, Roster
+    from keepfs.keep.service import KeepService
+    from keepfs.keep.sessions import SessionPool
+    from keepfs.keep.store import Call, Wanted
+
+_log = logging.getLogger(__name__)
+
+
+#: Bytes; a nominal figure, as other network file systems give.
+_PLENTY = 1 << 50
+
+
+class Parts(Protocol):
+    """The classes that a store works with; a client's own attributes, so they can be replaced."""
+
+    @property
+    def KeepService(self) -> type[KeepService]:  # noqa: N802 - the SDK's name
+        """What asks one service."""
+
+    @property
+    def KeepWriterThreadPool(self) -> type[KeepWriterThreadPool]:  # noqa: N802 - ditto
+        """What writes in one round."""
+
+
+class RemoteStore:
+    """Blocks at Keep services. Any thread may use it.
+
+    Args:
+        roster: Which services there are.
+        defaults: Of the cluster.
+        sessions: Where connections come from.
+        counters: Of the client.
+        parts: The classes to work with.
+        api_token: The user's; it may be replaced at any time, and then holds
+            for requests made from then on.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        defaults: Defaults,
+        sessions: SessionPool,
+        counters: Counters,
+        parts: Parts,
+        api_token: str = "",
+    ) -> None:
+        self.roster = roster
+        self.defaults = defaults
+        self.timeout = Timeouts.of(DEFAULT_TIMEOUT)
+        self.proxy_timeout = Timeouts.of(DEFAULT_PROXY_TIMEOUT)
+        self._sessions = sessions
+        self._counters = counters
+        self._parts = parts
+        self._token = clean_token(api_token)
+        self._closed = False
+        self._warned_of_classes = False
+
+    def __repr__(self) -> str:
+        return f"RemoteStore({self.roster.known()!r})"
+
+    @property
+    def api_token(self) -> str:
+        """The token that the next requests carry."""
+        return self._token
+
+    @api_token.setter
+    def api_token(self, token: str) -> None:
+        self._token = clean_token(token)
+
+    def free_space(self) -> tuple[int, int]:
+        """Return plenty: the services don't say, and a program that asks shall go on."""
+        return _PLENTY, _PLENTY
+
+    def close(self) -> None:
+        """End the exchanges under way, and close all connections."""
+        self._closed = True
+        self._sessions.close()
+
+    # --- reading ----------------------------------------------------------
+
+    def read(self, locator: KeepLocator, call: Call) -> bytes:
+        """Return a block, verified. Blocks.
+
+        Raises:
+            NotFoundError: No service has it.
+            KeepReadError: It couldn't be read; `cause` says why.
+        """
+        outcome = self._ask(locator, "GET", call).outcome()
+        return (outcome and outcome.block) or b""
+
+    def find(self, locator: KeepLocator, call: Call) -> Found:
+        """Ask whether a block is there, which keepstore reads and checks for. Blocks.
+
+        Raises:
+            NotFoundError: No service has it.
+            KeepReadError: They couldn't say; `cause` says why.
+        """
+        outcome = self._ask(locator, "HEAD", call).outcome()
+        size = outcome.size if outcome and locator.size is None else locator.size
+        return Found(size or 0, outcome.headers.get("x-keep-locator") if outcome else None)
+
+    def _ask(self, locator: KeepLocator, method: str, call: Call) -> KeepService:
+        """Go round the services until one answers well, and return it."""
+        if not _can_be(locator):
+            raise KeepReadError(
+                f"{locator.stripped()} names no block: its size can't be", cause=Cause.CORRUPT
+            )
+        asked: dict[str, KeepService] = {}
+        services: Services | None = None
+        trouble: NoKeepServersError | None = None
+        attempts = 0
+        for attempt in self._rounds(call, KeepReadError):
+            attempts = attempt + 1
+            try:
+                services = self._services(services, call)
+            except NoKeepServersError as error:
+                trouble = error
+                continue
+            while True:
+                roots = self._add_services(asked, services, locator, Access.READ, call)
+                answered = self._ask_each(asked, roots, locator, method, attempt, call)
+                if answered is not None:
+                    return answered
+                # That nobody has it may be because somebody isn't in our list yet.
+                if not (self._nobody_has_it(asked) and self.roster.may_be_old(services)):
+                    break
+                services = self.roster.refreshed(services, call.remaining())
+                if all(record.root in asked for record in services.allowing(Access.READ)):
+                    break
+            if not any(asked[root].usable() for root in roots):
+                break
+            self._doubt(asked, services)
+        raise read_error(locator, call, _outcomes(asked), attempts, trouble)
+
+    def _ask_each(
+        self,
+        asked: Mapping[str, KeepService],
+        roots: Iterable[str],
+        locator: KeepLocator,
+        method: str,
+        attempt: int,
+        call: Call,
+    ) -> KeepService | None:
+        timeouts = self.timeouts(Access.READ).for_attempt(attempt)
+        for service in [asked[root] for root in roots if asked[root].usable()]:
+            if service.last_status() is not None and not call.remaining():
+                break
+            if service.get(locator, method, timeouts) is not None:
+                return service
+        return None
+
+    @staticmethod
+    def _nobody_has_it(asked: Mapping[str, KeepService]) -> bool:
+        outcomes = [service.outcome() for service in asked.values()]
+        return bool(outcomes) and all(it and it.cause is Cause.NOT_FOUND for it in outcomes)
+
+    # --- writing ----------------------------------------------------------
+
+    def write(self, block: Buffer, locator: KeepLocator, wanted: Wanted, call: Call) -> Receipt:
+        """Store a block at as many services as the copies take. Blocks.
+
+        Raises:
+            KeepWriteError: Not stored as wanted; `cause` says why.
+        """
+        classes = wanted.classes
+        if classes is None:
+            classes = self.defaults.storage_classes(call.remaining())
+        tally = Tally(wanted.copies, classes)
+        asked: dict[str, KeepService] = {}
+        services: Services | None = None
+        trouble: NoKeepServersError | None = None
+        attempts = 0
+        for attempt in self._rounds(call, KeepWriteError):
+            attempts = attempt + 1
+            try:
+                services = self._services(services, call)
+            except NoKeepServersError as error:
+                trouble = error
+                continue
+            roots = self._add_services(asked, services, locator, Access.WRITE, call)
+            pool = self._parts.KeepWriterThreadPool(
+                data=block,
+                data_hash=locator.stripped(),
+                copies=wanted.copies,
+                max_service_replicas=services.copies_per_service(),
+                timeout=self.timeouts(Access.WRITE).for_attempt(attempt),
+                classes=classes,
+                tally=tally,
+            )
+            for root in roots:
+                if not asked[root].finished():
+                    pool.add_task(asked[root], root)
+            pool.join()
+            if not tally.missing():
+                return self._receipt(tally, locator)
+            if all(asked[root].finished() for root in roots):
+                break
+            self._doubt(asked, services)
+        raise write_error(locator, call, _outcomes(asked), attempts, tally, trouble)
+
+    def _receipt(self, tally: Tally, locator: KeepLocator) -> Receipt:
+        if tally.classes and not tally.is_tracking_classes and not self._warned_of_classes:
+            self._warned_of_classes = True
+            _log.warning("a Keep service confirms no storage classes: only copies are counted")
+        name = KeepLocator(tally.response) if tally.response else locator
+        return Receipt(name, tally.copies, tuple(tally.roots), dict(tally.by_class))
+
+    # --- which services ---------------------------------------------------
+
+    def timeouts(self, access: Access) -> Timeouts:
+        """Choose how patient to be, by what stands behind the services known now."""
+        services = self.roster.known()
+        return self.proxy_timeout if services and services.has_proxies(access) else self.timeout
+
+    def roots(self, locator: KeepLocator, services: Services, access: Access) -> list[str]:
+        """Order the roots to ask: services as they rank, then, to read, what hints name."""
+        ranked = [each.root for each in probe_order(locator, services.records, access)]
+        if access is Access.READ:
+            ranked += [hint.root for hint in services.hinted(locator)]
+        return list(dict.fromkeys(ranked))
+
+    def add_services(
+        self,
+        asked: dict[str, KeepService],
+        services: Services,
+        locator: KeepLocator,
+        access: Access,
+        headers: Mapping[str, str],
+        *,
+        deadline: float | None = None,
+        answered: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """Make a `KeepService` for each root that hasn't one yet, and return the roots.
+
+        A root that only a hint names gets the token salted for its cluster;
+        where that can't be made, it is left out.
+        """
+        named = {record.root for record in services.records}
+        foreign = {
+            hint.root: hint.cluster_id
+            for hint in services.hinted(locator)
+            if hint.cluster_id is not None and hint.root not in named
+        }
+        roots = []
+        for root in self.roots(locator, services, access):
+            if root not in asked:
+                token = self._token
+                if root in foreign:
+                    token = self._foreign_token(foreign[root])
+                    if not token:
+                        continue
+                given = {name: it for name, it in headers.items() if name.lower() != _SECRET}
+                if token:
+                    given["Authorization"] = f"Bearer {token}"
+                asked[root] = self._parts.KeepService(
+                    root,
+                    self._sessions,
+                    given,
+                    counters=self._counters,
+                    kind=services.kind_of(root),
+                    deadline=deadline,
+                    answered=answered,
+                )
+            roots.append(root)
+        return roots
+
+    def _add_services(
+        self,
+        asked: dict[str, KeepService],
+        services: Services,
+        locator: KeepLocator,
+        access: Access,
+        call: Call,
+    ) -> list[str]:
+        headers = {**call.headers, "X-Request-Id": call.request_id}
+        return self.add_services(
+            asked,
+            services,
+            locator,
+            access,
+            headers,
+            deadline=call.deadline,
+            answered=call.answered,
+        )
+
+    def _foreign_token(self, cluster_id: str) -> str:
+        """Return the token that a cluster named by a locator may see; empty if there is none."""
+        try:
+            salted = salted_token(self._token, cluster_id)
+        except ValueError as error:
+            _log.info("not asking cluster %s, which a hint names: %s", cluster_id, error)
+            return ""
+        # Its own token would go unsalted, to a host that only a locator named.
+        return "" if salted == self._token else salted
+
+    def _services(self, stale: Services | None, call: Call) -> Services:
+        """Return the list for a round: in the first as it is, in later ones afresh."""
+        if stale is None:
+            return self.roster.current(call.remaining())
+        return self.roster.refreshed(stale, call.remaining())
+
+    def _doubt(self, asked: Mapping[str, KeepService], services: Services) -> None:
+        if any(service.last_status() == 0 for service in asked.values()):
+            self.roster.doubt(services)
+
+    def _rounds(self, call: Call, failure: type[KeepRequestError]) -> Iterable[int]:
+        for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
+            if self._closed:
+                raise failure("the client is closed")
+            yield attempt
+            if time.monotonic() >= call.deadline:
+                return
+
+
+_SECRET = "authorization"  # noqa: S105 - a header's name
+
+
+def _can_be(locator: KeepLocator) -> bool:
+    """Tell whether a block can have this digest and this size."""
+    if locator.size is None:
+        return True
+    is_empty = locator.md5sum == EMPTY_BLOCK.md5sum
+    return locator.size <= MAX_BLOCK_SIZE and is_empty == (locator.size == 0)
+
+
+def _outcomes(asked: Mapping[str, KeepService]) -> dict[str, Outcome]:
+    found = {root: service.outcome() for root, service in asked.items()}
+    return {root: outcome for root, outcome in found.items() if outcome is not None}

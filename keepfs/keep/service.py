@@ -1,0 +1,349 @@
+"""KeepService: requests to one Keep service within one call, and what came of them.
+
+It never raises for what a service does: each request leaves an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from keepfs import __version__
+from keepfs.keep.counters import Counters
+from keepfs.keep.discovery import Kind
+from keepfs.keep.errors import Cause
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.outcome import (
+    TRANSPORT_ERRORS,
+    Outcome,
+    cause_of_error,
+    cause_of_read,
+    cause_of_write,
+    innermost,
+    verdict_is_permanent,
+)
+from keepfs.keep.pace import CancelledError, Pace
+from keepfs.keep.retry import Verdict
+from keepfs.keep.sessions import send
+from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
+from keepfs.keep.tokens import redacted
+from keepfs.keep.transfer import (
+    MOST_TEXT,
+    content_length,
+    lower_headers,
+    receive_block,
+    receive_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import requests
+    from typing_extensions import Buffer
+
+    from keepfs.keep.sessions import SessionPool
+
+_log = logging.getLogger(__name__)
+
+#: Seconds of patience for a complaint's text: nobody needs it.
+_BRIEF = 1.0
+_NOT_ALLOWED = 405
+_COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "identity"}
+
+
+class KeepService:
+    """One service, as one call sees it. For one thread, but for `cancel`.
+
+    Args:
+        root: Base URL, with its slash.
+        sessions: Where connections come from.
+        headers: Go with each request: the token, the request's id.
+        counters: Of the client.
+        kind: What stands behind the root.
+        deadline: When the call ends, on the monotonic clock.
+        answered: Called with a block's size as soon as the service begins to send it.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        sessions: SessionPool,
+        headers: Mapping[str, str],
+        counters: Counters | None = None,
+        kind: Kind = Kind.PROXY,
+        deadline: float | None = None,
+        answered: Callable[[int], None] | None = None,
+    ) -> None:
+        self.root = root
+        self._sessions = sessions
+        self._headers = {**_COMMON_HEADERS, **headers}
+        self._token = self._headers.get("Authorization", "").removeprefix("Bearer ")
+        self._counters = counters or Counters()
+        self._kind = kind
+        end = time.monotonic() + DEFAULT_TOTAL_TIMEOUT
+        self._deadline = end if deadline is None else deadline
+        self._answered = answered
+        self._outcome: Outcome | None = None
+        self._pace: Pace | None = None
+        self._cancelled = False
+
+    def __repr__(self) -> str:
+        return f"KeepService({self.root!r})"
+
+    # --- what came of it --------------------------------------------------
+
+    def usable(self) -> bool:
+        """Tell whether asking it (again) may be of use."""
+        return self._outcome is None or not self._outcome.is_permanent
+
+    def finished(self) -> bool:
+        """Tell whether it has succeeded, or failed for good."""
+        return self._outcome is not None and (
+            self._outcome.cause is None or self._outcome.is_permanent
+        )
+
+    def outcome(self) -> Outcome | None:
+        """Return what came of the last request, or None before the first."""
+        return self._outcome
+
+    def last_status(self) -> int | None:
+        """Return the last answer's status; 0 if none came; None before the first request."""
+        return None if self._outcome is None else self._outcome.status
+
+    def last_result(self) -> dict[str, Any]:
+        """Return the last outcome in the SDK's form, which `KeepWriterThread` reads too."""
+        outcome = self._outcome
+        if outcome is None:
+            return {"error": None, "status_code": None, "headers": {}, "body": None}
+        return {
+            "error": False if outcome.cause is None else outcome.error(),
+            "status_code": outcome.status,
+            "headers": dict(outcome.headers),
+            "body": outcome.text if outcome.block is None else outcome.block,
+        }
+
+    def cancel(self) -> None:
+        """End the request under way, or to come; from any thread."""
+        self._cancelled = True
+        pace = self._pace
+        if pace is not None:
+            pace.cancel()
+
+    # --- requests ---------------------------------------------------------
+
+    def get(
+        self,
+        locator: KeepLocator,
+        method: str = "GET",
+        timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
+    ) -> bytes | Literal[True] | str | None:
+        """Ask for a block, once. Blocks.
+
+        Returns:
+            Of a GET, the verified block; of a HEAD, True, or the locator that
+            the service gave it; None if there is neither: see `outcome`.
+        """
+        self._exchange(
+            method,
+            str(locator),
+            {"Accept": "application/octet-stream"},
+            None,
+            Timeouts.of(timeout),
+            lambda response: self._read_answer(response, method, locator),
+        )
+        if method == "GET" and locator.size is None and self.last_status() == _NOT_ALLOWED:
+            sized = self._sized(locator, timeout)
+            return None if sized is None else self.get(sized, method, timeout)
+        outcome = self._outcome
+        if outcome is None or outcome.cause is not None:
+            return None
+        if method == "GET":
+            return outcome.block
+        return outcome.headers.get("x-keep-locator") or True
+
+    def _sized(
+        self, locator: KeepLocator, timeout: Timeouts | float | tuple[float, ...]
+    ) -> KeepLocator | None:
+        """Ask for the size: keepstore gives no block without it, and signs without it."""
+        refused = self._outcome
+        if self.get(locator, "HEAD", timeout) is None:
+            return None
+        size = None if self._outcome is None else self._outcome.size
+        if size is None:
+            self._outcome = refused
+            return None
+        digest, plus, hints = str(locator).partition("+")
+        return KeepLocator(f"{digest}+{size}{plus}{hints}")
+
+    def put(
+        self,
+        hash_s: str,
+        body: Buffer,
+        timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
+        headers: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Store a block, once; it is sent without a copy. Blocks.
+
+        Args:
+            hash_s: The block's digest, or its locator.
+            body: The block; it must not change meanwhile.
+            timeout: How patient to be.
+            headers: For this request only.
+
+        Returns:
+            Whether the service says that it stored this very block.
+        """
+        md5sum = hash_s[:32]
+        view = memoryview(body).cast("B")
+        self._exchange(
+            "PUT",
+            md5sum,
+            {"Accept": "*/*", **(headers or {})},
+            view,
+            Timeouts.of(timeout),
+            lambda response: self._write_answer(response, md5sum, view.nbytes),
+        )
+        if self._outcome is not None and self._outcome.cause is None:
+            self._counters.upload.add(view.nbytes)
+            return True
+        return False
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: memoryview | None,
+        timeouts: Timeouts,
+        read: Callable[[requests.Response], Outcome],
+    ) -> None:
+        """Make one request and note its outcome; no error leaves but a bug's."""
+        pace = self._pace = Pace(timeouts, self._deadline)
+        if self._cancelled:
+            pace.cancel()
+        connect = min(timeouts.connect, max(0.001, pace.remaining()))
+        self._counters.requests.add(self.root)
+        try:
+            pace.patience()  # raises if the time is up already
+            with self._sessions.exchange(pace) as session:
+                response = send(
+                    session,
+                    method,
+                    self.root + path,
+                    {**self._headers, **headers},
+                    body,
+                    (connect, min(timeouts.read, max(0.001, pace.remaining()))),
+                )
+                with response:
+                    outcome = read(response)
+        except TRANSPORT_ERRORS as error:
+            outcome = self._failed(pace, error)
+        finally:
+            self._pace = None
+        self._outcome = outcome
+        if outcome.cause is not None:
+            self._counters.failures.add(self.root)
+            _log.debug("%s of %s at %s: %s", method, path[:32], self.root, outcome.reason)
+
+    def _failed(self, pace: Pace, error: BaseException) -> Outcome:
+        """Judge an exchange that brought no complete answer."""
+        happened: BaseException = pace.failure or innermost(error)
+        cause = cause_of_error(happened if pace.failure is not None else error)
+        if isinstance(happened, CancelledError):
+            cause = Cause.OTHER
+        text = str(happened) or type(happened).__name__
+        if cause is Cause.TIMED_OUT and pace.failure is None:
+            text = f"no answer in time ({text})"
+        return Outcome(0, self._redacted(text), cause)
+
+    # --- answers ----------------------------------------------------------
+
+    def _read_answer(
+        self, response: requests.Response, method: str, locator: KeepLocator
+    ) -> Outcome:
+        status, headers = response.status_code, lower_headers(response)
+        reason = self._status_line(response)
+        if Verdict.of(status) is not Verdict.SUCCESS:
+            text = self._complaint(response)
+            cause = cause_of_read(
+                status,
+                # To a HEAD there is no text; a keepstore says 502 for nothing else.
+                is_corrupt=b"checksum mismatch" in text
+                or (method == "HEAD" and _is_keepstores(headers)),
+            )
+            if cause is Cause.CORRUPT:
+                self._report_bad_copy(locator, "the service itself says so")
+            return Outcome(
+                status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
+            )
+        declared = content_length(response)
+        if method == "HEAD":
+            receive_text(response)  # there is none, and thus the connection can be used again
+            if declared and locator.size is not None and declared != locator.size:
+                reason = f"it has {declared} bytes, not {locator.size}"
+                return Outcome(0, reason, Cause.CORRUPT, headers)
+            return Outcome(status, reason, headers=headers, size=declared)
+        flaw, block = receive_block(response, locator, declared, self._answered)
+        if self._pace is not None and self._pace.failure is not None:
+            raise self._pace.failure
+        if flaw:
+            self._report_bad_copy(locator, flaw)
+            return Outcome(0, f"a bad copy: {flaw}", Cause.CORRUPT, headers)
+        self._counters.download.add(len(block))
+        return Outcome(status, reason, headers=headers, block=block, size=len(block))
+
+    def _write_answer(self, response: requests.Response, md5sum: str, size: int) -> Outcome:
+        status, headers = response.status_code, lower_headers(response)
+        reason = self._status_line(response)
+        if Verdict.of(status) is not Verdict.SUCCESS:
+            self._complaint(response)
+            cause = cause_of_write(status, headers)
+            return Outcome(
+                status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
+            )
+        raw = receive_text(response)
+        if len(raw) < min(content_length(response) or 0, MOST_TEXT):
+            return Outcome(0, "the answer was cut short", Cause.UNREACHABLE, headers)
+        text = raw.decode("utf-8", "replace").strip()
+        try:
+            locator = KeepLocator(text)
+        except ValueError:
+            named = "no locator"
+        else:
+            if locator.md5sum == md5sum and locator.size == size:
+                return Outcome(status, reason, headers=headers, text=text)
+            named = "the locator of another block"
+        reason = f"{reason}, but the answer is {named}"
+        return Outcome(0, reason, Cause.OTHER, headers, is_permanent=True)
+
+    def _complaint(self, response: requests.Response) -> bytes:
+        """Read the text of a failure, so that the connection can be used again, or give it up."""
+        length = content_length(response)
+        if length is None or length > MOST_TEXT:
+            return b""
+        if self._pace is not None:
+            self._pace.hurry(_BRIEF)
+        try:
+            return receive_text(response)
+        except TRANSPORT_ERRORS:
+            return b""  # the status is what counts
+
+    def _report_bad_copy(self, locator: KeepLocator, flaw: str) -> None:
+        self._counters.bad_copies.add(self.root)
+        _log.warning("service %s has a bad copy of %s: %s", self.root, locator.stripped(), flaw)
+
+    def _status_line(self, response: requests.Response) -> str:
+        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(getattr(response.raw, "version", 11))
+        line = f"{version or 'HTTP'} {response.status_code} {response.reason or ''}"
+        return self._redacted(line.strip())
+
+    def _redacted(self, text: str) -> str:
+        return redacted(text, self._token)
+
+
+def _is_keepstores(headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
+    return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
+        "via" not in headers
+    )

@@ -1,0 +1,83 @@
+"""Asking every service at once whether it has a block, and how fast it answers.
+
+keepstore answers HEAD by reading and hashing the whole block: so this checks
+each replica on its own server, and transfers nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keepfs.keep.errors import Cause
+from keepfs.keep.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from keepfs.keep.client import KeepClient
+    from keepfs.keep.locator import KeepLocator
+    from keepfs.keep.service import KeepService
+
+#: Seconds to connect. Shorter than to read a block: this is to tell, not to get.
+_CONNECT = 5.0
+#: Seconds that a service may take to hash a block. Guessed: at 1 MB/s.
+DEFAULT_TIMEOUT = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What one service says of a block.
+
+    Attributes:
+        root: The service's base URL.
+        cause: Why it didn't say that it has the block whole; None if it did.
+        status: The HTTP status; 0 without an answer.
+        reason: The status line, or what happened instead.
+        seconds: How long the answer took.
+    """
+
+    root: str
+    cause: Cause | None
+    status: int
+    reason: str
+    seconds: float
+
+
+def survey(
+    client: KeepClient, locator: KeepLocator, timeout: float = DEFAULT_TIMEOUT
+) -> list[Sighting]:
+    """Ask every service, side by side, and return what they say in probe order. Blocks.
+
+    Args:
+        client: Whose services.
+        locator: The block's name.
+        timeout: Seconds that a service may take.
+
+    Raises:
+        NoKeepServersError: The services aren't known.
+    """
+    services: dict[str, KeepService] = {}
+    roots = client.map_new_services(
+        services, locator, force_rebuild=False, need_writable=False, headers={}
+    )
+    sightings: dict[str, Sighting] = {}
+    patience = Timeouts(min(_CONNECT, timeout), timeout, 0)
+
+    def ask(root: str) -> None:
+        service, begin = services[root], time.monotonic()
+        service.get(locator, "HEAD", patience)
+        outcome, seconds = service.outcome(), time.monotonic() - begin
+        if outcome is None:
+            sightings[root] = Sighting(root, Cause.OTHER, 0, "not asked", seconds)
+        else:
+            sightings[root] = Sighting(
+                root, outcome.cause, outcome.status, outcome.reason, seconds
+            )
+
+    threads = [threading.Thread(target=ask, args=(root,), daemon=True) for root in roots]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [sightings[root] for root in roots]

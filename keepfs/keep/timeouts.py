@@ -1,0 +1,63 @@
+"""Timeouts: how patient a request is, as a value with names instead of a tuple."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+#: Seconds to connect, seconds of the interval over which the speed is
+#: measured, and the least bytes a second; the SDK's figures.
+DEFAULT_TIMEOUT = (2, 256, 32768)
+#: The same where a service is a proxy.
+DEFAULT_PROXY_TIMEOUT = (20, 256, 32768)
+#: Seconds, by default, after which a call gives up whatever happens. A block
+#: of 64 MiB at the slowest speed allowed takes 2048.
+DEFAULT_TOTAL_TIMEOUT = 2400.0
+
+#: Seconds; doubling for each round stops here. Guessed: a host that doesn't
+#: answer for a minute is down.
+MAX_CONNECT = 60.0
+
+_FEWEST_PARTS, _MOST_PARTS = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait for a service, and how slow it may be.
+
+    Attributes:
+        connect: Seconds for the TCP and TLS handshakes; doubled for each round.
+        read: Seconds of the interval over which the speed is measured; so
+            also the longest silence.
+        bandwidth: Least average speed over that interval, in bytes a second,
+            sending or receiving.
+    """
+
+    connect: float = DEFAULT_TIMEOUT[0]
+    read: float = DEFAULT_TIMEOUT[1]
+    bandwidth: float = DEFAULT_TIMEOUT[2]
+
+    @classmethod
+    def of(cls, value: Timeouts | float | tuple[float, ...]) -> Timeouts:
+        """Take what callers of the SDK give: (connect, read[, bandwidth]) or one number for both.
+
+        Raises:
+            ValueError: It is none of these, or not above 0.
+        """
+        if isinstance(value, Timeouts):
+            return value
+        parts = tuple(value) if isinstance(value, tuple | list) else (value, value)
+        if not _FEWEST_PARTS <= len(parts) <= _MOST_PARTS:
+            raise ValueError(f"a timeout is a number or 2 or 3 of them, not {value!r}")
+        if min(parts[:2]) <= 0 or min(parts) < 0:
+            raise ValueError(f"a timeout is above 0, not {value!r}")
+        return cls(*parts)
+
+    def for_attempt(self, attempt: int) -> Timeouts:
+        """Scale for the given round, counted from 0."""
+        cap = max(self.connect, MAX_CONNECT)
+        # The exponent is bounded: 2.0**1024 overflows.
+        return replace(self, connect=min(cap, self.connect * 2 ** min(attempt, 64)))
+
+    def as_tuple(self) -> tuple[float, float, float]:
+        """Return (connect, read, bandwidth), the SDK's form."""
+        return self.connect, self.read, self.bandwidth

@@ -1,0 +1,112 @@
+"""Receiving answers: blocks, verified on the way, and short texts.
+
+A 200 proves nothing: keepstore sends damaged blocks with it, cut short. So a
+body is accepted only if it is complete, as long as the locator says, and
+hashes to the locator's digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import re
+from typing import TYPE_CHECKING
+
+import urllib3
+
+from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.outcome import innermost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import requests
+
+#: Bytes that are received, then hashed: large enough that hashing lets other
+#: threads run, small enough to lie in the processor's cache.
+_STEP = 256 * 1024
+#: Most bytes of an answer's text, be it a locator or a complaint.
+MOST_TEXT = 4096
+_DECIMAL = re.compile(r"[0-9]{1,19}\Z", re.ASCII)
+
+
+def new_buffer(size: int) -> io.BytesIO:
+    """Make the memory that a block is received into: the one place where it is made.
+
+    It is written through `getbuffer()`; then `getvalue()` gives its bytes,
+    not a copy of them.
+    """
+    return io.BytesIO(bytes(size))
+
+
+def receive_block(
+    response: requests.Response,
+    locator: KeepLocator,
+    declared: int | None,
+    answered: Callable[[int], None] | None = None,
+) -> tuple[str, bytes]:
+    """Receive a block, hashing it on the way.
+
+    Args:
+        response: Its body is still to be read.
+        locator: The block's name.
+        declared: The length that the answer says; None if it doesn't.
+        answered: Called with the block's size before it is received.
+
+    Returns:
+        What is wrong with it, empty if nothing is, and its bytes.
+    """
+    size = declared if locator.size is None else locator.size
+    if declared is not None and declared != size:
+        return f"{declared} bytes announced for a block of {size}", b""
+    if size is not None and size > MAX_BLOCK_SIZE:
+        return f"{size} bytes, more than a block has", b""
+    if size is not None and answered is not None:
+        answered(size)
+    # One byte more than there may be, where the answer doesn't say its length.
+    room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
+    digest = hashlib.md5(usedforsecurity=False)
+    buffer, got = new_buffer(room), 0
+    with buffer.getbuffer() as view:
+        while got < room:
+            count = _read_into(response, view[got : got + _STEP])
+            if not count:
+                break
+            digest.update(view[got : got + count])
+            got += count
+    if size is not None and got != size:
+        more = "more than " if got > size else ""
+        return f"{more}{min(got, size)} of {size} bytes came, then the end", b""
+    if got > MAX_BLOCK_SIZE:
+        return "more bytes than a block has", b""
+    if digest.hexdigest() != locator.md5sum:
+        return f"its MD5 is {digest.hexdigest()}", b""
+    buffer.truncate(got)
+    return "", buffer.getvalue()
+
+
+def receive_text(response: requests.Response) -> bytes:
+    """Receive a short answer, or its beginning."""
+    return bytes(response.raw.read(MOST_TEXT) or b"")
+
+
+def content_length(response: requests.Response) -> int | None:
+    """Return the length that an answer says its body has; None if it doesn't."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if _DECIMAL.match(length) else None
+
+
+def lower_headers(response: requests.Response) -> dict[str, str]:
+    """Return an answer's headers, their names in lower case."""
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _read_into(response: requests.Response, view: memoryview) -> int:
+    """Receive up to a view's bytes; 0 at the end, be it too early."""
+    try:
+        return int(response.raw.readinto(view) or 0)
+    except urllib3.exceptions.ProtocolError as error:
+        if isinstance(innermost(error), http.client.IncompleteRead):
+            return 0
+        raise

@@ -1,0 +1,210 @@
+"""The Keep client of a mount or a command: built from options, checked, its token kept fresh."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from keepfs.config import load_settings
+from keepfs.keep.api import ApiClient, ApiError
+from keepfs.keep.cache import KeepBlockCache
+from keepfs.keep.client import KeepClient
+from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.survey import survey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+    from keepfs.keep.receipt import Receipt
+    from keepfs.options import StoreOptions
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+#: Copies of each block where the cluster doesn't say.
+DEFAULT_COPIES = 2
+#: Seconds a service may take to show that it is there.
+_CHECK_TIMEOUT = 10.0
+#: Seconds between two complaints about a refused token.
+_COMPLAINT_INTERVAL = 60.0
+
+#: A block nobody has, of a digest that is hardly anyone's: asking for it shows who answers.
+_NOBODYS = KeepLocator("0" * 32 + "+1")
+
+
+class StoreError(Exception):
+    """The blocks can't be had; one line says why, and what to do."""
+
+
+def open_client(options: StoreOptions) -> KeepClient:
+    """Make the client; nothing is asked of anybody yet.
+
+    Raises:
+        ArgumentError: The options, or Arvados's settings, don't say where the
+            services are, or for whom.
+        OSError: The token file can't be read.
+    """
+    cache = KeepBlockCache(options.cache_size)
+    if options.local_store is not None:
+        return KeepClient(local_store=options.local_store, block_cache=cache)
+    return KeepClient(
+        proxy=options.keep_services,
+        api_token=None if options.token_file is None else _token_in(options.token_file),
+        local_store="",
+        block_cache=cache,
+        num_retries=options.retries,
+    )
+
+
+def check(client: KeepClient, options: StoreOptions) -> None:
+    """See that the token is good and a service answers, before anyone relies on it. Blocks.
+
+    Raises:
+        StoreError: They don't; the message names what to look at.
+    """
+    if options.local_store is not None:
+        return
+    where = _where_from(options)
+    try:
+        _check_token(client, options, where)
+        client.build_services_list(force_rebuild=True)
+        sightings = survey(client, _NOBODYS, _CHECK_TIMEOUT)
+    except KeepRequestError as error:
+        raise StoreError(f"{error} (settings: {where})") from error
+    if not sightings:
+        raise StoreError(f"the cluster has no Keep services for us (settings: {where})")
+    if not any(each.status for each in sightings):
+        said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
+        raise StoreError(f"no Keep service answers: {said} (settings: {where})")
+
+
+def copies_of(client: KeepClient, options: StoreOptions) -> int:
+    """Return how many copies to have confirmed: as told, else the cluster's default, else 2.
+
+    Blocks. A local store makes one.
+    """
+    if options.local_store is not None:
+        return 1
+    return options.copies or client.default_copies() or DEFAULT_COPIES
+
+
+class RenewingStore:
+    """A store whose token is read again when it is refused.
+
+    Satisfies the file system's `BlockStore`. Any thread may use it.
+
+    Args:
+        client: Where the blocks are.
+        options: Where the token comes from.
+    """
+
+    def __init__(self, client: KeepClient, options: StoreOptions) -> None:
+        self._client = client
+        self._options = options
+        self._renewing = threading.Lock()
+        self._complained = -_COMPLAINT_INTERVAL
+
+    def renew(self) -> bool:
+        """Read the token again; tell whether it is another now."""
+        with self._renewing:
+            try:
+                token = _current_token(self._options)
+            except OSError as error:
+                _log.warning("can't read the token again: %s", error)
+                return False
+            if not token or token == self._client.api_token:
+                return False
+            self._client.api_token = token
+        _log.info("the token has been read again, from %s", _where_from(self._options))
+        return True
+
+    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+        """Return a verified block if it can be had without waiting, else None."""
+        return self._client.cached_block(locator)
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Return a block, verified."""
+        return self._renewed(lambda: self._client.get_block(locator))
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Return the size of a block the store has, in bytes."""
+        return self._renewed(lambda: self._client.head_block(locator))
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Begin to fetch a block; return its size once it is known to be there, None if later."""
+        return self._renewed(lambda: self._client.probe_block(locator, wait))
+
+    def put_block(self, block: Buffer, copies: int) -> Receipt:
+        """Store a block."""
+        classes = self._options.storage_classes
+        return self._renewed(lambda: self._client.put_block(block, copies, classes))
+
+    def free_space(self) -> tuple[int, int]:
+        """Return the store's bytes: all, and free."""
+        return self._client.free_space()
+
+    def _renewed(self, ask: Callable[[], _T]) -> _T:
+        before = self._client.api_token
+        try:
+            return ask()
+        except KeepRequestError as error:
+            if error.cause is not Cause.DENIED or self._options.local_store is not None:
+                raise
+            # Another thread may have read it while this one was being refused.
+            if not self.renew() and self._client.api_token == before:
+                self._complain()
+                raise
+        return ask()
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        if now - self._complained >= _COMPLAINT_INTERVAL:
+            self._complained = now
+            _log.warning(
+                "Keep refuses the token or a locator's signature; a new token is taken from %s",
+                _where_from(self._options),
+            )
+
+
+def _check_token(client: KeepClient, options: StoreOptions, where: str) -> None:
+    settings = load_settings()
+    if options.keep_services or settings.keep_services or settings.keep_proxy:
+        return  # nobody knows tokens but the services themselves
+    api = ApiClient.of_settings(settings, client.api_token)
+    try:
+        api.users().current().execute()
+    except ApiError as error:
+        if error.status_code == 403:  # noqa: PLR2004 - a scoped token may be good for Keep alone
+            _log.warning("the API server doesn't say whose the token is: %s", error)
+            return
+        if error.cause is Cause.DENIED:
+            raise StoreError(f"the API server refuses the token from {where}: {error}") from error
+        raise StoreError(f"the API server doesn't answer: {error} (settings: {where})") from error
+    finally:
+        api.close()
+
+
+def _token_in(path: Path) -> str:
+    token = path.read_text(errors="replace").strip()
+    if not token:
+        raise ArgumentError(f"the token file {path} is empty")
+    return token
+
+
+def _current_token(options: StoreOptions) -> str:
+    if options.token_file is not None:
+        return options.token_file.read_text(errors="replace").strip()
+    return load_settings().api_token
+
+
+def _where_from(options: StoreOptions) -> str:
+    if options.token_file is not None:
+        return str(options.token_file)
+    source = load_settings().source
+    return "the environment" if source is None else f"the environment and {source}"

@@ -1,0 +1,206 @@
+"""The real SDK and our client understand each other: same blocks, same names, same errors.
+
+Both talk to the same test keepstores, or share a directory as local store.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keepfs.keep import KeepClient, KeepLocator
+from keepfs.keep.discovery import Access, Services, probe_order
+from tests.keep.clusters import AT_ONCE, Cluster
+from tests.keepstore import TEST_TOKEN, Fault, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what the SDK's own imports say is not about us
+    sdk = pytest.importorskip("arvados.keep")
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning:", "ignore::DeprecationWarning")
+
+BLOCKS = [b"foo", b"x" * 65_536, bytes(range(256)) * 1024, b"\0" * 1_000_001]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Run three keepstores."""
+    with Cluster(3) as running:
+        yield running
+
+
+def theirs(cluster: Cluster, **arguments: Any) -> Any:  # noqa: ANN401 - the SDK has no types
+    """Make the SDK's client of the cluster."""
+    return sdk.KeepClient(
+        cluster.api,
+        proxy="",
+        local_store="",
+        block_cache=sdk.KeepBlockCache(cache_max=1 << 27),
+        num_retries=0,
+        timeout=(2, 1, 1),
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=len)
+def test_what_the_sdk_puts_we_get(cluster: Cluster, block: bytes) -> None:
+    locator = theirs(cluster).put(block, copies=2)
+
+    assert cluster.client().get(locator) == block
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=len)
+def test_what_we_put_the_sdk_gets(cluster: Cluster, block: bytes) -> None:
+    locator = cluster.client().put(block, copies=2)
+
+    assert bytes(theirs(cluster).get(locator)) == block
+    assert theirs(cluster).head(locator) is True
+
+
+def test_both_put_a_block_on_the_same_services(cluster: Cluster) -> None:
+    for number in range(8):
+        block = b"block %d" % number
+        digest = KeepLocator.of_block(block).md5sum
+        cluster.client().put(block, copies=2)
+        ours = {store.port for store in cluster.stores if store.content(digest)}
+        for store in cluster.stores:
+            store.remove_block(digest)
+        theirs(cluster).put(block, copies=2)
+
+        assert len(ours) == 2
+        # The SDK may store a third copy.
+        assert ours <= {store.port for store in cluster.stores if store.content(digest)}
+
+
+def test_both_rank_services_alike(cluster: Cluster) -> None:
+    uris = " ".join(f"http://keep{number}:25107/" for number in range(12))
+    client = sdk.KeepClient(proxy=uris, api_token="x", local_store="")  # noqa: S106 - none
+
+    for number in range(20):
+        locator = KeepLocator.of_block(b"%d" % number)
+        ours = probe_order(locator, Services.of_uris(uris).records, Access.READ)
+
+        assert client.weighted_service_roots(sdk.KeepLocator(str(locator))) == [
+            each.root for each in ours
+        ]
+    assert cluster.api.asked == 0
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=len)
+def test_a_local_store_is_shared_in_both_directions(tmp_path: Path, block: bytes) -> None:
+    ours = KeepClient(local_store=tmp_path)
+    their = sdk.KeepClient(local_store=str(tmp_path))
+
+    assert ours.get(their.put(block)) == block
+    ours.put(block[1:])
+    assert their.get(KeepLocator.of_block(block[1:]).stripped()) == block[1:]
+
+
+# --- the same error for the same fault ---
+
+FAULTS: dict[str, Fault] = {
+    "404": Fault(status=404),
+    "403": Fault(status=403),
+    "410": Fault(status=410),
+    "400": Fault(status=400),
+    "401": Fault(status=401),
+    "422": Fault(status=422),
+    "500": Fault(status=500),
+    "503": Fault(status=503),
+    "507": Fault(status=507),
+    "closed": Fault(close=Stage.BEFORE_STATUS),
+    "cut": Fault(close=Stage.MID_BODY),
+}
+
+
+def raised(call: Callable[[], object]) -> str:
+    """Name the class of the error that a call raises."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - that of either client
+        return type(error).__name__
+    return "nothing"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_raises_the_same_class_of_error(cluster: Cluster, name: str) -> None:
+    locator = cluster.store(bytes(300_000))
+    for store in cluster.stores:
+        store.always(FAULTS[name])
+    our_client, their_client = cluster.client(), theirs(cluster)
+
+    for method in ("get", "head"):
+        ours = raised(lambda it=method: getattr(our_client, it)(str(locator)))  # type: ignore[misc]
+        their = raised(lambda it=method: getattr(their_client, it)(str(locator)))  # type: ignore[misc]
+        assert ours == their, method
+    assert raised(lambda: our_client.put(b"foo")) == raised(lambda: their_client.put(b"foo"))
+
+
+def test_a_dead_service_raises_the_same_class_of_error(cluster: Cluster) -> None:
+    locator = cluster.store(b"foo")
+    for store in cluster.stores:
+        store.go_down()
+    our_client, their_client = cluster.client(), theirs(cluster)
+
+    for name, argument in (("get", str(locator)), ("head", str(locator)), ("put", b"foo")):
+        ours = raised(lambda n=name, a=argument: getattr(our_client, n)(a))  # type: ignore[misc]
+        their = raised(lambda n=name, a=argument: getattr(their_client, n)(a))  # type: ignore[misc]
+        assert ours == their
+
+
+def test_a_corrupt_block_raises_the_same_class_of_error(cluster: Cluster) -> None:
+    for block in (b"foo", bytes(300_000)):
+        locator = cluster.store(block)
+        for store in cluster.stores:
+            store.corrupt(locator.md5sum)
+
+        ours = raised(lambda it=locator: cluster.client().get(str(it)))  # type: ignore[misc]
+        their = raised(lambda it=locator: theirs(cluster).get(str(it)))  # type: ignore[misc]
+        assert ours == their == "KeepReadError"
+
+
+def test_errors_have_the_same_message_and_services(cluster: Cluster) -> None:
+    locator = cluster.store(b"foo")
+    for store in cluster.stores:
+        store.always(Fault(status=503))
+
+    errors: list[Any] = []
+    for client in (cluster.client(), theirs(cluster)):
+        with pytest.raises(Exception, match="failed to read") as caught:
+            client.get(str(locator), request_id="req-x")
+        errors.append(caught.value)
+
+    ours, their = errors
+    assert str(ours) == str(their).replace("\r\n", "")  # of which the SDK's reasons have one
+    assert list(ours.request_errors()) == list(their.request_errors())
+    assert [it.status_code for it in ours.request_errors().values()] == [
+        it.status_code for it in their.request_errors().values()
+    ]
+
+
+def test_a_not_found_error_has_the_same_text(cluster: Cluster) -> None:
+    locator = cluster.stores[0].sign("acbd18db4cc2f85cedef654fccc4a4d8+3")
+
+    texts = []
+    for client in (cluster.client(), theirs(cluster)):
+        with pytest.raises(Exception, match="not found") as caught:
+            client.get(locator, request_id="req-x")
+        texts.append(str(caught.value).replace("\r\n", ""))
+
+    assert texts[0] == texts[1]
+
+
+def test_the_sdks_api_client_type_is_ours_to_use(cluster: Cluster) -> None:
+    # A client made for one is a client for the other: the same object serves both.
+    client = KeepClient(cluster.api, proxy="", local_store="")
+    client.backoff = AT_ONCE
+
+    assert client.get(theirs(cluster).put(b"foo")) == b"foo"
+    assert client.api_token == TEST_TOKEN
+    client.close()

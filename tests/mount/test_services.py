@@ -1,0 +1,448 @@
+"""A mount over Keep services: what is asked of them, and what becomes of their faults."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.fs.errors import ERRNO_BY_CAUSE
+from tests.keep.test_faults import ROWS, Row
+from tests.keepstore import (
+    TEST_TOKEN,
+    ApiControls,
+    ApiSettings,
+    Authority,
+    Fault,
+    KeepproxyControls,
+    KeepstoreControls,
+    Listening,
+    ProxySettings,
+    ServiceEntry,
+    Stage,
+    Store,
+)
+from tests.mount.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def stores() -> Iterator[list[KeepstoreControls]]:
+    """Three keepstores."""
+    with KeepstoreControls() as one, KeepstoreControls() as two, KeepstoreControls() as three:
+        yield [one, two, three]
+        for store in (one, two, three):
+            store.release()
+
+
+@pytest.fixture
+def over(unmounted: KeepfsMount) -> Iterator[Callable[..., KeepfsMount]]:
+    """Mount over services that Arvados's own settings name."""
+
+    def mount(
+        *services: KeepstoreControls | KeepproxyControls, token: str = TEST_TOKEN
+    ) -> KeepfsMount:
+        unmounted.is_local = False
+        unmounted.env = {
+            "ARVADOS_KEEP_SERVICES": " ".join(each.url for each in services),
+            "ARVADOS_API_TOKEN": token,
+        }
+        unmounted.mount()
+        return unmounted
+
+    yield mount
+    unmounted.clean_up()
+
+
+@pytest.fixture
+def cluster(
+    stores: list[KeepstoreControls], unmounted: KeepfsMount, tmp_path: Path
+) -> Iterator[tuple[KeepfsMount, ApiControls]]:
+    """A mount, not made yet, of a cluster: an API server over https that lists keepstores."""
+    authority = Authority(tmp_path)
+    with ApiControls(ApiSettings(), listening=Listening(tls=authority.certify())) as api:
+        api.list_services([ServiceEntry.of(each.url, i) for i, each in enumerate(stores)])
+        unmounted.is_local = False
+        unmounted.env = {
+            "ARVADOS_API_HOST": api.host,
+            "ARVADOS_API_TOKEN": TEST_TOKEN,
+            "SSL_CERT_FILE": str(authority.bundle),
+        }
+        yield unmounted, api
+        unmounted.clean_up()
+
+
+def counts(stores: list[KeepstoreControls], method: str) -> int:
+    """Count the requests of all keepstores."""
+    return sum(store.counts().get(method, 0) for store in stores)
+
+
+def errno_of(call: Callable[[], object]) -> int | None:
+    """Return the errno a call fails with, or None."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+# --- a cluster -----------------------------------------------------------------
+
+
+def test_cp_stores_two_copies_and_no_more_and_cat_reads_them(
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
+) -> None:
+    mount, _ = cluster
+    mount.mount()
+    content = os.urandom(300_000)
+
+    (mount.upload / "file").write_bytes(content)
+
+    assert counts(stores, "PUT") == 2
+    assert os.getxattr(mount.upload / "file", "user.keep.copies") == b"2"
+    services = os.getxattr(mount.upload / "file", "user.keep.services").decode().split()
+    assert set(services) <= {f"{store.url}/" for store in stores}
+    assert len(services) == 2
+    locator = mount.locator(mount.upload / "file")
+    assert "+A" in locator
+    assert (mount.by_id / locator).read_bytes() == content
+    assert counts(stores, "GET") <= 2
+
+
+def test_options_say_copies_and_classes(
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
+) -> None:
+    mount, _ = cluster
+    mount.options = ("--copies", "3", "--storage-classes", "default")
+    mount.mount()
+
+    (mount.upload / "file").write_bytes(b"three")
+
+    assert os.getxattr(mount.upload / "file", "user.keep.copies") == b"3"
+    (entry,) = stores[0].log("PUT")
+    assert dict(entry.headers)["X-Keep-Storage-Classes"] == "default"
+    assert "3 copies are confirmed" in (mount.path / "README").read_text()
+    assert TEST_TOKEN not in (mount.path / "README").read_text()
+
+
+def test_a_token_that_is_refused_refuses_the_mount(
+    cluster: tuple[KeepfsMount, ApiControls],
+) -> None:
+    mount, _ = cluster
+    mount.path.mkdir()
+    mount.env["ARVADOS_API_TOKEN"] = f"{_OLD}notagoodtoken"
+
+    done = mount.try_mount()
+
+    assert done.returncode == 1
+    assert b"refuses the token from the environment" in done.stderr
+    assert b"notagoodtoken" not in done.stderr
+    assert not mount.is_mounted()
+
+
+def test_an_api_server_that_is_not_there_refuses_the_mount(
+    cluster: tuple[KeepfsMount, ApiControls],
+) -> None:
+    mount, api = cluster
+    mount.path.mkdir()
+    api.go_down()
+
+    done = mount.try_mount()
+
+    assert done.returncode == 1
+    assert b"the API server doesn't answer" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_services_that_are_not_there_refuse_the_mount(
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
+) -> None:
+    mount, _ = cluster
+    mount.path.mkdir()
+    for store in stores:
+        store.go_down()
+
+    done = mount.try_mount()
+
+    assert done.returncode == 1
+    assert b"no Keep service answers" in done.stderr
+    assert stores[0].url.encode() in done.stderr
+
+
+# --- lookups and reads -----------------------------------------------------------
+
+
+def test_looking_up_and_reading_make_one_request(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls]
+) -> None:
+    block = os.urandom(1 << 20)
+    locator = stores[0].store_block(block)
+    mount = over(stores[0])
+    before = counts(stores, "HEAD")
+
+    assert (mount.by_id / locator).stat().st_size == len(block)
+    assert (mount.by_id / locator).read_bytes() == block
+    assert (mount.by_id / locator).read_bytes() == block
+    assert counts(stores, "GET") == 1
+    assert counts(stores, "HEAD") == before
+
+
+def test_a_lookup_may_ask_or_trust_instead(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
+) -> None:
+    locator = stores[0].store_block(b"foo")
+    missing = stores[0].sign("0" * 32 + "+5")
+    unmounted.options = ("--lookup", "head")
+    mount = over(stores[0])
+    before = counts(stores, "HEAD")
+    assert (mount.by_id / locator).stat().st_size == 3
+    assert not (mount.by_id / missing).exists()
+    assert (counts(stores, "HEAD") - before, counts(stores, "GET")) == (2, 0)
+    mount.unmount()
+
+    unmounted.options = ("--lookup", "trust")
+    over(stores[0])
+    before = counts(stores, "HEAD")
+    assert (mount.by_id / missing).stat().st_size == 5
+    assert (counts(stores, "HEAD") - before, counts(stores, "GET")) == (0, 0)
+    with pytest.raises(FileNotFoundError):
+        (mount.by_id / missing).read_bytes()
+
+
+def test_a_slow_service_does_not_hold_up_a_lookup_for_ever(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
+) -> None:
+    locator = stores[0].store_block(b"slow")
+    stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    unmounted.options = ("--lookup-wait", "0.2")
+    mount = over(stores[0])
+
+    assert (mount.by_id / locator).stat().st_size == 4
+
+    answers: list[bytes] = []
+    reader = threading.Thread(target=lambda: answers.append((mount.by_id / locator).read_bytes()))
+    reader.start()
+    stores[0].wait_held(1)
+    stores[0].release()
+    reader.join(PATIENCE)
+    assert answers == [b"slow"]
+
+
+def test_fifty_readers_of_a_block_make_one_request(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls]
+) -> None:
+    block = os.urandom(1 << 20)
+    locator = stores[0].store_block(block)
+    stores[0].always(Fault(hold=Stage.MID_BODY), method="GET")
+    mount = over(stores[0])
+    answers: list[bool] = []
+    readers = [
+        threading.Thread(
+            target=lambda: answers.append((mount.by_id / locator).read_bytes() == block)
+        )
+        for _ in range(50)
+    ]
+    for reader in readers:
+        reader.start()
+    stores[0].wait_held(1)
+    stores[0].release()
+    for reader in readers:
+        reader.join(PATIENCE)
+
+    assert answers == [True] * 50
+    assert counts(stores, "GET") == 1
+
+
+def test_reading_a_list_fetches_ahead(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls]
+) -> None:
+    names = [stores[0].store_block(os.urandom(100_000)) for _ in range(3)]
+    mount = over(stores[0])
+
+    with (mount.by_id / ",".join(names)).open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(file.fileno(), 10, 0)
+        wait_until(lambda: counts(stores, "GET") >= 2)
+
+    assert (mount.by_id / ",".join(names)).stat().st_size == 300_000
+
+
+def test_a_name_without_a_size_is_asked_for_by_head(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls]
+) -> None:
+    digest, _, signature = stores[0].store_block(b"sized").split("+")
+    mount = over(stores[0])
+
+    assert (mount.by_id / f"{digest}+{signature}").read_bytes() == b"sized"
+
+
+# --- faults ------------------------------------------------------------------------
+
+#: Rows in which the mount answers otherwise than the cause says, and why.
+_OTHERWISE = {
+    "size over 64 MiB": errno.ENOENT,  # no such block can be: not even asked for
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_fault_is_an_errno(row: Row, unmounted: KeepfsMount) -> None:
+    unmounted.options = (
+        *("--retries", "0", "--copies", "1", "--lookup-wait", "0.3"),
+        *("--request-timeout", "1.5"),
+    )
+    unmounted.is_local = False
+    with KeepstoreControls() as store:
+        unmounted.env = {"ARVADOS_KEEP_SERVICES": store.url, "ARVADOS_API_TOKEN": row.token}
+        unmounted.mount()
+        locator = row.arrange(store)
+
+        got = errno_of((unmounted.by_id / locator).read_bytes)
+        put = errno_of(lambda: (unmounted.upload / "file").write_bytes(row.block))
+
+        expected = None if row.get is None else ERRNO_BY_CAUSE[row.get]
+        assert got == _OTHERWISE.get(row.name, expected)
+        assert put == (None if row.put is None else ERRNO_BY_CAUSE[row.put])
+        state = os.getxattr(unmounted.upload / "file", "user.keep.state")
+        if put is None:
+            assert state == b"stored"
+        else:
+            assert state in {b"failed", b"storing"}
+        assert row.token not in unmounted.log_file.read_text() or not row.token
+        store.release()
+        unmounted.clean_up()
+
+
+@pytest.mark.parametrize("woe", ["dead", "slow", "corrupt", "full"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_any_one_of_three_services_may_be_bad(
+    woe: str, which: int, over: Callable[..., KeepfsMount], stores: list[KeepstoreControls]
+) -> None:
+    block = os.urandom(100_000)
+    locators = [store.store_block(block) for store in stores]
+    mount = over(*stores)
+    bad = stores[which]
+    if woe == "dead":
+        bad.go_down()
+    elif woe == "slow":
+        bad.always(Fault(pause={Stage.BEFORE_STATUS: 0.5}))
+    elif woe == "corrupt":
+        bad.corrupt(locators[0][:32])
+    else:
+        bad.configure_volume(capacity=0)
+
+    assert (mount.by_id / locators[0]).read_bytes() == block
+    (mount.upload / "file").write_bytes(b"stored all the same")
+
+    assert int(os.getxattr(mount.upload / "file", "user.keep.copies")) == 2
+    assert sum(len(store.log("PUT")) for store in stores) <= 3
+
+
+# --- the token -----------------------------------------------------------------------
+
+_OLD = "v2/zzzzz-gj3su-000000000000001/" + "o" * 41
+_NEW = "v2/zzzzz-gj3su-000000000000002/" + "n" * 41
+
+
+@pytest.fixture
+def proxy(stores: list[KeepstoreControls]) -> Iterator[KeepproxyControls]:
+    """A keepproxy, which knows good tokens from bad ones."""
+    behind = [Store(f"zzzzz-bi6l4-{i:015}", store.url) for i, store in enumerate(stores)]
+    with KeepproxyControls(ProxySettings(stores=behind, tokens=(_OLD,))) as it:
+        yield it
+
+
+def test_a_token_file_is_read_again_when_the_token_is_refused(
+    over: Callable[..., KeepfsMount], proxy: KeepproxyControls, unmounted: KeepfsMount
+) -> None:
+    token_file = unmounted.base / "token"
+    token_file.write_text(f"{_OLD}\n")
+    unmounted.options = ("--token-file", str(token_file))
+    mount = over(proxy, token="")
+    (mount.upload / "before").write_bytes(b"before")
+    proxy.configure(tokens=(_NEW,))
+    with pytest.raises(PermissionError):
+        (mount.upload / "between").write_bytes(b"between")
+
+    token_file.write_text(_NEW)
+    (mount.upload / "after").write_bytes(b"after")
+
+    assert os.getxattr(mount.upload / "after", "user.keep.state") == b"stored"
+    log = mount.log_file.read_text()
+    assert "the token has been read again" in log
+    assert "o" * 41 not in log
+    assert "n" * 41 not in log
+
+
+def test_a_hangup_reads_the_settings_again(
+    proxy: KeepproxyControls, unmounted: KeepfsMount
+) -> None:
+    settings = unmounted.base / ".config" / "arvados" / "settings.conf"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"ARVADOS_API_TOKEN={_OLD}\n")
+    unmounted.is_local = False
+    unmounted.env = {"ARVADOS_KEEP_SERVICES": proxy.url}
+    unmounted.mount()
+    proxy.configure(tokens=(_OLD, _NEW))
+    settings.write_text(f"ARVADOS_API_TOKEN={_NEW}\n")
+
+    os.kill(unmounted.pid(), signal.SIGHUP)
+
+    wait_until(lambda: "the token has been read again" in unmounted.log_file.read_text())
+    (unmounted.upload / "file").write_bytes(b"with the new one")
+    (entry, *_) = proxy.log("PUT")
+    assert dict(entry.headers)["Authorization"] == f"Bearer {_NEW}"
+
+
+# --- the command line ------------------------------------------------------------------
+
+
+def test_commands_work_over_services(stores: list[KeepstoreControls], tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "ARVADOS_KEEP_SERVICES": " ".join(store.url for store in stores),
+        "ARVADOS_API_TOKEN": TEST_TOKEN,
+    }
+    (tmp_path / "file").write_bytes(b"by command")
+
+    def run(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return keepfs(*words, env=environment)
+
+    put = run("put", str(tmp_path / "file"))
+    locator = put.stdout.decode().partition("\t")[0]
+    assert (put.returncode, put.stderr) == (0, b"")
+    assert locator.startswith(hashlib.md5(b"by command", usedforsecurity=False).hexdigest())
+    assert run("get", locator).stdout == b"by command"
+    assert run("stat", locator).stdout == f"10\t{locator}\n".encode()
+
+    verified = run("verify", locator)
+    assert sorted(line.split("\t")[0] for line in verified.stdout.decode().splitlines()) == [
+        "missing",
+        "ok",
+        "ok",
+    ]
+    assert verified.returncode == 0
+    holders = [store for store in stores if store.counts().get("PUT")]
+    holders[0].corrupt(locator[:32])
+    damaged = run("verify", locator)
+    assert damaged.returncode == 1
+    assert f"DAMAGED\t{holders[0].url}/\t{locator}" in damaged.stdout.decode()
+    assert run("get", locator).stdout == b"by command"
+
+    where = run("where", locator)
+    lines = where.stdout.decode().splitlines()
+    assert lines[0] == locator
+    assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3"]
+    assert where.returncode == 0
+    nowhere = run("where", stores[0].sign("0" * 32 + "+5"))
+    assert nowhere.returncode == 1
+    assert b"missing" in nowhere.stdout

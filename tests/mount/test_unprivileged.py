@@ -1,0 +1,163 @@
+"""A user who isn't root mounts, and has the mount for itself."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mount.mounts import PATIENCE, KeepfsMount, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="all tests run as a user already; only root can take two"
+)
+# fusermount3 wants a user with a name; every system has these.
+USER, SOMEBODY_ELSE = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
+
+# The interpreter and the checkout may lie where another user can't go: so all
+# is imported first, and the privileges are dropped then.
+_LAUNCHER = """
+import importlib, os, pkgutil, sys
+import keepfs
+for module in pkgutil.walk_packages(keepfs.__path__, "keepfs."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+import platformdirs.unix, encodings.idna, trio._core._run, logging.handlers
+uid = int(sys.argv.pop(1))
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+from keepfs.cli import main
+main()
+"""
+
+
+def as_user(
+    uid: int, *arguments: str | Path, env: dict[str, str]
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line as another user."""
+    return subprocess.run(
+        [sys.executable, "-c", _LAUNCHER, str(uid), *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        env=env,
+    )
+
+
+def run_as(uid: int, *command: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a program of the system as another user."""
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        user=uid,
+        group=uid,
+        extra_groups=[],
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _device_open_to_users() -> Iterator[None]:
+    """Give /dev/fuse the mode that udev gives it, where nothing of the kind runs."""
+    before = os.stat("/dev/fuse").st_mode
+    os.chmod("/dev/fuse", 0o666)
+    yield
+    os.chmod("/dev/fuse", before & 0o777)
+
+
+@pytest.fixture
+def of_user(tmp_path: Path) -> Iterator[KeepfsMount]:
+    """A mount of the user's, in a directory of the user's that others can enter."""
+    it = KeepfsMount(tmp_path)
+    for parent in [tmp_path, *list(tmp_path.parents)[:2]]:
+        parent.chmod(0o755)
+    os.chown(tmp_path, USER, USER)
+    it.path.mkdir()
+    os.chown(it.path, USER, USER)
+    # The launcher replaces `-m keepfs`.
+    done = as_user(USER, *it.mount_command()[3:], env=it.environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    yield it
+    it.clean_up()
+
+
+def test_the_user_stores_and_reads(of_user: KeepfsMount) -> None:
+    script = "cp /etc/hostname upload/f && chmod 640 upload/f"
+    script += " && L=$(getfattr --only-values -n user.keep.locator upload/f)"
+    script += ' && cmp "by_id/$L" /etc/hostname && stat -c "%u %a" upload/f by_id'
+
+    done = run_as(USER, "sh", "-c", f"cd {of_user.path} && {script}")
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == f"{USER} 640\n{USER} 555\n".encode()
+
+
+def test_others_cannot_see_into_it_not_even_root(of_user: KeepfsMount) -> None:
+    assert run_as(USER, "cp", "/etc/hostname", of_user.upload / "file").returncode == 0
+    for done in (
+        run_as(SOMEBODY_ELSE, "ls", of_user.path),
+        run_as(SOMEBODY_ELSE, "cat", of_user.path / "README"),
+        run_as(SOMEBODY_ELSE, "ls", of_user.store),
+    ):
+        assert done.returncode != 0
+        assert b"Permission denied" in done.stderr
+    with pytest.raises(PermissionError):
+        os.listdir(of_user.path)
+
+
+def test_the_user_unmounts(of_user: KeepfsMount) -> None:
+    pid = of_user.pid()
+
+    done = as_user(USER, "unmount", of_user.path, env=of_user.environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not of_user.is_mounted()
+    with pytest.raises(LookupError):
+        of_user.pid()
+    assert pid > 0
+
+
+def test_the_users_dead_mount_is_cleared_by_the_next(of_user: KeepfsMount) -> None:
+    of_user.kill()
+    assert of_user.is_mounted()
+
+    done = as_user(USER, *of_user.mount_command()[3:], env=of_user.environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    wait_until(lambda: run_as(USER, "ls", of_user.path).stdout == b"README\nby_id\nupload\n")
+
+
+def test_root_does_not_mount_over_a_users_mount(of_user: KeepfsMount) -> None:
+    done = of_user.try_mount()
+
+    assert done.returncode == 1
+    assert b"already mounted, by another user" in done.stderr
+
+
+def test_a_device_closed_to_users_is_explained(of_user: KeepfsMount) -> None:
+    as_user(USER, "unmount", of_user.path, env=of_user.environment)
+    os.chmod("/dev/fuse", 0o600)
+    try:
+        done = as_user(USER, *of_user.mount_command()[3:], env=of_user.environment)
+    finally:
+        os.chmod("/dev/fuse", 0o666)
+
+    assert done.returncode == 1
+    assert b"chmod 666 /dev/fuse" in done.stderr
+
+
+def test_letting_others_in_needs_the_administrators_word(of_user: KeepfsMount) -> None:
+    as_user(USER, "unmount", of_user.path, env=of_user.environment)
+
+    done = as_user(USER, *of_user.mount_command("--allow-other")[3:], env=of_user.environment)
+
+    assert done.returncode == 1
+    assert b"user_allow_other in /etc/fuse.conf" in done.stderr

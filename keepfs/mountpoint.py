@@ -20,6 +20,8 @@ from pathlib import Path
 #: What the kernel calls a mount of ours.
 FILE_SYSTEM_TYPE = "fuse.keepfs"
 
+# As many as the kernel follows.
+_MAX_SYMLINKS = 40
 # Seconds: unmounting is quick, or hangs.
 _UNMOUNT_TIMEOUT = 30.0
 
@@ -59,21 +61,35 @@ class Holder:
 
 
 def resolve(path: Path) -> Path:
-    """Return the absolute path of a mount point without touching what is mounted there."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would look into the mount
-    if absolute == absolute.parent:
-        return absolute
-    return absolute.parent.resolve() / absolute.name
+    """Return the absolute path of a mount point without touching what is mounted there.
+
+    Of a symlink, the path it leads to: that is the one the kernel will name.
+    """
+    for _ in range(_MAX_SYMLINKS):
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() looks into the mount
+        if absolute == absolute.parent:
+            return absolute
+        path = absolute.parent.resolve() / absolute.name
+        try:
+            # Asked of a mount point, the kernel answers itself: it isn't a symlink.
+            target = os.readlink(path)  # noqa: PTH115 - the text, not a path
+        except OSError:
+            return path
+        path = path.parent / target
+    raise MountpointError(f"too many levels of symbolic links: {path}")
 
 
 def mounts() -> list[MountEntry]:
     """Return every mount this process sees, those on top last."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        columns = fields.split(" ")
-        mountpoint = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), columns[4])
-        found.append(MountEntry(Path(mountpoint), columns[2], rest.split(" ")[0]))
+    # Lines end in a newline, and nothing else: any other character may be part of a path.
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        fields, separator, rest = line.partition(b" - ")
+        if separator:
+            columns = fields.split(b" ")
+            path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), columns[4])
+            kind = rest.split(b" ")[0].decode()
+            found.append(MountEntry(Path(os.fsdecode(path)), columns[2].decode(), kind))
     return found
 
 
@@ -191,17 +207,17 @@ def _held_paths(process: Path) -> list[str]:
     for link in links:
         with contextlib.suppress(OSError):
             paths.append(os.readlink(link))  # noqa: PTH115 - the text, not a path
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         # Files that are mapped, though closed.
-        for line in (process / "maps").read_text().splitlines():
-            _, slash, path = line.partition("/")
+        for line in (process / "maps").read_bytes().split(b"\n"):
+            _, slash, path = line.partition(b"/")
             if slash:
-                paths.append(slash + path)
+                paths.append(os.fsdecode(slash + path))
     return paths
 
 
 def _command(process: Path) -> str:
     try:
-        return (process / "comm").read_text().strip()
+        return (process / "comm").read_text(errors="replace").strip()
     except OSError:
         return "?"

@@ -13,12 +13,17 @@ import hashlib
 import json
 import os
 import stat
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# Seconds until who only looks is sure to have looked.
+_LOOKING = 0.01
 
 
 class AlreadyServedError(Exception):
@@ -80,6 +85,9 @@ def claim(mountpoint: Path, log_file: Path | None) -> Iterator[Claim]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            if not _is_locked(path):
+                time.sleep(_LOOKING)
+                continue  # somebody only looks whether there is one
             other = _read(path)
             who = f"process {other.pid}" if other else "another process"
             raise AlreadyServedError(f"{mountpoint} is already mounted, by {who}") from None

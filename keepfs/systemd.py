@@ -19,7 +19,7 @@ def notify(state: str) -> bool:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
-            channel.sendto(state.encode(), address)
+            channel.sendto(os.fsencode(state), address)
         except OSError:
             return False
     return True

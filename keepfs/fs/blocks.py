@@ -8,8 +8,10 @@ while the thread runs on: a fetch fills the cache, a store is never abandoned.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import trio
@@ -68,6 +70,21 @@ class BlockStore(Protocol):
 
     def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksStatistics:
+    """What threads are doing for the file system.
+
+    Attributes:
+        reads: Reads under way, or waiting for a thread.
+        lookups: Lookups, likewise.
+        writes: Writes, likewise.
+    """
+
+    reads: int
+    lookups: int
+    writes: int
 
 
 class Call(Generic[_T]):
@@ -152,6 +169,7 @@ class AsyncBlocks:
         self._lookups = trio.CapacityLimiter(max_reads)
         self._writes = trio.CapacityLimiter(max_writes)
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
+        self._under_way = collections.Counter[trio.CapacityLimiter]()
 
     def get_nowait(self, locator: KeepLocator) -> memoryview | None:
         """Return a block if it is in memory, else None."""
@@ -199,16 +217,23 @@ class AsyncBlocks:
         return await call.wait()
 
     def put(
-        self, block: Buffer, then: Callable[[Call[Receipt]], None] = lambda _: None
+        self,
+        block: Buffer,
+        size: int,
+        then: Callable[[Call[Receipt]], None] = lambda _: None,
     ) -> Call[Receipt]:
         """Begin to store a block, which may not change until that is done.
 
         Args:
             block: At most 64 MiB.
+            size: Bytes to store, at least the block's: zeros go behind it.
+                They take memory only while a thread sends them.
             then: Called when it is stored, or has failed.
         """
         call = Call(then)
-        self._start(lambda: self._store.put_block(block, self.copies), self._writes, call)
+        self._start(
+            lambda: self._store.put_block(_padded(block, size), self.copies), self._writes, call
+        )
         return call
 
     async def free_space(self) -> tuple[int, int]:
@@ -216,6 +241,11 @@ class AsyncBlocks:
         call = Call[tuple[int, int]]()
         self._start(self._store.free_space, self._reads, call)
         return await call.wait()
+
+    def statistics(self) -> BlocksStatistics:
+        """Return what is under way at this moment."""
+        limiters = (self._reads, self._lookups, self._writes)
+        return BlocksStatistics(*(self._under_way[limiter] for limiter in limiters))
 
     def _get(self, locator: KeepLocator) -> Call[memoryview]:
         running = self._gets.get(locator)
@@ -231,6 +261,7 @@ class AsyncBlocks:
     def _start(
         self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
     ) -> None:
+        self._under_way[limiter] += 1
         self._nursery.start_soon(self._run, work, limiter, call)
 
     async def _run(
@@ -243,8 +274,10 @@ class AsyncBlocks:
                 work, limiter=limiter, abandon_on_cancel=abandon
             )
         except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
+            self._under_way[limiter] -= 1
             call.fail(error)
         else:
+            self._under_way[limiter] -= 1
             call.finish(result)
 
 
@@ -270,3 +303,12 @@ async def open_blocks(
             max_writes=max_writes,
         )
         nursery.cancel_scope.cancel()
+
+
+def _padded(block: Buffer, size: int) -> Buffer:
+    view = memoryview(block)
+    if view.nbytes == size:
+        return block
+    padded = bytearray(size)
+    padded[: view.nbytes] = view
+    return padded

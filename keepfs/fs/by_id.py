@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from keepfs.fs.nodes import DirectoryNode, FileNode, Metadata, Node, file_mode
+from keepfs.keep.errors import Cause, KeepReadError
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class BlockFile(FileNode):
             if index + 1 < len(self._locators):
                 blocks.fetch_ahead(self._locators[index + 1])
             block = await blocks.get(locator)
+            if len(block) != self._sizes[index]:  # fewer bytes would be taken for the end
+                raise KeepReadError(
+                    f"{locator.stripped()} has {len(block)} bytes, was said to have"
+                    f" {self._sizes[index]}",
+                    cause=Cause.CORRUPT,
+                )
             stop = min(end, self._ends[index])
             pieces.append(block[offset - begin : stop - begin])
             offset = stop

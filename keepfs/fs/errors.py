@@ -38,7 +38,7 @@ def errno_of(error: BaseException) -> int:
             return ERRNO_BY_CAUSE[error.cause]
         case MemoryError():
             return errno.ENOMEM
-        case OSError(errno=int(number)):
+        case OSError(errno=int(number)) if number in errno.errorcode:  # 0 would say success
             return number
         case _:
             return errno.EIO

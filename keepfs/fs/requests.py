@@ -104,24 +104,20 @@ class Requests:
             handling: The handler, called.
             pid: The caller; 0 where it isn't known.
         """
-        task = trio.lowlevel.current_task()
-        with trio.CancelScope() as scope:
-            request = self._requests[task] = _Request(scope, trio.current_time(), pid)
-            try:
-                return await handling
-            except FUSEError:
-                raise
-            except (KeepRequestError, OSError) as error:  # the world's fault: one line
-                number = errno_of(error)
-                level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-                _log.log(level, "%s: %s: %s", name, errno.errorcode.get(number, number), error)
-                raise FUSEError(number) from error
-            except Exception as error:  # a bug: with its traceback
-                _log.exception("%s failed unexpectedly", name)
-                raise FUSEError(errno_of(error)) from error
-            finally:
-                del self._requests[task]
-                self._answered += 1
+        request = _Request(trio.CancelScope(), trio.current_time(), pid)
+        try:
+            with request.scope:
+                return await self._entered(request, handling)
+        except FUSEError:
+            raise
+        except (KeepRequestError, OSError) as error:  # the world's fault: one line
+            number = errno_of(error)
+            level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
+            _log.log(level, "%s: %s: %s", name, errno.errorcode[number], error)
+            raise FUSEError(number) from error
+        except Exception as error:  # a bug: with its traceback
+            _log.exception("%s failed unexpectedly", name)
+            raise FUSEError(errno_of(error)) from error
         # Only a cancelled scope gets here, and it was the watch that cancelled.
         self._given_up += 1
         _log.log(
@@ -133,6 +129,16 @@ class Requests:
             request.pid,
         )
         raise FUSEError(request.given_up)
+
+    async def _entered(self, request: _Request, handling: Awaitable[_T]) -> _T:
+        """Wait for a handler while its request is in the book."""
+        task = trio.lowlevel.current_task()
+        self._requests[task] = request
+        try:
+            return await handling
+        finally:
+            del self._requests[task]
+            self._answered += 1
 
     def made_by(self, pid: int) -> None:
         """Say whose the current request is, where pyfuse3 doesn't (flush, write)."""
@@ -196,8 +202,9 @@ def dies_of_a_signal(pid: int) -> bool:
     A caller in another process namespace can't be looked at: False.
     """
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (OSError, ValueError):
+        # A program's name may be cut in the middle of a character.
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
         return False
     masks = {
         name: int(value, 16)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -43,11 +42,18 @@ class Staging:
     Args:
         blocks: Where slots are stored.
         maxsize: Bytes.
+        block_size: Bytes after which files are cut; at most a block's.
     """
 
-    def __init__(self, blocks: AsyncBlocks, maxsize: int = DEFAULT_STAGING_SIZE) -> None:
+    def __init__(
+        self,
+        blocks: AsyncBlocks,
+        maxsize: int = DEFAULT_STAGING_SIZE,
+        block_size: int = MAX_BLOCK_SIZE,
+    ) -> None:
         self.blocks = blocks
         self.maxsize = maxsize
+        self.block_size = block_size
         self.currsize = 0
         # In the order they were staged.
         self._sizes: dict[Slot, int] = {}
@@ -102,6 +108,7 @@ class Slot:
         #: change its size ever again, nor its bytes while it is being sent.
         self._sent: bytearray | None = None
         self._storing: Call[Receipt] | None = None
+        self._is_dropped = False
 
     @property
     def is_stored(self) -> bool:
@@ -125,7 +132,7 @@ class Slot:
     @property
     def is_full(self) -> bool:
         """Whether all of a whole block is staged."""
-        return self._buffer is not None and len(self._buffer) == MAX_BLOCK_SIZE
+        return self._buffer is not None and len(self._buffer) == self._staging.block_size
 
     async def read(self, begin: int, end: int) -> bytes | memoryview:
         """Return the bytes from `begin` up to `end`, both within the length."""
@@ -165,47 +172,56 @@ class Slot:
             self.length = length
 
     def drop(self) -> None:
-        """Let the bytes go: the slot is cut off, or its file removed."""
+        """Let the bytes go for good: the slot is cut off, or its file removed."""
         self._version += 1
-        self._buffer = self._sent = None
+        self._is_dropped = True
+        self._buffer = None
         self.receipt = None
+        if self._storing is None:  # else they stay in memory until they are sent
+            self._sent = None
         self._account()
 
-    async def store(self) -> Receipt:
-        """Return when the bytes the slot has at this moment are stored.
+    def adopt(self, receipt: Receipt) -> None:
+        """Be stored as a block of zeros, if the slot is a hole of the block's size."""
+        if self.is_hole and self.length == receipt.locator.size:
+            self.receipt = receipt
+
+    async def store(self) -> Receipt | None:
+        """Return when the bytes the slot has at this moment are stored, or dropped (None).
 
         Raises:
             KeepWriteError: They aren't; they stay staged, and `failure` says why.
         """
         wanted = self._version
-        while True:
+        while not self._is_dropped:
             if self._storing is None:
                 if self.is_stored and self.receipt is not None:
                     return self.receipt
                 if self._buffer is None and self.receipt is not None:
-                    # A block that is shorter than the slot: zeros belong behind it.
-                    await self._stage(self.length)
-                self.start_storing()
+                    await self._stage_short_block(self.receipt)
+                else:
+                    self.start_storing()
             elif self._sent_version >= wanted:
                 return await self._storing.wait()
             else:
-                with contextlib.suppress(KeepRequestError):  # of older bytes
-                    await self._storing.wait()
+                await self._storing_ended()
+        await self._storing_ended()
+        return None
 
-    def start_storing(self) -> None:
-        """Begin to send the bytes there are, unless that is under way."""
+    def start_storing(self) -> Call[Receipt] | None:
+        """Begin to send the bytes there are, unless that is under way; return what is."""
         if self._storing is not None or self.is_stored:
-            return
-        buffer = self._buffer
-        if buffer is not None and len(buffer) < self.length:
-            if buffer is self._sent:
-                buffer = bytearray(buffer)
-            buffer.extend(zeros(self.length - len(buffer)))
-            self._buffer = buffer
-            self._account()
-        self._sent, self._sent_version = buffer, self._version
-        block = zeros(self.length) if buffer is None else memoryview(buffer)
-        self._storing = self._staging.blocks.put(block, self._settle)
+            return self._storing
+        self._sent, self._sent_version = self._buffer, self._version
+        block = zeros(self.length) if self._buffer is None else self._buffer
+        self._storing = self._staging.blocks.put(block, self.length, self._settle)
+        return self._storing
+
+    async def _storing_ended(self) -> None:
+        """Wait until nothing is being sent; it was of older bytes, so it may have failed."""
+        if self._storing is not None:
+            with contextlib.suppress(Exception):
+                await self._storing.wait()
 
     def _settle(self, call: Call[Receipt]) -> None:
         """Note what came of a store."""
@@ -234,6 +250,14 @@ class Slot:
             if self._storing is None:
                 self._sent = None
         return buffer
+
+    async def _stage_short_block(self, receipt: Receipt) -> None:
+        """Stage a block that is shorter than the slot, since zeros belong behind it."""
+        block = await self._staging.blocks.get(receipt.locator)
+        await self._staging.make_room(self, len(block))
+        if self._buffer is None and self.receipt is receipt and self._storing is None:
+            self._buffer = bytearray(block)
+            self._account()
 
     def _account(self) -> None:
         staged = 0 if self._buffer is None else len(self._buffer)

@@ -72,11 +72,13 @@ class UploadDirectory(DirectoryNode):
 
     def files(self) -> Iterator[UploadFile]:
         """Go through the files of the whole tree."""
-        for node in list(self._entries.values()):
-            if isinstance(node, UploadFile):
-                yield node
-            elif isinstance(node, UploadDirectory):
-                yield from node.files()
+        directories = [self]  # not by recursion: a tree may be deeper than that can be
+        while directories:
+            for node in list(directories.pop()._entries.values()):
+                if isinstance(node, UploadFile):
+                    yield node
+                elif isinstance(node, UploadDirectory):
+                    directories.append(node)
 
     async def change(self, changes: Changes) -> None:
         """Do what a setattr asks for."""
@@ -137,12 +139,15 @@ class UploadDirectory(DirectoryNode):
         """
         if not isinstance(target, UploadDirectory):
             raise FUSEError(errno.EROFS)
+        if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
+            raise FUSEError(errno.EINVAL)  # a whiteout
         _check_name(new_name)
         node, replaced = self._entry(name), target._entries.get(new_name)
         if flags & pyfuse3.RENAME_EXCHANGE:
             if replaced is None:
                 raise FUSEError(errno.ENOENT)
             self._entries[name], target._entries[new_name] = replaced, node
+            replaced.metadata.changed()
         elif replaced is node:
             return
         else:

@@ -8,6 +8,7 @@ changes are stored by later calls.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 from typing import TYPE_CHECKING
@@ -17,12 +18,13 @@ from pyfuse3 import FUSEError
 
 from keepfs.fs.nodes import Changes, FileNode, Metadata
 from keepfs.fs.staging import Slot, Staging, zeros
-from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
+    from keepfs.fs.blocks import Call
     from keepfs.keep.receipt import Receipt
 
 
@@ -54,6 +56,7 @@ class UploadFile(FileNode):
     ) -> None:
         super().__init__(metadata)
         self._staging = staging
+        self._block_size = staging.block_size
         self._on_stored = on_stored
         self._size = 0
         self._slots: dict[int, Slot] = {}
@@ -128,7 +131,7 @@ class UploadFile(FileNode):
             await slot.read(begin, stop)
             if (slot := self._slots.get(index)) is not None
             else zeros(stop - begin)
-            for index, begin, stop in _cut(offset, end)
+            for index, begin, stop in self._cut(offset, end)
         ]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -142,16 +145,16 @@ class UploadFile(FileNode):
         end = offset + len(content)
         if end > MAX_FILE_SIZE:
             raise FUSEError(errno.EFBIG)
-        async with self._mutating:
-            self._extend(offset)
-            view = memoryview(content)
-            for index, begin, stop in _cut(offset, end):
+        view = memoryview(content)
+        async with self._changing():
+            for index, begin, stop in self._cut(offset, end):
                 slot = self._slot(index)
-                taken = index * MAX_BLOCK_SIZE + begin - offset
+                taken = index * self._block_size + begin - offset
                 await slot.write(begin, view[taken : taken + stop - begin])
-                self._size = max(self._size, index * MAX_BLOCK_SIZE + stop)
+                self._extend(index * self._block_size + begin)
+                self._size = max(self._size, index * self._block_size + stop)
                 self._changed()
-                if stop == MAX_BLOCK_SIZE and slot.is_full:
+                if stop == self._block_size and slot.is_full:
                     slot.start_storing()
 
     async def truncate(self, size: int) -> None:
@@ -163,13 +166,16 @@ class UploadFile(FileNode):
         """
         if size > MAX_FILE_SIZE:
             raise FUSEError(errno.EFBIG)
-        async with self._mutating:
+        async with self._changing():
+            if size == self._size:
+                self.metadata.changed(content=True)
+                return
             self._extend(size)
             if size < self._size:
-                last, length = divmod(size, MAX_BLOCK_SIZE)
+                last, length = divmod(size, self._block_size)
                 if length and last in self._slots:
                     await self._slots[last].cut(length)
-                for index in [i for i in self._slots if i * MAX_BLOCK_SIZE >= size]:
+                for index in [i for i in self._slots if i * self._block_size >= size]:
                     self._slots.pop(index).drop()
                 self._size = size
             self._changed()
@@ -187,14 +193,18 @@ class UploadFile(FileNode):
         wanted = self._changes
         if self._stored >= wanted or not self.links:
             return
+        slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
+        try:
+            receipts = await self._store_slots(slots)
+        except Exception:
+            self._tried = max(self._tried, wanted)
+            raise
+        # Not before: who gave up waiting hasn't tried, and release does it again.
         self._tried = max(self._tried, wanted)
-        size = self._size
-        slots = [self._slot(index) for index in range(max(1, -(-size // MAX_BLOCK_SIZE)))]
-        receipts = await self._store_slots(slots)
-        if not self.links or self._stored >= wanted:
-            return
-        if sum(receipt.locator.size or 0 for receipt in receipts) != size:
-            return  # cut meanwhile: whoever did it stores what is left
+        if not self.links or self._changes != wanted or self._stored == wanted:
+            return  # whoever changed it meanwhile stores that
+        if sum(receipt.locator.size or 0 for receipt in receipts) != self._size:
+            raise RuntimeError("a file isn't stored as a whole")  # pragma: no cover - a bug
         self._stored, self._receipts = wanted, tuple(receipts)
         for receipt in receipts:
             self._on_stored(receipt)
@@ -214,55 +224,66 @@ class UploadFile(FileNode):
             if not self._openings:  # truncate(2): no close will follow
                 await self.store()
 
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """Have the slots for oneself; only stores go on."""
+        async with self._mutating:
+            try:
+                yield
+            finally:
+                self._discard_if_unreachable()  # removed meanwhile
+
     async def _store_slots(self, slots: list[Slot]) -> list[Receipt]:
-        """Store slots side by side; equal holes are sent once."""
-        failures: list[KeepRequestError] = []
-        first_holes: dict[int, Slot] = {}
-        distinct = [
-            slot
-            for slot in slots
-            if not slot.is_hole or first_holes.setdefault(slot.length, slot) is slot
-        ]
-        receipts: dict[Slot, Receipt] = {}
+        """Store slots side by side; equal holes are sent once. Return what wasn't dropped."""
+        failures: list[Exception] = []
+        receipts: dict[Slot, Receipt | None] = {}
+        holes: dict[int, Call[Receipt] | None] = {}
+        for slot in slots:
+            if slot.is_hole and slot.length not in holes:
+                holes[slot.length] = slot.start_storing()
 
         async def store_one(slot: Slot) -> None:
+            zeros_sent = holes.get(slot.length) if slot.is_hole else None
             try:
+                if zeros_sent is not None:
+                    slot.adopt(await zeros_sent.wait())
                 receipts[slot] = await slot.store()
-            except KeepRequestError as error:
+            except Exception as error:  # noqa: BLE001 - raised when the others have ended
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for slot in distinct:
+            for slot in slots:
                 nursery.start_soon(store_one, slot)
         if failures:
-            raise failures[0].fresh()
-        for slot in slots:
-            if slot not in receipts:
-                receipts[slot] = receipts[first_holes[slot.length]]
-                if slot.is_hole:
-                    slot.receipt = receipts[slot]
-        return [receipts[slot] for slot in slots]
+            raise fresh_copy(failures[0])
+        return [receipt for slot in slots if (receipt := receipts[slot]) is not None]
 
     @property
     def _failure(self) -> Exception | None:
         failures = (slot.failure for slot in self._slots.values())
         return next((failure for failure in failures if failure is not None), None)
 
+    def _cut(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a range at block borders: (slot's number, begin and end in the slot)."""
+        while offset < end:
+            index, begin = divmod(offset, self._block_size)
+            stop = min(self._block_size, begin + end - offset)
+            yield index, begin, stop
+            offset += stop - begin
+
     def _slot(self, index: int) -> Slot:
         slot = self._slots.get(index)
         if slot is None:
-            length = min(max(self._size - index * MAX_BLOCK_SIZE, 0), MAX_BLOCK_SIZE)
+            length = min(max(self._size - index * self._block_size, 0), self._block_size)
             slot = self._slots[index] = Slot(self._staging, length)
         return slot
 
     def _extend(self, size: int) -> None:
         """Let the file end in zeros up to `size`, if it is shorter."""
-        if size <= self._size:
-            return
-        index = max(self._size - 1, 0) // MAX_BLOCK_SIZE
-        if index in self._slots:
-            self._slots[index].extend(min(size - index * MAX_BLOCK_SIZE, MAX_BLOCK_SIZE))
-        self._size = size
+        if size > self._size:
+            for index, slot in self._slots.items():
+                slot.extend(min(max(size - index * self._block_size, 0), self._block_size))
+            self._size = size
 
     def _changed(self) -> None:
         self._changes += 1
@@ -290,12 +311,3 @@ def change_metadata(metadata: Metadata, changes: Changes) -> None:
     if changes.mtime_ns is not None:
         metadata.mtime_ns = changes.mtime_ns
     metadata.changed()
-
-
-def _cut(offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Cut a range of a file at block borders: (slot's number, begin and end in the slot)."""
-    while offset < end:
-        index, begin = divmod(offset, MAX_BLOCK_SIZE)
-        stop = min(MAX_BLOCK_SIZE, begin + end - offset)
-        yield index, begin, stop
-        offset += stop - begin

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keepfs.keep import KeepRequestError
 
 #: The calls that may wait or fail.
-Call: TypeAlias = Literal["get_block", "put_block", "head_block"]
+Call: TypeAlias = Literal["get_block", "put_block", "head_block", "probe_block"]
 
 
 class BlockStore(Protocol):
@@ -43,6 +43,9 @@ class BlockStore(Protocol):
 
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block that is there, in bytes. Blocks."""
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Begin to fetch a block; return its size once it is known to be there. Blocks."""
 
     def put_block(self, block: Buffer, copies: int) -> Receipt:
         """Store a block. Blocks."""
@@ -62,7 +65,7 @@ class DictStore:
 
     Attributes:
         blocks: What is stored, by digest; a test may change it at will.
-        calls: Every get, put and head, in order, with the block's digest.
+        calls: Every get, put, head and probe, in order, with the block's digest.
         name: What receipts call it.
     """
 
@@ -100,6 +103,16 @@ class DictStore:
         with self._lock:
             self.calls.append(("head_block", locator.md5sum))
             return len(self._block(locator))
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:  # noqa: ARG002
+        """Return a block's size; from now on it is answered by `cached_block`."""
+        if _is_empty(locator):
+            return 0
+        with self._lock:
+            self.calls.append(("probe_block", locator.md5sum))
+            size = len(self._block(locator))
+            self._cached.add(locator.md5sum)
+        return size
 
     def put_block(self, block: Buffer, copies: int) -> Receipt:
         """Keep a copy of a block; as many copies as wanted are confirmed."""
@@ -177,6 +190,11 @@ class FailingStore:
         self._meet_fate("head_block")
         return self._store.head_block(locator)
 
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Fail as told, or ask the store."""
+        self._meet_fate("probe_block")
+        return self._store.probe_block(locator, wait)
+
     def put_block(self, block: Buffer, copies: int) -> Receipt:
         """Fail as told, or ask the store."""
         self._meet_fate("put_block")
@@ -207,6 +225,7 @@ class GatedStore:
             "get_block": threading.Event(),
             "put_block": threading.Event(),
             "head_block": threading.Event(),
+            "probe_block": threading.Event(),
         }
         for gate in self._gates.values():
             gate.set()
@@ -249,6 +268,11 @@ class GatedStore:
         """Wait at the gate, then ask the store."""
         self._pass("head_block")
         return self._store.head_block(locator)
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Ask the store; behind a shut gate nobody says anything, for however long one waits."""
+        is_open = self._gates["probe_block"].is_set()
+        return self._store.probe_block(locator, wait) if is_open else None
 
     def put_block(self, block: Buffer, copies: int) -> Receipt:
         """Wait at the gate, then ask the store."""

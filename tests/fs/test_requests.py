@@ -1,0 +1,337 @@
+"""Requests under way: nothing but FUSEError gets out, and none is waited for for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import inspect
+import logging
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+from pyfuse3 import FUSEError
+
+from keepfs.fs.operations import Operations
+from keepfs.fs.requests import WATCH_INTERVAL, Requests, dies_of_a_signal, guarded
+from keepfs.keep import Cause, KeepReadError, NotFoundError
+from tests.fakes.kernel import Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+DEADLINE = 60.0
+
+
+class Handlers:
+    """Two handlers, guarded.
+
+    Args:
+        work: What they do.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        self.requests = Requests(DEADLINE)
+        self._work = work
+
+    @guarded
+    async def read(self, number: int) -> int:
+        """Return the number, when the work is done."""
+        await self._work()
+        return number
+
+    @guarded
+    async def open(self, number: int, ctx: pyfuse3.RequestContext) -> int:
+        """Do as `read`, for a known caller."""
+        await self._work()
+        return number + ctx.uid
+
+
+def raising(error: BaseException) -> Handlers:
+    """Return handlers that fail."""
+
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    return Handlers(fail)
+
+
+@contextlib.contextmanager
+def stopped_process(preparation: str = "", prints: str = "ready") -> Iterator[int]:
+    """Run a process that has been stopped, so that signals wait for it; yield its number."""
+    code = f"import signal\n{preparation}\nprint({prints!r}, flush=True)\nsignal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+# --- the guard -------------------------------------------------------------------
+
+
+def test_every_handler_is_guarded() -> None:
+    handlers = {
+        name
+        for name, function in vars(pyfuse3.Operations).items()
+        if inspect.iscoroutinefunction(function)
+    }
+    naked = {
+        name
+        for name, function in vars(Operations).items()
+        if name in handlers - {"forget"} and not hasattr(function, "__wrapped__")
+    }
+
+    assert naked == set()
+
+
+async def test_a_handlers_answer_is_passed_on() -> None:
+    handlers = Handlers(trio.lowlevel.checkpoint)
+
+    assert await handlers.read(5) == 5
+    assert await handlers.open(5, Caller(uid=2)) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (FUSEError(errno.ENOTDIR), errno.ENOTDIR),
+        (NotFoundError("gone"), errno.ENOENT),
+        (PermissionError(errno.EACCES, "no"), errno.EACCES),
+        (OSError("no number"), errno.EIO),
+        (ZeroDivisionError("a bug"), errno.EIO),
+        (MemoryError(), errno.ENOMEM),
+        (ExceptionGroup("bugs", [KeyError("one")]), errno.EIO),
+    ],
+    ids=repr,
+)
+async def test_whatever_fails_in_a_handler_becomes_a_fuse_error(
+    error: Exception, number: int
+) -> None:
+    with pytest.raises(FUSEError) as caught:
+        await raising(error).read(1)
+
+    assert caught.value.errno == number
+
+
+async def test_the_end_of_the_mount_is_no_failure_of_a_handler() -> None:
+    handlers = Handlers(trio.sleep_forever)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await handlers.read(1)
+
+    assert scope.cancelled_caught
+    assert handlers.requests.statistics().given_up == 0
+
+
+# --- the log -------------------------------------------------------------------------
+
+
+async def test_what_is_not_found_is_logged_for_those_who_debug_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(FUSEError):
+        await raising(NotFoundError("abc not found")).read(1)
+
+    assert [(each.levelname, each.message) for each in caplog.records] == [
+        ("DEBUG", "read: ENOENT: abc not found")
+    ]
+
+
+async def test_what_the_world_refuses_is_one_line_of_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(FUSEError):
+        await raising(KeepReadError("no token", cause=Cause.DENIED)).read(1)
+    with pytest.raises(FUSEError):
+        await raising(OSError(errno.ENOSPC, "No space left")).read(1)
+
+    assert [(each.levelname, each.message) for each in caplog.records] == [
+        ("WARNING", "read: EACCES: no token"),
+        ("WARNING", "read: ENOSPC: [Errno 28] No space left"),
+    ]
+    assert all(each.exc_info is None for each in caplog.records)
+
+
+async def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(FUSEError):
+        await raising(ZeroDivisionError("a bug")).read(1)
+
+    (record,) = caplog.records
+    assert (record.levelname, record.message) == ("ERROR", "read failed unexpectedly")
+    assert record.exc_info is not None
+
+
+async def test_what_a_handler_refuses_on_purpose_is_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(FUSEError):
+        await raising(FUSEError(errno.EROFS)).read(1)
+
+    assert caplog.records == []
+
+
+# --- giving up -----------------------------------------------------------------------
+
+
+async def test_a_request_past_the_deadline_is_answered_with_a_time_out(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handlers = Handlers(trio.sleep_forever)
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handlers.requests.watch)
+        with pytest.raises(FUSEError) as caught:
+            await handlers.read(1)
+        nursery.cancel_scope.cancel()
+
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert DEADLINE < trio.current_time() - begin <= DEADLINE + 2 * WATCH_INTERVAL
+    assert handlers.requests.statistics().given_up == 1
+    assert caplog.records[0].levelname == "WARNING"
+    assert caplog.records[0].message.startswith("read: ETIMEDOUT after 60.")
+
+
+@pytest.mark.parametrize("knows", ["the handler's context", "the handler itself"])
+async def test_a_request_whose_caller_is_about_to_be_killed_is_interrupted(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+    knows: str,
+) -> None:
+    with stopped_process() as pid:
+        os.kill(pid, signal.SIGTERM)
+
+        async def wait() -> None:
+            if knows == "the handler itself":
+                handlers.requests.made_by(pid)
+            await trio.sleep_forever()
+
+        handlers = Handlers(wait)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handlers.requests.watch)
+            is_told = knows == "the handler's context"
+            request = handlers.open(1, Caller(pid=pid)) if is_told else handlers.read(1)
+            with pytest.raises(FUSEError) as caught:
+                await request
+            nursery.cancel_scope.cancel()
+
+    assert caught.value.errno == errno.EINTR
+
+
+async def test_a_request_of_a_living_caller_is_waited_for(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+) -> None:
+    async def wait() -> None:
+        await trio.sleep(DEADLINE - 1)
+
+    handlers = Handlers(wait)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handlers.requests.watch)
+        answer = await handlers.open(1, Caller(pid=os.getpid()))
+        nursery.cancel_scope.cancel()
+
+    assert answer == 1
+
+
+async def test_a_bug_while_a_request_is_given_up_does_not_get_out(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+) -> None:
+    async def fail_when_cancelled() -> None:
+        async def fail() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ZeroDivisionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+
+    handlers = Handlers(fail_when_cancelled)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handlers.requests.watch)
+        with pytest.raises(FUSEError) as caught:
+            await handlers.read(1)
+        nursery.cancel_scope.cancel()
+
+    assert caught.value.errno == errno.EIO
+
+
+async def test_a_caller_outside_a_request_is_of_no_interest() -> None:
+    Requests(DEADLINE).made_by(1)
+
+
+async def test_requests_are_counted(autojump_clock: trio.testing.MockClock) -> None:
+    handlers = Handlers(trio.sleep_forever)
+    idle = handlers.requests.statistics()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handlers.read, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        autojump_clock.jump(7.0)
+        busy = handlers.requests.statistics()
+        nursery.cancel_scope.cancel()
+
+    assert (idle.under_way, idle.oldest, idle.answered, idle.given_up) == (0, 0.0, 0, 0)
+    assert (busy.under_way, busy.oldest) == (1, 7.0)
+    assert handlers.requests.statistics().answered == 1
+
+
+# --- who is about to be killed -----------------------------------------------------------
+
+
+def test_a_process_that_a_signal_waits_for_is_about_to_be_killed() -> None:
+    with stopped_process() as pid:
+        before = dies_of_a_signal(pid)
+        os.kill(pid, signal.SIGTERM)
+
+        assert dies_of_a_signal(pid)
+        assert not before
+
+
+def test_a_process_whose_name_is_no_text_can_be_killed_too() -> None:
+    rename = "open('/proc/self/comm', 'wb').write('zähler'.encode()[:2] + bytes([0xff]))"
+    with stopped_process(rename) as pid:
+        os.kill(pid, signal.SIGTERM)
+
+        assert dies_of_a_signal(pid)
+
+
+@pytest.mark.parametrize(
+    ("preparation", "number"),
+    [
+        ("signal.signal(signal.SIGTERM, lambda *_: None)", signal.SIGTERM),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", signal.SIGTERM),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])", signal.SIGTERM),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])", signal.SIGCHLD),
+        ("", signal.SIGWINCH),
+        ("", signal.SIGTSTP),
+    ],
+    ids=["handled", "ignored", "blocked", "harmless, blocked", "harmless", "stops only"],
+)
+def test_a_process_that_survives_its_signal_is_not(
+    preparation: str, number: signal.Signals
+) -> None:
+    with stopped_process(preparation) as pid:
+        os.kill(pid, number)
+
+        assert not dies_of_a_signal(pid)
+
+
+def test_a_process_that_is_gone_is_not_about_to_be_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+
+    assert not dies_of_a_signal(process.pid)

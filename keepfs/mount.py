@@ -18,6 +18,7 @@ import trio
 from keepfs import __version__, logs, mountpoint, runtime, stores, systemd
 from keepfs.fs.blocks import Lookup, open_blocks
 from keepfs.fs.by_id import ByIdDirectory
+from keepfs.fs.catalog import Catalog, CatalogError
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
@@ -42,6 +43,8 @@ _MAX_TASKS = 1000
 #: the poll and the read, everything stands still until the next request.
 #: A signal ends the read; so nothing stands still longer than this.
 _TICK = 0.05
+#: Seconds between two looks at the length of the catalog's log.
+_CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
 
@@ -63,21 +66,29 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     """
     log_file = options.log_file
     if log_file is None and not foreground:
-        log_file = default_log_file(options)
+        log_file = options.state_dir / "log"
     code = 1
     try:
         logs.start(options.log_level, log_file)
         with runtime.claim(options.mountpoint, log_file) as claim:
             _prepare(options)
-            with stores.open_client(options.store) as client, _ticking():
+            with (
+                stores.open_client(options.store) as client,
+                contextlib.closing(
+                    Catalog(options.state_dir / "catalog.sqlite", stores.identity(options.store))
+                ) as catalog,
+                _ticking(),
+            ):
                 stores.check(client, options.store)
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
-                code = trio.run(_Mount(options, store, copies, claim, reporter).serve)
+                mount = _Mount(options, store, copies, catalog, claim, reporter)
+                code = trio.run(mount.serve)
     except* (
         MountError,
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
+        CatalogError,
         stores.StoreError,
         ArgumentError,
         KeepRequestError,
@@ -87,12 +98,6 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         _log.error("%s", reason)
         reporter.failed(str(reason))
     return code
-
-
-def default_log_file(options: MountOptions) -> Path:
-    """Return where a mount in the background logs."""
-    name = str(options.mountpoint).strip("/").replace("/", "-") or "root"
-    return options.state_dir / "log" / f"{name}.log"
 
 
 def _prepare(options: MountOptions) -> None:
@@ -115,6 +120,7 @@ class _Mount:
         options: How to mount.
         store: Where the blocks are.
         copies: Replicas to be confirmed of each block.
+        catalog: Where the names in upload/ are.
         claim: Where others learn of the mount.
         reporter: Told once that the mount answers, or why it can't.
     """
@@ -124,12 +130,14 @@ class _Mount:
         options: MountOptions,
         store: stores.RenewingStore,
         copies: int,
+        catalog: Catalog,
         claim: runtime.Claim,
         reporter: Reporter,
     ) -> None:
         self._options = options
         self._store = store
         self._copies = copies
+        self._catalog = catalog
         self._claim = claim
         self._reporter = reporter
         self._requests = Requests(options.request_timeout)
@@ -150,7 +158,9 @@ class _Mount:
                 _given(options.gid, os.getegid()),
             )
             by_id = ByIdDirectory(self._fixed(0o555, owner), blocks)
-            upload = UploadDirectory(self._fixed(0o777, owner), staging, by_id.stored)
+            upload = UploadDirectory.mounted(
+                self._fixed(0o777, owner), staging, by_id.stored, self._catalog
+            )
             readme = TextFile(
                 readme_text(__version__, self._copies, options.public_settings()), owner
             )
@@ -167,6 +177,7 @@ class _Mount:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._requests.watch)
                         nursery.start_soon(self._announce)
+                        nursery.start_soon(self._keep_catalog_short)
                         nursery.start_soon(self._end_on_signal, upload, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
@@ -224,6 +235,15 @@ class _Mount:
         _log.info("the mount on %s answers", self._options.mountpoint)
         self._reporter.ready()
         systemd.notify(f"READY=1\nSTATUS=Serving {self._options.mountpoint}")
+
+    async def _keep_catalog_short(self) -> None:
+        """Move what the catalog's log has into the catalog, now and then."""
+        while True:
+            await trio.sleep(_CHECKPOINT_INTERVAL)
+            try:
+                await trio.to_thread.run_sync(self._catalog.checkpoint)
+            except OSError as error:
+                _log.warning("%s", error)
 
     def _set_read_ahead(self, device: str) -> None:
         """Let the kernel ask for more at once; only root may, and only as a help."""

@@ -78,7 +78,8 @@ class MountOptions:
         allow_other: Let other users in, as far as permissions go.
         read_only: Refuse to change anything.
         nonempty: Mount over a directory that has entries.
-        state_dir: Where what must survive is kept; an absolute path.
+        state_dir: Where what must survive is kept, of this mount alone; an
+            absolute path.
         request_timeout: Seconds after which a request is given up.
         drain_timeout: Seconds that ending may take to store what isn't yet.
         read_ahead: Bytes the kernel may read ahead, where we may set it;

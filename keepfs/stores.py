@@ -42,6 +42,16 @@ class StoreError(Exception):
     """The blocks can't be had; one line says why, and what to do."""
 
 
+def identity(options: StoreOptions) -> str:
+    """Name where the blocks are, for what belongs to it; empty where nothing is sure."""
+    if options.local_store is not None:
+        return f"local:{options.local_store}"
+    settings = load_settings()
+    if options.keep_services or settings.keep_services or settings.keep_proxy:
+        return ""  # a list of addresses, which may change
+    return f"cluster:{settings.api_host}"
+
+
 def open_client(options: StoreOptions) -> KeepClient:
     """Make the client; nothing is asked of anybody yet.
 

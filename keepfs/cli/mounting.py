@@ -124,7 +124,8 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 @setting(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where logs are kept.  [default: /var/lib/keepfs for root, ~/.local/state/keepfs]",
+    help="Where the names in upload/ and the log are kept; one for each mount.  [default: a"
+    " directory for the mount point in /var/lib/keepfs for root, in ~/.local/state/keepfs else]",
 )
 @setting(
     "--request-timeout",
@@ -177,10 +178,11 @@ def mount_command(
     the command line comes before the environment, and that before the file.
     """
     with failures.in_one_line():
+        path = mountpoint.resolve(mountpoint_)
         told = options.MountOptions(
-            mountpoint=mountpoint.resolve(mountpoint_),
+            mountpoint=path,
             store=store,
-            state_dir=(state_dir or _default_state_dir()).expanduser().absolute(),
+            state_dir=(state_dir or _default_state_dir(path)).expanduser().absolute(),
             log_file=None if log_file is None else log_file.expanduser().absolute(),
             log_level=log_level.upper(),
             **others,
@@ -239,9 +241,11 @@ def _who_holds(entry: mountpoint.MountEntry) -> str | None:
     )
 
 
-def _default_state_dir() -> Path:
+def _default_state_dir(path: Path) -> Path:
+    """Return the state directory of a mount point: named for it, so that people find it."""
+    name = str(path).strip("/").replace("-", "--").replace("/", "-") or "root"
     if os.geteuid() == 0:
-        return Path("/var/lib/keepfs")
+        return Path("/var/lib/keepfs") / name
     import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
 
-    return Path(platformdirs.user_state_dir("keepfs"))
+    return Path(platformdirs.user_state_dir("keepfs")) / name

@@ -236,6 +236,12 @@ class AsyncBlocks:
         )
         return call
 
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Run other work that blocks, and return what it does."""
+        call = Call[_T]()
+        self._start(work, self._writes, call)
+        return await call.wait()
+
     async def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
         call = Call[tuple[int, int]]()

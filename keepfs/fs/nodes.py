@@ -152,6 +152,9 @@ class Node:
         """Return its extended attributes, by name (`user.keep.…`)."""
         return {}
 
+    async def sync(self) -> None:
+        """Return when what is stored and named survives a power cut."""
+
     async def change(self, changes: Changes) -> None:
         """Do what a setattr asks for.
 

@@ -145,6 +145,7 @@ class Operations(pyfuse3.Operations):
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
+        await node.store()  # no close will follow
         return self._told(node)
 
     @guarded
@@ -311,10 +312,11 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
-        """Store what was written."""
+        """Store what was written, so that it survives a power cut."""
         file = self._files[fh]
         self.requests.made_by(file.pid)
         await file.node.store()
+        await file.node.sync()
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
@@ -354,7 +356,8 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
-        """Do nothing: names are never behind."""
+        """Make the names survive a power cut."""
+        await self._listings[fh].node.sync()
 
     # --- what handlers share ---------------------------------------------------
 

@@ -26,9 +26,9 @@ The locator of a file in upload/:
 Read it back:
     cat by_id/<locator>
 
-upload/ is emptied when the mount ends; the blocks stay in Keep. Keep's
-garbage collection removes blocks that no collection names, usually two weeks
-after they were last stored.
+The names in upload/ are kept on this machine, and are there again at the next
+mount. Keep's garbage collection removes blocks that no collection names,
+usually two weeks after they were last stored.
 
 This mount's settings:
 {settings}"""

@@ -1,29 +1,36 @@
-"""upload/: files and folders; what is closed here is stored.
+"""upload/: files and folders; what is closed here is stored, and found again at the next mount.
 
-The names are kept in memory: they end with the mount, the blocks don't.
+A directory's entries are in memory from the first time it is asked for them.
+The catalog is changed first, then memory, without an await in between: so the
+two are never apart.
+
 For the trio thread only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import pyfuse3
 from pyfuse3 import FUSEError
 
+from keepfs.fs.catalog import ROOT, Catalog
 from keepfs.fs.nodes import Changes, DirectoryNode, FileNode, Metadata, Node, SymlinkNode
-from keepfs.fs.upload_file import UploadFile, change_metadata
+from keepfs.fs.upload_file import UploadFile, changed_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from keepfs.fs.catalog import Entry
     from keepfs.fs.staging import Staging
     from keepfs.keep.receipt import Receipt
 
-_NodeT = TypeVar("_NodeT", bound=Node)
+_NodeT = TypeVar("_NodeT", bound="UploadNode")
 
 #: Longest name, in bytes, as on local disks.
 MAX_NAME = 255
@@ -32,9 +39,17 @@ MAX_NAME = 255
 class UploadSymlink(SymlinkNode):
     """A symbolic link in upload/."""
 
+    def __init__(self, metadata: Metadata, target: bytes) -> None:
+        super().__init__(metadata, target)
+        self.place: Place | None = None
+        self.number: int | None = None
+
     async def change(self, changes: Changes) -> None:
         """Do what a setattr asks for."""
-        change_metadata(self.metadata, changes)
+        metadata = changed_metadata(self.metadata, changes)
+        if self.place is not None:
+            self.place.record_metadata(self.number, metadata)
+        self.metadata = metadata
 
 
 class UploadDirectory(DirectoryNode):
@@ -44,15 +59,43 @@ class UploadDirectory(DirectoryNode):
         metadata: What `stat` says of it.
         staging: Where its files' bytes are until they are stored.
         on_stored: Called with the receipt of each block of a stored version.
+        catalog: Where names outlive the mount; in memory if not given.
+        number: The catalog's, of this directory.
+        is_new: Whether it is known to be empty.
     """
 
     def __init__(
-        self, metadata: Metadata, staging: Staging, on_stored: Callable[[Receipt], None]
+        self,
+        metadata: Metadata,
+        staging: Staging,
+        on_stored: Callable[[Receipt], None],
+        catalog: Catalog | None = None,
+        number: int = ROOT,
+        *,
+        is_new: bool = False,
     ) -> None:
         super().__init__(metadata)
         self._staging = staging
         self._on_stored = on_stored
-        self._entries: dict[str, Node] = {}
+        self.catalog = Catalog() if catalog is None else catalog
+        self.number: int | None = number
+        self.place: Place | None = None
+        self._loaded: dict[str, UploadNode] | None = {} if is_new else None
+
+    @classmethod
+    def mounted(
+        cls,
+        metadata: Metadata,
+        staging: Staging,
+        on_stored: Callable[[Receipt], None],
+        catalog: Catalog,
+    ) -> UploadDirectory:
+        """Make upload/ itself, as the catalog knows it; `metadata` is for the very first time."""
+        known = catalog.root()
+        if known is None:
+            with catalog.change():
+                catalog.add_root(metadata)
+        return cls(known or metadata, staging, on_stored, catalog)
 
     async def lookup(self, name: str) -> Node:
         """Find an entry.
@@ -71,10 +114,10 @@ class UploadDirectory(DirectoryNode):
         return self._entries.get(name)
 
     def files(self) -> Iterator[UploadFile]:
-        """Go through the files of the whole tree."""
+        """Go through the files of the tree that are in memory: all that aren't stored are."""
         directories = [self]  # not by recursion: a tree may be deeper than that can be
         while directories:
-            for node in list(directories.pop()._entries.values()):
+            for node in list((directories.pop()._loaded or {}).values()):
                 if isinstance(node, UploadFile):
                     yield node
                 elif isinstance(node, UploadDirectory):
@@ -82,18 +125,24 @@ class UploadDirectory(DirectoryNode):
 
     async def change(self, changes: Changes) -> None:
         """Do what a setattr asks for."""
-        change_metadata(self.metadata, changes)
+        metadata = changed_metadata(self.metadata, changes)
+        with self.catalog.change():
+            self.catalog.set_metadata(self._number, metadata)
+        self.metadata = metadata
+
+    async def sync(self) -> None:
+        """Return when the entries, as they are, survive a power cut."""
+        await self._staging.blocks.run(self.catalog.sync)
 
     def create(self, name: str, metadata: Metadata) -> FileNode:
-        """Make an empty file."""
-        return self._add(name, UploadFile(self._owned(metadata), self._staging, self._on_stored))
+        """Make an empty file; the catalog learns of it when it is stored."""
+        file = UploadFile(self._owned(metadata), self._staging, self._on_stored)
+        return self._add(name, file)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
         """Make an empty directory."""
         metadata.mode |= self.metadata.mode & stat.S_ISGID
-        return self._add(
-            name, UploadDirectory(self._owned(metadata), self._staging, self._on_stored)
-        )
+        return self._add(name, self._directory(self._owned(metadata), 0, is_new=True))
 
     def symlink(self, name: str, target: bytes, metadata: Metadata) -> SymlinkNode:
         """Make a symbolic link."""
@@ -133,39 +182,100 @@ class UploadDirectory(DirectoryNode):
     def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
         """Move an entry, over an existing one if need be, in one step.
 
+        A file that isn't stored yet leaves the one it replaces in the catalog
+        until it is: after a crash the name has the old version or the new one.
+
         Raises:
             FUSEError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
                 ENOTEMPTY, EINVAL as rename(2) says.
         """
         if not isinstance(target, UploadDirectory):
             raise FUSEError(errno.EROFS)
+        _check_name(new_name)
         if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
             raise FUSEError(errno.EINVAL)  # a whiteout
-        _check_name(new_name)
         node, replaced = self._entry(name), target._entries.get(new_name)
         if flags & pyfuse3.RENAME_EXCHANGE:
             if replaced is None:
                 raise FUSEError(errno.ENOENT)
-            self._entries[name], target._entries[new_name] = replaced, node
+            with target._recording(self):
+                self._move_in_catalog(node, replaced, target, name, new_name)
+            self._put(name, replaced)
+            target._put(new_name, node)
             replaced.metadata.changed()
-        elif replaced is node:
-            return
-        else:
+        elif replaced is not node:
             if replaced is not None:
                 if flags & pyfuse3.RENAME_NOREPLACE:
                     raise FUSEError(errno.EEXIST)
                 _check_replaceable(node, replaced)
-                target._remove(new_name)
+            with target._recording(self):
+                if node.number is None:
+                    self.catalog.remove(self._number, name)
+                else:
+                    self.catalog.move(node.number, target._number, new_name)
             del self._entries[name]
-            target._entries[new_name] = node
-        for changed in {node, self, target}:
-            changed.metadata.changed(content=changed is not node)
+            if replaced is not None:
+                _forget(replaced)
+            target._put(new_name, node)
+        node.metadata.changed()
 
-    def _entry(self, name: str) -> Node:
+    def _move_in_catalog(
+        self,
+        node: UploadNode,
+        other: UploadNode,
+        target: UploadDirectory,
+        name: str,
+        new_name: str,
+    ) -> None:
+        """Exchange two entries; one that isn't stored yet has none to exchange."""
+        if node.number is not None and other.number is not None:
+            self.catalog.exchange(node.number, other.number)
+        elif node.number is not None:
+            self.catalog.move(node.number, target._number, new_name)
+        elif other.number is not None:
+            self.catalog.move(other.number, self._number, name)
+
+    @property
+    def _number(self) -> int:
+        return 0 if self.number is None else self.number
+
+    @property
+    def _entries(self) -> dict[str, UploadNode]:
+        if self._loaded is None:
+            self._loaded = {}
+            for entry in self.catalog.children(self._number):
+                self._put(entry.name, self._node(entry))
+        return self._loaded
+
+    def _node(self, entry: Entry) -> UploadNode:
+        """Make what the catalog knows of an entry a node."""
+        node: UploadNode
+        if stat.S_ISDIR(entry.metadata.mode):
+            return self._directory(entry.metadata, entry.number)
+        if stat.S_ISLNK(entry.metadata.mode):
+            node = UploadSymlink(entry.metadata, self.catalog.target(entry.number))
+        else:
+            node = UploadFile(entry.metadata, self._staging, self._on_stored)
+            node.take_version(entry.size, lambda: self.catalog.receipts(entry.number))
+        node.number = entry.number
+        return node
+
+    def _directory(
+        self, metadata: Metadata, number: int, *, is_new: bool = False
+    ) -> UploadDirectory:
+        return UploadDirectory(
+            metadata, self._staging, self._on_stored, self.catalog, number, is_new=is_new
+        )
+
+    def _entry(self, name: str) -> UploadNode:
         try:
             return self._entries[name]
         except KeyError:
             raise FUSEError(errno.ENOENT) from None
+
+    def _put(self, name: str, node: UploadNode) -> None:
+        self._entries[name] = node
+        node.place = Place(self, name)
 
     def _add(self, name: str, node: _NodeT) -> _NodeT:
         _check_name(name)
@@ -173,23 +283,102 @@ class UploadDirectory(DirectoryNode):
             raise FUSEError(errno.EEXIST)
         if not self.links:
             raise FUSEError(errno.ENOENT)
-        self._entries[name] = node
-        self.metadata.changed(content=True)
+        if isinstance(node, UploadFile):
+            self.metadata.changed(content=True)
+        else:
+            target = node.target if isinstance(node, UploadSymlink) else b""
+            with self._recording():
+                node.number = self.catalog.add(
+                    self._number, name, node.metadata, len(target), target
+                )
+        self._put(name, node)
         return node
 
     def _remove(self, name: str) -> None:
-        node = self._entries.pop(name)
-        if isinstance(node, UploadFile):
-            node.removed()
-        else:
-            node.links = 0
-        self.metadata.changed(content=True)
+        with self._recording():
+            self.catalog.remove(self._number, name)
+        _forget(self._entries.pop(name))
+
+    @contextlib.contextmanager
+    def _recording(self, *others: UploadDirectory) -> Iterator[None]:
+        """Change entries here, and in others, with the times that go with it."""
+        directories = dict.fromkeys((self, *others))
+        with self.catalog.change():
+            yield
+            for directory in directories:
+                directory.metadata.changed(content=True)
+                self.catalog.set_metadata(directory._number, directory.metadata)
 
     def _owned(self, metadata: Metadata) -> Metadata:
         """Let a new entry take the directory's group, where its mode says so."""
         if self.metadata.mode & stat.S_ISGID:
             metadata.gid = self.metadata.gid
         return metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node is, and is recorded.
+
+    Attributes:
+        directory: Its directory.
+        name: Its name there.
+    """
+
+    directory: UploadDirectory
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The path below upload/."""
+        names, above = [self.name], self.directory.place
+        while above is not None:
+            names.append(above.name)
+            above = above.directory.place
+        return "/".join(reversed(names))
+
+    def record_version(self, file: UploadFile, receipts: Sequence[Receipt]) -> None:
+        """Note in the catalog that a file is stored.
+
+        Raises:
+            OSError: It couldn't be written.
+        """
+        directory, catalog = self.directory, self.directory.catalog
+        number = file.number
+        with catalog.change():
+            if number is None:
+                parent = directory._number
+                number = catalog.add_file(parent, self.name, file.metadata, receipts)
+                catalog.set_metadata(parent, directory.metadata)
+            else:
+                catalog.set_version(number, file.metadata, receipts)
+        file.number = number
+
+    def record_metadata(self, number: int | None, metadata: Metadata) -> None:
+        """Note a node's mode and times, if the catalog knows the node.
+
+        Raises:
+            OSError: They couldn't be written.
+        """
+        if number is not None:
+            with self.directory.catalog.change():
+                self.directory.catalog.set_metadata(number, metadata)
+
+    def sync(self) -> None:
+        """Make what is recorded survive a power cut. Blocks; any thread may call it."""
+        self.directory.catalog.sync()
+
+
+UploadNode = UploadDirectory | UploadFile | UploadSymlink
+
+
+def _forget(node: UploadNode) -> None:
+    """Note that a node has no name any more."""
+    node.place = node.number = None
+    if isinstance(node, UploadFile):
+        node.removed()
+    else:
+        node.links = 0
 
 
 def _check_name(name: str) -> None:

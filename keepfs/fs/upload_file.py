@@ -9,9 +9,10 @@ changes are stored by later calls.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from pyfuse3 import FUSEError
@@ -22,7 +23,7 @@ from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from keepfs.fs.blocks import Call
     from keepfs.keep.receipt import Receipt
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 #: Largest file, in bytes: 65,536 blocks. Their locators make 6 MB, which is
 #: about as much as one name should stand for.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
+
+
+class Recorder(Protocol):
+    """Who is told what becomes of a file."""
+
+    def record_version(self, file: UploadFile, receipts: Sequence[Receipt]) -> None:
+        """Note that a version is stored, in one step."""
+
+    def record_metadata(self, number: int | None, metadata: Metadata) -> None:
+        """Note new modes and times, if the catalog knows the file."""
+
+    def sync(self) -> None:
+        """Make what is noted survive a power cut. Blocks; any thread may call it."""
 
 
 class State(enum.Enum):
@@ -67,6 +81,22 @@ class UploadFile(FileNode):
         self._tried = 0
         self._stored = 0
         self._receipts: tuple[Receipt, ...] = ()
+        # Of a version stored before this mount: looked up when it is needed.
+        self._find_receipts: Callable[[], tuple[Receipt, ...]] | None = None
+        #: Where it is recorded; None once it has no name.
+        self.place: Recorder | None = None
+        #: The catalog's; None until a version is stored.
+        self.number: int | None = None
+
+    def take_version(self, size: int, find_receipts: Callable[[], tuple[Receipt, ...]]) -> None:
+        """Be a file that was stored before this mount.
+
+        Args:
+            size: Bytes.
+            find_receipts: Returns the receipts of its blocks.
+        """
+        self._size, self._find_receipts = size, find_receipts
+        self._tried = self._stored = self._changes
 
     @property
     def size(self) -> int:
@@ -98,6 +128,7 @@ class UploadFile(FileNode):
         """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
         found = {"user.keep.state": self.state.value}
         if self._stored == self._changes:
+            self._load()
             services = dict.fromkeys(name for each in self._receipts for name in each.services)
             found["user.keep.locator"] = ",".join(str(each.locator) for each in self._receipts)
             found["user.keep.copies"] = str(min(each.copies for each in self._receipts))
@@ -126,6 +157,7 @@ class UploadFile(FileNode):
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes there are from `offset` on, written but unstored ones included."""
+        self._load()
         end = min(offset + size, self._size)
         pieces = [
             await slot.read(begin, stop)
@@ -201,10 +233,10 @@ class UploadFile(FileNode):
             raise
         # Not before: who gave up waiting hasn't tried, and release does it again.
         self._tried = max(self._tried, wanted)
-        if not self.links or self._changes != wanted or self._stored == wanted:
-            return  # whoever changed it meanwhile stores that
-        if sum(receipt.locator.size or 0 for receipt in receipts) != self._size:
-            raise RuntimeError("a file isn't stored as a whole")  # pragma: no cover - a bug
+        if not self.links or self._stored >= wanted or not self._is_whole(receipts, len(slots)):
+            return  # removed or cut meanwhile, or another has stored it
+        if self.place is not None:
+            self.place.record_version(self, receipts)
         self._stored, self._receipts = wanted, tuple(receipts)
         for receipt in receipts:
             self._on_stored(receipt)
@@ -215,19 +247,26 @@ class UploadFile(FileNode):
         Raises:
             FUSEError: EPERM, another owner is asked for.
         """
-        metadata = self.metadata
-        change_metadata(metadata, changes)
+        metadata = changed_metadata(self.metadata, changes)
         if changes.size is not None:
             await self.truncate(changes.size)
-            if changes.mtime_ns is not None:
-                metadata.mtime_ns = changes.mtime_ns
-            if not self._openings:  # truncate(2): no close will follow
-                await self.store()
+            metadata = changed_metadata(self.metadata, changes)
+        if self.place is not None:
+            self.place.record_metadata(self.number, metadata)
+        self.metadata = metadata
+        if changes.size is not None and not self._openings:  # truncate(2): no close will follow
+            await self.store()
+
+    async def sync(self) -> None:
+        """Return when what `store` recorded survives a power cut."""
+        if self.place is not None:
+            await self._staging.blocks.run(self.place.sync)
 
     @contextlib.asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:
         """Have the slots for oneself; only stores go on."""
         async with self._mutating:
+            self._load()
             try:
                 yield
             finally:
@@ -257,6 +296,24 @@ class UploadFile(FileNode):
         if failures:
             raise fresh_copy(failures[0])
         return [receipt for slot in slots if (receipt := receipts[slot]) is not None]
+
+    def _is_whole(self, receipts: Sequence[Receipt], slots: int) -> bool:
+        """Tell whether receipts make up a version: none missing, all but the last full.
+
+        Bytes written while they were stored may be in it too: it has all that
+        were written before.
+        """
+        sizes = [receipt.locator.size for receipt in receipts]
+        return len(sizes) == slots and all(size == self._block_size for size in sizes[:-1])
+
+    def _load(self) -> None:
+        """Have the slots of a version that was stored before this mount."""
+        if self._find_receipts is None:
+            return
+        self._receipts = self._find_receipts()
+        self._find_receipts = None
+        for index, receipt in enumerate(self._receipts):
+            self._slot(index).receipt = receipt
 
     @property
     def _failure(self) -> Exception | None:
@@ -295,19 +352,20 @@ class UploadFile(FileNode):
                 slot.drop()
 
 
-def change_metadata(metadata: Metadata, changes: Changes) -> None:
-    """Change mode and times as a setattr asks for.
+def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
+    """Return what a setattr makes of mode and times.
 
     Raises:
         FUSEError: EPERM, another owner or group is asked for.
     """
     if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
         raise FUSEError(errno.EPERM)
+    changed = dataclasses.replace(metadata)
     if changes.mode is not None:
-        kind = metadata.mode & ~0o7777
-        metadata.mode = kind | (changes.mode & 0o7777)
+        changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
     if changes.atime_ns is not None:
-        metadata.atime_ns = changes.atime_ns
+        changed.atime_ns = changes.atime_ns
     if changes.mtime_ns is not None:
-        metadata.mtime_ns = changes.mtime_ns
-    metadata.changed()
+        changed.mtime_ns = changes.mtime_ns
+    changed.changed()
+    return changed

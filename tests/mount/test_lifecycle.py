@@ -325,7 +325,7 @@ def test_the_mounts_log_is_in_the_state_directory(unmounted: KeepfsMount) -> Non
 
     subprocess.run(command, check=True, env=unmounted.environment)
 
-    (log,) = (unmounted.base / "state" / "log").iterdir()
+    log = unmounted.base / "state" / "log"
     assert re.search("INFO keepfs.mount: the mount on .* answers", log.read_text())
 
 

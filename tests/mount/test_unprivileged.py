@@ -47,7 +47,8 @@ def as_user(
         capture_output=True,
         check=False,
         timeout=PATIENCE,
-        env=env,
+        # Coverage's own data file is where another user can't write.
+        env={name: value for name, value in env.items() if not name.startswith("COVERAGE_")},
     )
 
 

@@ -1,0 +1,342 @@
+"""The catalog of upload/: names, modes, times and locators, in a database that outlives the mount.
+
+Every change is one transaction, committed before the call returns: a crash of
+keepfs leaves the old version or the new one. A commit goes to the operating
+system, not to the disk: that survives a crash of keepfs, and takes some 50 µs,
+so the trio thread may wait for it. `sync` makes what is committed survive a
+power cut; it takes as long as the disk does, so it is for worker threads.
+
+Of a file only its stored version is here; what isn't stored yet has no entry,
+or that of the version before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keepfs.fs.nodes import Metadata
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+#: The number of upload/ itself.
+ROOT = 1
+
+# What each version of the schema adds to the one before; a catalog of an
+# older version is brought up to date when it is opened.
+_MIGRATIONS = (
+    """
+    CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE entries (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        parent INTEGER NOT NULL,
+        name BLOB NOT NULL,
+        mode INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        gid INTEGER NOT NULL,
+        atime_ns INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        ctime_ns INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        content BLOB NOT NULL,
+        UNIQUE (parent, name)
+    );
+    """,
+)
+
+#: Bytes of the log after which it is worth a checkpoint.
+_LONG_LOG = 4 * 2**20
+
+_COLUMNS = "number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size"
+
+
+class CatalogError(Exception):
+    """The catalog can't be used; one line says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the catalog knows of a name.
+
+    Attributes:
+        number: Never used twice.
+        name: In its directory.
+        metadata: What `stat` says, but for the size.
+        size: Bytes of the file, or of the symlink's target.
+    """
+
+    number: int
+    name: str
+    metadata: Metadata
+    size: int
+
+
+class Catalog:
+    """The names of one mount's upload/.
+
+    For one thread at a time, but for `sync` and `checkpoint`.
+
+    Args:
+        path: The database; made if need be. None for one in memory.
+        store: Which store the blocks are in; a catalog belongs to one.
+
+    Raises:
+        CatalogError: Another mount has it, or it is another store's, or a
+            newer version's, or damaged.
+    """
+
+    def __init__(self, path: Path | None = None, store: str = "") -> None:
+        self._path = path
+        self._lock: int | None = None
+        if path is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _locked(path)
+        try:
+            self._database = sqlite3.connect(
+                ":memory:" if path is None else path,
+                isolation_level=None,
+                check_same_thread=False,  # one at a time is enough
+            )
+            self._open(store)
+        except sqlite3.Error as error:
+            raise CatalogError(
+                f"the catalog {path} can't be used: {error}; move it away to begin a new one"
+            ) from error
+
+    def _open(self, store: str) -> None:
+        if self._path is not None:
+            self._path.chmod(0o600)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        # A checkpoint syncs the disk: `checkpoint` does it, in a worker thread.
+        self._database.execute("PRAGMA wal_autocheckpoint = 0")
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > len(_MIGRATIONS):
+            raise CatalogError(
+                f"the catalog {self._path} was written by a newer keepfs (version {version} of"
+                f" the schema, this one knows {len(_MIGRATIONS)})"
+            )
+        for number, migration in enumerate(_MIGRATIONS[version:], version + 1):
+            self._database.executescript(
+                f"BEGIN IMMEDIATE; {migration} PRAGMA user_version = {number}; COMMIT;"
+            )
+        known = self._database.execute("SELECT value FROM about WHERE key = 'store'").fetchone()
+        if known is None:
+            self._database.execute("INSERT INTO about VALUES ('store', ?)", (store,))
+        elif store and known[0] and known[0] != store:
+            raise CatalogError(
+                f"the catalog {self._path} is of blocks in {known[0]}, not in {store}:"
+                " give another --state-dir"
+            )
+
+    def close(self) -> None:
+        """End; what is committed is on the disk then."""
+        self._database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    # --- reading ------------------------------------------------------------
+
+    def root(self) -> Metadata | None:
+        """Return what is known of upload/ itself; None at the very first."""
+        row = self._one(f"SELECT {_COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
+        return None if row is None else _entry(row).metadata
+
+    def children(self, parent: int) -> list[Entry]:
+        """Return the entries of a directory, in the order they were made."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE parent = ? ORDER BY number"  # noqa: S608
+        with _as_os_errors():
+            return [_entry(row) for row in self._database.execute(query, (parent,))]
+
+    def receipts(self, number: int) -> tuple[Receipt, ...]:
+        """Return the receipts of a file's blocks."""
+        row = self._one("SELECT content FROM entries WHERE number = ?", number)
+        return () if row is None else _receipts(row[0])
+
+    def target(self, number: int) -> bytes:
+        """Return what a symlink points to."""
+        row = self._one("SELECT content FROM entries WHERE number = ?", number)
+        return b"" if row is None else row[0]
+
+    # --- changing -----------------------------------------------------------
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """Make the changes within one transaction: all of them, or none.
+
+        Raises:
+            OSError: They couldn't be written.
+        """
+        with _as_os_errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def add(
+        self, parent: int, name: str, metadata: Metadata, size: int = 0, content: bytes = b""
+    ) -> int:
+        """Put an entry in, in place of one of that name; return its number."""
+        self.remove(parent, name)
+        values = (parent, os.fsencode(name), *_values(metadata), size, content)
+        found = self._database.execute(
+            "INSERT INTO entries (parent, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns,"
+            " size, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        return found.lastrowid or 0
+
+    def add_root(self, metadata: Metadata) -> None:
+        """Put upload/ itself in."""
+        self._database.execute(
+            "INSERT INTO entries VALUES (?, 0, x'', ?, ?, ?, ?, ?, ?, 0, x'')",
+            (ROOT, *_values(metadata)),
+        )
+
+    def add_file(
+        self, parent: int, name: str, metadata: Metadata, receipts: Sequence[Receipt]
+    ) -> int:
+        """Put a stored file in, in place of an entry of that name; return its number."""
+        size = sum(receipt.locator.size or 0 for receipt in receipts)
+        return self.add(parent, name, metadata, size, _text(receipts))
+
+    def set_version(self, number: int, metadata: Metadata, receipts: Sequence[Receipt]) -> None:
+        """Note a file's new version."""
+        size = sum(receipt.locator.size or 0 for receipt in receipts)
+        self._database.execute(
+            "UPDATE entries SET size = ?, content = ? WHERE number = ?",
+            (size, _text(receipts), number),
+        )
+        self.set_metadata(number, metadata)
+
+    def set_metadata(self, number: int, metadata: Metadata) -> None:
+        """Note an entry's mode, owner and times."""
+        self._database.execute(
+            "UPDATE entries SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?,"
+            " ctime_ns = ? WHERE number = ?",
+            (*_values(metadata), number),
+        )
+
+    def move(self, number: int, parent: int, name: str) -> None:
+        """Give an entry another name, in place of an entry that has it."""
+        self.remove(parent, name)
+        self._database.execute(
+            "UPDATE entries SET parent = ?, name = ? WHERE number = ?",
+            (parent, os.fsencode(name), number),
+        )
+
+    def exchange(self, number: int, other: int) -> None:
+        """Let two entries change places."""
+        places = [
+            self._database.execute(
+                "SELECT parent, name FROM entries WHERE number = ?", (each,)
+            ).fetchone()
+            for each in (number, other)
+        ]
+        for each, (parent, name) in ((number, (-1, b"")), (other, places[0]), (number, places[1])):
+            self._database.execute(
+                "UPDATE entries SET parent = ?, name = ? WHERE number = ?", (parent, name, each)
+            )
+
+    def remove(self, parent: int, name: str) -> None:
+        """Take an entry out, if there is one of that name."""
+        self._database.execute(
+            "DELETE FROM entries WHERE parent = ? AND name = ?", (parent, os.fsencode(name))
+        )
+
+    def sync(self) -> None:
+        """Return when everything committed is on the disk. Blocks; any thread may call it.
+
+        Raises:
+            OSError: It couldn't be written.
+        """
+        if self._path is None:
+            return
+        # What is committed is in the log; a checkpoint syncs the log before it
+        # moves anything out of it.
+        with contextlib.suppress(FileNotFoundError):
+            log = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(log)
+            finally:
+                os.close(log)
+
+    def checkpoint(self) -> None:
+        """Move what is committed out of the log, once that is long. Blocks; for any thread."""
+        if self._path is None:
+            return
+        with contextlib.suppress(FileNotFoundError), _as_os_errors():
+            if os.stat(f"{self._path}-wal").st_size > _LONG_LOG:  # noqa: PTH116 - one suffix
+                with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as database:
+                    database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _one(self, query: str, number: int) -> tuple[bytes, ...] | None:
+        with _as_os_errors():
+            row: tuple[bytes, ...] | None = self._database.execute(query, (number,)).fetchone()
+            return row
+
+
+def _locked(path: Path) -> int:
+    """Hold the catalog for this process alone, until the descriptor is closed."""
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CatalogError(
+            f"another mount uses the catalog {path}: give each mount its own --state-dir"
+        ) from None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Say what the database couldn't do as the operating system would."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        number = errno.ENOSPC if is_full else errno.EIO
+        raise OSError(number, f"the catalog can't be written or read: {error}") from error
+
+
+def _values(metadata: Metadata) -> tuple[int, ...]:
+    return (
+        metadata.mode,
+        metadata.uid,
+        metadata.gid,
+        metadata.atime_ns,
+        metadata.mtime_ns,
+        metadata.ctime_ns,
+    )
+
+
+def _entry(row: tuple[bytes, ...]) -> Entry:
+    number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size = row
+    numbers = (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)
+    metadata = Metadata(*(int(each) for each in numbers))
+    return Entry(int(number), os.fsdecode(name), metadata, int(size))
+
+
+def _text(receipts: Sequence[Receipt]) -> bytes:
+    return json.dumps([[str(it.locator), it.copies, it.services] for it in receipts]).encode()
+
+
+def _receipts(text: bytes) -> tuple[Receipt, ...]:
+    return tuple(
+        Receipt(KeepLocator(locator), copies, tuple(services))
+        for locator, copies, services in json.loads(text)
+    )

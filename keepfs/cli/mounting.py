@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +181,7 @@ def mount_command(
         told = options.MountOptions(
             mountpoint=path,
             store=store,
-            state_dir=(state_dir or _default_state_dir(path)).expanduser().absolute(),
+            state_dir=(state_dir or settings.default_state_dir(path)).expanduser().absolute(),
             log_file=None if log_file is None else log_file.expanduser().absolute(),
             log_level=log_level.upper(),
             **others,
@@ -239,13 +238,3 @@ def _who_holds(entry: mountpoint.MountEntry) -> str | None:
     return f"{entry.mountpoint} is busy: " + "; ".join(
         f"{holder.command} (process {holder.pid}) has {holder.path}" for holder in held
     )
-
-
-def _default_state_dir(path: Path) -> Path:
-    """Return the state directory of a mount point: named for it, so that people find it."""
-    name = str(path).strip("/").replace("-", "--").replace("/", "-") or "root"
-    if os.geteuid() == 0:
-        return Path("/var/lib/keepfs") / name
-    import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
-
-    return Path(platformdirs.user_state_dir("keepfs")) / name

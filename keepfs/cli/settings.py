@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,3 +171,13 @@ def _the_one(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def default_state_dir(path: Path) -> Path:
+    """Return the state directory of a mount point: named for it, so that people find it."""
+    name = str(path).strip("/").replace("-", "--").replace("/", "-") or "root"
+    if os.geteuid() == 0:
+        return Path("/var/lib/keepfs") / name
+    import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
+
+    return Path(platformdirs.user_state_dir("keepfs")) / name

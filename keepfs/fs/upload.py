@@ -20,8 +20,16 @@ import pyfuse3
 from pyfuse3 import FUSEError
 
 from keepfs.fs.catalog import ROOT, Catalog
-from keepfs.fs.nodes import Changes, DirectoryNode, FileNode, Metadata, Node, SymlinkNode
-from keepfs.fs.upload_file import UploadFile, changed_metadata
+from keepfs.fs.nodes import (
+    Changes,
+    DirectoryNode,
+    FileNode,
+    Metadata,
+    Node,
+    SymlinkNode,
+    changed_metadata,
+)
+from keepfs.fs.upload_file import UploadFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

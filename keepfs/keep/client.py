@@ -135,7 +135,8 @@ class KeepClient(BlockClient):
         Args:
             attempt_number: Counted from 0; the connect part doubles with it.
         """
-        timeouts = self._remote.timeouts(Access.READ) if self._remote else Timeouts()
+        remote = self._remote
+        timeouts = remote.timeouts(remote.roster.known(), Access.READ) if remote else Timeouts()
         return timeouts.for_attempt(attempt_number).as_tuple()
 
     def default_copies(self) -> int | None:

@@ -63,7 +63,8 @@ class Pace:
         self._deadline = deadline
         self._clock = clock or time.monotonic
         self._total = 0
-        self._marks = deque([(self._clock(), 0)])
+        self._moved_at = self._clock()
+        self._marks = deque([(self._moved_at, 0)])
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         #: Why it ended early, once it did.
@@ -99,7 +100,7 @@ class Pace:
 
     def advance(self, count: int) -> None:
         """Note that bytes were sent or received."""
-        now = self._clock()
+        now = self._moved_at = self._clock()
         self._total += count
         if now - self._marks[-1][0] >= self._interval / _MARKS:
             self._marks.append((now, self._total))
@@ -133,7 +134,8 @@ class Pace:
         for since, total in self._marks:
             if self._total - total < self._needed:
                 return since + self._interval
-        return now + self._interval
+        # The last mark is older than the last bytes, by less than the marks' distance.
+        return self._moved_at + self._interval
 
     def _fail(self, error: OSError) -> OSError:
         with self._lock:

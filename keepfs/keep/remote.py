@@ -150,7 +150,8 @@ class RemoteStore:
                 continue
             while True:
                 roots = self._add_services(asked, services, locator, Access.READ, call)
-                answered = self._ask_each(asked, roots, locator, method, attempt, call)
+                timeouts = self.timeouts(services, Access.READ).for_attempt(attempt)
+                answered = self._ask_each(asked, roots, locator, method, timeouts, call)
                 if answered is not None:
                     return answered
                 # That nobody has it may be because somebody isn't in our list yet.
@@ -170,10 +171,9 @@ class RemoteStore:
         roots: Iterable[str],
         locator: KeepLocator,
         method: str,
-        attempt: int,
+        timeouts: Timeouts,
         call: Call,
     ) -> KeepService | None:
-        timeouts = self.timeouts(Access.READ).for_attempt(attempt)
         for service in [asked[root] for root in roots if asked[root].usable()]:
             if service.last_status() is not None and not call.remaining():
                 break
@@ -215,7 +215,7 @@ class RemoteStore:
                 data_hash=locator.stripped(),
                 copies=wanted.copies,
                 max_service_replicas=services.copies_per_service(),
-                timeout=self.timeouts(Access.WRITE).for_attempt(attempt),
+                timeout=self.timeouts(services, Access.WRITE).for_attempt(attempt),
                 classes=classes,
                 tally=tally,
             )
@@ -239,9 +239,8 @@ class RemoteStore:
 
     # --- which services ---------------------------------------------------
 
-    def timeouts(self, access: Access) -> Timeouts:
-        """Choose how patient to be, by what stands behind the services known now."""
-        services = self.roster.known()
+    def timeouts(self, services: Services | None, access: Access) -> Timeouts:
+        """Choose how patient to be, by what stands behind the services."""
         return self.proxy_timeout if services and services.has_proxies(access) else self.timeout
 
     def roots(self, locator: KeepLocator, services: Services, access: Access) -> list[str]:

@@ -49,6 +49,8 @@ _log = logging.getLogger(__name__)
 #: Seconds of patience for a complaint's text: nobody needs it.
 _BRIEF = 1.0
 _NOT_ALLOWED = 405
+#: Characters of a status line, or of what happened, that are shown.
+_MOST_SHOWN = 200
 _COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "identity"}
 
 
@@ -339,7 +341,9 @@ class KeepService:
         return self._redacted(line.strip())
 
     def _redacted(self, text: str) -> str:
-        return redacted(text, self._token)
+        """Make a text from elsewhere fit to be shown: one short line, without the token."""
+        line = " ".join(redacted(text, self._token).split())
+        return "".join(it if it.isprintable() else "?" for it in line[:_MOST_SHOWN])
 
 
 def _is_keepstores(headers: Mapping[str, str]) -> bool:

@@ -1,0 +1,238 @@
+"""The pace of an exchange: who stalls, crawls or outlives the call is left, nobody else."""
+
+from __future__ import annotations
+
+import io
+import selectors
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepfs.keep.pace import CancelledError, Pace, PacedSocket, TooSlowError, pacing
+from keepfs.keep.timeouts import Timeouts
+from tests.fakes.clock import FakeClock
+from tests.fakes.threads import Running, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOREVER = 1e9
+
+
+def pace_of(
+    clock: FakeClock, read: float = 10, bandwidth: float = 100, deadline: float = FOREVER
+) -> Pace:
+    """Make a pace on a clock."""
+    return Pace(Timeouts(1, read, bandwidth), deadline, clock)
+
+
+def test_silence_ends_after_the_interval() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock)
+
+    assert pace.patience() == 10
+    clock.advance(9)
+    assert pace.patience() == 1
+    clock.advance(1)
+    with pytest.raises(TooSlowError, match=r"only 0 bytes in 10\.0 seconds"):
+        pace.patience()
+
+
+def test_a_burst_and_then_silence_ends_after_the_interval() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock)
+
+    pace.advance(10**9)
+    clock.advance(9)
+    assert pace.patience() == 1
+    clock.advance(1)
+    with pytest.raises(TooSlowError):
+        pace.patience()
+
+
+def test_a_stall_after_much_ends_an_interval_later() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock)
+
+    clock.advance(5)
+    pace.advance(10**9)
+    assert pace.patience() == pytest.approx(10)
+    clock.advance(10)
+    with pytest.raises(TooSlowError):
+        pace.patience()
+
+
+@given(rate=st.integers(1, 400), step=st.sampled_from([0.1, 0.25, 1.0, 2.5]))
+def test_a_steady_rate_is_judged_by_the_bandwidth(rate: int, step: float) -> None:
+    clock = FakeClock()
+    pace = pace_of(clock)
+    kept = True
+
+    try:
+        for _ in range(int(100 / step)):
+            pace.patience()
+            clock.advance(step)
+            pace.advance(int(rate * step))
+    except TooSlowError:
+        kept = False
+
+    # Exact to a mark and to a step on either side.
+    if rate >= 150:
+        assert kept
+    if rate <= 60:
+        assert not kept
+
+
+def test_without_a_bandwidth_a_byte_an_interval_is_enough() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock, bandwidth=0)
+
+    for _ in range(20):
+        clock.advance(9)
+        pace.patience()
+        pace.advance(1)
+    clock.advance(10)
+    with pytest.raises(TooSlowError):
+        pace.patience()
+
+
+def test_the_deadline_ends_what_is_fast() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock, deadline=4)
+
+    clock.advance(3)
+    pace.advance(10**9)
+    assert pace.patience() == 1
+    assert pace.remaining() == 1
+    clock.advance(1)
+    with pytest.raises(TooSlowError, match="time is up"):
+        pace.patience()
+    assert pace.remaining() == 0
+
+
+def test_haste_brings_the_deadline_nearer_and_never_farther() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock, deadline=4)
+
+    pace.hurry(100)
+    assert pace.patience() == 4
+    pace.hurry(1)
+    assert pace.patience() == 1
+
+
+def test_a_failed_pace_stays_failed() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock, deadline=1)
+    clock.advance(1)
+    with pytest.raises(TooSlowError):
+        pace.patience()
+
+    pace.advance(10**9)
+
+    with pytest.raises(TooSlowError):
+        pace.patience()
+    assert isinstance(pace.failure, TooSlowError)
+
+
+def test_the_first_reason_stays() -> None:
+    clock = FakeClock()
+    pace = pace_of(clock)
+    pace.cancel()
+
+    clock.advance(100)
+
+    with pytest.raises(CancelledError):
+        pace.patience()
+    with socket.socket() as unused, pytest.raises(CancelledError):
+        pace.attach(unused)
+
+
+# --- sockets ---
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Make two connected sockets."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_outside_an_exchange_a_paced_socket_is_a_socket(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    paced = PacedSocket(ours)
+
+    paced.sendall(b"foo")
+    theirs.sendall(b"bar\n")
+
+    assert theirs.recv(3) == b"foo"
+    file = paced.makefile("rb")
+    assert isinstance(file, io.BufferedReader)
+    assert file.readline() == b"bar\n"
+    assert paced.fileno() == ours.fileno()
+    assert paced.getsockname() == ours.getsockname()
+    with selectors.DefaultSelector() as selector:
+        selector.register(paced, selectors.EVENT_WRITE)
+    file.close()
+
+
+def test_a_socket_that_takes_nothing_is_left(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    pace = Pace(Timeouts(1, 0.05, 1), FOREVER)
+
+    with pacing(pace), pytest.raises(TooSlowError):
+        PacedSocket(ours).sendall(bytes(10_000_000))
+
+
+def test_a_socket_that_brings_nothing_is_left(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    pace = Pace(Timeouts(1, 0.05, 1), FOREVER)
+
+    with PacedSocket(ours).makefile("rb") as file, pacing(pace), pytest.raises(TooSlowError):
+        file.read(1)
+
+
+@pytest.mark.parametrize("sending", [True, False], ids=["sending", "receiving"])
+def test_a_waiting_thread_is_woken_by_cancelling(
+    pair: tuple[socket.socket, socket.socket], *, sending: bool
+) -> None:
+    ours, _ = pair
+    pace = Pace(Timeouts(1, 60, 1), FOREVER)
+    begun = threading.Event()
+
+    def exchange() -> None:
+        paced = PacedSocket(ours)
+        with pacing(pace), paced.makefile("rb") as file:
+            paced.sendall(b"x")
+            begun.set()
+            if sending:
+                paced.sendall(bytes(10_000_000))
+            file.read(1)
+            pace.patience()
+
+    running = Running(exchange)
+    wait_until(begun.is_set)
+    pace.cancel()
+
+    assert isinstance(running.failure(), OSError)
+    assert isinstance(pace.failure, CancelledError)
+
+
+def test_a_socket_is_left_alone_when_the_exchange_is_over(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    pace = Pace(Timeouts(1, 60, 1), FOREVER)
+    with pacing(pace):
+        PacedSocket(ours).sendall(b"x")
+
+    pace.cancel()
+
+    ours.sendall(b"y")
+    assert theirs.recv(2) == b"xy"

@@ -1,0 +1,285 @@
+"""The list of services: asked for once at a time, and never waited for needlessly."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from keepfs.keep import Cause, NoKeepServersError
+from keepfs.keep.discovery import Services
+from keepfs.keep.roster import Defaults, Joined, Roster
+from tests.fakes.clock import FakeClock
+from tests.fakes.threads import PATIENCE, Running, wait_for, wait_until
+from tests.keep.clusters import StandInApi
+
+
+def record(number: int) -> dict[str, Any]:
+    """Announce a service."""
+    return {
+        "uuid": f"zzzzz-bi6l4-{number:015d}",
+        "service_host": f"keep{number}",
+        "service_port": 25107,
+    }
+
+
+def roots(services: Services | None) -> list[str]:
+    """Name the services."""
+    return [] if services is None else [each.root for each in services.records]
+
+
+class GatedApi(StandInApi):
+    """Answers when it is let."""
+
+    def __init__(self, *lists: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.lists = list(lists)
+        self.begun = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def execute(self) -> dict[str, Any]:
+        """Wait, then answer."""
+        self.begun.release()
+        if not self.gate.acquire(timeout=PATIENCE):
+            raise TimeoutError("the test let nobody go")
+        return super().execute()
+
+
+def api_of(*lists: Any) -> StandInApi:  # noqa: ANN401 - lists, or errors
+    """Make a stand-in that gives these lists, one after another."""
+    api = StandInApi()
+    api.lists = list(lists)
+    return api
+
+
+def test_the_first_list_is_asked_for_when_it_is_wanted() -> None:
+    api = api_of([record(1)])
+    roster = Roster(api)
+    assert roster.known() is None
+    assert api.asked == 0
+
+    assert roots(roster.current(PATIENCE)) == ["http://keep1:25107/"]
+    assert roots(roster.current(0)) == ["http://keep1:25107/"]
+
+    assert api.asked == 1
+
+
+def test_many_who_want_the_first_list_make_one_request() -> None:
+    api = GatedApi([record(1)])
+    roster = Roster(api)
+
+    callers = [Running(lambda: roster.current(PATIENCE)) for _ in range(20)]
+    assert api.begun.acquire(timeout=PATIENCE)
+    api.gate.release(20)
+
+    assert {tuple(roots(caller.result())) for caller in callers} == {("http://keep1:25107/",)}
+    assert api.asked == 1
+
+
+def test_nobody_waits_for_a_newer_list_who_has_one() -> None:
+    api = GatedApi([record(1)], [record(2)])
+    roster = Roster(api)
+    api.gate.release()
+    first = roster.current(PATIENCE)
+    assert api.begun.acquire(timeout=PATIENCE)
+
+    refresher = Running(lambda: roster.refreshed(first, PATIENCE))
+    assert api.begun.acquire(timeout=PATIENCE)
+
+    assert roster.current(0) is first  # at once, while the request is under way
+    api.gate.release()
+    assert roots(refresher.result()) == ["http://keep2:25107/"]
+
+
+def test_a_list_that_is_newer_already_is_not_asked_for_again() -> None:
+    api = api_of([record(1)], [record(2)], [record(3)])
+    roster = Roster(api)
+    first = roster.current(PATIENCE)
+
+    second = roster.refreshed(first, PATIENCE)
+    third = roster.refreshed(first, PATIENCE)
+
+    assert third is second
+    assert api.asked == 2
+
+
+def test_a_list_that_cannot_be_had_leaves_the_known_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = api_of([record(1)], RuntimeError("down"))
+    roster = Roster(api)
+    first = roster.current(PATIENCE)
+
+    assert roster.refreshed(first, PATIENCE) is first
+    assert "down" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError("what"), Cause.OTHER),
+        (ConnectionRefusedError("no"), Cause.UNREACHABLE),
+        (TimeoutError("late"), Cause.TIMED_OUT),
+        (NoKeepServersError("none", cause=Cause.DENIED), Cause.DENIED),
+    ],
+    ids=repr,
+)
+def test_without_any_list_the_reason_is_told(error: Exception, cause: Cause) -> None:
+    roster = Roster(api_of(error))
+
+    for call in (roster.current, lambda timeout: roster.refreshed(None, timeout)):
+        with pytest.raises(NoKeepServersError, match=type(error).__name__) as caught:
+            call(PATIENCE)
+
+        assert caught.value.cause is cause
+
+
+def test_an_error_that_has_a_status_is_judged_by_it() -> None:
+    class TheirError(Exception):
+        status_code = 401
+
+    with pytest.raises(NoKeepServersError) as caught:
+        Roster(api_of(TheirError())).current(PATIENCE)
+
+    assert caught.value.cause is Cause.DENIED
+
+
+def test_waiting_for_the_first_list_ends_with_the_callers_patience() -> None:
+    api = GatedApi([record(1)])
+    roster = Roster(api)
+
+    with pytest.raises(NoKeepServersError) as caught:
+        roster.current(0.01)
+
+    assert caught.value.cause is Cause.TIMED_OUT
+    api.gate.release()
+    assert roots(roster.current(PATIENCE)) == ["http://keep1:25107/"]
+
+
+def test_without_an_api_client_there_is_nobody_to_ask() -> None:
+    with pytest.raises(NoKeepServersError, match="no API client"):
+        Roster(None).current(PATIENCE)
+
+
+def test_a_fixed_list_is_never_refreshed() -> None:
+    clock = FakeClock()
+    api = api_of([record(1)])
+    fixed = Services.of_uris("http://a/")
+    roster = Roster(api, fixed, clock)
+
+    clock.advance(10_000)
+    roster.doubt(fixed)
+
+    assert roster.current(0) is fixed
+    assert roster.refreshed(fixed, 0) is fixed
+    assert not roster.may_be_old(fixed)
+    assert api.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("age", "doubted", "asked"),
+    [(1, False, 1), (599, False, 1), (601, False, 2), (29, True, 1), (31, True, 2)],
+)
+def test_an_old_list_is_renewed_in_passing(age: float, asked: int, *, doubted: bool) -> None:
+    clock = FakeClock()
+    api = api_of([record(1)], [record(2)])
+    roster = Roster(api, clock=clock)
+    first = roster.current(PATIENCE)
+    if doubted:
+        roster.doubt(first)
+    clock.advance(age)
+
+    assert roster.current(0) is first
+
+    if asked == 2:
+        wait_until(lambda: roots(roster.known()) == ["http://keep2:25107/"])
+    assert api.asked == asked
+
+
+def test_a_list_may_be_old_after_a_while_or_if_there_is_a_newer_one() -> None:
+    clock = FakeClock()
+    roster = Roster(api_of([record(1)], [record(2)]), clock=clock)
+    assert not roster.may_be_old(Services())
+    first = roster.current(PATIENCE)
+
+    assert not roster.may_be_old(first)
+    clock.advance(31)
+    assert roster.may_be_old(first)
+    second = roster.refreshed(first, PATIENCE)
+    assert roster.may_be_old(first)
+    assert not roster.may_be_old(second)
+
+
+def test_a_run_is_shared_only_while_it_lasts() -> None:
+    runs: list[int] = []
+    gate = threading.Event()
+
+    def count() -> int:
+        wait_for(gate)
+        runs.append(1)
+        return len(runs)
+
+    joined = Joined(count)
+
+    first, second = joined.start(), joined.start()
+    gate.set()
+
+    assert first is second
+    assert first.wait(PATIENCE) == 1
+    assert joined.start().wait(PATIENCE) == 2
+
+
+# --- defaults ---
+
+
+def defaults_of(config: Any) -> tuple[Defaults, list[int]]:  # noqa: ANN401 - what a server may say
+    """Make the defaults of a cluster, and count how often it was asked."""
+    asked: list[int] = []
+
+    class Api(StandInApi):
+        def config(self) -> Any:  # noqa: ANN401 - ditto
+            asked.append(1)
+            if isinstance(config, Exception):
+                raise config
+            return config
+
+    return Defaults(Api()), asked
+
+
+def test_the_configuration_is_asked_for_once() -> None:
+    defaults, asked = defaults_of(
+        {
+            "StorageClasses": {"b": {"Default": True}, "a": {"Default": True}},
+            "Collections": {"DefaultReplication": 3},
+        }
+    )
+
+    assert defaults.storage_classes(PATIENCE) == ("a", "b")
+    assert defaults.copies(PATIENCE) == 3
+    assert asked == [1]
+
+
+def test_a_class_that_does_not_say_is_no_default_and_the_others_still_are() -> None:
+    defaults, _ = defaults_of(
+        {"StorageClasses": {"a": {"Default": True}, "b": {"Priority": 1}, "c": None}}
+    )
+
+    assert defaults.storage_classes(PATIENCE) == ("a",)
+
+
+def test_a_configuration_that_cannot_be_had_is_asked_for_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    defaults, asked = defaults_of(RuntimeError("down"))
+
+    assert defaults.storage_classes(PATIENCE) == ()
+    assert defaults.copies(PATIENCE) is None
+
+    assert asked == [1, 1]
+    assert "defaults are unknown" in caplog.text
+
+
+def test_without_an_api_client_there_are_no_defaults() -> None:
+    assert Defaults(None).storage_classes(0) == ()
+    assert Defaults(None).copies(0) is None

@@ -269,6 +269,8 @@ class _Mount:
                     await file.store()
                 except KeepRequestError as error:
                     _log.error("not stored: %s", error)
+                except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
+                    _log.exception("not stored")
         unsaved = sum(file.needs_saving for file in waiting)
         if unsaved:
             _log.error("%d files in upload/ could not be stored", unsaved)

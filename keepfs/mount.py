@@ -267,8 +267,8 @@ class _Mount:
                     _log.error("not stored: %s: %s", file.path, error)
                     if error.cause in {Cause.UNREACHABLE, Cause.TIMED_OUT}:
                         return  # so will be the others
-                except OSError as error:
-                    _log.error("not stored: %s: %s", file.path, error)
+                except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
+                    _log.exception("not stored: %s", file.path)
 
     def _tell_failed(self) -> None:
         """Let `keepfs unsaved` know which files aren't stored."""

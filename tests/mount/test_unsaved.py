@@ -110,7 +110,7 @@ def test_what_is_unsaved_at_the_end_is_put_aside_and_taken_up(
     for name, expected in (("new", content), ("old", b"the version after")):
         path = over.upload / "folder" / name
         assert path.read_bytes() == expected
-        wait_until(lambda path=path: state(path) == "stored")  # type: ignore[misc]
+        wait_until(lambda path=path: state(path) == "stored")
         assert (over.by_id / over.locator(path)).read_bytes() == expected
     status = (over.upload / "folder" / "new").stat()
     assert (status.st_mode & 0o777, status.st_mtime_ns) == (0o640, 2_000_000_000)

@@ -8,8 +8,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keepfs.fs.nodes import Metadata
-    from keepfs.fs.upload_file import UploadFile
     from keepfs.keep.receipt import Receipt
+
+
+class Recorded(Protocol):
+    """A file, as far as it is recorded.
+
+    Attributes:
+        number: The catalog's; None until a version is stored.
+        metadata: What `stat` says, but for the size.
+    """
+
+    number: int | None
+    metadata: Metadata
 
 
 class Recorder(Protocol):
@@ -19,7 +30,7 @@ class Recorder(Protocol):
     def path(self) -> str:
         """The file's path below upload/."""
 
-    def record_version(self, file: UploadFile, receipts: Sequence[Receipt]) -> None:
+    def record_version(self, file: Recorded, receipts: Sequence[Receipt]) -> None:
         """Note that a version is stored, in one step."""
 
     def record_metadata(self, number: int | None, metadata: Metadata) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from keepfs.fs.catalog import Entry
+    from keepfs.fs.recorder import Recorded
     from keepfs.fs.staging import Staging
     from keepfs.keep.receipt import Receipt
 
@@ -345,7 +346,7 @@ class Place:
             above = above.directory.place
         return "/".join(reversed(names))
 
-    def record_version(self, file: UploadFile, receipts: Sequence[Receipt]) -> None:
+    def record_version(self, file: Recorded, receipts: Sequence[Receipt]) -> None:
         """Note in the catalog that a file is stored.
 
         Raises:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from keepfs.fs.blocks import Call
-    from keepfs.fs.recorder import Recorder
+    from keepfs.fs.place import Place
     from keepfs.keep.receipt import Receipt
 
 
@@ -72,7 +72,7 @@ class UploadFile(FileNode):
         # Of a version stored before this mount: looked up when it is needed.
         self._find_receipts: Callable[[], tuple[Receipt, ...]] | None = None
         #: Where it is recorded; None once it has no name.
-        self.place: Recorder | None = None
+        self.place: Place | None = None
         #: The catalog's; None until a version is stored.
         self.number: int | None = None
 

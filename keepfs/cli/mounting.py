@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 # What mount(8) and fstab pass along that says nothing about a file system.
 _IGNORED_WORDS = frozenset(
-    ("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults")
+    (
+        *("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults"),
+        *("nosuid", "nodev", "noatime", "relatime", "async"),  # what is always so
+    )
 )
 _WORDS = {"ro": ("read_only", True)}
 

@@ -80,7 +80,7 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_store(
         *,
-        local_store: Path | None,
+        local_store: str | None,
         keep_services: str | None,
         storage_classes: str | None,
         token_file: Path | None,
@@ -89,11 +89,13 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         retries: int,
         **others: Any,  # noqa: ANN401 - the command's own
     ) -> None:
-        local_store, keep_services = _the_one(local_store, keep_services)
-        if local_store is not None and copies not in {None, 1}:
+        # An empty name, as for the SDK, means none.
+        directory = Path(local_store) if local_store else None
+        directory, keep_services = _the_one(directory, keep_services)
+        if directory is not None and copies not in {None, 1}:
             raise click.UsageError("a local store keeps one copy of each block: no --copies")
         store = options.StoreOptions(
-            local_store=None if local_store is None else local_store.expanduser().absolute(),
+            local_store=None if directory is None else directory.expanduser().absolute(),
             keep_services=keep_services,
             storage_classes=None if storage_classes is None else _words(storage_classes),
             token_file=None if token_file is None else token_file.expanduser().absolute(),
@@ -115,7 +117,7 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
 _STORE_SETTINGS = (
     setting(
         "--local-store",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=str, file_okay=False),
         envvar=["KEEPFS_LOCAL_STORE", "KEEP_LOCAL_STORE"],
         help="Keep the blocks in this directory; needs no cluster.",
     ),

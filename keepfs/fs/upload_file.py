@@ -121,6 +121,9 @@ class UploadFile(FileNode):
             found["user.keep.locator"] = ",".join(str(each.locator) for each in self._receipts)
             found["user.keep.copies"] = str(min(each.copies for each in self._receipts))
             found["user.keep.services"] = " ".join(services)
+            expiries = [it.locator.perm_expiry for it in self._receipts]
+            if known := [it for it in expiries if it is not None]:
+                found["user.keep.expires"] = min(known).isoformat()
         elif self._failure is not None:
             found["user.keep.error"] = str(self._failure)
         return found

@@ -10,6 +10,7 @@ import pytest
 
 from tests.keepstore import TEST_TOKEN, KeepstoreControls
 from tests.mount.mounts import KeepfsMount, keepfs, wait_until
+from tests.soak.outage import soak
 
 if TYPE_CHECKING:
     import subprocess
@@ -277,3 +278,9 @@ def test_what_fsync_stored_survives_though_the_file_is_written_on(
     unmounted.mount()
 
     assert (unmounted.upload / "file").read_bytes() == b"synced"
+
+
+def test_services_that_go_and_come_back_get_everything_in_the_end(tmp_path: Path) -> None:
+    outcome = soak(tmp_path, seconds=0.5, files=30)
+
+    assert outcome.failed > 0

@@ -74,14 +74,19 @@ async def take_up(
     taken: dict[UploadFile, UnsavedFile] = {}
     try:
         found = await blocks.run(lambda: unsaved.find_all(state_dir))
-        for aside in found:
-            pieces = await blocks.run(aside.pieces)
-            file = _place_for(aside, upload)
-            _restore(file, aside.about, pieces)
-            taken[file] = aside
-            _log.info("taking up what wasn't stored: %s", file.path)
     except UnsavedError as error:
-        _log.error("an unsaved file stays aside: %s", error)
+        _log.error("unsaved files stay aside: %s", error)
+        return taken
+    for aside in found:
+        try:
+            pieces = await blocks.run(aside.pieces)
+        except UnsavedError as error:
+            _log.error("an unsaved file stays aside: %s", error)
+            continue
+        file = _place_for(aside, upload)
+        _restore(file, aside.about, pieces)
+        taken[file] = aside
+        _log.info("taking up what wasn't stored: %s", file.path)
     return taken
 
 

@@ -22,6 +22,7 @@ from keepfs.keep.tokens import clean_token, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import requests
 
@@ -194,9 +195,11 @@ class ApiClient:
         return answer
 
 
-def verify_setting(*, insecure: bool) -> bool | str:
+def verify_setting(
+    *, insecure: bool, find_bundle: Callable[[], Path | None] = ca_file
+) -> bool | str:
     """Choose what certificates are checked against, in the form `requests` takes."""
     if insecure:
         return False
-    bundle = ca_file()
+    bundle = find_bundle()
     return True if bundle is None else str(bundle)

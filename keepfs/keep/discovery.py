@@ -186,10 +186,6 @@ class Services:
             elif (match := _GATEWAY_HINT.match(hint)) and match[1] in self.gateways:
                 yield Hint(self.gateways[match[1]].root)
 
-    def kind_of(self, root: str) -> Kind:
-        """Tell what stands behind a root; unknown ones count as proxies."""
-        return next((each.kind for each in self.records if each.root == root), Kind.PROXY)
-
 
 def weight(md5sum: str, service_uuid: str) -> str:
     """Weigh a service against a block: 32 hex digits, compared as text."""

@@ -288,7 +288,6 @@ class RemoteStore:
                     self._sessions,
                     given,
                     counters=self._counters,
-                    kind=services.kind_of(root),
                     deadline=deadline,
                     answered=answered,
                 )

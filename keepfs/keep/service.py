@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from keepfs import __version__
 from keepfs.keep.counters import Counters
-from keepfs.keep.discovery import Kind
 from keepfs.keep.errors import Cause
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.outcome import (
@@ -62,7 +61,6 @@ class KeepService:
         sessions: Where connections come from.
         headers: Go with each request: the token, the request's id.
         counters: Of the client.
-        kind: What stands behind the root.
         deadline: When the call ends, on the monotonic clock.
         answered: Called with a block's size as soon as the service begins to send it.
     """
@@ -73,7 +71,6 @@ class KeepService:
         sessions: SessionPool,
         headers: Mapping[str, str],
         counters: Counters | None = None,
-        kind: Kind = Kind.PROXY,
         deadline: float | None = None,
         answered: Callable[[int], None] | None = None,
     ) -> None:
@@ -82,7 +79,6 @@ class KeepService:
         self._headers = {**_COMMON_HEADERS, **headers}
         self._token = self._headers.get("Authorization", "").removeprefix("Bearer ")
         self._counters = counters or Counters()
-        self._kind = kind
         end = time.monotonic() + DEFAULT_TOTAL_TIMEOUT
         self._deadline = end if deadline is None else deadline
         self._answered = answered

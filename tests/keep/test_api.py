@@ -149,10 +149,8 @@ def test_certificates_are_checked_unless_the_user_says_otherwise(
     assert verify_setting(insecure=True) is False
 
 
-def test_without_any_bundle_requests_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keepfs.keep.api.ca_file", lambda: None)
-
-    assert verify_setting(insecure=False) is True
+def test_without_any_bundle_requests_own_is_used() -> None:
+    assert verify_setting(insecure=False, find_bundle=lambda: None) is True
 
 
 def test_a_client_from_the_settings_alone_reads_and_writes(

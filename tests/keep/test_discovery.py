@@ -210,13 +210,6 @@ def test_a_root_that_is_listed_twice_is_one_service() -> None:
     assert len(Services.of_list([announced(), announced(uuid=uuid(2))]).records) == 1
 
 
-def test_what_stands_behind_a_root() -> None:
-    services = Services((disk(1),))
-
-    assert services.kind_of(disk(1).root) is Kind.DISK
-    assert services.kind_of("https://elsewhere/") is Kind.PROXY
-
-
 def test_a_users_list_is_of_proxies_named_by_their_place() -> None:
     services = Services.of_uris("http://a:1  https://b/keep/\nhttp://[::1]:3/")
 

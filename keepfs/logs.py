@@ -6,6 +6,8 @@ import logging
 import logging.handlers
 from typing import TYPE_CHECKING
 
+import trio
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -33,3 +35,20 @@ def start(level: str, file: Path | None) -> None:
     # What libraries say at INFO is of no use to those who run a mount.
     for library in ("urllib3", "pyfuse3"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def describe_tasks() -> str:
+    """Return the stack of every trio task, for whoever must find out why something waits."""
+    lines = []
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        if task is None:
+            continue
+        lines.append(f"task {task.name}:")
+        lines += [
+            f"    {frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+            for frame, line in task.iter_await_frames()
+        ]
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return "\n".join(lines)

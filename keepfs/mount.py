@@ -27,6 +27,8 @@ from keepfs.fs.upload_file import UploadFile
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from keepfs.daemon import Reporter
     from keepfs.options import MountOptions
     from keepfs.unsaved import UnsavedFile
@@ -36,6 +38,9 @@ _log = logging.getLogger(__name__)
 #: Requests answered at once. pyfuse3's own limit of 99 lets the hundredth
 #: waiting one stop the whole mount; a task costs little.
 _MAX_TASKS = 1000
+#: The signals that end a mount, and those that do something else.
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+_OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 #: Seconds between two looks at the length of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
@@ -136,6 +141,16 @@ class _Mount:
 
     async def serve(self) -> int:
         """Mount, serve, drain, unmount; return the exit code."""
+        with trio.open_signal_receiver(*_ENDS, *_OTHERS) as signals:
+            code = await self._serve(signals)
+            # To the very end: a signal that comes while the rest is being
+            # stored must not end that. Those that came are done with.
+            with trio.move_on_after(0):
+                async for _ in signals:
+                    pass
+        return code
+
+    async def _serve(self, signals: AsyncIterator[int]) -> int:
         options = self._options
         async with open_blocks(
             self._store,
@@ -173,7 +188,7 @@ class _Mount:
                         nursery.start_soon(self._announce)
                         nursery.start_soon(self._keep_catalog_short)
                         nursery.start_soon(self._failed.retry)
-                        nursery.start_soon(self._obey_signals, upload, nursery.cancel_scope)
+                        nursery.start_soon(self._obey, signals, upload, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
                 finally:
@@ -219,33 +234,36 @@ class _Mount:
             except OSError as error:
                 _log.warning("%s", error)
 
-    async def _obey_signals(self, upload: UploadDirectory, serving: trio.CancelScope) -> None:
+    async def _obey(
+        self, signals: AsyncIterator[int], upload: UploadDirectory, serving: trio.CancelScope
+    ) -> None:
         """On SIGTERM or SIGINT store what isn't, then end serving; a second one ends at once.
 
-        On SIGHUP read the token again, on SIGUSR1 try at once what failed.
+        On SIGHUP read the token again, on SIGUSR1 try at once what failed, on
+        SIGUSR2 log what every task waits for.
         """
-        ends = (signal.SIGTERM, signal.SIGINT)
-        with trio.open_signal_receiver(*ends, signal.SIGHUP, signal.SIGUSR1) as signals:
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    await trio.to_thread.run_sync(self._store.renew)
-                elif number == signal.SIGUSR1:
-                    self._failed.retry_now()
-                else:
-                    _log.info("%s: storing what is not stored yet", signal.Signals(number).name)
-                    systemd.notify("STOPPING=1")
-                    break
-            async with trio.open_nursery() as nursery:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                await trio.to_thread.run_sync(self._store.renew)
+            elif number == signal.SIGUSR1:
+                self._failed.retry_now()
+            elif number == signal.SIGUSR2:
+                _log.info("what every task waits for:\n%s", logs.describe_tasks())
+            else:
+                _log.info("%s: storing what is not stored yet", signal.Signals(number).name)
+                systemd.notify("STOPPING=1")
+                break
+        async with trio.open_nursery() as nursery:
 
-                async def impatient() -> None:
-                    async for number in signals:
-                        if number in ends:
-                            _log.warning("%s again: not waiting", signal.Signals(number).name)
-                            nursery.cancel_scope.cancel()
+            async def impatient() -> None:
+                async for number in signals:
+                    if number in _ENDS:
+                        _log.warning("%s again: not waiting", signal.Signals(number).name)
+                        nursery.cancel_scope.cancel()
 
-                nursery.start_soon(impatient)
-                await self._drain(upload)
-                nursery.cancel_scope.cancel()
+            nursery.start_soon(impatient)
+            await self._drain(upload)
+            nursery.cancel_scope.cancel()
         serving.cancel()
 
     async def _drain(self, upload: UploadDirectory) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import stat
 import time
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 # Seconds until who only looks is sure to have looked.
 _LOOKING = 0.01
+
+
+#: Seconds between two looks at a process that is to end.
+_LOOK_AGAIN = 0.02
 
 
 class AlreadyServedError(Exception):
@@ -127,11 +132,19 @@ def find(mountpoint: Path) -> RunningMount | None:
     return _read(path) if _is_locked(path) else None
 
 
-def wait_until_ended(mountpoint: Path) -> None:
-    """Return when no process serves the mount point. Blocks."""
-    path = _run_file(mountpoint)
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
+    """Wait until no process serves the mount point; tell whether it came to that.
+
+    Args:
+        mountpoint: Where.
+        patience: Seconds to wait at most.
+    """
+    deadline = time.monotonic() + patience
+    while find(mountpoint) is not None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_LOOK_AGAIN)
+    return True
 
 
 def _run_file(mountpoint: Path) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ _IGNORED_WORDS = frozenset(
         *("nosuid", "nodev", "noatime", "relatime", "async"),  # what is always so
     )
 )
+#: Seconds in which a process notices that its mount is gone.
+_NOTICES_AT_ONCE = 2.0
 _WORDS = {"ro": ("read_only", True)}
 
 
@@ -230,6 +235,12 @@ def unmount_command(mountpoint_: Path) -> None:
                 mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
             except mountpoint.MountpointError as error:
                 raise click.ClickException(_who_holds(entry) or str(error)) from error
+        if running is None or runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+            return
+        # It hasn't noticed: a container or service that began meanwhile has the
+        # mount as well, and the kernel keeps it alive for that.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGTERM)
         runtime.wait_until_ended(path)
 
 

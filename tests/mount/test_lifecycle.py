@@ -348,3 +348,50 @@ def test_two_mounts_side_by_side_share_a_store(tmp_path: Path) -> None:
             assert (two.by_id / one.locator(one.upload / "file")).read_bytes() == b"by one"
         finally:
             two.clean_up()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a namespace of one's own needs root")
+def test_a_mount_that_another_namespace_has_too_ends_all_the_same(
+    unmounted: KeepfsMount,
+) -> None:
+    unmounted.mount()
+    elsewhere = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sleep", "600"]
+    )
+    try:
+        wait_until(
+            lambda: (
+                os.readlink(f"/proc/{elsewhere.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+            )
+        )
+        pid = unmounted.pid()
+
+        done = unmounted.unmount()
+
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert not _runs(pid)
+    finally:
+        elsewhere.kill()
+        elsewhere.wait()
+
+
+def test_a_signal_while_the_rest_is_stored_ends_nothing_early(unmounted: KeepfsMount) -> None:
+    unmounted.mount()
+    unmounted.store.mkdir(exist_ok=True)
+    os.mkfifo(unmounted.store / "5d41402abc4b2a76b9719d911017c592")
+    with (unmounted.upload / "file").open("wb", buffering=0) as file:
+        file.write(b"hello")
+        pid = unmounted.pid()
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: "SIGTERM: storing" in unmounted.log_file.read_text())
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: "not waiting" in unmounted.log_file.read_text())
+        os.kill(pid, signal.SIGTERM)
+        with (unmounted.store / "5d41402abc4b2a76b9719d911017c592").open("wb") as pipe:
+            pipe.write(b"other")
+        wait_until(lambda: not _runs(pid))
+        with pytest.raises(OSError, match=r"Errno"):
+            file.close()
+
+    assert not unmounted.is_mounted()
+    assert len(list(unmounted.store.iterdir())) == 1

@@ -88,6 +88,8 @@ async def test_a_name_has_255_bytes_at_most(character: str) -> None:
                 make(upload, name)
         with refused(errno.ENAMETOOLONG):
             upload.rename(character * MAX_NAME, upload, character * 256, 0)
+        with refused(errno.ENAMETOOLONG):
+            await upload.lookup(character * 256)
 
 
 async def test_a_name_need_not_be_text() -> None:

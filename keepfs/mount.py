@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import signal
-import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from keepfs import __version__, logs, mountpoint, runtime, stores, systemd
+from keepfs import __version__, fuse, logs, mountpoint, runtime, stores, systemd, unsaved
 from keepfs.fs.blocks import Lookup, open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.catalog import Catalog, CatalogError
+from keepfs.fs.failed import FailedFiles
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
+from keepfs.fs.recovery import about, put_aside, take_up
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
 from keepfs.fs.staging import Staging
 from keepfs.fs.upload import UploadDirectory
-from keepfs.keep.errors import ArgumentError, KeepRequestError
+from keepfs.fs.upload_file import UploadFile
+from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from keepfs.daemon import Reporter
     from keepfs.options import MountOptions
+    from keepfs.unsaved import UnsavedFile
 
 _log = logging.getLogger(__name__)
 
 #: Requests answered at once. pyfuse3's own limit of 99 lets the hundredth
 #: waiting one stop the whole mount; a task costs little.
 _MAX_TASKS = 1000
-#: Seconds between two ticks of an interval timer. pyfuse3 reads /dev/fuse
-#: blocking, with the interpreter's lock held: if a client is killed between
-#: the poll and the read, everything stands still until the next request.
-#: A signal ends the read; so nothing stands still longer than this.
-_TICK = 0.05
 #: Seconds between two looks at the length of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
-
-
-class MountError(Exception):
-    """There is no mount; one line says why, and what to do."""
 
 
 def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
@@ -77,7 +66,7 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
                 contextlib.closing(
                     Catalog(options.state_dir / "catalog.sqlite", stores.identity(options.store))
                 ) as catalog,
-                _ticking(),
+                fuse.ticking(),
             ):
                 stores.check(client, options.store)
                 copies = stores.copies_of(client, options.store)
@@ -85,7 +74,7 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
                 mount = _Mount(options, store, copies, catalog, claim, reporter)
                 code = trio.run(mount.serve)
     except* (
-        MountError,
+        fuse.MountError,
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
         CatalogError,
@@ -107,7 +96,7 @@ def _prepare(options: MountOptions) -> None:
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE:
             break
         if not mountpoint.is_dead(options.mountpoint):
-            raise MountError(f"{options.mountpoint} is already mounted, by another user")
+            raise fuse.MountError(f"{options.mountpoint} is already mounted, by another user")
         _log.warning("clearing the dead mount that a killed keepfs left on %s", options.mountpoint)
         mountpoint.detach(options.mountpoint, lazy=True)
     mountpoint.check_usable(options.mountpoint, nonempty=options.nonempty)
@@ -141,6 +130,9 @@ class _Mount:
         self._claim = claim
         self._reporter = reporter
         self._requests = Requests(options.request_timeout)
+        self._failed = FailedFiles(self._on_failed_changed)
+        self._taken_up: dict[UploadFile, UnsavedFile] = {}
+        self._drained = False
 
     async def serve(self) -> int:
         """Mount, serve, drain, unmount; return the exit code."""
@@ -151,7 +143,7 @@ class _Mount:
             lookup=self._lookup(),
             lookup_wait=options.lookup_wait,
         ) as blocks:
-            staging = Staging(blocks, options.staging_size)
+            staging = Staging(blocks, options.staging_size, failed=self._failed)
             owner = Metadata(
                 directory_mode(0),
                 _given(options.uid, os.geteuid()),
@@ -172,20 +164,29 @@ class _Mount:
                 Ownership(options.uid, options.gid),
                 read_only=options.read_only,
             )
-            with self._mounted(operations):
+            if not options.read_only:
+                self._taken_up = await take_up(blocks, options.state_dir, upload)
+            with fuse.mounted(operations, options):
                 try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._requests.watch)
                         nursery.start_soon(self._announce)
                         nursery.start_soon(self._keep_catalog_short)
-                        nursery.start_soon(self._end_on_signal, upload, nursery.cancel_scope)
+                        nursery.start_soon(self._failed.retry)
+                        nursery.start_soon(self._obey_signals, upload, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
                 finally:
                     systemd.notify("STOPPING=1")
                 # Nothing can be added any more: what there is now is all there is.
-                unsaved = await self._drain(upload)
-        return 1 if unsaved else 0
+                await self._drain(upload)
+            not_stored = [file for file in upload.files() if file.needs_saving]
+            lost = await put_aside(blocks, options.state_dir, not_stored)
+            for file in set(not_stored) - set(lost):
+                if file in self._taken_up:  # it is aside anew
+                    self._taken_up.pop(file).remove()
+            unsaved.forget_told(options.state_dir)
+        return 1 if not_stored else 0
 
     def _lookup(self) -> Lookup:
         """Choose how to look names up: a directory is asked, not read, for a name."""
@@ -197,33 +198,6 @@ class _Mount:
         mode = directory_mode(permissions & ~self._options.umask)
         return Metadata(mode, owner.uid, owner.gid, owner.mtime_ns)
 
-    @contextlib.contextmanager
-    def _mounted(self, operations: Operations) -> Iterator[None]:
-        options = self._options
-        settings = {
-            *pyfuse3.default_options,
-            "fsname=keepfs",
-            "subtype=keepfs",
-            "nosuid",
-            "nodev",
-        }
-        if options.allow_other:
-            settings.add("allow_other")
-        if options.read_only:
-            settings.add("ro")
-        said: list[str] = []
-        try:
-            with _captured_stderr(said):
-                pyfuse3.init(operations, str(options.mountpoint), settings)
-        except RuntimeError as error:
-            raise MountError(_why_not(options.mountpoint, " ".join(said) or str(error))) from error
-        _log.info("mounted on %s, %s", options.mountpoint, options.store)
-        try:
-            yield
-        finally:
-            pyfuse3.close(unmount=True)
-            _log.info("unmounted from %s", options.mountpoint)
-
     async def _announce(self) -> None:
         """Report ready when the mount answers, asked like any client: from outside this thread."""
         with trio.fail_after(_READY_TIMEOUT):
@@ -231,7 +205,7 @@ class _Mount:
                 os.stat, self._options.mountpoint, abandon_on_cancel=True
             )
         self._claim.write(os.minor(status.st_dev))
-        self._set_read_ahead(f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}")
+        fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         _log.info("the mount on %s answers", self._options.mountpoint)
         self._reporter.ready()
         systemd.notify(f"READY=1\nSTATUS=Serving {self._options.mountpoint}")
@@ -245,54 +219,70 @@ class _Mount:
             except OSError as error:
                 _log.warning("%s", error)
 
-    def _set_read_ahead(self, device: str) -> None:
-        """Let the kernel ask for more at once; only root may, and only as a help."""
-        if self._options.read_ahead:
-            with contextlib.suppress(OSError):
-                Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(
-                    str(self._options.read_ahead // 1024)
-                )
-
-    async def _end_on_signal(self, upload: UploadDirectory, serving: trio.CancelScope) -> None:
+    async def _obey_signals(self, upload: UploadDirectory, serving: trio.CancelScope) -> None:
         """On SIGTERM or SIGINT store what isn't, then end serving; a second one ends at once.
 
-        On SIGHUP read the token again.
+        On SIGHUP read the token again, on SIGUSR1 try at once what failed.
         """
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        ends = (signal.SIGTERM, signal.SIGINT)
+        with trio.open_signal_receiver(*ends, signal.SIGHUP, signal.SIGUSR1) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
                     await trio.to_thread.run_sync(self._store.renew)
-                    continue
-                _log.info("%s: storing what is not stored yet", signal.Signals(number).name)
-                systemd.notify("STOPPING=1")
-                break
+                elif number == signal.SIGUSR1:
+                    self._failed.retry_now()
+                else:
+                    _log.info("%s: storing what is not stored yet", signal.Signals(number).name)
+                    systemd.notify("STOPPING=1")
+                    break
             async with trio.open_nursery() as nursery:
 
                 async def impatient() -> None:
                     async for number in signals:
-                        if number == signal.SIGHUP:
-                            continue
-                        _log.warning("%s again: not waiting", signal.Signals(number).name)
-                        nursery.cancel_scope.cancel()
+                        if number in ends:
+                            _log.warning("%s again: not waiting", signal.Signals(number).name)
+                            nursery.cancel_scope.cancel()
 
                 nursery.start_soon(impatient)
                 await self._drain(upload)
                 nursery.cancel_scope.cancel()
         serving.cancel()
 
-    async def _drain(self, upload: UploadDirectory) -> int:
-        """Store what isn't stored yet, within the time allowed; return how many files aren't."""
-        waiting = [file for file in upload.files() if file.needs_saving]
+    async def _drain(self, upload: UploadDirectory) -> None:
+        """Store what isn't stored yet, within the time allowed.
+
+        The second time only what came since: what failed once is put aside.
+        """
+        waiting = [
+            file
+            for file in upload.files()
+            if (file.needs_store if self._drained else file.needs_saving)
+        ]
+        self._drained = True
         with trio.move_on_after(self._options.drain_timeout):
             for file in waiting:
                 try:
                     await file.store()
                 except KeepRequestError as error:
-                    _log.error("not stored: %s", error)
-        unsaved = sum(file.needs_saving for file in waiting)
-        if unsaved:
-            _log.error("%d files in upload/ could not be stored", unsaved)
-        return unsaved
+                    _log.error("not stored: %s: %s", file.path, error)
+                    if error.cause in {Cause.UNREACHABLE, Cause.TIMED_OUT}:
+                        return  # so will be the others
+                except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
+                    _log.exception("not stored: %s", file.path)
+
+    def _tell_failed(self) -> None:
+        """Let `keepfs unsaved` know which files aren't stored."""
+        try:
+            files = [it for it in self._failed.files() if isinstance(it, UploadFile)]
+            unsaved.tell(self._options.state_dir, [about(file) for file in files])
+        except OSError as error:
+            _log.warning("can't note which files are unsaved: %s", error)
+
+    def _on_failed_changed(self) -> None:
+        self._tell_failed()
+        waiting = set(self._failed.files())
+        for file in [file for file in self._taken_up if file not in waiting]:
+            self._taken_up.pop(file).remove()
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
@@ -304,45 +294,3 @@ def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
 
 def _given(value: int | None, default: int) -> int:
     return default if value is None else value
-
-
-@contextlib.contextmanager
-def _ticking() -> Iterator[None]:
-    """Have the interval timer tick, and nothing done about it."""
-    before = signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _captured_stderr(lines: list[str]) -> Iterator[None]:
-    """Collect what libfuse and fusermount3 write to standard error."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as said:
-        kept = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            said.seek(0)
-            lines.extend(said.read().decode(errors="replace").split("\n"))
-
-
-def _why_not(path: Path, said: str) -> str:
-    """Explain why mounting failed, from what libfuse said."""
-    said = " ".join(said.split())
-    hint = ""
-    if "user_allow_other" in said:
-        hint = ": let users do so with a line user_allow_other in /etc/fuse.conf"
-    elif os.strerror(errno.EPERM) in said or os.strerror(errno.EACCES) in said:
-        hint = (
-            ": containers need --device /dev/fuse --cap-add SYS_ADMIN; AppArmor may allow"
-            " mounting below $HOME, /mnt, /media and /tmp only"
-        )
-    return f"can't mount on {path}: {said}{hint}"

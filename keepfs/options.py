@@ -164,4 +164,7 @@ def read_config_file(path: Path, known: set[str]) -> dict[str, object]:
         raise OptionsError(
             f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(known))}"
         )
+    for key, value in settings.items():
+        if isinstance(value, (list, dict)):
+            raise OptionsError(f"{path}: {key} is one value, not a {type(value).__name__}")
     return settings

@@ -18,6 +18,7 @@ _COMMANDS = {
     "stat": "keepfs.cli.blocks",
     "verify": "keepfs.cli.blocks",
     "where": "keepfs.cli.blocks",
+    "unsaved": "keepfs.cli.unsaved",
     "locate": "keepfs.cli.blocks",
 }
 

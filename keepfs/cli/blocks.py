@@ -49,7 +49,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions) -> None:
                     str(client.put_block(part, copies, store.storage_classes).locator)
                     for part in _parts(file)
                 ]
-            click.echo(f"{','.join(locators)}\t{name}")
+            click.echo(os.fsencode(f"{','.join(locators)}\t{name}"))  # a name needn't be text
 
 
 @click.command("get")
@@ -160,7 +160,7 @@ def locate_command(files: tuple[str, ...]) -> None:
         if "user.keep.locator" not in found:
             why = found.get("user.keep.error", "close it, or wait until it is")
             raise click.ClickException(f"{name} isn't stored yet ({state}): {why}")
-        click.echo(f"{found['user.keep.locator']}\t{name}")
+        click.echo(os.fsencode(f"{found['user.keep.locator']}\t{name}"))
 
 
 def _sightings(client: KeepClient, store: StoreOptions, locator: KeepLocator) -> list[Sighting]:
@@ -180,8 +180,9 @@ def _verdict(sighting: Sighting) -> str:
     return words.get(sighting.cause, "unknown")
 
 
-def _opened(name: str) -> BinaryIO:
-    return sys.stdin.buffer if name == "-" else Path(name).open("rb")
+def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    # Standard input stays open: `-` may come again, and is empty then.
+    return contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb")
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs.keep.errors import ArgumentError, KeepRequestError
+from keepfs.unsaved import UnsavedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ def in_one_line(what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (KeepRequestError, ArgumentError) as error:
+    except (KeepRequestError, ArgumentError, UnsavedError) as error:
         raise click.ClickException(f"{what}{error}") from error
     except BrokenPipeError:
         raise

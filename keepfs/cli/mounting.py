@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from keepfs import daemon, mountpoint, options, runtime
 from keepfs.cli import failures, settings
-from keepfs.cli.settings import setting
+from keepfs.cli.settings import Setting, setting
 
 if TYPE_CHECKING:
     from keepfs.daemon import Reporter
@@ -27,9 +26,7 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     known = {
         parameter.name.replace("_", "-")
         for parameter in context.command.params
-        if isinstance(parameter, click.Option)
-        and parameter.envvar is not None
-        and parameter.name is not None
+        if isinstance(parameter, Setting) and parameter.name is not None
     }
     if path is not None and not path.exists():
         raise click.UsageError(f"there is no configuration file {path}")
@@ -37,7 +34,8 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
         found = options.read_config_file(path or options.default_config_file(), known)
     except options.OptionsError as error:
         raise click.UsageError(str(error)) from error
-    defaults = {name.replace("-", "_"): value for name, value in found.items()}
+    # As text, as from the environment: so both are read, and refused, alike.
+    defaults = {name.replace("-", "_"): str(value) for name, value in found.items()}
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
@@ -46,7 +44,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     by_name = {
         parameter.name: parameter
         for parameter in context.command.params
-        if isinstance(parameter, click.Option) and parameter.envvar is not None
+        if isinstance(parameter, Setting)
     }
     found: dict[str, object] = {}
     for word in (word for text in words for word in text.split(",") if word):
@@ -62,7 +60,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
                 f"-o {key} takes no value" if equals else f"-o {key} needs a value: -o {key}=..."
             )
         found[name] = fixed if fixed is not None else (value if equals else True)
-    context.default_map = {**(context.default_map or {}), **found}
+    context.meta[settings.WORDS] = found
 
 
 @click.command("mount")
@@ -182,7 +180,7 @@ def mount_command(
         told = options.MountOptions(
             mountpoint=path,
             store=store,
-            state_dir=(state_dir or _default_state_dir(path)).expanduser().absolute(),
+            state_dir=(state_dir or settings.default_state_dir(path)).expanduser().absolute(),
             log_file=None if log_file is None else log_file.expanduser().absolute(),
             log_level=log_level.upper(),
             **others,
@@ -239,13 +237,3 @@ def _who_holds(entry: mountpoint.MountEntry) -> str | None:
     return f"{entry.mountpoint} is busy: " + "; ".join(
         f"{holder.command} (process {holder.pid}) has {holder.path}" for holder in held
     )
-
-
-def _default_state_dir(path: Path) -> Path:
-    """Return the state directory of a mount point: named for it, so that people find it."""
-    name = str(path).strip("/").replace("-", "--").replace("/", "-") or "root"
-    if os.geteuid() == 0:
-        return Path("/var/lib/keepfs") / name
-    import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
-
-    return Path(platformdirs.user_state_dir("keepfs")) / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from keepfs.cli import failures
 from keepfs.config import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class Size(click.ParamType[int]):
@@ -26,8 +27,6 @@ class Size(click.ParamType[int]):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
         """Read a size."""
-        if isinstance(value, int):
-            return value
         try:
             return options.parse_size(str(value))
         except ValueError as error:
@@ -52,10 +51,27 @@ class Octal(click.ParamType[int]):
         return number
 
 
+#: Where a context keeps what -o said, by parameter.
+WORDS = "keepfs.words"
+
+
+class Setting(click.Option):
+    """An option that -o may give too, which is as good as giving it."""
+
+    def consume_value(
+        self, ctx: click.Context, opts: Mapping[str, Any]
+    ) -> tuple[Any, ParameterSource]:
+        """Look for the value where it comes first."""
+        words = ctx.meta.get(WORDS, {})
+        if self.name in words and self.name not in opts:
+            return words[self.name], ParameterSource.COMMANDLINE
+        return super().consume_value(ctx, opts)
+
+
 def setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - click's own
     """Make an option that is a KEEPFS_ variable and a key of the configuration file too."""
     variable = f"KEEPFS_{name.strip('-').upper().replace('-', '_')}"
-    return click.option(name, envvar=attributes.pop("envvar", variable), **attributes)
+    return click.option(name, cls=Setting, envvar=attributes.pop("envvar", variable), **attributes)
 
 
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -170,3 +186,13 @@ def _the_one(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def default_state_dir(path: Path) -> Path:
+    """Return the state directory of a mount point: named for it, so that people find it."""
+    name = str(path).strip("/").replace("-", "--").replace("/", "-") or "root"
+    if os.geteuid() == 0:
+        return Path("/var/lib/keepfs") / name
+    import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
+
+    return Path(platformdirs.user_state_dir("keepfs")) / name

@@ -13,7 +13,7 @@ import itertools
 import os
 import stat
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -278,6 +278,25 @@ class DirectoryNode(Node):
     def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
         """Move an entry, over an existing one if need be."""
         raise FUSEError(errno.EROFS)
+
+
+def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
+    """Return what a setattr makes of mode and times.
+
+    Raises:
+        FUSEError: EPERM, another owner or group is asked for.
+    """
+    if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
+        raise FUSEError(errno.EPERM)
+    changed = replace(metadata)
+    if changes.mode is not None:
+        changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
+    if changes.atime_ns is not None:
+        changed.atime_ns = changes.atime_ns
+    if changes.mtime_ns is not None:
+        changed.mtime_ns = changes.mtime_ns
+    changed.changed()
+    return changed
 
 
 def directory_mode(permissions: int) -> int:

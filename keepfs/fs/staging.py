@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from keepfs.fs.failed import FailedFiles
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Staging:
         blocks: Where slots are stored.
         maxsize: Bytes.
         block_size: Bytes after which files are cut; at most a block's.
+        failed: Where files go whose store has failed.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Staging:
         blocks: AsyncBlocks,
         maxsize: int = DEFAULT_STAGING_SIZE,
         block_size: int = MAX_BLOCK_SIZE,
+        failed: FailedFiles | None = None,
     ) -> None:
+        self.failed = FailedFiles() if failed is None else failed
         self.blocks = blocks
         self.maxsize = maxsize
         self.block_size = block_size
@@ -170,6 +174,16 @@ class Slot:
         if length > self.length:
             self._version += 1
             self.length = length
+
+    def staged(self) -> bytearray | None:
+        """Return the bytes that are in no store; zeros follow, up to the length. None without."""
+        return self._buffer
+
+    def restore(self, staged: bytes) -> None:
+        """Have bytes staged that an earlier mount couldn't store."""
+        self._buffer = bytearray(staged)
+        self._version += 1
+        self._account()
 
     def drop(self) -> None:
         """Let the bytes go for good: the slot is cut off, or its file removed."""

@@ -13,18 +13,26 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import pyfuse3
 from pyfuse3 import FUSEError
 
 from keepfs.fs.catalog import ROOT, Catalog
-from keepfs.fs.nodes import Changes, DirectoryNode, FileNode, Metadata, Node, SymlinkNode
-from keepfs.fs.upload_file import UploadFile, changed_metadata
+from keepfs.fs.nodes import (
+    Changes,
+    DirectoryNode,
+    FileNode,
+    Metadata,
+    Node,
+    SymlinkNode,
+    changed_metadata,
+)
+from keepfs.fs.place import Place
+from keepfs.fs.upload_file import UploadFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from keepfs.fs.catalog import Entry
     from keepfs.fs.staging import Staging
@@ -238,6 +246,7 @@ class UploadDirectory(DirectoryNode):
 
     @property
     def _number(self) -> int:
+        """The catalog's number; one that nothing has, once the directory is removed."""
         return 0 if self.number is None else self.number
 
     @property
@@ -315,59 +324,6 @@ class UploadDirectory(DirectoryNode):
         if self.metadata.mode & stat.S_ISGID:
             metadata.gid = self.metadata.gid
         return metadata
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a node is, and is recorded.
-
-    Attributes:
-        directory: Its directory.
-        name: Its name there.
-    """
-
-    directory: UploadDirectory
-    name: str
-
-    @property
-    def path(self) -> str:
-        """The path below upload/."""
-        names, above = [self.name], self.directory.place
-        while above is not None:
-            names.append(above.name)
-            above = above.directory.place
-        return "/".join(reversed(names))
-
-    def record_version(self, file: UploadFile, receipts: Sequence[Receipt]) -> None:
-        """Note in the catalog that a file is stored.
-
-        Raises:
-            OSError: It couldn't be written.
-        """
-        directory, catalog = self.directory, self.directory.catalog
-        number = file.number
-        with catalog.change():
-            if number is None:
-                parent = directory._number
-                number = catalog.add_file(parent, self.name, file.metadata, receipts)
-                catalog.set_metadata(parent, directory.metadata)
-            else:
-                catalog.set_version(number, file.metadata, receipts)
-        file.number = number
-
-    def record_metadata(self, number: int | None, metadata: Metadata) -> None:
-        """Note a node's mode and times, if the catalog knows the node.
-
-        Raises:
-            OSError: They couldn't be written.
-        """
-        if number is not None:
-            with self.directory.catalog.change():
-                self.directory.catalog.set_metadata(number, metadata)
-
-    def sync(self) -> None:
-        """Make what is recorded survive a power cut. Blocks; any thread may call it."""
-        self.directory.catalog.sync()
 
 
 UploadNode = UploadDirectory | UploadFile | UploadSymlink

@@ -9,42 +9,30 @@ changes are stored by later calls.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
 import errno
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 from pyfuse3 import FUSEError
 
-from keepfs.fs.nodes import Changes, FileNode, Metadata
+from keepfs.fs.nodes import Changes, FileNode, Metadata, changed_metadata
 from keepfs.fs.staging import Slot, Staging, zeros
 from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from keepfs.fs.blocks import Call
+    from keepfs.fs.place import Place
     from keepfs.keep.receipt import Receipt
 
 
 #: Largest file, in bytes: 65,536 blocks. Their locators make 6 MB, which is
 #: about as much as one name should stand for.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
-
-
-class Recorder(Protocol):
-    """Who is told what becomes of a file."""
-
-    def record_version(self, file: UploadFile, receipts: Sequence[Receipt]) -> None:
-        """Note that a version is stored, in one step."""
-
-    def record_metadata(self, number: int | None, metadata: Metadata) -> None:
-        """Note new modes and times, if the catalog knows the file."""
-
-    def sync(self) -> None:
-        """Make what is noted survive a power cut. Blocks; any thread may call it."""
 
 
 class State(enum.Enum):
@@ -84,7 +72,7 @@ class UploadFile(FileNode):
         # Of a version stored before this mount: looked up when it is needed.
         self._find_receipts: Callable[[], tuple[Receipt, ...]] | None = None
         #: Where it is recorded; None once it has no name.
-        self.place: Recorder | None = None
+        self.place: Place | None = None
         #: The catalog's; None until a version is stored.
         self.number: int | None = None
 
@@ -137,6 +125,50 @@ class UploadFile(FileNode):
             found["user.keep.error"] = str(self._failure)
         return found
 
+    @property
+    def path(self) -> str:
+        """The path below upload/; empty once it has no name."""
+        return "" if self.place is None else self.place.path
+
+    @property
+    def error(self) -> str:
+        """Why the last attempt to store it failed; empty if it didn't."""
+        return "" if self._failure is None else str(self._failure)
+
+    @property
+    def version(self) -> str:
+        """Name the stored version, if there is one."""
+        self._load()
+        return ",".join(str(receipt.locator) for receipt in self._receipts)
+
+    def pieces(self) -> list[Piece]:
+        """Return what the file consists of, slot by slot; staged bytes aren't copied."""
+        self._load()
+        found = []
+        for index in range(max(1, -(-self._size // self._block_size))):
+            slot = self._slot(index)
+            staged = slot.staged()
+            receipt = slot.receipt if staged is None else None
+            found.append(Piece(slot.length, receipt, staged))
+        return found
+
+    def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
+        """Be the file that an earlier mount couldn't store."""
+        self._load()
+        for slot in self._slots.values():
+            slot.drop()
+        self._slots.clear()
+        self._size = sum(piece.length for piece in pieces)
+        for index, piece in enumerate(pieces):
+            slot = self._slot(index)
+            if piece.receipt is not None:
+                slot.receipt = piece.receipt
+            elif piece.staged is not None:
+                slot.restore(bytes(piece.staged))
+        self.metadata = metadata
+        self._changes += 1
+        self._staging.failed.add(self)
+
     def check_open(self, flags: int) -> None:
         """Allow every way of opening it."""
 
@@ -153,6 +185,7 @@ class UploadFile(FileNode):
         """Note that no directory names it any more."""
         self.links = 0
         self.metadata.changed()
+        self._staging.failed.discard(self)
         self._discard_if_unreachable()
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
@@ -230,6 +263,8 @@ class UploadFile(FileNode):
             receipts = await self._store_slots(slots)
         except Exception:
             self._tried = max(self._tried, wanted)
+            if self.links:
+                self._staging.failed.add(self)
             raise
         # Not before: who gave up waiting hasn't tried, and release does it again.
         self._tried = max(self._tried, wanted)
@@ -238,6 +273,8 @@ class UploadFile(FileNode):
         if self.place is not None:
             self.place.record_version(self, receipts)
         self._stored, self._receipts = wanted, tuple(receipts)
+        if self._stored == self._changes:
+            self._staging.failed.discard(self)
         for receipt in receipts:
             self._on_stored(receipt)
 
@@ -350,22 +387,3 @@ class UploadFile(FileNode):
         if not self.links and self._openings <= 0:
             for slot in self._slots.values():
                 slot.drop()
-
-
-def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
-    """Return what a setattr makes of mode and times.
-
-    Raises:
-        FUSEError: EPERM, another owner or group is asked for.
-    """
-    if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
-        raise FUSEError(errno.EPERM)
-    changed = dataclasses.replace(metadata)
-    if changes.mode is not None:
-        changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
-    if changes.atime_ns is not None:
-        changed.atime_ns = changes.atime_ns
-    if changes.mtime_ns is not None:
-        changed.mtime_ns = changes.mtime_ns
-    changed.changed()
-    return changed

@@ -132,7 +132,7 @@ class BlockClient:
 
         def fetch() -> bytes:
             fetched.append(True)
-            return self._store.read(locator, call)
+            return self._store.read(locator, self._announcing(locator, call))
 
         try:
             block = self.block_cache.get_or_fetch(
@@ -267,12 +267,15 @@ class BlockClient:
         return "req-" + "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
-        call = dataclasses.replace(
-            self._call(num_retries=0),
-            answered=lambda size: self.block_cache.announce(locator, size),
-        )
+        call = self._announcing(locator, self._call(num_retries=0))
         return self.block_cache.begin(
             locator, lambda: self._store.read(locator, call), self._background.spawn
+        )
+
+    def _announcing(self, locator: KeepLocator, call: Call) -> Call:
+        """Have those who only want to know the block's size told as soon as it is known."""
+        return dataclasses.replace(
+            call, answered=lambda size: self.block_cache.announce(locator, size)
         )
 
     def _probe_expired(self, locator: KeepLocator, deadline: float) -> int | None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import queue
 import re
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Self
 
 import urllib3
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 #: Bytes that are received, then hashed: large enough that hashing lets other
 #: threads run, small enough to lie in the processor's cache.
 _STEP = 256 * 1024
+#: The same where another thread hashes: each costs two switches between them.
+_STEP_FOR_THREAD = 1024 * 1024
+#: Bytes from which on such a thread is worth its start. Measured with 64 MiB
+#: from memory, on two cores: 143 ms instead of 170.
+_LARGE = 4 * 1024 * 1024
 #: Most bytes of an answer's text, be it a locator or a complaint.
 MOST_TEXT = 4096
 _DECIMAL = re.compile(r"[0-9]{1,19}\Z", re.ASCII)
@@ -66,15 +73,9 @@ def receive_block(
         answered(size)
     # One byte more than there may be, where the answer doesn't say its length.
     room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
-    digest = hashlib.md5(usedforsecurity=False)
-    buffer, got = new_buffer(room), 0
-    with buffer.getbuffer() as view:
-        while got < room:
-            count = _read_into(response, view[got : got + _STEP])
-            if not count:
-                break
-            digest.update(view[got : got + count])
-            got += count
+    buffer = new_buffer(room)
+    with buffer.getbuffer() as view, (_HashThread if room >= _LARGE else _Hash)() as digest:
+        got = _fill(view, response, digest)
     if size is not None and got != size:
         more = "more than " if got > size else ""
         return f"{more}{min(got, size)} of {size} bytes came, then the end", b""
@@ -84,6 +85,68 @@ def receive_block(
         return f"its MD5 is {digest.hexdigest()}", b""
     buffer.truncate(got)
     return "", buffer.getvalue()
+
+
+def _fill(view: memoryview, response: requests.Response, digest: _Hash) -> int:
+    """Receive and hash up to a view's bytes; return how many came."""
+    got = 0
+    while got < view.nbytes:
+        count = _read_into(response, view[got : got + digest.step])
+        if not count:
+            break
+        digest.update(view[got : got + count])
+        got += count
+    return got
+
+
+class _Hash:
+    """An MD5, computed by who gives it bytes."""
+
+    #: How many bytes to give it at a time.
+    step = _STEP
+
+    def __init__(self) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Have hashed what was given."""
+
+    def update(self, piece: memoryview) -> None:
+        """Take bytes, which don't change any more."""
+        self._md5.update(piece)
+
+    def hexdigest(self) -> str:
+        """Return the digest of all bytes, once the `with` is left."""
+        return self._md5.hexdigest()
+
+
+class _HashThread(_Hash):
+    """An MD5 computed in a thread of its own, while more bytes are received."""
+
+    step = _STEP_FOR_THREAD
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pieces.put(None)
+        self._thread.join()
+
+    def update(self, piece: memoryview) -> None:
+        self._pieces.put(piece)
+
+    def _run(self) -> None:
+        for piece in iter(self._pieces.get, None):
+            self._md5.update(piece)
 
 
 def receive_text(response: requests.Response) -> bytes:

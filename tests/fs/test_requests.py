@@ -270,6 +270,28 @@ async def test_a_bug_while_a_request_is_given_up_does_not_get_out(
     assert caught.value.errno == errno.EIO
 
 
+async def test_a_request_is_given_up_once_however_long_its_handler_takes_to_end(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def end_slowly() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(10)
+
+    handlers = Handlers(end_slowly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handlers.requests.watch)
+        with pytest.raises(FUSEError) as caught:
+            await handlers.read(1)
+        nursery.cancel_scope.cancel()
+
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert len(caplog.records) == 1
+
+
 async def test_a_caller_outside_a_request_is_of_no_interest() -> None:
     Requests(DEADLINE).made_by(1)
 

@@ -273,6 +273,23 @@ def test_a_service_that_joins_is_asked_in_the_next_round(cluster: Cluster) -> No
     assert client.get(str(locator)) == b"foo"
 
 
+def test_a_block_that_nobody_has_is_looked_for_where_the_list_grew_meanwhile(
+    cluster: Cluster,
+) -> None:
+    client = cluster.client()
+    old, new = cluster.stores[0], cluster.stores[1]
+    locator = cluster.store(b"foo", new)
+    cluster.api.lists = [cluster.entries(old), cluster.entries(old, new)]
+    old.script(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+
+    reader = Running(lambda: client.get(str(locator)))
+    old.wait_held(1)
+    client.build_services_list(force_rebuild=True)
+    old.release()
+
+    assert reader.result() == b"foo"
+
+
 def test_the_known_services_serve_on_while_the_api_server_does_not(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -741,15 +758,13 @@ def test_probes_of_one_block_share_one_fetch(cluster: Cluster, client: KeepClien
 def test_a_probe_joins_a_readers_fetch(cluster: Cluster, client: KeepClient) -> None:
     locator = cluster.store(b"x" * 300_000)
     first = cluster.by_probe_order(locator)[0]
-    first.always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    first.always(Fault(hold=Stage.MID_BODY), method="GET")
 
     reader = Running(lambda: client.get_block(locator))
     first.wait_held(1)
-    probe = Running(lambda: client.probe_block(locator, wait=20))
-    wait_until(lambda: client.block_cache.statistics().joined == 1)
-    first.release()
 
-    assert probe.result() == 300_000
+    assert client.probe_block(locator, wait=20) == 300_000
+    first.release()
     assert len(reader.result()) == 300_000
     assert sum(cluster.counts("GET")) == 1
 
@@ -812,6 +827,55 @@ def test_a_reader_who_joined_a_failed_probe_goes_on_by_itself(cluster: Cluster) 
     first.release()
 
     assert bytes(reader.result()) == b"foo"
+
+
+def test_a_probe_whose_signature_has_expired_asks_and_caches_nothing(
+    cluster: Cluster, client: KeepClient
+) -> None:
+    for store in cluster.stores:
+        store.configure(signing=False)
+    locator = cluster.store(b"foo")
+    expired = KeepLocator(f"{FOO}+A{locator.perm_sig}@00000001")
+
+    assert client.probe_block(expired, wait=20) == 3
+    assert client.cached_block(locator) is None
+    assert cluster.counts("GET") == [0, 0, 0]
+    client.prefetch_block(expired)
+    client.close()
+    assert client.probe_block(expired, wait=20) is None
+
+
+def test_a_probe_that_joined_a_failure_of_other_hints_tries_by_itself(
+    cluster: Cluster, client: KeepClient
+) -> None:
+    locator = cluster.store(b"foo")
+    first = cluster.by_probe_order(locator)[0]
+    first.script(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    unsigned = Running(lambda: client.get(FOO))
+    first.wait_held(1)
+    probe = Running(lambda: client.probe_block(locator, wait=20))
+    wait_until(lambda: client.block_cache.statistics().joined == 1)
+    first.release()
+
+    assert isinstance(unsigned.failure(), KeepReadError)
+    assert probe.result() == 3
+
+
+def test_a_probe_that_joined_a_fetch_of_another_size_is_told(
+    cluster: Cluster, client: KeepClient
+) -> None:
+    locator = cluster.store(b"foo" * 30_000)
+    first = cluster.by_probe_order(locator)[0]
+    first.script(Fault(hold=Stage.MID_BODY), method="GET")
+    reader = Running(lambda: client.get_block(locator))
+    first.wait_held(1)
+
+    with pytest.raises(KeepReadError) as caught:
+        client.probe_block(KeepLocator(f"{locator.md5sum}+99"), wait=20)
+
+    assert caught.value.cause is Cause.CORRUPT
+    first.release()
+    reader.result()
 
 
 def test_a_prefetched_block_comes_into_the_cache(cluster: Cluster, client: KeepClient) -> None:
@@ -971,6 +1035,7 @@ def test_the_list_of_services_is_built_once_unless_forced(
 ) -> None:
     client.build_services_list()
     client.build_services_list()
+    client.build_services_list(False)  # noqa: FBT003 - by place, as the SDK's callers may
     assert cluster.api.asked == 1
 
     client.build_services_list(force_rebuild=True)

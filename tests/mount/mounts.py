@@ -160,6 +160,7 @@ class KeepfsMount:
             line
             for line in self.log_file.read_text().splitlines()
             if " DEBUG " not in line and " INFO keepfs.mount: " not in line
+            if " INFO keepfs.fuse: " not in line
         ]
 
     def clean_up(self) -> None:

@@ -267,7 +267,7 @@ def test_in_the_foreground_the_log_is_on_standard_error(unmounted: KeepfsMount) 
     _, log = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 0
-    assert b"INFO keepfs.mount: mounted on" in log
+    assert b"INFO keepfs.fuse: mounted on" in log
     assert not unmounted.is_mounted()
 
 

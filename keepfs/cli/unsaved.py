@@ -1,0 +1,121 @@
+"""keepfs unsaved: files that couldn't be stored; to list, retry, export or drop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keepfs import mountpoint, runtime, stores, unsaved
+from keepfs.cli import failures
+from keepfs.cli.settings import default_state_dir, setting, store_settings
+
+if TYPE_CHECKING:
+    from keepfs.options import StoreOptions
+    from keepfs.unsaved import UnsavedFile
+
+
+@click.group("unsaved", invoke_without_command=True)
+@click.pass_context
+def unsaved_command(context: click.Context) -> None:
+    """Files in upload/ that couldn't be stored.
+
+    While the mount runs it tries them again and again, and they are in
+    upload/, with the reason in user.keep.error. When it ends they are put
+    aside in its state directory; the next mount takes them up.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+_mountpoint = click.argument("path", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+_state_dir = setting(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="As given to mount.",
+)
+
+
+@unsaved_command.command("list")
+@_mountpoint
+@_state_dir
+def list_command(path: Path, state_dir: Path | None) -> None:
+    """Show what isn't stored: its name here, size, path in upload/, and why."""
+    directory = _state_dir_of(path, state_dir)
+    with failures.in_one_line():
+        aside = unsaved.find_all(directory)
+    running = runtime.find(mountpoint.resolve(path)) is not None
+    if running:  # it has taken up what was put aside
+        for about in unsaved.told(directory):
+            click.echo(f"-\t{about.size}\t{about.path}\t{about.error or 'waits for its turn'}")
+        return
+    for file in aside:
+        click.echo(f"{file.name}\t{file.about.size}\t{file.about.path}\t{file.about.error}")
+
+
+@unsaved_command.command("retry")
+@_mountpoint
+def retry_command(path: Path) -> None:
+    """Have the running mount try everything at once, not when it is its turn."""
+    with failures.in_one_line():
+        running = runtime.find(mountpoint.resolve(path))
+        if running is None:
+            raise click.ClickException(
+                f"{path} isn't mounted; mount it: what was put aside is tried at once"
+            )
+        os.kill(running.pid, signal.SIGUSR1)
+
+
+@unsaved_command.command("export")
+@_mountpoint
+@click.argument("name")
+@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+@_state_dir
+@store_settings
+def export_command(
+    path: Path, name: str, output: Path, state_dir: Path | None, store: StoreOptions
+) -> None:
+    """Write the file that `list` calls NAME to OUTPUT."""
+    file = _named(path, state_dir, name)
+    with failures.in_one_line():
+        pieces = file.pieces()
+        with output.open("xb") as written:
+            for piece in pieces:
+                begin = written.tell()
+                if piece.receipt is not None:
+                    with stores.open_client(store) as client:
+                        written.write(client.get_block(piece.receipt.locator)[: piece.length])
+                elif piece.staged is not None:
+                    written.write(piece.staged)
+                written.truncate(begin + piece.length)
+                written.seek(begin + piece.length)
+    os.utime(output, ns=(file.about.atime_ns, file.about.mtime_ns))
+
+
+@unsaved_command.command("drop")
+@_mountpoint
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@_state_dir
+def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> None:
+    """Give up the files that `list` calls NAME: their bytes are gone then."""
+    for file in [_named(path, state_dir, name) for name in names]:
+        file.remove()
+
+
+def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
+    if runtime.find(mountpoint.resolve(path)) is not None:
+        raise click.ClickException(
+            f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
+        )
+    with failures.in_one_line():
+        for file in unsaved.find_all(_state_dir_of(path, state_dir)):
+            if file.name == name:
+                return file
+    raise click.ClickException(f"no unsaved file is called {name}: see keepfs unsaved list {path}")
+
+
+def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
+    return (state_dir or default_state_dir(mountpoint.resolve(path))).expanduser().absolute()

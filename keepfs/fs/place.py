@@ -1,0 +1,90 @@
+"""Place: where a node of upload/ is, and is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keepfs.fs.catalog import Catalog
+    from keepfs.fs.nodes import Metadata
+    from keepfs.keep.receipt import Receipt
+
+
+class Recorded(Protocol):
+    """A file, as far as it is recorded.
+
+    Attributes:
+        number: The catalog's; None until a version is stored.
+        metadata: What `stat` says, but for the size.
+    """
+
+    number: int | None
+    metadata: Metadata
+
+
+class Holder(Recorded, Protocol):
+    """A directory, as far as places go.
+
+    Attributes:
+        catalog: Where its entries are recorded.
+        place: Its own; None for upload/ itself, and once it is removed.
+    """
+
+    catalog: Catalog
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node is, and is recorded.
+
+    Attributes:
+        directory: Its directory.
+        name: Its name there.
+    """
+
+    directory: Holder
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The path below upload/."""
+        names, above = [self.name], self.directory.place
+        while above is not None:
+            names.append(above.name)
+            above = above.directory.place
+        return "/".join(reversed(names))
+
+    def record_version(self, file: Recorded, receipts: Sequence[Receipt]) -> None:
+        """Note in the catalog that a file is stored.
+
+        Raises:
+            OSError: It couldn't be written.
+        """
+        directory, catalog = self.directory, self.directory.catalog
+        number = file.number
+        with catalog.change():
+            if number is None:
+                parent = directory.number or 0
+                number = catalog.add_file(parent, self.name, file.metadata, receipts)
+                catalog.set_metadata(parent, directory.metadata)
+            else:
+                catalog.set_version(number, file.metadata, receipts)
+        file.number = number
+
+    def record_metadata(self, number: int | None, metadata: Metadata) -> None:
+        """Note a node's mode and times, if the catalog knows the node.
+
+        Raises:
+            OSError: They couldn't be written.
+        """
+        if number is not None:
+            with self.directory.catalog.change():
+                self.directory.catalog.set_metadata(number, metadata)
+
+    def sync(self) -> None:
+        """Make what is recorded survive a power cut. Blocks; any thread may call it."""
+        self.directory.catalog.sync()

@@ -1,0 +1,113 @@
+"""What pyfuse3 needs around it: mounting that says why it failed, a tick against its freeze."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.options import MountOptions
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two ticks of an interval timer. pyfuse3 reads /dev/fuse
+#: blocking, with the interpreter's lock held: if a client is killed between
+#: the poll and the read, everything stands still until the next request.
+#: A signal ends the read; so nothing stands still longer than this.
+_TICK = 0.05
+
+
+class MountError(Exception):
+    """There is no mount; one line says why, and what to do."""
+
+
+@contextlib.contextmanager
+def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[None]:
+    """Be mounted for a while.
+
+    Raises:
+        MountError: The kernel, or fusermount3, refuses; the message says why.
+    """
+    settings = {
+        *pyfuse3.default_options,
+        "fsname=keepfs",
+        "subtype=keepfs",
+        "nosuid",
+        "nodev",
+        *(["allow_other"] if options.allow_other else []),
+        *(["ro"] if options.read_only else []),
+    }
+    said: list[str] = []
+    try:
+        with _captured_stderr(said):
+            pyfuse3.init(operations, str(options.mountpoint), settings)
+    except RuntimeError as error:
+        raise MountError(_why_not(options.mountpoint, " ".join(said) or str(error))) from error
+    _log.info("mounted on %s, %s", options.mountpoint, options.store)
+    try:
+        yield
+    finally:
+        pyfuse3.close(unmount=True)
+        _log.info("unmounted from %s", options.mountpoint)
+
+
+def set_read_ahead(device: int, size: int) -> None:
+    """Let the kernel ask for `size` bytes at once; only root may, and only as a help."""
+    if size:
+        with contextlib.suppress(OSError):
+            Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
+                str(size // 1024)
+            )
+
+
+@contextlib.contextmanager
+def ticking() -> Iterator[None]:
+    """Have the interval timer tick, and nothing done about it."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _captured_stderr(lines: list[str]) -> Iterator[None]:
+    """Collect what libfuse and fusermount3 write to standard error."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            lines.extend(said.read().decode(errors="replace").split("\n"))
+
+
+def _why_not(path: Path, said: str) -> str:
+    """Explain why mounting failed, from what libfuse said."""
+    said = " ".join(said.split())
+    hint = ""
+    if "user_allow_other" in said:
+        hint = ": let users do so with a line user_allow_other in /etc/fuse.conf"
+    elif os.strerror(errno.EPERM) in said or os.strerror(errno.EACCES) in said:
+        hint = (
+            ": containers need --device /dev/fuse --cap-add SYS_ADMIN; AppArmor may allow"
+            " mounting below $HOME, /mnt, /media and /tmp only"
+        )
+    return f"can't mount on {path}: {said}{hint}"

@@ -1,0 +1,214 @@
+"""One Keep service: what each request leaves behind, and what a service may be asked next."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep import Cause, HttpError, KeepLocator
+from keepfs.keep.counters import Counters
+from keepfs.keep.service import KeepService
+from keepfs.keep.sessions import SessionPool
+from keepfs.keep.timeouts import Timeouts
+from keepfs.keep.transfer import new_buffer
+from tests.fakes.threads import Running
+from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FOO = KeepLocator("acbd18db4cc2f85cedef654fccc4a4d8+3")
+PATIENT = Timeouts(2, 20, 1)
+
+
+@pytest.fixture
+def store() -> Iterator[KeepstoreControls]:
+    """Run a keepstore."""
+    with KeepstoreControls() as running:
+        yield running
+
+
+@pytest.fixture
+def sessions() -> Iterator[SessionPool]:
+    """Make a pool, closed in the end."""
+    pool = SessionPool(verify=True)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def counters() -> Counters:
+    """Make counters that stand at 0."""
+    return Counters()
+
+
+@pytest.fixture
+def service(store: KeepstoreControls, sessions: SessionPool, counters: Counters) -> KeepService:
+    """Make the keepstore's service."""
+    headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
+    return KeepService(f"{store.url}/", sessions, headers, counters)
+
+
+def test_before_the_first_request_there_is_nothing_to_tell(service: KeepService) -> None:
+    assert service.usable()
+    assert not service.finished()
+    assert service.outcome() is None
+    assert service.last_status() is None
+    assert service.last_result()["status_code"] is None
+    assert TEST_TOKEN not in repr(service)
+
+
+def test_a_block_that_was_got(
+    service: KeepService, store: KeepstoreControls, counters: Counters
+) -> None:
+    locator = KeepLocator(store.store_block(b"foo"))
+
+    assert service.get(locator, timeout=PATIENT) == b"foo"
+    assert service.usable()
+    assert service.finished()
+    result = service.last_result()
+    assert (result["status_code"], result["error"], result["body"]) == (200, False, b"foo")
+    assert result["headers"]["content-length"] == "3"
+    assert counters.download.get() == 3
+
+
+@pytest.mark.parametrize(("status", "usable"), [(503, True), (404, False)])
+def test_a_failure_says_whether_to_ask_again(
+    service: KeepService, store: KeepstoreControls, status: int, *, usable: bool
+) -> None:
+    store.always(Fault(status=status))
+
+    assert service.get(FOO, timeout=PATIENT) is None
+    assert service.usable() is usable
+    assert service.finished() is not usable
+    error = service.last_result()["error"]
+    assert isinstance(error, HttpError)
+    assert error.status_code == status
+
+
+def test_a_block_that_was_put(
+    service: KeepService, store: KeepstoreControls, counters: Counters
+) -> None:
+    assert service.put(FOO.md5sum, b"foo", timeout=5, headers={"X-Mine": "1"})
+
+    assert store.content(FOO.md5sum) == b"foo"
+    assert service.last_result()["body"].startswith(str(FOO))
+    assert service.last_result()["headers"]["x-keep-replicas-stored"] == "1"
+    assert store.log()[0].header("X-Mine") == "1"
+    assert counters.upload.get() == 3
+
+
+def test_head_is_true_or_the_locator_that_the_service_gave(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    locator = KeepLocator(store.store_block(b"foo"))
+
+    assert service.get(locator, "HEAD", PATIENT) is True
+    store.always(Fault(headers={"X-Keep-Locator": "x"}))
+    assert service.get(locator, "HEAD", PATIENT) == "x"
+
+
+def test_a_locator_without_a_size_whose_head_tells_none_fails_as_the_get_did(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    store.configure(signing=False)
+    store.store_block(b"foo")
+    store.always(Fault(drop_headers=("Content-Length",), close=Stage.BEFORE_BODY), method="HEAD")
+
+    service.get(KeepLocator(FOO.md5sum), timeout=PATIENT)
+
+    outcome = service.outcome()
+    assert outcome is not None
+    assert outcome.cause is not None or outcome.block == b"foo"
+
+
+def test_a_cancelled_service_makes_no_request(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    service.cancel()
+
+    assert not service.put(FOO.md5sum, b"foo", PATIENT)
+    assert store.counts() == {}
+
+
+def test_cancelling_ends_a_request_under_way(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    store.always(Fault(hold=Stage.BEFORE_STATUS))
+    running = Running(lambda: service.put(FOO.md5sum, b"foo", PATIENT))
+    store.wait_held(1)
+
+    service.cancel()
+
+    assert running.result() is False
+    outcome = service.outcome()
+    assert outcome is not None
+    assert (outcome.cause, outcome.reason) == (Cause.OTHER, "given up")
+
+
+def test_a_deadline_that_has_passed_allows_no_request(
+    store: KeepstoreControls, sessions: SessionPool
+) -> None:
+    late = KeepService(f"{store.url}/", sessions, {}, deadline=time.monotonic())
+
+    assert late.get(FOO) is None
+    outcome = late.outcome()
+    assert outcome is not None
+    assert outcome.cause is Cause.TIMED_OUT
+    assert store.counts() == {}
+
+
+def test_a_closed_pool_is_a_failure_like_any(service: KeepService, sessions: SessionPool) -> None:
+    sessions.close()
+
+    assert service.get(FOO) is None
+    assert service.last_status() == 0
+
+
+def test_the_size_is_told_before_the_block_has_come(
+    store: KeepstoreControls, sessions: SessionPool
+) -> None:
+    sizes: list[int] = []
+    locator = KeepLocator(store.store_block(b"foo"))
+    headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
+    service = KeepService(f"{store.url}/", sessions, headers, answered=sizes.append)
+
+    service.get(locator)
+
+    assert sizes == [3]
+
+
+def test_a_long_odd_reason_is_shown_as_one_short_line(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    store.go_down()
+
+    service.get(FOO)
+
+    outcome = service.outcome()
+    assert outcome is not None
+    assert outcome.reason == "[Errno 111] Connection refused"
+    assert outcome.cause is Cause.UNREACHABLE
+
+
+def test_a_large_block_is_sent_and_received_whole(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    block = bytes(range(256)) * (20 * 4096)
+    digest = hashlib.md5(block, usedforsecurity=False).hexdigest()
+
+    assert service.put(digest, memoryview(block), PATIENT)
+    assert store.content(digest) == block
+    assert service.get(KeepLocator(service.last_result()["body"]), timeout=PATIENT) == block
+
+
+def test_a_buffer_gives_its_bytes_without_a_copy() -> None:
+    buffer = new_buffer(100)
+    with buffer.getbuffer() as view:
+        view[:3] = b"foo"
+
+    assert buffer.getvalue() is buffer.getvalue()
+    assert buffer.getvalue()[:3] == b"foo"

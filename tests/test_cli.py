@@ -1,0 +1,478 @@
+"""The command line, as a shell sees it; mounting itself is tested with real mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from keepfs import __version__
+from keepfs.cli.mounting import mount_command
+from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.local import LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROOT = Path(__file__).parent.parent
+FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
+EMPTY = "d41d8cd98f00b204e9800998ecf8427e+0"
+COMMANDS = ("mount", "unmount", "put", "get", "stat", "verify", "where", "locate")
+
+
+class Shell:
+    """Runs keepfs with a local store and a home of its own.
+
+    Args:
+        directory: For both.
+
+    Attributes:
+        store: The local store's directory.
+        home: The user's home.
+        environment: What commands get to know.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.store = directory / "blocks"
+        self.home = directory / "home"
+        self.home.mkdir()
+        ours = ("KEEP", "ARVADOS_", "XDG_")
+        self.environment = {
+            **{name: text for name, text in os.environ.items() if not name.startswith(ours)},
+            "HOME": str(self.home),
+            "KEEP_LOCAL_STORE": str(self.store),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def run(
+        self, *arguments: str | bytes | Path, sent: bytes = b"", code: int = 0
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command that ends with this code; if it fails, it does so in one line."""
+        done = subprocess.run(
+            [sys.executable, "-m", "keepfs", *map(os.fsencode, arguments)],
+            input=sent,
+            capture_output=True,
+            check=False,
+            env=self.environment,
+            cwd=self.home,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr.decode()
+        assert b"Traceback" not in done.stderr
+        if code == 0:
+            assert done.stderr == b""
+        if code == 1:
+            assert done.stderr.startswith(b"Error: ")
+            assert done.stderr.count(b"\n") == 1
+        return done
+
+    def error(self, *arguments: str | bytes | Path, sent: bytes = b"", code: int = 1) -> str:
+        """Run a command that fails; return what it says on standard error."""
+        return self.run(*arguments, sent=sent, code=code).stderr.decode()
+
+    def file(self, name: str, content: bytes) -> Path:
+        """Make a file for a command."""
+        path = self.home / name
+        path.write_bytes(content)
+        return path
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def stored(shell: Shell, block: bytes) -> str:
+    return str(LocalStore(shell.store).put(block).locator)
+
+
+# --- what there is ------------------------------------------------------------------
+
+
+def test_the_version_is_told(shell: Shell) -> None:
+    assert shell.run("--version").stdout.decode() == f"keepfs {__version__}\n"
+
+
+def test_the_version_is_told_without_loading_what_is_slow(shell: Shell) -> None:
+    code = (
+        "import sys\nfrom keepfs.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'trio', 'pyfuse3', 'requests', 'platformdirs'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=shell.environment,
+    )
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command(shell: Shell) -> None:
+    for option in ("--help", "-h"):
+        said = shell.run(option).stdout.decode()
+
+        for command in COMMANDS:
+            assert re.search(rf"^  {command} +\w", said, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(shell: Shell, command: str) -> None:
+    assert shell.run(command, "-h").stdout.startswith(f"Usage: keepfs {command} ".encode())
+
+
+def test_what_there_is_not_is_used_wrongly(shell: Shell) -> None:
+    assert "No such command 'fetch'" in shell.error("fetch", code=2)
+    assert "No such option" in shell.error("put", "--fast", "x", code=2)
+    assert "Missing argument" in shell.error("get", code=2)
+
+
+def test_nothing_configured_shows_both_ways_on(shell: Shell) -> None:
+    del shell.environment["KEEP_LOCAL_STORE"]
+    for command in (("mount", "m"), ("put", "x"), ("get", FOO), ("stat", FOO)):
+        said = shell.error(*command, code=2)
+
+        assert "ARVADOS_API_HOST" in said
+        assert "--local-store DIR" in said
+
+
+# --- put and get ---------------------------------------------------------------------
+
+
+def test_put_prints_each_files_locator_and_get_writes_it_back(shell: Shell) -> None:
+    foo, bar = shell.file("foo", b"foo"), shell.file("bar", b"bar\n")
+
+    said = shell.run("put", foo, bar).stdout.decode()
+    locators = [line.split("\t")[0] for line in said.splitlines()]
+
+    assert [line.split("\t")[1] for line in said.splitlines()] == [str(foo), str(bar)]
+    assert locators[0] == FOO
+    assert shell.run("get", *locators).stdout == b"foobar\n"
+    assert shell.run("get", ",".join(locators)).stdout == b"foobar\n"
+
+
+def test_put_stores_standard_input(shell: Shell) -> None:
+    assert shell.run("put", "-", sent=b"foo").stdout.decode() == f"{FOO}\t-\n"
+    assert shell.run("put", "-", "-", sent=b"foo").stdout.decode() == f"{FOO}\t-\n{EMPTY}\t-\n"
+
+
+def test_an_empty_file_is_the_empty_block(shell: Shell) -> None:
+    path = shell.file("empty", b"")
+
+    assert shell.run("put", path).stdout.decode() == f"{EMPTY}\t{path}\n"
+    assert shell.run("get", EMPTY).stdout == b""
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_a_file_over_one_block_becomes_several(shell: Shell, extra: int) -> None:
+    content = os.urandom(1 << 20) * 64 + bytes(extra)
+    path = shell.file("large", content)
+
+    locators = shell.run("put", path).stdout.decode().split("\t")[0]
+    shell.run("get", "-o", "copy", locators)
+
+    sizes = [KeepLocator(each).size for each in locators.split(",")]
+    assert sizes == ([MAX_BLOCK_SIZE, extra] if extra else [MAX_BLOCK_SIZE])
+    assert hashlib.sha256((shell.home / "copy").read_bytes()).digest() == (
+        hashlib.sha256(content).digest()
+    )
+
+
+def test_a_name_need_not_be_text(shell: Shell) -> None:
+    path = os.fsencode(shell.home) + b"/\xff\xfe"
+    Path(os.fsdecode(path)).write_bytes(b"foo")
+    shell.environment["PYTHONIOENCODING"] = "utf-8:strict"  # as in most people's locales
+
+    assert shell.run("put", path).stdout == FOO.encode() + b"\t" + path + b"\n"
+
+
+def test_a_store_may_be_named_in_three_ways(shell: Shell, tmp_path: Path) -> None:
+    path = shell.file("foo", b"foo")
+    shell.environment["KEEPFS_LOCAL_STORE"] = str(tmp_path / "ours")
+    shell.run("put", path)
+    shell.run("put", "--local-store", tmp_path / "typed", path)
+    shell.run("put", "--local-store", "~/at_home", path)
+
+    for store in (tmp_path / "ours", tmp_path / "typed", shell.home / "at_home"):
+        assert [each.name for each in store.iterdir()] == [FOO[:32]]
+    assert not shell.store.exists()
+
+
+def test_get_replaces_a_file_only_when_it_has_all_of_it(shell: Shell) -> None:
+    old = shell.file("out", b"old")
+    missing = f"{'0' * 32}+3"
+    stored(shell, b"foo")
+
+    error = shell.error("get", "-o", old, FOO, missing)
+    after_failure = (old.read_bytes(), sorted(each.name for each in shell.home.iterdir()))
+    shell.run("get", "-o", old, FOO)
+
+    assert f"{missing} not found" in error
+    assert after_failure == (b"old", ["out"])
+    assert old.read_bytes() == b"foo"
+
+
+def test_a_corrupt_block_is_not_written_out(shell: Shell) -> None:
+    stored(shell, b"foo")
+    (shell.store / FOO[:32]).write_bytes(b"fox")
+
+    done = shell.run("get", FOO, code=1)
+
+    assert done.stdout == b""
+    assert b"corrupt" in done.stderr
+
+
+def test_what_is_no_locator_is_used_wrongly(shell: Shell) -> None:
+    for command in ("get", "stat", "verify", "where"):
+        assert "not a locator" in shell.error(command, FOO.upper(), code=2)
+    for text in (f"{FOO},", f"{FOO},foo", "\udcff"):
+        assert "not a locator" in shell.error("get", text, code=2)
+
+
+def test_what_cannot_be_read_or_written_is_said_in_one_line(shell: Shell) -> None:
+    stored(shell, b"foo")
+
+    assert "none: No such file or directory" in shell.error("put", "none")
+    assert "Is a directory" in shell.error("put", shell.home)
+    assert "No such file or directory" in shell.error("get", "-o", "none/out", FOO)
+    (shell.home / "file").touch()
+    assert "can't store" in shell.error("put", "--local-store", "file/x", "-", sent=b"foo")
+
+
+def test_files_before_one_that_fails_are_stored_and_said(shell: Shell) -> None:
+    path = shell.file("foo", b"foo")
+
+    done = shell.run("put", path, "none", code=1)
+
+    assert done.stdout.decode() == f"{FOO}\t{path}\n"
+
+
+def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(shell: Shell) -> None:
+    locator = stored(shell, bytes(1 << 22))
+    command = f"'{sys.executable}' -m keepfs get {locator} | head -c 1"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, check=True, env=shell.environment
+    )
+
+    assert done.stdout == b"\0"
+    assert done.stderr == b""
+
+
+def test_a_local_store_keeps_one_copy(shell: Shell) -> None:
+    said = shell.error("put", "--copies", "2", "-", code=2)
+
+    assert "a local store keeps one copy" in said
+
+
+# --- stat, verify, where, locate -----------------------------------------------------
+
+
+def test_stat_prints_sizes_and_fails_if_one_is_missing(shell: Shell) -> None:
+    stored(shell, b"foo")
+    missing = f"{'0' * 32}+3"
+
+    found = shell.run("stat", FOO, FOO[:32]).stdout.decode()
+    done = shell.run("stat", missing, f"{FOO},{FOO}", code=1)
+
+    assert found == f"3\t{FOO}\n3\t{FOO[:32]}\n"
+    assert done.stdout.decode() == f"3\t{FOO}\n" * 2
+    assert f"{missing} not found" in done.stderr.decode()
+
+
+def test_verify_and_where_read_a_local_block(shell: Shell) -> None:
+    stored(shell, b"foo")
+    name = f"local:{shell.store}"
+
+    assert shell.run("verify", FOO).stdout.decode() == f"ok\t{name}\t{FOO}\n"
+    assert name in shell.run("where", FOO).stdout.decode()
+
+
+def test_locate_refuses_what_is_in_no_mount(shell: Shell) -> None:
+    path = shell.file("foo", b"foo")
+
+    assert "isn't a file in a mount of keepfs" in shell.error("locate", path)
+    assert "none: No such file" in shell.error("locate", "none")
+
+
+def with_attributes(path: Path, attributes: Mapping[str, str]) -> None:
+    """Give a file what a file in upload/ has, where its file system can."""
+    try:
+        for name, text in attributes.items():
+            os.setxattr(path, name, text.encode())
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+
+
+def test_locate_prints_the_locator_or_why_there_is_none(shell: Shell) -> None:
+    there, dirty, failed = (shell.file(name, b"") for name in ("there", "dirty", "failed"))
+    with_attributes(there, {"user.keep.state": "stored", "user.keep.locator": FOO})
+    with_attributes(dirty, {"user.keep.state": "dirty", "user.other": "x"})
+    with_attributes(failed, {"user.keep.state": "failed", "user.keep.error": "no room"})
+
+    assert shell.run("locate", there).stdout.decode() == f"{FOO}\t{there}\n"
+    assert "isn't stored yet (dirty): close it" in shell.error("locate", dirty)
+    assert "isn't stored yet (failed): no room" in shell.error("locate", failed)
+
+
+# --- the options of mount, and where they come from ----------------------------------------
+
+
+@pytest.fixture
+def options_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, object]]:
+    """Return a function that reads a command line of mount, without mounting."""
+    for name in list(os.environ):
+        if name.startswith(("KEEP", "ARVADOS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+    def read(*arguments: str) -> dict[str, object]:
+        with mount_command.make_context("mount", [*arguments, "/mnt"]) as context:
+            return dict(context.params)
+
+    return read
+
+
+def configure(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keepfs" / "config.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options_of: Callable[..., dict[str, object]],
+) -> None:
+    by_default = options_of()["cache_size"]
+    configure(tmp_path, 'cache-size = "1M"\nretries = 7\nread-only = true\n')
+    from_file = options_of()
+    monkeypatch.setenv("KEEPFS_CACHE_SIZE", "2M")
+    monkeypatch.setenv("KEEPFS_READ_ONLY", "0")
+    from_environment = options_of()
+    from_words = options_of("-o", "cache-size=3M")
+    from_command_line = options_of("-o", "cache-size=3M", "--cache-size", "4M")
+
+    assert by_default == 256 << 20
+    assert (from_file["cache_size"], from_file["retries"]) == (1 << 20, 7)
+    assert from_file["read_only"] is True
+    assert from_environment["cache_size"] == 2 << 20
+    assert from_environment["read_only"] is False
+    assert from_words["cache_size"] == 3 << 20
+    assert from_command_line["cache_size"] == 4 << 20
+
+
+def test_options_may_be_written_as_in_fstab(options_of: Callable[..., dict[str, object]]) -> None:
+    said = options_of(
+        *("-o", "rw,noauto,_netdev,x-systemd.automount,,allow_other,uid=5"),
+        *("-o", "umask=077,log-level=debug,ro"),
+    )
+
+    assert (said["allow_other"], said["read_only"], said["nonempty"]) == (True, True, False)
+    assert (said["uid"], said["umask"], said["log_level"]) == (5, 0o077, "DEBUG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fast", "unknown option: -o fast"),
+        ("foreground", "unknown option: -o foreground"),
+        ("config=x", "unknown option: -o config"),
+        ("uid", "-o uid needs a value: -o uid=..."),
+        ("allow_other=1", "-o allow_other takes no value"),
+        ("ro=1", "-o ro takes no value"),
+        ("uid=me", "'me' is not a valid integer"),
+        ("cache-size=many", "not a size: 'many'"),
+        ("umask=888", "not permissions in octal: '888'"),
+        ("umask=1777", "not permissions in octal: '1777'"),
+    ],
+)
+def test_words_that_cannot_be_meant_are_refused(
+    options_of: Callable[..., dict[str, object]], words: str, message: str
+) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        options_of("-o", words)
+
+    assert message in caught.value.format_message()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cache_size = 1", "unknown key 'cache_size'"),
+        ("mountpoint = 'x'", "unknown key 'mountpoint'"),
+        ("config = 'x'", "unknown key 'config'"),
+        ("uid = [1]", "uid is one value, not a list"),
+        ("uid", "can't use"),
+        ("cache-size = -5", "not a size: '-5'"),
+        ("cache-size = true", "not a size: 'True'"),
+        ("uid = true", "'True' is not a valid integer"),
+        ("lookup = 'guess'", "'guess' is not one of"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_meant_is_refused(
+    tmp_path: Path,
+    options_of: Callable[..., dict[str, object]],
+    content: str,
+    message: str,
+) -> None:
+    configure(tmp_path, content)
+
+    with pytest.raises(click.UsageError) as caught:
+        options_of()
+    assert message in caught.value.format_message()
+
+
+def test_numbers_in_the_file_may_be_paths_too(
+    tmp_path: Path, options_of: Callable[..., dict[str, object]]
+) -> None:
+    configure(tmp_path, "local-store = 5")
+
+    assert options_of()["local_store"] == Path("5")
+
+
+def test_another_configuration_file_must_be_there(
+    tmp_path: Path, options_of: Callable[..., dict[str, object]]
+) -> None:
+    path = tmp_path / "mine.toml"
+    with pytest.raises(click.UsageError, match="there is no configuration file"):
+        options_of("--config", str(path))
+    path.write_text("uid = 5")
+
+    assert options_of("--config", str(path))["uid"] == 5
+
+
+def test_an_unknown_key_is_one_message_for_the_user(shell: Shell) -> None:
+    configuration = shell.home / ".config" / "keepfs" / "config.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("fast = true")
+
+    said = shell.error("mount", "mnt", code=2)
+
+    assert f"{configuration}: unknown key 'fast'; there are: " in " ".join(said.split())
+
+
+def test_unmounting_what_is_not_mounted_is_an_error(shell: Shell) -> None:
+    assert "nothing is mounted on" in shell.error("unmount", shell.home)
+    assert "isn't a mount of keepfs, but of proc" in shell.error("unmount", "/proc")
+
+
+def test_the_module_and_the_script_are_one() -> None:
+    script = shutil.which("keepfs", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("keepfs isn't installed here")
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"keepfs {__version__}\n"

@@ -1,0 +1,90 @@
+"""Where keepfs's own words go."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LIBRARIES = ("urllib3", "pyfuse3")
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_put_back() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.NOTSET)
+
+
+def test_without_a_file_words_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.start("INFO", None)
+
+    logging.getLogger("keepfs.test").info("words")
+    logging.getLogger("keepfs.test").debug("details")
+
+    said = capsys.readouterr().err
+    assert said.endswith(" INFO keepfs.test: words\n")
+    assert "details" not in said
+
+
+def test_a_file_is_made_in_a_directory_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "log" / "mount.log"
+    logs.start("DEBUG", path)
+
+    logging.getLogger("keepfs.test").debug("details of \udcff and ä")
+
+    assert path.read_text(encoding="utf-8").endswith(" DEBUG keepfs.test: details of ? and ä\n")
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_file_is_put_aside_before_it_grows_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "mount.log"
+    logs.start("INFO", path)
+    for _ in range(11):
+        logging.getLogger("keepfs.test").info("x" * 2**20)
+
+    assert (tmp_path / "mount.log.1").stat().st_size <= 10 * 2**20
+    assert path.stat().st_size < 3 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("level", "least"),
+    [("DEBUG", logging.WARNING), ("INFO", logging.WARNING), ("ERROR", logging.ERROR)],
+)
+def test_libraries_say_what_matters_only(level: str, least: int) -> None:
+    logs.start(level, None)
+
+    for library in LIBRARIES:
+        assert logging.getLogger(library).level == least
+
+
+def test_starting_again_replaces_what_was(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    logs.start("INFO", first)
+    logs.start("INFO", second)
+
+    logging.getLogger("keepfs.test").info("words")
+
+    assert first.read_text() == ""
+    assert "words" in second.read_text()
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OSError, match="file"):
+        logs.start("INFO", tmp_path / "file" / "mount.log")

@@ -1,0 +1,139 @@
+"""Sizes as people write them, and the configuration file."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepfs.options import (
+    MountOptions,
+    OptionsError,
+    StoreOptions,
+    default_config_file,
+    format_size,
+    parse_size,
+    read_config_file,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KNOWN = {"copies", "cache-size"}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("268435456", 2**28),
+        ("256M", 2**28),
+        ("256MB", 2**28),
+        (" 256 MiB ", 2**28),
+        ("1.5g", 3 * 2**29),
+        ("1k", 1024),
+        ("2TiB", 2**41),
+        ("0.5", 0),
+    ],
+)
+def test_a_size_is_read_as_people_write_it(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1", "1e3", "1 000", "256MM", "1P", ".5", "5.", "٣", "1\n2", "0x10", "inf"]
+)
+def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="write 256M"):
+        parse_size(text)
+
+
+@given(st.integers(0, 2**50))
+def test_a_size_that_was_written_is_read_as_it_was(size: int) -> None:
+    assert parse_size(format_size(size)) == size
+
+
+@given(st.text())
+def test_any_text_is_a_size_or_refused(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert parse_size(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (2**20, "1 MiB"), (2**30, "1 GiB")]
+)
+def test_a_size_is_written_in_the_largest_unit_that_fits(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+def test_the_configuration_file_has_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    at_home = default_config_file()
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")  # to be ignored, the standard says
+    still_at_home = default_config_file()
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
+    elsewhere = default_config_file()
+
+    assert at_home == still_at_home == tmp_path / ".config/keepfs/config.toml"
+    assert str(elsewhere) == "/elsewhere/keepfs/config.toml"
+
+
+def test_a_configuration_file_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert read_config_file(tmp_path / "none.toml", KNOWN) == {}
+
+
+def test_a_configuration_file_has_options_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('copies = 3\ncache-size = "1G"\n')
+
+    assert read_config_file(path, KNOWN) == {"copies": 3, "cache-size": "1G"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"coppies = 3", "unknown key 'coppies'; there are: cache-size, copies"),
+        (b"copies", "can't use"),
+        (b"\xff", "can't use"),
+        (b"copies = [1, 2]", "copies is one value, not a list"),
+        (b"[copies]\na = 1", "copies is one value, not a dict"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_meant_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+
+    with pytest.raises(OptionsError, match=message) as caught:
+        read_config_file(path, KNOWN)
+    assert str(path) in str(caught.value)
+
+
+def test_a_configuration_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="can't use"):
+        read_config_file(tmp_path, KNOWN)
+
+
+def test_the_public_settings_say_where_the_blocks_are_and_never_the_token(tmp_path: Path) -> None:
+    local = MountOptions(
+        mountpoint=tmp_path, state_dir=tmp_path, store=StoreOptions(local_store=tmp_path)
+    )
+    cluster = StoreOptions(token_file=tmp_path / "secret", storage_classes=("hot", "cold"))
+
+    assert local.public_settings() == {
+        "blocks": str(tmp_path),
+        "storage-classes": "the cluster's default",
+        "cache-size": "256 MiB",
+        "staging-size": "512 MiB",
+        "read-only": "no",
+    }
+    assert cluster.public_settings()["blocks"] == "at the cluster's services"
+    assert cluster.public_settings()["storage-classes"] == "hot,cold"
+    assert "secret" not in str(cluster.public_settings())

@@ -1,0 +1,210 @@
+"""Which mounts run, and that one process serves each."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs import runtime
+from keepfs.runtime import AlreadyServedError, RunningMount
+from tests.fakes.threads import Running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+
+SERVER = """
+import sys
+import tempfile
+from pathlib import Path
+from keepfs import runtime
+with runtime.claim(Path(sys.argv[1]), Path("/a/log")) as claim:
+    claim.write(7)
+    print("serving", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_process_serving(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Let another process have a mount point; it ends when its standard input does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"serving\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run_file_of(path: Path) -> Path:
+    """Return the one file that appears when a mount point is claimed."""
+    before = set(runtime.runtime_directory().iterdir())
+    with runtime.claim(path, None):
+        (found,) = {each for each in runtime.runtime_directory().iterdir() if path_in(each, path)}
+    assert found not in before
+    return found
+
+
+def path_in(file: Path, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return f'"{path}"' in file.read_text()
+    return False
+
+
+def test_a_claimed_mount_point_is_found_with_its_process(tmp_path: Path) -> None:
+    with runtime.claim(tmp_path, None) as claim:
+        at_first = runtime.find(tmp_path)
+        claim.write(123)
+        later = runtime.find(tmp_path)
+
+    assert at_first == RunningMount(str(tmp_path), os.getpid(), 0, "")
+    assert later == RunningMount(str(tmp_path), os.getpid(), 123, "")
+    assert runtime.find(tmp_path) is None
+
+
+def test_what_is_written_replaces_what_was(tmp_path: Path) -> None:
+    with runtime.claim(tmp_path, None) as claim:
+        claim.write(1234567890)
+        claim.write(1)
+
+        found = runtime.find(tmp_path)
+
+    assert found is not None
+    assert found.device == 1
+
+
+def test_a_mount_point_is_served_once(tmp_path: Path) -> None:
+    with another_process_serving(tmp_path) as other:
+        with (
+            pytest.raises(AlreadyServedError, match=f"already mounted, by process {other.pid}"),
+            runtime.claim(tmp_path, None),
+        ):
+            pass
+
+        assert runtime.find(tmp_path) == RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+        with runtime.claim(tmp_path / "another", None):
+            pass
+
+
+def test_a_killed_process_leaves_its_mount_point_free(tmp_path: Path) -> None:
+    with another_process_serving(tmp_path) as other:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+
+        assert runtime.find(tmp_path) is None
+        with runtime.claim(tmp_path, None):
+            assert runtime.find(tmp_path) is not None
+
+
+def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
+    with another_process_serving(tmp_path) as other:
+        waiting = Running(lambda: runtime.wait_until_ended(tmp_path))
+        was_over = waiting.is_over()
+        assert other.stdin is not None
+        other.stdin.close()
+        waiting.result()
+
+        assert not was_over
+        assert runtime.find(tmp_path) is None
+        assert other.wait() == 0
+
+
+def test_waiting_for_what_does_not_run_is_no_waiting(tmp_path: Path) -> None:
+    runtime.wait_until_ended(tmp_path)
+
+
+def test_the_end_of_a_claim_removes_its_file(tmp_path: Path) -> None:
+    assert not run_file_of(tmp_path).exists()
+
+
+def test_who_only_looks_does_not_hinder_a_claim(tmp_path: Path) -> None:
+    file = run_file_of(tmp_path)
+    file.touch()
+    with file.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+
+        def claim() -> bool:
+            with runtime.claim(tmp_path, None):
+                return True
+
+        claiming = Running(claim)
+        fcntl.flock(looking, fcntl.LOCK_UN)
+
+        assert claiming.result()
+
+
+def test_a_run_file_that_is_no_run_file_says_nothing(tmp_path: Path) -> None:
+    file = run_file_of(tmp_path)
+    for content in ("", "{", "[]", "{}", '{"pid": 1}'):
+        file.write_text(content)
+        with file.open("rb") as holding:
+            fcntl.flock(holding, fcntl.LOCK_EX)
+
+            assert runtime.find(tmp_path) is None
+            with (
+                pytest.raises(AlreadyServedError, match="by another process"),
+                runtime.claim(tmp_path, None),
+            ):
+                pass
+    file.unlink()
+
+
+def test_the_runtime_directory_is_its_owners_alone() -> None:
+    directory = runtime.runtime_directory()
+    status = directory.stat()
+
+    assert status.st_uid == os.geteuid()
+    assert stat.S_IMODE(status.st_mode) & 0o022 == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_users_have_runtime_directories_of_their_own() -> None:
+    code = (
+        "import os\nfrom keepfs import runtime\nos.setuid(12345)\n"
+        "try: print(runtime.runtime_directory())\n"
+        "except PermissionError as error: print(error)"
+    )
+
+    def directory(home: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "XDG_RUNTIME_DIR": home},
+        )
+        return done.stdout.strip()
+
+    theirs = Path("/tmp/keepfs-12345")  # noqa: S108 - what is tested
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o777)
+        try:
+            at_home = directory(home)
+            elsewhere = directory("relative")
+            theirs.rmdir()
+            theirs.symlink_to(home)
+            seized = directory("")
+        finally:
+            theirs.unlink(missing_ok=True)
+
+    assert at_home == f"{home}/keepfs"
+    assert elsewhere == str(theirs)
+    assert seized == f"{theirs} belongs to somebody else; remove it"

@@ -37,9 +37,10 @@ _SHORT = 256 * 1024
 #: Reach on either side of the border between two blocks, while it is long.
 _REACH = 128 * 1024
 #: How often a file is long: once in so many mounts.
-_LONG_ONCE_IN = 10
-# How often each operation is done, out of their sum. A long file is stored 10
-# times less often: each time is 64 MiB.
+_LONG_ONCE_IN = 20
+# How often each operation is done, out of their sum. Those by which a long file
+# is stored are done a tenth as often: each time is 64 MiB. A mapping is one of
+# them, since it has a descriptor of its own, which is closed with it.
 _WEIGHTS = {
     "read": 25,
     "read_past_the_pages": 8,
@@ -50,7 +51,7 @@ _WEIGHTS = {
     "reopen": 5,
     "sync": 3,
 }
-_STORING = ("reopen", "sync")
+_STORING = ("read_mapping", "write_mapping", "reopen", "sync")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,11 +50,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
-    """A file that is open, who opened it, and whether for writing."""
+    """A file that is open, who opened it, and whether its close has to wait for the store.
+
+    Not of those who only read: they aren't told what became of another's bytes.
+    """
 
     node: FileNode
     pid: int
-    writable: bool
+    stores: bool
 
 
 @dataclass(slots=True)
@@ -133,7 +136,7 @@ class Operations(pyfuse3.Operations):
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
-        return self._opened(node, flags, ctx), self._told(node)
+        return self._opened(node, ctx, stores=True), self._told(node)
 
     @guarded
     async def mknod(
@@ -277,12 +280,14 @@ class Operations(pyfuse3.Operations):
         node = self._inodes[inode]
         if not isinstance(node, FileNode):
             raise FUSEError(errno.EISDIR)
-        if self._read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
+        # With O_TRUNC, opening to read alone changes the file too.
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if self._read_only and writes:
             raise FUSEError(errno.EROFS)
         node.check_open(flags)
         if flags & os.O_TRUNC:
             await node.truncate(0)
-        return self._opened(node, flags, ctx)
+        return self._opened(node, ctx, stores=writes)
 
     @guarded
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, and copies none
@@ -306,7 +311,7 @@ class Operations(pyfuse3.Operations):
         Who only reads isn't told that another's bytes can't be stored.
         """
         file = self._files[fh]
-        if file.writable:
+        if file.stores:
             self.requests.made_by(file.pid)
             await file.node.store()
 
@@ -367,9 +372,9 @@ class Operations(pyfuse3.Operations):
         self._inodes.remember(node)
         return attributes
 
-    def _opened(self, node: FileNode, flags: int, ctx: RequestContext) -> FileInfo:
+    def _opened(self, node: FileNode, ctx: RequestContext, *, stores: bool) -> FileInfo:
         node.opened()
-        file = _OpenFile(node, ctx.pid, flags & os.O_ACCMODE != os.O_RDONLY)
+        file = _OpenFile(node, ctx.pid, stores)
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
         return FileInfo(fh=self._files.add(file), keep_cache=True)
 

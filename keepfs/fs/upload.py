@@ -109,8 +109,9 @@ class UploadDirectory(DirectoryNode):
         """Find an entry.
 
         Raises:
-            FUSEError: ENOENT, there is none of that name.
+            FUSEError: ENOENT, there is none of that name; ENAMETOOLONG.
         """
+        _check_name(name)
         return self._entry(name)
 
     def names(self) -> Iterable[str]:

@@ -237,6 +237,9 @@ class UploadFile(FileNode):
         async with self._changing():
             if size == self._size:
                 self.metadata.changed(content=True)
+                # Nothing is stored anew, so nothing else would record the time.
+                if self.place is not None:
+                    self.place.record_metadata(self.number, self.metadata)
                 return
             self._extend(size)
             if size < self._size:

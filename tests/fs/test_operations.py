@@ -378,6 +378,26 @@ async def test_opening_may_truncate() -> None:
         assert (await xattrs(tree, inode))[b"user.keep.locator"].endswith(b"+0")
 
 
+async def test_who_makes_or_truncates_a_file_to_read_it_waits_for_the_store_too() -> None:
+    async with open_tree() as tree:
+        info, made = await tree.operations.create(
+            tree.upload, b"file", 0o100644, os.O_RDONLY, ME
+        )
+        await tree.operations.flush(info.fh)
+        assert (await xattrs(tree, made.st_ino))[b"user.keep.state"] == b"stored"
+        await tree.operations.release(info.fh)
+
+        info = await tree.operations.open(made.st_ino, os.O_RDWR, ME)
+        await tree.operations.write(info.fh, 0, b"foo")
+        await close(tree, info.fh)
+        info = await tree.operations.open(made.st_ino, os.O_RDONLY | os.O_TRUNC, ME)
+        await tree.operations.flush(info.fh)
+        found = await xattrs(tree, made.st_ino)
+        await tree.operations.release(info.fh)
+
+        assert found[b"user.keep.locator"].endswith(b"+0")
+
+
 @pytest.mark.parametrize("by", ["handle", "name"])
 async def test_a_size_is_set_by_handle_and_by_name(by: str) -> None:
     store = DictStore()

@@ -88,6 +88,8 @@ async def test_a_name_has_255_bytes_at_most(character: str) -> None:
                 make(upload, name)
         with refused(errno.ENAMETOOLONG):
             upload.rename(character * MAX_NAME, upload, character * 256, 0)
+        with refused(errno.ENAMETOOLONG):
+            await upload.lookup(character * 256)
 
 
 async def test_a_name_need_not_be_text() -> None:
@@ -312,3 +314,16 @@ async def test_all_files_of_the_tree_are_gone_through_however_deep_it_is() -> No
 
         assert all(isinstance(file, UploadFile) for file in files)
         assert {file.inode for file in files} == {file.inode for file in made}
+
+
+async def test_truncating_to_the_same_size_records_the_time() -> None:
+    async with open_upload() as upload:
+        file = make(upload, "file")
+        assert isinstance(file, UploadFile)
+        await file.store()
+        await file.change(Changes(mtime_ns=5))
+
+        await file.truncate(0)  # as O_TRUNC does
+
+        (recorded,) = upload.catalog.children(upload.number or 0)
+        assert recorded.metadata.mtime_ns == file.metadata.mtime_ns > 5

@@ -345,6 +345,8 @@ def test_odd_names_are_names(here: Path) -> None:
     assert all((here / os.fsdecode(name)).read_bytes() == name for name in names)
     with pytest.raises(OSError, match="too long"):
         (here / ("x" * 256)).touch()
+    with pytest.raises(OSError, match="too long"):
+        (here / ("x" * 256)).stat()
 
 
 def test_a_reader_sees_what_a_writer_has_written(here: Path) -> None:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tests.mount.mounts import PATIENCE, KeepfsMount, is_zombie, wait_until
+from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -317,9 +318,7 @@ def main() -> int:
     if sys.argv[1:2] == ["--write"]:
         write(*sys.argv[2:])
         return 0
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().getrandbits(32)
-    click.echo(f"seed {seed}")
+    kills, seed = numbers_and_seed(100)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as base:
         mount = KeepfsMount(Path(base))

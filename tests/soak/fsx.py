@@ -24,6 +24,7 @@ import click
 
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 from tests.mount.mounts import mounted
+from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -254,9 +255,7 @@ def _remount(mount: KeepfsMount) -> None:
 
 def main() -> int:
     """Run as a script."""
-    operations = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().getrandbits(32)
-    click.echo(f"seed {seed}")
+    operations, seed = numbers_and_seed(100_000)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as base, mounted(Path(base)) as mount:
         outcome = soak(mount, operations, 1000, seed)

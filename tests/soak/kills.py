@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from tests.mount.mounts import mounted
+from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
     from tests.mount.mounts import KeepfsMount
@@ -111,10 +114,13 @@ def soak(mount: KeepfsMount, kills: int, seed: int) -> Outcome:
 
 def main() -> int:
     """Run as a script."""
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    seed = random.SystemRandom().getrandbits(32)
+    kills, seed = numbers_and_seed(500)
     with tempfile.TemporaryDirectory() as base, mounted(Path(base)) as mount:
         outcome = soak(mount, kills, seed)
+    click.echo(
+        f"{outcome.kills} clients killed; the others looked {outcome.looks} times, and waited"
+        f" {outcome.median * 1000:.1f} ms (median), {outcome.longest * 1000:.0f} ms at most"
+    )
     return 1 if outcome.longest > MOST_SECONDS else 0
 
 

@@ -12,7 +12,6 @@ import errno
 import itertools
 import mmap
 import os
-import random
 import stat
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from hypothesis.stateful import (
 )
 
 from tests.mount.mounts import mounted
+from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -471,9 +471,7 @@ def soak(mount: KeepfsMount, disk: Path, examples: int, steps: int, seed: int) -
 
 def main() -> int:
     """Run as a script."""
-    examples, steps = (int(word) for word in [*sys.argv[1:], "500", "50"][:2])
-    seed = int(sys.argv[3]) if len(sys.argv) > 3 else random.SystemRandom().getrandbits(32)
-    click.echo(f"seed {seed}")
+    examples, steps, seed = numbers_and_seed(500, 50)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as base, mounted(Path(base)) as mount:
         disk = Path(base) / "disk"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tests.mount.mounts import mounted
+from tests.soak.arguments import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +113,7 @@ def resident(mount: KeepfsMount) -> int:
 
 def main() -> int:
     """Run as a script."""
-    entries = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    (entries,) = numbers(100_000)
     with tempfile.TemporaryDirectory() as base, mounted(Path(base)) as mount:
         outcome = soak(mount, entries)
     click.echo(f"{entries} entries in one directory")

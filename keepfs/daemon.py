@@ -6,6 +6,7 @@ for that, and only then do scripts go on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -64,8 +65,9 @@ def run_in_background(run: Callable[[Reporter], int]) -> str | None:
         None when the mount is ready, else why not.
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # closed, or full: no business of the mount's
+            stream.flush()
     if os.fork() == 0:
         os.close(reading)
         _become_daemon(run, PipeReporter(writing))

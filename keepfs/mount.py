@@ -28,6 +28,7 @@ from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from keepfs.daemon import Reporter
     from keepfs.options import MountOptions
@@ -63,21 +64,17 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         log_file = options.state_dir / "log"
     code = 1
     try:
+        _check_paths(options, log_file)
         logs.start(options.log_level, log_file)
-        with runtime.claim(options.mountpoint, log_file) as claim:
+        with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
-            with (
-                stores.open_client(options.store) as client,
-                contextlib.closing(
-                    Catalog(options.state_dir / "catalog.sqlite", stores.identity(options.store))
-                ) as catalog,
-                fuse.ticking(),
-            ):
+            with stores.open_client(options.store) as client:
                 stores.check(client, options.store)
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
-                mount = _Mount(options, store, copies, catalog, claim, reporter)
-                code = trio.run(mount.serve)
+                with contextlib.closing(_catalog(options)) as catalog, fuse.ticking():
+                    mount = _Mount(options, store, copies, catalog, claim, reporter)
+                    code = trio.run(mount.serve)
     except* (
         fuse.MountError,
         mountpoint.MountpointError,
@@ -88,10 +85,32 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         KeepRequestError,
         OSError,
     ) as failures:  # a group, where it comes from among trio's tasks
-        reason = _first_of(failures)
+        reason = _in_words(_first_of(failures))
         _log.error("%s", reason)
         reporter.failed(str(reason))
     return code
+
+
+def _check_paths(options: MountOptions, log_file: Path | None) -> None:
+    """See that nothing the mount needs lies in itself: it would wait for itself for ever."""
+    needed = {
+        "the local store": options.store.local_store,
+        "the state directory": options.state_dir,
+        "the log file": log_file,
+    }
+    for what, path in needed.items():
+        if path is not None and path.resolve().is_relative_to(options.mountpoint):
+            raise fuse.MountError(
+                f"{what} {path} lies in the mount point {options.mountpoint}: take another place"
+            )
+
+
+def _catalog(options: MountOptions) -> Catalog:
+    return Catalog(
+        options.state_dir / "catalog.sqlite",
+        stores.identity(options.store),
+        owner=(options.uid, options.gid),
+    )
 
 
 def _prepare(options: MountOptions) -> None:
@@ -200,7 +219,8 @@ class _Mount:
             for file in set(not_stored) - set(lost):
                 if file in self._taken_up:  # it is aside anew
                     self._taken_up.pop(file).remove()
-            unsaved.forget_told(options.state_dir)
+            if not lost:  # else `keepfs unmount` finds them there
+                unsaved.forget_told(options.state_dir)
         return 1 if not_stored else 0
 
     def _lookup(self) -> Lookup:
@@ -301,6 +321,13 @@ class _Mount:
         waiting = set(self._failed.files())
         for file in [file for file in self._taken_up if file not in waiting]:
             self._taken_up.pop(file).remove()
+
+
+def _in_words(error: BaseException) -> str:
+    """Say what went wrong, a file's name first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -45,12 +45,14 @@ class RunningMount:
         device: The minor number of its device, which names its connection
             under /sys/fs/fuse/connections; 0 while it is being mounted.
         log_file: Where its process logs; empty for standard error.
+        state_dir: Where it keeps what must survive.
     """
 
     mountpoint: str
     pid: int
     device: int
     log_file: str
+    state_dir: str = ""
 
 
 def runtime_directory() -> Path:
@@ -77,13 +79,18 @@ def runtime_directory() -> Path:
 
 
 @contextlib.contextmanager
-def claim(mountpoint: Path, log_file: Path | None) -> Iterator[Claim]:
+def claim(
+    mountpoint: Path, log_file: Path | None, state_dir: Path | None = None
+) -> Iterator[Claim]:
     """Be the one process that serves a mount point.
+
+    Files that killed processes left are removed on the way.
 
     Raises:
         AlreadyServedError: Another one is, and which.
     """
     path = _run_file(mountpoint)
+    _sweep(path)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -101,7 +108,7 @@ def claim(mountpoint: Path, log_file: Path | None) -> Iterator[Claim]:
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # noqa: PTH116 - paired
                 break
         os.close(descriptor)
-    mine = Claim(descriptor, mountpoint, "" if log_file is None else str(log_file))
+    mine = Claim(descriptor, mountpoint, str(log_file or ""), str(state_dir or ""))
     try:
         mine.write(0)
         yield mine
@@ -110,17 +117,31 @@ def claim(mountpoint: Path, log_file: Path | None) -> Iterator[Claim]:
         os.close(descriptor)
 
 
+def _sweep(mine: Path) -> None:
+    """Remove the files of processes that don't live any more."""
+    for path in mine.parent.glob("*.json"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if path != mine:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()  # while it is locked: nobody takes it up meanwhile
+
+
 class Claim:
     """This process's hold on a mount point; made by `claim`."""
 
-    def __init__(self, descriptor: int, mountpoint: Path, log_file: str) -> None:
+    def __init__(
+        self, descriptor: int, mountpoint: Path, log_file: str, state_dir: str = ""
+    ) -> None:
         self._descriptor = descriptor
         self._mountpoint = mountpoint
         self._log_file = log_file
+        self._state_dir = state_dir
 
     def write(self, device: int) -> None:
         """Let others know the process, and its mount's device."""
-        mount = RunningMount(str(self._mountpoint), os.getpid(), device, self._log_file)
+        mount = RunningMount(
+            str(self._mountpoint), os.getpid(), device, self._log_file, self._state_dir
+        )
         text = json.dumps(asdict(mount)).encode() + b"\n"
         os.pwrite(self._descriptor, text, 0)
         os.ftruncate(self._descriptor, len(text))

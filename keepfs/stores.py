@@ -45,7 +45,7 @@ class StoreError(Exception):
 def identity(options: StoreOptions) -> str:
     """Name where the blocks are, for what belongs to it; empty where nothing is sure."""
     if options.local_store is not None:
-        return f"local:{options.local_store}"
+        return f"local:{options.local_store.resolve()}"
     settings = load_settings()
     if options.keep_services or settings.keep_services or settings.keep_proxy:
         return ""  # a list of addresses, which may change
@@ -79,6 +79,7 @@ def check(client: KeepClient, options: StoreOptions) -> None:
         StoreError: They don't; the message names what to look at.
     """
     if options.local_store is not None:
+        _check_directory(options.local_store)
         return
     where = _where_from(options)
     try:
@@ -180,6 +181,14 @@ class RenewingStore:
                 "Keep refuses the token or a locator's signature; a new token is taken from %s",
                 _where_from(self._options),
             )
+
+
+def _check_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        next(path.iterdir(), None)
+    except OSError as error:
+        raise StoreError(f"can't use the local store {path}: {error.strerror}") from error
 
 
 def _check_token(client: KeepClient, options: StoreOptions, where: str) -> None:

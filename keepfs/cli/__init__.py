@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -42,23 +43,44 @@ class _Commands(click.Group):
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+# \b is click's mark for lines that stay as they are.
+_HELP = """Mount Arvados Keep, a content-addressed block store, as a file system.
+
+\b
+keepfs mount --local-store ~/blocks /mnt/keep   mount, with blocks on this machine
+cp FILE /mnt/keep/upload/                       store a file
+keepfs locate /mnt/keep/upload/FILE             learn its locator
+cat /mnt/keep/by_id/LOCATOR                     read it back, verified
+keepfs unmount /mnt/keep
+"""
+
+
+@click.group(cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="keepfs", message="%(prog)s %(version)s")
 def keepfs() -> None:
-    r"""Mount Arvados Keep, a content-addressed block store, as a file system.
-
-    \b
-    keepfs mount --local-store ~/blocks /mnt/keep   mount, with blocks on this machine
-    cp FILE /mnt/keep/upload/                       store a file
-    keepfs locate /mnt/keep/upload/FILE             learn its locator
-    cat /mnt/keep/by_id/LOCATOR                     read it back, verified
-    keepfs unmount /mnt/keep
-    """
+    """Run one of the commands."""
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 used wrongly."""
+    _open_what_is_closed()
     try:
         keepfs.main(standalone_mode=True, prog_name="keepfs")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_what_is_closed() -> None:
+    """Have something behind the standard streams, so that nothing else gets their numbers.
+
+    What is written to a closed one fails, as it should.
+    """
+    for number, device in enumerate((os.devnull, "/dev/full", os.devnull)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(device, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for good
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - ditto

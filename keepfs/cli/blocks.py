@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -70,15 +71,9 @@ def get_command(locators: tuple[str, ...], output: Path | None, store: StoreOpti
                 sys.stdout.buffer.write(client.get_block(locator))
             sys.stdout.buffer.flush()
             return
-        # Under another name until it is whole: a half file isn't taken for the block.
-        part = output.with_name(f".{output.name}.part")
-        try:
-            with part.open("wb") as file:
-                for locator in wanted:
-                    file.write(client.get_block(locator))
-            part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
+        with _written(output) as file:
+            for locator in wanted:
+                file.write(client.get_block(locator))
 
 
 @click.command("stat")
@@ -178,6 +173,25 @@ def _sightings(client: KeepClient, store: StoreOptions, locator: KeepLocator) ->
 def _verdict(sighting: Sighting) -> str:
     words = {None: "ok", Cause.NOT_FOUND: "missing", Cause.CORRUPT: "DAMAGED"}
     return words.get(sighting.cause, "unknown")
+
+
+@contextlib.contextmanager
+def _written(output: Path) -> Iterator[BinaryIO]:
+    """Open a file to be written; a regular one is replaced only when the new one is whole."""
+    target = output.resolve()
+    if target.exists() and not target.is_file():  # a device, a pipe
+        with target.open("wb") as file:
+            yield file
+        return
+    part = target.with_name(f".{target.name[:200]}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        if target.exists():
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import daemon, mountpoint, options, runtime
+from keepfs import daemon, mountpoint, options, runtime, unsaved
 from keepfs.cli import failures, settings
 from keepfs.cli.settings import Setting, setting
 
@@ -26,6 +26,8 @@ _IGNORED_WORDS = frozenset(
 )
 #: Seconds in which a process notices that its mount is gone.
 _NOTICES_AT_ONCE = 2.0
+#: Largest user or group there can be; one more means none.
+_IDS = click.IntRange(0, 2**32 - 2)
 _WORDS = {"ro": ("read_only", True)}
 
 
@@ -36,12 +38,14 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
         for parameter in context.command.params
         if isinstance(parameter, Setting) and parameter.name is not None
     }
-    if path is not None and not path.exists():
-        raise click.UsageError(f"there is no configuration file {path}")
     try:
+        if path is not None and not path.exists():
+            raise click.UsageError(f"there is no configuration file {path}")
         found = options.read_config_file(path or options.default_config_file(), known)
-    except options.OptionsError as error:
+    except (options.OptionsError, OSError) as error:
         raise click.UsageError(str(error)) from error
+    if isinstance(found.get("umask"), int):
+        raise click.UsageError('the configuration file\'s umask is text: umask = "022"')
     # As text, as from the environment: so both are read, and refused, alike.
     defaults = {name.replace("-", "_"): str(value) for name, value in found.items()}
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -115,8 +119,12 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     show_default=True,
     help="Memory for what is written and not stored yet; a faster writer waits.",
 )
-@setting("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who made it]")
-@setting("--gid", type=click.IntRange(0), help="Group of everything.  [default: the maker's]")
+@setting(
+    "--uid", type=click.IntRange(0, _MOST_ID), help="Owner of everything.  [default: who made it]"
+)
+@setting(
+    "--gid", type=click.IntRange(0, _MOST_ID), help="Group of everything.  [default: the maker's]"
+)
 @setting(
     "--umask",
     type=settings.Octal(),
@@ -188,8 +196,8 @@ def mount_command(
         told = options.MountOptions(
             mountpoint=path,
             store=store,
-            state_dir=(state_dir or settings.default_state_dir(path)).expanduser().absolute(),
-            log_file=None if log_file is None else log_file.expanduser().absolute(),
+            state_dir=settings.absolute(state_dir or settings.default_state_dir(path)),
+            log_file=None if log_file is None else settings.absolute(log_file),
             log_level=log_level.upper(),
             **others,
         )
@@ -235,17 +243,39 @@ def unmount_command(mountpoint_: Path) -> None:
                 mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
             except mountpoint.MountpointError as error:
                 raise click.ClickException(_who_holds(entry) or str(error)) from error
-        if running is None or runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-            return
-        # It hasn't noticed: a container or service that began meanwhile has the
-        # mount as well, and the kernel keeps it alive for that.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGTERM)
-        runtime.wait_until_ended(path)
+        if running is not None and not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+            # It hasn't noticed: a container or service that began meanwhile has the
+            # mount as well, and the kernel keeps it alive for that.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running.pid, signal.SIGTERM)
+            runtime.wait_until_ended(path)
+        if running is not None and running.state_dir:
+            _report_unsaved(path, Path(running.state_dir))
+
+
+def _report_unsaved(path: Path, state_dir: Path) -> None:
+    """Fail, if not everything is stored."""
+    lost = unsaved.told(state_dir)
+    if lost:
+        names = ", ".join(about.path for about in lost)
+        raise click.ClickException(
+            f"unmounted, but these are LOST, as neither Keep nor {state_dir} took them: {names}"
+        )
+    aside = unsaved.find_all(state_dir)
+    if aside:
+        raise click.ClickException(
+            f"unmounted, but {len(aside)} of its files could not be stored, and were put aside"
+            f" until the next mount: keepfs unsaved list {path}"
+        )
 
 
 def _who_holds(entry: mountpoint.MountEntry) -> str | None:
     held = mountpoint.holders(entry)
+    for other in mountpoint.mounts():
+        if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(
+            entry.mountpoint
+        ):
+            return f"{entry.mountpoint} is busy: {other.mountpoint} is mounted in it"
     if not held:
         return None
     return f"{entry.mountpoint} is busy: " + "; ".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,10 +96,10 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         if directory is not None and copies not in {None, 1}:
             raise click.UsageError("a local store keeps one copy of each block: no --copies")
         store = options.StoreOptions(
-            local_store=None if directory is None else directory.expanduser().absolute(),
+            local_store=None if directory is None else absolute(directory),
             keep_services=keep_services,
             storage_classes=None if storage_classes is None else _words(storage_classes),
-            token_file=None if token_file is None else token_file.expanduser().absolute(),
+            token_file=None if token_file is None else absolute(token_file),
             copies=copies,
             cache_size=cache_size,
             retries=retries,
@@ -158,6 +159,28 @@ _STORE_SETTINGS = (
 )
 
 
+#: Where a value may come from, what counts most first.
+_ORDER = (
+    ParameterSource.COMMANDLINE,
+    ParameterSource.PROMPT,
+    ParameterSource.ENVIRONMENT,
+    ParameterSource.DEFAULT_MAP,
+    ParameterSource.DEFAULT,
+)
+
+
+def absolute(path: Path) -> Path:
+    """Return a path as it is meant from here.
+
+    Raises:
+        click.UsageError: There is no such user, or no directory here any more.
+    """
+    try:
+        return path.expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise click.UsageError(f"can't tell where {path} is: {error}") from error
+
+
 def _is_configured(store: options.StoreOptions) -> bool:
     """Tell whether anything says where the blocks are, Arvados's own settings included."""
     arvados = load_settings()
@@ -177,13 +200,13 @@ def _the_one(
     if local_store is None or keep_services is None:
         return local_store, keep_services
     context = click.get_current_context()
-    typed = [
-        context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    first = [
+        _ORDER.index(context.get_parameter_source(name) or ParameterSource.DEFAULT)
         for name in ("local_store", "keep_services")
     ]
-    if typed[0] == typed[1]:
+    if first[0] == first[1]:
         raise click.UsageError("a local store or Keep services, not both")
-    return (local_store, None) if typed[0] else (None, keep_services)
+    return (local_store, None) if first[0] < first[1] else (None, keep_services)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -192,7 +215,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 def default_state_dir(path: Path) -> Path:
     """Return the state directory of a mount point: named for it, so that people find it."""
-    name = str(path).strip("/").replace("-", "--").replace("/", "-") or "root"
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    name = f"{str(path).strip('/').replace('/', '-')[:60] or 'root'}-{digest}"
     if os.geteuid() == 0:
         return Path("/var/lib/keepfs") / name
     import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend

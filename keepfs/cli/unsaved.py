@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import mountpoint, runtime, stores, unsaved
-from keepfs.cli import failures
-from keepfs.cli.settings import default_state_dir, setting, store_settings
+from keepfs.cli import failures, settings
+from keepfs.cli.settings import setting, store_settings
 
 if TYPE_CHECKING:
     from keepfs.options import StoreOptions
@@ -118,4 +118,4 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
 
 
 def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
-    return (state_dir or default_state_dir(mountpoint.resolve(path))).expanduser().absolute()
+    return settings.absolute(state_dir or settings.default_state_dir(mountpoint.resolve(path)))

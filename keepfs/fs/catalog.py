@@ -54,6 +54,7 @@ _MIGRATIONS = (
     """,
 )
 
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 #: Bytes of the log after which it is worth a checkpoint.
 _LONG_LOG = 4 * 2**20
 
@@ -88,14 +89,22 @@ class Catalog:
 
     Args:
         path: The database; made if need be. None for one in memory.
-        store: Which store the blocks are in; a catalog belongs to one.
+        store: Which store the blocks are in; a catalog belongs to one, as
+            soon as it has an entry.
+        owner: User and group that entries have, where they aren't None.
 
     Raises:
         CatalogError: Another mount has it, or it is another store's, or a
             newer version's, or damaged.
     """
 
-    def __init__(self, path: Path | None = None, store: str = "") -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        store: str = "",
+        owner: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        self._owner = owner
         self._path = path
         self._lock: int | None = None
         if path is not None:
@@ -109,9 +118,9 @@ class Catalog:
             )
             self._open(store)
         except sqlite3.Error as error:
-            raise CatalogError(
-                f"the catalog {path} can't be used: {error}; move it away to begin a new one"
-            ) from error
+            is_damaged = getattr(error, "sqlite_errorcode", 0) in _DAMAGED
+            advice = "; move it away to begin a new one" if is_damaged else ""
+            raise CatalogError(f"the catalog {path} can't be used: {error}{advice}") from error
 
     def _open(self, store: str) -> None:
         if self._path is not None:
@@ -133,11 +142,17 @@ class Catalog:
         known = self._database.execute("SELECT value FROM about WHERE key = 'store'").fetchone()
         if known is None:
             self._database.execute("INSERT INTO about VALUES ('store', ?)", (store,))
+        elif store and known[0] != store and not self._has_entries():
+            self._database.execute("UPDATE about SET value = ? WHERE key = 'store'", (store,))
         elif store and known[0] and known[0] != store:
             raise CatalogError(
                 f"the catalog {self._path} is of blocks in {known[0]}, not in {store}:"
                 " give another --state-dir"
             )
+
+    def _has_entries(self) -> bool:
+        query = "SELECT 1 FROM entries WHERE number != ? LIMIT 1"
+        return self._database.execute(query, (ROOT,)).fetchone() is not None
 
     def close(self) -> None:
         """End; what is committed is on the disk then."""
@@ -150,13 +165,13 @@ class Catalog:
     def root(self) -> Metadata | None:
         """Return what is known of upload/ itself; None at the very first."""
         row = self._one(f"SELECT {_COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
-        return None if row is None else _entry(row).metadata
+        return None if row is None else self._entry(row).metadata
 
     def children(self, parent: int) -> list[Entry]:
         """Return the entries of a directory, in the order they were made."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE parent = ? ORDER BY number"  # noqa: S608
         with _as_os_errors():
-            return [_entry(row) for row in self._database.execute(query, (parent,))]
+            return [self._entry(row) for row in self._database.execute(query, (parent,))]
 
     def receipts(self, number: int) -> tuple[Receipt, ...]:
         """Return the receipts of a file's blocks."""
@@ -283,6 +298,14 @@ class Catalog:
                 with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as database:
                     database.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
+    def _entry(self, row: tuple[bytes, ...]) -> Entry:
+        number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size = row
+        metadata = Metadata(*map(int, (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)))
+        owner, group = self._owner
+        metadata.uid = metadata.uid if owner is None else owner
+        metadata.gid = metadata.gid if group is None else group
+        return Entry(int(number), os.fsdecode(name), metadata, int(size))
+
     def _one(self, query: str, number: int) -> tuple[bytes, ...] | None:
         with _as_os_errors():
             row: tuple[bytes, ...] | None = self._database.execute(query, (number,)).fetchone()
@@ -322,13 +345,6 @@ def _values(metadata: Metadata) -> tuple[int, ...]:
         metadata.mtime_ns,
         metadata.ctime_ns,
     )
-
-
-def _entry(row: tuple[bytes, ...]) -> Entry:
-    number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size = row
-    numbers = (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)
-    metadata = Metadata(*(int(each) for each in numbers))
-    return Entry(int(number), os.fsdecode(name), metadata, int(size))
 
 
 def _text(receipts: Sequence[Receipt]) -> bytes:

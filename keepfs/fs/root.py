@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -54,7 +55,7 @@ class TextFile(FileNode):
 
     def __init__(self, text: str, owner: Metadata) -> None:
         super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, owner.mtime_ns))
-        self._content = memoryview(text.encode())
+        self._content = memoryview(os.fsencode(text))
 
     @property
     def size(self) -> int:

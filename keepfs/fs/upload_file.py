@@ -71,6 +71,8 @@ class UploadFile(FileNode):
         self._receipts: tuple[Receipt, ...] = ()
         # Of a version stored before this mount: looked up when it is needed.
         self._find_receipts: Callable[[], tuple[Receipt, ...]] | None = None
+        #: Why what is stored isn't recorded, if that is so.
+        self._unrecorded: OSError | None = None
         #: Where it is recorded; None once it has no name.
         self.place: Place | None = None
         #: The catalog's; None until a version is stored.
@@ -277,7 +279,13 @@ class UploadFile(FileNode):
         if not self.links or self._stored >= wanted or not self._is_whole(receipts, len(slots)):
             return  # removed or cut meanwhile, or another has stored it
         if self.place is not None:
-            self.place.record_version(self, receipts)
+            try:
+                self.place.record_version(self, receipts)
+            except OSError as error:
+                self._unrecorded = error.with_traceback(None)
+                self._staging.failed.add(self)
+                raise
+        self._unrecorded = None
         self._stored, self._receipts = wanted, tuple(receipts)
         if self._stored == self._changes:
             self._staging.failed.discard(self)
@@ -360,8 +368,8 @@ class UploadFile(FileNode):
 
     @property
     def _failure(self) -> Exception | None:
-        failures = (slot.failure for slot in self._slots.values())
-        return next((failure for failure in failures if failure is not None), None)
+        failures = [slot.failure for slot in self._slots.values()]
+        return next((it for it in [*failures, self._unrecorded] if it is not None), None)
 
     def _cut(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Cut a range at block borders: (slot's number, begin and end in the slot)."""

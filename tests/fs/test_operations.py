@@ -380,9 +380,7 @@ async def test_opening_may_truncate() -> None:
 
 async def test_who_makes_or_truncates_a_file_to_read_it_waits_for_the_store_too() -> None:
     async with open_tree() as tree:
-        info, made = await tree.operations.create(
-            tree.upload, b"file", 0o100644, os.O_RDONLY, ME
-        )
+        info, made = await tree.operations.create(tree.upload, b"file", 0o100644, os.O_RDONLY, ME)
         await tree.operations.flush(info.fh)
         assert (await xattrs(tree, made.st_ino))[b"user.keep.state"] == b"stored"
         await tree.operations.release(info.fh)

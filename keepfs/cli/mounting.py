@@ -119,12 +119,8 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     show_default=True,
     help="Memory for what is written and not stored yet; a faster writer waits.",
 )
-@setting(
-    "--uid", type=click.IntRange(0, _MOST_ID), help="Owner of everything.  [default: who made it]"
-)
-@setting(
-    "--gid", type=click.IntRange(0, _MOST_ID), help="Group of everything.  [default: the maker's]"
-)
+@setting("--uid", type=_IDS, help="Owner of everything.  [default: who made it]")
+@setting("--gid", type=_IDS, help="Group of everything.  [default: the maker's]")
 @setting(
     "--umask",
     type=settings.Octal(),

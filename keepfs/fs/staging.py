@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.fs.failed import FailedFiles
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
     from keepfs.fs.blocks import AsyncBlocks, Call
@@ -175,13 +176,15 @@ class Slot:
             self._version += 1
             self.length = length
 
-    def staged(self) -> bytearray | None:
-        """Return the bytes that are in no store; zeros follow, up to the length. None without."""
-        return self._buffer
+    def piece(self) -> Piece:
+        """Return what the slot consists of; staged bytes aren't copied."""
+        return Piece(self.length, self.receipt if self._buffer is None else None, self._buffer)
 
-    def restore(self, staged: bytes) -> None:
-        """Have bytes staged that an earlier mount couldn't store."""
-        self._buffer = bytearray(staged)
+    def restore(self, piece: Piece) -> None:
+        """Be what an earlier mount couldn't store."""
+        self.receipt = piece.receipt
+        if piece.staged is not None:
+            self._buffer = bytearray(piece.staged)
         self._version += 1
         self._account()
 

@@ -123,9 +123,8 @@ class UploadFile(FileNode):
             found["user.keep.locator"] = ",".join(str(each.locator) for each in self._receipts)
             found["user.keep.copies"] = str(min(each.copies for each in self._receipts))
             found["user.keep.services"] = " ".join(services)
-            expiries = [it.locator.perm_expiry for it in self._receipts]
-            if known := [it for it in expiries if it is not None]:
-                found["user.keep.expires"] = min(known).isoformat()
+            if expiries := [e for it in self._receipts if (e := it.locator.perm_expiry)]:
+                found["user.keep.expires"] = min(expiries).isoformat()
         elif self._failure is not None:
             found["user.keep.error"] = str(self._failure)
         return found
@@ -149,13 +148,8 @@ class UploadFile(FileNode):
     def pieces(self) -> list[Piece]:
         """Return what the file consists of, slot by slot; staged bytes aren't copied."""
         self._load()
-        found = []
-        for index in range(max(1, -(-self._size // self._block_size))):
-            slot = self._slot(index)
-            staged = slot.staged()
-            receipt = slot.receipt if staged is None else None
-            found.append(Piece(slot.length, receipt, staged))
-        return found
+        slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
+        return [slot.piece() for slot in slots]
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
         """Be the file that an earlier mount couldn't store."""
@@ -166,10 +160,7 @@ class UploadFile(FileNode):
         self._size = sum(piece.length for piece in pieces)
         for index, piece in enumerate(pieces):
             slot = self._slot(index)
-            if piece.receipt is not None:
-                slot.receipt = piece.receipt
-            elif piece.staged is not None:
-                slot.restore(bytes(piece.staged))
+            slot.restore(piece)
         self.metadata = metadata
         self._changes += 1
         self._staging.failed.add(self)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import itertools
 import mmap
 import os
 import stat
@@ -34,6 +32,15 @@ from hypothesis.stateful import (
 
 from tests.mount.mounts import mounted
 from tests.soak.arguments import numbers_and_seed
+from tests.soak.twins import (
+    LONG_AGO_NS,
+    Twins,
+    check_alike,
+    check_equal,
+    outcome,
+    read_twice,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +49,6 @@ if TYPE_CHECKING:
 
 #: Steps between two remounts of an example: one takes as long as a hundred other steps.
 _STEPS_MOUNTED = 15
-#: Times before this one were set, later ones are of the change itself.
-_LONG_AGO_NS = 10**18
 _MOST_HANDLES = 6
 _AT_FDCWD = -100
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -57,7 +62,7 @@ contents = st.tuples(st.binary(min_size=1, max_size=9), st.integers(1, 3000)).ma
 )
 sizes = st.integers(0, 20_000)
 modes = st.sampled_from([0o644, 0o600, 0o400, 0o000, 0o755, 0o4755, 0o2755, 0o1777])
-times = st.integers(0, _LONG_AGO_NS - 1)
+times = st.integers(0, LONG_AGO_NS - 1)
 ways = st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
 extras = st.sets(st.sampled_from([os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND])).map(sum)
 numbers = st.integers(0, _MOST_HANDLES - 1)
@@ -70,120 +75,6 @@ class _Handle:
     on_disk: int
     mounted: int
     flags: int
-
-
-class Twins:
-    """A mount and a directory of a local disk, where the same things are done.
-
-    Args:
-        mount: Is remounted at times.
-        disk: The directory.
-    """
-
-    def __init__(self, mount: KeepfsMount, disk: Path) -> None:
-        self._mount = mount
-        self._disk = disk
-        self._numbers = itertools.count(1)
-        self.steps = 0
-        self.remounts = 0
-
-    def fresh(self) -> tuple[Path, Path]:
-        """Make a directory in both places: on the disk, on the mount."""
-        name = f"{next(self._numbers):05}"
-        for place in (self._disk, self._mount.upload):
-            (place / name).mkdir()
-        return self._disk / name, self._mount.upload / name
-
-    def remount(self) -> None:
-        """Unmount, and mount again."""
-        done = self._mount.unmount()
-        assert (done.returncode, done.stderr) == (0, b"")
-        self._mount.mount()
-        self.remounts += 1
-
-    def is_stored(self, path: Path) -> bool:
-        """Tell whether a file on the mount can be read by its locator."""
-        with path.open("rb") as file:
-            # By the handle: its name may be too long to be a path's.
-            locators = os.getxattr(file.fileno(), "user.keep.locator").decode()
-            return (self._mount.by_id / locators).read_bytes() == file.read()
-
-    def compare(self) -> None:
-        """Compare everything that was ever made."""
-        check_alike(self._mount.upload, self._disk)
-
-
-def outcome(work: Callable[[], object]) -> object:
-    """Return what work returns, or the name of the errno it fails with."""
-    try:
-        return work()
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-
-
-def check_equal(found: object, expected: object, what: object) -> None:
-    """See that the mount does as the disk did.
-
-    Raises:
-        AssertionError: It doesn't; what was found and what was expected.
-    """
-    if found != expected:
-        raise AssertionError(f"{what}: on the mount {found!r}, on the disk {expected!r}")
-
-
-def described(place: Path) -> dict[str, object]:
-    """Describe a tree by all that both places must have in common."""
-    found: dict[str, object] = {}
-    waiting = [place]
-    while waiting:
-        path = waiting.pop()
-        status = path.lstat()
-        content: object = ""
-        if stat.S_ISDIR(status.st_mode):
-            content = outcome(lambda path=path: sorted(os.listdir(path)))  # type: ignore[misc] # bound now
-            if isinstance(content, list):
-                waiting.extend(path / name for name in content)
-        elif stat.S_ISLNK(status.st_mode):
-            content = os.readlink(path)
-        else:
-            content = outcome(lambda path=path: _content(path))  # type: ignore[misc] # ditto
-        found[str(path.relative_to(place))] = (*_status(status), content)
-    return found
-
-
-def check_alike(mounted: Path, on_disk: Path) -> None:
-    """See that two trees have everything in common.
-
-    Raises:
-        AssertionError: They haven't.
-    """
-    found, expected = described(mounted), described(on_disk)
-    for name in sorted({*found, *expected}):
-        check_equal(found.get(name), expected.get(name), name)
-
-
-def _status(status: os.stat_result) -> tuple[object, ...]:
-    is_directory = stat.S_ISDIR(status.st_mode)
-    return (
-        oct(status.st_mode),
-        None if is_directory else status.st_size,
-        None if is_directory else status.st_nlink,
-        status.st_mtime_ns if status.st_mtime_ns < _LONG_AGO_NS else "when it was changed",
-    )
-
-
-def _content(path: Path) -> bytes:
-    """Read a file, from the kernel's pages and from the file system; they may not differ."""
-    with path.open("rb", buffering=0) as file:
-        return _read_twice(file.fileno())
-
-
-def _read_twice(file: int) -> bytes:
-    size = os.fstat(file).st_size
-    cached = os.pread(file, size + 1, 0)
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    assert os.pread(file, size + 1, 0) == cached
-    return cached
 
 
 def _renamed(old: Path, new: Path, flags: int) -> None:
@@ -397,10 +288,10 @@ class UploadModel(RuleBasedStateMachine):
         check_alike(self.mounted, self.disk)
         for handle in self.handles:
             on_disk, on_mount = os.fstat(handle.on_disk), os.fstat(handle.mounted)
-            check_equal(_status(on_mount), _status(on_disk), handle)
+            check_equal(status_of(on_mount), status_of(on_disk), handle)
             if handle.flags & os.O_ACCMODE != os.O_WRONLY and stat.S_ISREG(on_disk.st_mode):
-                content = _read_twice(handle.on_disk)
-                check_equal(_read_twice(handle.mounted), content, handle)
+                content = read_twice(handle.on_disk)
+                check_equal(read_twice(handle.mounted), content, handle)
 
     def teardown(self) -> None:
         self._close_all()

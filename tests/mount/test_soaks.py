@@ -1,0 +1,66 @@
+"""A short run of each soak; the long ones are scripts/soak-*."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mount.mounts import mounted
+from tests.soak import crash, fio, fsx, model, names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.mount.mounts import KeepfsMount
+
+pytestmark = pytest.mark.slow
+
+
+def test_whatever_is_done_a_mount_and_a_disk_are_alike(mount: KeepfsMount, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    outcome = model.soak(mount, disk, examples=15, steps=25, seed=1)
+
+    assert outcome.steps > 100
+    assert outcome.remounts > 1
+    assert mount.logged() == []
+
+
+def test_a_file_is_what_was_written_to_it_whatever_is_done(mount: KeepfsMount) -> None:
+    outcome = fsx.soak(mount, operations=1000, per_mount=400, seed=1, long_once_in=99)
+
+    assert outcome.operations.total() == 1000
+    assert outcome.remounts == 3
+    assert mount.logged() == []
+
+
+def test_a_file_over_one_block_is_what_was_written_to_it(mount: KeepfsMount) -> None:
+    outcome = fsx.soak(mount, operations=100, per_mount=100, seed=1, long_once_in=1)
+
+    assert outcome.long_mounts == 1
+    assert mount.logged() == []
+
+
+def test_killing_keepfs_loses_nothing_whose_close_has_returned(unmounted: KeepfsMount) -> None:
+    outcome = crash.Soak(unmounted, files=200, seed=1).run(kills=3)
+
+    assert outcome.kills == 3
+    assert outcome.versions > 0
+    assert outcome.checked > 0
+
+
+@pytest.mark.skipif(fio.why_no_fio() is not None, reason=fio.why_no_fio() or "")
+def test_random_writes_of_two_jobs_are_read_back(tmp_path: Path) -> None:
+    with mounted(tmp_path, "--staging-size", fio.STAGING_SIZE) as mount:
+        outcome = fio.soak(mount, mebibytes=64, jobs=2, seed=1)
+
+    assert outcome.written == outcome.verified == 64
+
+
+def test_very_many_names_are_all_there_after_a_remount(mount: KeepfsMount) -> None:
+    outcome = names.soak(mount, entries=2000)
+
+    assert outcome.seconds
+    assert mount.logged() == []

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from keepfs import __version__
+from keepfs.cli import settings
 from keepfs.cli.mounting import mount_command
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.local import LocalStore
@@ -476,3 +477,69 @@ def test_the_module_and_the_script_are_one() -> None:
     with contextlib.suppress(FileNotFoundError):
         done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
         assert done.stdout == f"keepfs {__version__}\n"
+
+
+def test_get_writes_into_pipes_and_through_links_and_keeps_modes(shell: Shell) -> None:
+    (shell.home / "file").write_bytes(b"content")
+    locator = shell.run("put", "file").stdout.decode().partition("\t")[0]
+    pipe, target, link = shell.home / "pipe", shell.home / "target", shell.home / "link"
+    os.mkfifo(pipe)
+    target.write_bytes(b"before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        shell.run("get", "-o", str(pipe), locator)
+        assert reader.stdout is not None
+        assert reader.stdout.read() == b"content"
+
+    shell.run("get", "-o", str(link), locator)
+
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.read_bytes() == b"content"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_help_shows_its_examples_line_by_line(shell: Shell) -> None:
+    lines = shell.run("--help").stdout.decode().splitlines()
+
+    assert any(line.strip().startswith("cp FILE /mnt/keep/upload/") for line in lines)
+    assert not any("\\b" in line or "\b" in line for line in lines)
+
+
+def test_permissions_in_the_file_are_text(
+    tmp_path: Path, options_of: Callable[..., dict[str, object]]
+) -> None:
+    configure(tmp_path, "umask = 0o077")
+    with pytest.raises(click.UsageError, match='umask = "022"'):
+        options_of()
+
+    configure(tmp_path, 'umask = "077"')
+    assert options_of()["umask"] == 0o077
+
+
+def test_the_environment_comes_before_the_file_for_the_place_of_blocks(shell: Shell) -> None:
+    configuration = shell.home / ".config" / "keepfs" / "config.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text('keep-services = "http://127.0.0.1:1/"')
+    (shell.home / "m").write_bytes(b"")
+
+    # KEEP_LOCAL_STORE is set: it counts, and the mount point is what is wrong.
+    done = shell.run("mount", "m", code=1)
+
+    assert b"isn't a directory" in done.stderr
+
+
+def test_every_mount_point_has_a_state_directory_of_its_own() -> None:
+    paths = ["/a/-b", "/a-/b", "/", "/root", "/a/b", "/a-b", "/" + "x" * 3000]
+
+    names = {settings.default_state_dir(Path(path)).name for path in paths}
+
+    assert len(names) == len(paths)
+    assert max(map(len, names)) < 100
+
+
+def test_a_user_or_a_directory_that_is_not_there_is_one_message(shell: Shell) -> None:
+    done = shell.run("stat", "--local-store", "~nosuchuser/x", "a" * 32, code=2)
+
+    assert b"can't tell where" in done.stderr

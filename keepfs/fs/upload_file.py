@@ -20,7 +20,6 @@ from keepfs.fs.nodes import Changes, FileNode, Metadata, changed_metadata
 from keepfs.fs.staging import Slot, Staging, zeros
 from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
-from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from keepfs.fs.blocks import Call
     from keepfs.fs.place import Place
     from keepfs.keep.receipt import Receipt
+    from keepfs.unsaved import Piece
 
 
 #: Largest file, in bytes: 65,536 blocks. Their locators make 6 MB, which is

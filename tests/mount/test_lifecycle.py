@@ -98,6 +98,7 @@ def test_a_mount_below_a_symlink_is_found_under_both_names(unmounted: KeepfsMoun
 
 def test_a_store_that_cannot_be_made_shows_when_it_is_used(unmounted: KeepfsMount) -> None:
     unmounted.mount()
+    unmounted.store.rmdir()
     unmounted.store.write_bytes(b"a file where the directory should be")
 
     with pytest.raises(OSError, match=r"Errno"):
@@ -395,3 +396,59 @@ def test_a_signal_while_the_rest_is_stored_ends_nothing_early(unmounted: KeepfsM
 
     assert not unmounted.is_mounted()
     assert len(list(unmounted.store.iterdir())) == 1
+
+
+@pytest.mark.parametrize("what", ["store", "state-dir", "log-file"])
+def test_nothing_the_mount_needs_may_lie_in_it(unmounted: KeepfsMount, what: str) -> None:
+    unmounted.path.mkdir()
+    (unmounted.base / "link").symlink_to(unmounted.path)
+    inside = str(unmounted.base / "link" / "inside")
+    unmounted.options = ("--local-store" if what == "store" else f"--{what}", inside)
+
+    line = the_one_line(unmounted.try_mount())
+
+    assert "lies in the mount point" in line
+    assert list(unmounted.path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_used_refuses_the_mount(unmounted: KeepfsMount) -> None:
+    unmounted.path.mkdir()
+    (unmounted.base / "file").touch()
+    unmounted.options = ("--local-store", str(unmounted.base / "file" / "below"))
+
+    assert "can't use the local store" in the_one_line(unmounted.try_mount())
+
+
+def test_a_mount_that_failed_binds_the_state_directory_to_nothing(unmounted: KeepfsMount) -> None:
+    unmounted.path.mkdir()
+    unmounted.is_local = False
+    unmounted.env = {"ARVADOS_API_HOST": "127.0.0.1:1", "ARVADOS_API_TOKEN": "x"}
+    assert "the API server doesn't answer" in the_one_line(unmounted.try_mount())
+
+    unmounted.is_local, unmounted.env = True, {}
+    unmounted.mount()
+
+
+def test_a_mount_starts_with_its_standard_streams_closed(unmounted: KeepfsMount) -> None:
+    unmounted.path.mkdir()
+    command = " ".join(unmounted.mount_command())
+
+    done = subprocess.run(
+        ["sh", "-c", f"{command} <&- >&- 2>&-"], check=False, env=unmounted.environment
+    )
+
+    assert done.returncode == 0
+    assert (unmounted.path / "README").exists()
+
+
+def test_the_owner_given_to_a_later_mount_counts_for_what_was_there(
+    unmounted: KeepfsMount,
+) -> None:
+    unmounted.mount()
+    (unmounted.upload / "file").touch()
+    unmounted.unmount()
+    unmounted.options = ("--uid", "12345")
+    unmounted.mount()
+
+    assert unmounted.upload.stat().st_uid == 12345
+    assert (unmounted.upload / "file").stat().st_uid == 12345

@@ -96,7 +96,9 @@ def test_what_is_unsaved_at_the_end_is_put_aside_and_taken_up(
     (over.upload / "folder" / "new").chmod(0o640)
     os.utime(over.upload / "folder" / "new", ns=(1, 2_000_000_000))
     if end == "unmount":
-        over.unmount()
+        done = over.unmount()
+        assert done.returncode == 1
+        assert b"2 of its files could not be stored" in done.stderr
     else:
         over.kill(signal.SIGTERM)
     aside = over.base / "state" / "unsaved"
@@ -186,6 +188,7 @@ def test_a_removed_file_is_not_missed(over: KeepfsMount, store: KeepstoreControl
 
 def test_the_catalog_is_for_one_mount_and_one_store(unmounted: KeepfsMount) -> None:
     unmounted.mount()
+    (unmounted.upload / "file").touch()
     other = KeepfsMount(unmounted.base / "other", env=unmounted.env)
     other.path.mkdir(parents=True)
     other.options = ("--state-dir", str(unmounted.base / "state"))

@@ -5,6 +5,7 @@ Both talk to the same test keepstores, or share a directory as local store.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,15 @@ import pytest
 from keepfs.keep import KeepClient, KeepLocator
 from keepfs.keep.discovery import Access, Services, probe_order
 from tests.keep.clusters import AT_ONCE, Cluster
-from tests.keepstore import TEST_TOKEN, Fault, Stage
+from tests.keepstore import (
+    TEST_TOKEN,
+    ApiControls,
+    ApiSettings,
+    Authority,
+    Fault,
+    Listening,
+    Stage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,3 +213,27 @@ def test_the_sdks_api_client_type_is_ours_to_use(cluster: Cluster) -> None:
     assert client.get(theirs(cluster).put(b"foo")) == b"foo"
     assert client.api_token == TEST_TOKEN
     client.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # the SDK's own libraries warn of themselves
+def test_the_sdks_own_api_client_finds_services_for_us(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import arvados  # noqa: PLC0415 - slow to import, and for this test alone
+
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
+    with ApiControls(ApiSettings(), listening=Listening(tls=authority.certify())) as server:
+        server.list_services(cluster.entries(*cluster.stores))
+        api = arvados.api("v1", host=server.host, token=TEST_TOKEN)
+        with KeepClient(api_client=api, local_store="") as client:
+            locator = client.put(b"found by the SDK's client", copies=1)
+            client.block_cache.clear()
+
+            assert client.get(locator) == b"found by the SDK's client"
+            assert client.api_token == TEST_TOKEN
+        api.close()
+        del api, client
+        gc.collect()  # what the SDK leaves open is to warn here, where it is expected
+    assert sum(cluster.counts("PUT")) == 1

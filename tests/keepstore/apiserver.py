@@ -121,10 +121,11 @@ class ApiServer:
         documents: dict[str, Callable[[], object]] = {
             "/arvados/v1/keep_services/accessible": self._accessible,
             "/arvados/v1/config": self._config,
-            "/discovery/v1/apis/arvados/v1/rest": self._discovery,
         }
         if path in documents:
             return 200, documents[path]()
+        if path == "/discovery/v1/apis/arvados/v1/rest":
+            return 200, self._discovery(request.header("Host") or "")
         if path == "/arvados/v1/users/current":
             return self._current_user(request, identity)
         if path in self.settings.extra:
@@ -158,7 +159,14 @@ class ApiServer:
             config["StorageClasses"] = self.settings.storage_classes
         return config
 
-    def _discovery(self) -> dict[str, Any]:
+    def _discovery(self, host: str) -> dict[str, Any]:
+        services: dict[str, Any] = {
+            "id": "arvados.keep_services.accessible",
+            "path": "keep_services/accessible",
+            "httpMethod": "GET",
+            "parameters": {},
+            "response": {},
+        }
         return {
             "kind": "discovery#restDescription",
             "id": "arvados:v1",
@@ -167,8 +175,13 @@ class ApiServer:
             "uuidPrefix": self.settings.uuid_prefix,
             "defaultCollectionReplication": self.settings.replication,
             "blobSignatureTtl": self.settings.signature_ttl,
+            "rootUrl": f"https://{host}/",
             "servicePath": "arvados/v1/",
-            "resources": {},
+            "baseUrl": f"https://{host}/arvados/v1/",
+            "batchPath": "batch",
+            "parameters": {},
+            # As much as the SDK needs to build a client that finds services.
+            "resources": {"keep_services": {"methods": {"accessible": services}}},
             "schemas": {},
         }
 

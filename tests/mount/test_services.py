@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.fs.errors import ERRNO_BY_CAUSE
-from tests.keep.test_faults import ROWS, Row
+from tests.keep.test_faults import PROXY_ROWS, ROWS, ProxyRow, Row
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -446,3 +446,79 @@ def test_commands_work_over_services(stores: list[KeepstoreControls], tmp_path: 
     nowhere = run("where", stores[0].sign("0" * 32 + "+5"))
     assert nowhere.returncode == 1
     assert b"missing" in nowhere.stdout
+
+
+@pytest.mark.parametrize("row", PROXY_ROWS, ids=lambda row: row.name)
+def test_a_proxys_fault_is_an_errno(
+    row: ProxyRow, unmounted: KeepfsMount, stores: list[KeepstoreControls]
+) -> None:
+    unmounted.options = ("--retries", "0", "--copies", "2", "--lookup-wait", "0.3")
+    unmounted.is_local = False
+    used = stores[:2]
+    behind = [Store(f"zzzzz-bi6l4-{i:015}", store.url) for i, store in enumerate(used)]
+    with KeepproxyControls(ProxySettings(stores=behind)) as proxy:
+        unmounted.env = {"ARVADOS_KEEP_SERVICES": proxy.url, "ARVADOS_API_TOKEN": row.token}
+        unmounted.mount()
+        locator = row.arrange(proxy, used)
+
+        got = errno_of((unmounted.by_id / locator).read_bytes)
+        put = errno_of(lambda: (unmounted.upload / "file").write_bytes(row.block))
+
+        assert got == (None if row.get is None else ERRNO_BY_CAUSE[row.get])
+        assert put == (None if row.put is None else ERRNO_BY_CAUSE[row.put])
+        unmounted.clean_up()
+
+
+# --- names that move while their bytes are on the way --------------------------------
+
+
+def test_renamed_and_removed_while_they_are_stored(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
+) -> None:
+    unmounted.options = ("--copies", "1")
+    mount = over(stores[0])
+    stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="PUT")
+    closed: list[int | None] = []
+
+    def write(name: str) -> None:
+        closed.append(errno_of(lambda: (mount.upload / name).write_bytes(name.encode())))
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in ("moved", "removed")]
+    for writer in writers:
+        writer.start()
+    stores[0].wait_held(2)
+    (mount.upload / "moved").rename(mount.upload / "elsewhere")
+    (mount.upload / "removed").unlink()
+    stores[0].always(Fault(), method="PUT")
+    stores[0].release()
+    for writer in writers:
+        writer.join(PATIENCE)
+
+    assert closed == [None, None]
+    assert os.listdir(mount.upload) == ["elsewhere"]
+    assert (mount.by_id / mount.locator(mount.upload / "elsewhere")).read_bytes() == b"moved"
+    mount.unmount()
+    mount.mount()
+    assert os.listdir(mount.upload) == ["elsewhere"]
+
+
+def test_unmounting_while_a_file_is_stored_waits_for_it(
+    over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
+) -> None:
+    unmounted.options = ("--copies", "1")
+    mount = over(stores[0])
+    stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="PUT")
+    with (mount.upload / "file").open("wb", buffering=0) as file:
+        file.write(b"on its way")
+        pid = mount.pid()
+        os.kill(pid, signal.SIGTERM)
+        stores[0].wait_held(1)
+        assert mount.is_mounted()
+        stores[0].always(Fault(), method="PUT")
+        stores[0].release()
+        wait_until(lambda: not mount.is_mounted())
+        with pytest.raises(OSError, match="Errno"):
+            file.close()
+
+    mount.mount()
+    assert (mount.upload / "file").read_bytes() == b"on its way"

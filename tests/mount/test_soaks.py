@@ -53,7 +53,7 @@ def test_killing_keepfs_loses_nothing_whose_close_has_returned(unmounted: Keepfs
 
 @pytest.mark.skipif(fio.why_no_fio() is not None, reason=fio.why_no_fio() or "")
 def test_random_writes_of_two_jobs_are_read_back(tmp_path: Path) -> None:
-    with mounted(tmp_path, "--staging-size", fio.STAGING_SIZE) as mount:
+    with mounted(tmp_path, *fio.OPTIONS) as mount:
         outcome = fio.soak(mount, mebibytes=64, jobs=2, seed=1)
 
     assert outcome.written == outcome.verified == 64

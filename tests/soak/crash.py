@@ -21,7 +21,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 #: Files in a directory.
 _PER_DIRECTORY = 50
 #: Writers at once.
-_THREADS = 4
+_WRITERS = 4
 
 
 def content_of(number: int, version: int) -> bytes:
@@ -121,22 +120,30 @@ class Writer:
 
 
 def write(place: str, journal: str, files: str, version: str) -> None:
-    """Be the writer, for as long as the mount lives: each thread has directories of its own."""
+    """Be the writer, for as long as the mount lives: each child has directories of its own.
+
+    Not threads: the child that is to be `cp` would close what other threads
+    have open, which stores it as it is then.
+    """
     writer = Writer(Path(place), Path(journal))
     numbers = range(int(files))
 
-    def copy_all(thread: int) -> None:
-        mine = [each for each in numbers if each // _PER_DIRECTORY % _THREADS == thread]
+    def copy_all(child: int) -> None:
+        mine = [each for each in numbers if each // _PER_DIRECTORY % _WRITERS == child]
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             for round_ in itertools.count(int(version)):
                 for number in mine:
                     writer.copy(number, round_)
 
-    threads = [threading.Thread(target=copy_all, args=(each,)) for each in range(_THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    children = []
+    for child in range(_WRITERS):
+        pid = os.fork()
+        if pid == 0:
+            copy_all(child)
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
 
 
 # --- who kills and looks --------------------------------------------------------

@@ -126,6 +126,7 @@ class Roster:
         self._doubted: Services | None = None
         self._api_client = api_client
         self._asking = Joined(self._ask)
+        self._asking_first = Joined(self._ask_unless_known)
 
     def known(self) -> Services | None:
         """Return the list as it is known, without asking."""
@@ -140,7 +141,7 @@ class Roster:
         """
         seen = self._seen
         if seen is None:
-            return self._asking.start().wait(timeout).services
+            return self._asking_first.start().wait(timeout).services
         if not seen.services.is_fixed:
             age = self._clock() - seen.at
             if age > _OLD or (age > _YOUNG and self._doubted is seen.services):
@@ -161,7 +162,8 @@ class Roster:
             return seen.services
         try:
             limit = timeout if seen is None else min(timeout, _PATIENCE)
-            return self._asking.start().wait(limit).services
+            asking = self._asking_first if seen is None else self._asking
+            return asking.start().wait(limit).services
         except NoKeepServersError as error:
             if seen is None:
                 raise
@@ -180,6 +182,10 @@ class Roster:
             and not seen.services.is_fixed
             and (seen.services is not services or self._clock() - seen.at > _YOUNG)
         )
+
+    def _ask_unless_known(self) -> _Seen:
+        """Ask for the first list, unless it came while somebody was about to ask."""
+        return self._seen or self._ask()
 
     def _ask(self) -> _Seen:
         if self._api_client is None:

@@ -233,6 +233,8 @@ class Defaults:
             return {}
 
     def _ask(self) -> Mapping[str, Any]:
+        if self._config is not None:  # it came while somebody was about to ask
+            return self._config
         config = self._api_client.config() if self._api_client else {}
         # A stand-in for an API client may have no configuration.
         self._config = config if isinstance(config, dict) else {}

@@ -62,20 +62,23 @@ def soak(mount: KeepfsMount, mebibytes: int, jobs: int, seed: int) -> Outcome:
         *("--group_reporting", "--output-format=json"),
     ]
     begin = time.monotonic()
-    first = _fio(*options, "--do_verify=1", "--end_fsync=1")
+    first = _fio(mount, *options, "--do_verify=1", "--end_fsync=1")
     seconds = time.monotonic() - begin
     done = mount.unmount()
     assert (done.returncode, done.stderr) == (0, b"")
     mount.mount()
-    _fio(*options, "--verify_only=1")
+    _fio(mount, *options, "--verify_only=1")
     for path in mount.upload.iterdir():
         by_id = mount.by_id / mount.locator(path)
         assert subprocess.run(["cmp", path, by_id], check=False).returncode == 0
     return Outcome(first["write"]["io_kbytes"] / 1024, first["read"]["io_kbytes"] / 1024, seconds)
 
 
-def _fio(*options: str) -> dict[str, dict[str, float]]:
-    done = subprocess.run(["fio", *options], capture_output=True, text=True, check=False)
+def _fio(mount: KeepfsMount, *options: str) -> dict[str, dict[str, float]]:
+    # It leaves notes of its own where it is started.
+    done = subprocess.run(
+        ["fio", *options], capture_output=True, text=True, check=False, cwd=mount.base
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout[-2000:]
     (job,) = json.loads(done.stdout)["jobs"]
     assert job["error"] == 0

@@ -16,7 +16,7 @@ from keepfs.config import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
 from keepfs.keep.pace import Pace
-from keepfs.keep.sessions import SessionPool, send
+from keepfs.keep.sessions import SessionPool
 from keepfs.keep.timeouts import Timeouts
 from keepfs.keep.tokens import clean_token, redacted
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import requests
+    from keepfs.keep.transport import Answer
 
 #: Seconds that a call may take. Guessed: the lists are short.
 DEFAULT_TIMEOUT = 60.0
@@ -166,10 +166,10 @@ class ApiClient:
             headers["X-Request-Id"] = self.request_id
         pace = Pace(Timeouts(_CONNECT, self.timeout, 0), time.monotonic() + self.timeout)
         try:
-            with self._sessions.exchange(pace) as session:
+            with self._sessions.exchange(pace) as transport:
                 limits = (min(_CONNECT, self.timeout), self.timeout)
-                with send(session, "GET", self.root + path, headers, None, limits) as response:
-                    return self._answer(response, token)
+                with transport.send("GET", self.root, path, headers, None, limits) as answer:
+                    return self._answer(answer, token)
         except TRANSPORT_ERRORS as error:
             happened = pace.failure or innermost(error)
             text = redacted(str(happened) or type(happened).__name__, token)
@@ -180,19 +180,19 @@ class ApiClient:
         """Close its connections."""
         self._sessions.close()
 
-    def _answer(self, response: requests.Response, token: str) -> dict[str, Any]:
-        status = response.status_code
+    def _answer(self, answer: Answer, token: str) -> dict[str, Any]:
+        status = answer.status
         if status != HTTPStatus.OK:
-            line = redacted(f"{self.root}: {status} {response.reason or ''}".strip(), token)
+            line = redacted(f"{self.root}: {status} {answer.reason}".strip(), token)
             raise ApiError(status, line, Cause.DENIED if status in _DENIED else Cause.OTHER)
-        text = response.raw.read(_MOST_BYTES)
+        text = answer.raw.read(_MOST_BYTES)
         try:
-            answer = json.loads(text)
+            found = json.loads(text)
         except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+            found = None
+        if not isinstance(found, dict):
             raise ApiError(status, f"{self.root}: not a JSON object", Cause.OTHER)
-        return answer
+        return found
 
 
 def verify_setting(

@@ -62,6 +62,7 @@ TRANSPORT_ERRORS = (
     http.client.HTTPException,
     OSError,
 )
+_TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,9 @@ def cause_of_error(error: BaseException) -> Cause:
     cause = getattr(error, "cause", None)
     if isinstance(cause, Cause):
         return cause
-    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
+    # urllib3 has "refused" among the time-outs; what is behind it tells.
+    is_refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    if not is_refused and isinstance(error, _TIMEOUTS):
         return Cause.TIMED_OUT
     status = getattr(error, "status_code", None) or getattr(error, "status", None)
     if isinstance(status, int) and status > 0:

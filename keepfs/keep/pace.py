@@ -13,17 +13,19 @@ a second, or the exchange ends; and it ends at its deadline.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import socket
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Buffer
+    from urllib3.connectionpool import HTTPConnectionPool
 
     from keepfs.keep.timeouts import Timeouts
 
@@ -234,3 +236,25 @@ class _PacedReader(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+class _Connection(Protocol):
+    sock: Any
+
+    def connect(self) -> None: ...
+
+
+@functools.cache
+def paced_connections(pool_class: Any) -> type[HTTPConnectionPool]:  # noqa: ANN401 - a class; its stubs hide that it hashes
+    """Derive a pool of urllib3 whose connections keep to the pace of the thread that uses them."""
+    if hasattr(pool_class, "_keepfs_paced"):
+        return cast("type[HTTPConnectionPool]", pool_class)
+    plain = cast("type[_Connection]", pool_class.ConnectionCls)
+
+    def connect(self: _Connection) -> None:
+        plain.connect(self)
+        self.sock = PacedSocket(self.sock)
+
+    connection_class = type(plain.__name__, (plain,), {"connect": connect})
+    members = {"ConnectionCls": connection_class, "_keepfs_paced": True}
+    return type(pool_class.__name__, (pool_class,), members)

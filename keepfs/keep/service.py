@@ -24,13 +24,11 @@ from keepfs.keep.outcome import (
 )
 from keepfs.keep.pace import CancelledError, Pace
 from keepfs.keep.retry import Verdict
-from keepfs.keep.sessions import send
 from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
 from keepfs.keep.tokens import redacted
 from keepfs.keep.transfer import (
     MOST_TEXT,
     content_length,
-    lower_headers,
     receive_block,
     receive_text,
 )
@@ -38,10 +36,10 @@ from keepfs.keep.transfer import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import requests
     from typing_extensions import Buffer
 
     from keepfs.keep.sessions import SessionPool
+    from keepfs.keep.transport import Answer
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +146,7 @@ class KeepService:
             {"Accept": "application/octet-stream"},
             None,
             Timeouts.of(timeout),
-            lambda response: self._read_answer(response, method, locator),
+            lambda answer: self._read_answer(answer, method, locator),
         )
         if method == "GET" and locator.size is None and self.last_status() == _NOT_ALLOWED:
             sized = self._sized(locator, timeout)
@@ -200,7 +198,7 @@ class KeepService:
             {"Accept": "*/*", **(headers or {})},
             view,
             Timeouts.of(timeout),
-            lambda response: self._write_answer(response, md5sum, view.nbytes),
+            lambda answer: self._write_answer(answer, md5sum, view.nbytes),
         )
         if self._outcome is not None and self._outcome.cause is None:
             self._counters.upload.add(view.nbytes)
@@ -214,7 +212,7 @@ class KeepService:
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: Timeouts,
-        read: Callable[[requests.Response], Outcome],
+        read: Callable[[Answer], Outcome],
     ) -> None:
         """Make one request and note its outcome; no error leaves but a bug's."""
         pace = self._pace = Pace(timeouts, self._deadline)
@@ -224,17 +222,17 @@ class KeepService:
         self._counters.requests.add(self.root)
         try:
             pace.patience()  # raises if the time is up already
-            with self._sessions.exchange(pace) as session:
-                response = send(
-                    session,
+            with self._sessions.exchange(pace) as transport:
+                answer = transport.send(
                     method,
-                    self.root + path,
+                    self.root,
+                    path,
                     {**self._headers, **headers},
                     body,
                     (connect, min(timeouts.read, max(0.001, pace.remaining()))),
                 )
-                with response:
-                    outcome = read(response)
+                with answer:
+                    outcome = read(answer)
         except TRANSPORT_ERRORS as error:
             outcome = self._failed(pace, error)
         finally:
@@ -257,13 +255,11 @@ class KeepService:
 
     # --- answers ----------------------------------------------------------
 
-    def _read_answer(
-        self, response: requests.Response, method: str, locator: KeepLocator
-    ) -> Outcome:
-        status, headers = response.status_code, lower_headers(response)
-        reason = self._status_line(response)
+    def _read_answer(self, answer: Answer, method: str, locator: KeepLocator) -> Outcome:
+        status, headers = answer.status, answer.headers
+        reason = self._status_line(answer)
         if Verdict.of(status) is not Verdict.SUCCESS:
-            text = self._complaint(response)
+            text = self._complaint(answer)
             cause = cause_of_read(
                 status,
                 # To a HEAD there is no text; a keepstore says 502 for nothing else.
@@ -275,14 +271,14 @@ class KeepService:
             return Outcome(
                 status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
             )
-        declared = content_length(response)
+        declared = content_length(answer)
         if method == "HEAD":
-            receive_text(response)  # there is none, and thus the connection can be used again
+            receive_text(answer)  # there is none, and thus the connection can be used again
             if declared and locator.size is not None and declared != locator.size:
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers)
             return Outcome(status, reason, headers=headers, size=declared)
-        flaw, block = receive_block(response, locator, declared, self._answered)
+        flaw, block = receive_block(answer, locator, declared, self._answered)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
@@ -291,17 +287,17 @@ class KeepService:
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
 
-    def _write_answer(self, response: requests.Response, md5sum: str, size: int) -> Outcome:
-        status, headers = response.status_code, lower_headers(response)
-        reason = self._status_line(response)
+    def _write_answer(self, answer: Answer, md5sum: str, size: int) -> Outcome:
+        status, headers = answer.status, answer.headers
+        reason = self._status_line(answer)
         if Verdict.of(status) is not Verdict.SUCCESS:
-            self._complaint(response)
+            self._complaint(answer)
             cause = cause_of_write(status, headers)
             return Outcome(
                 status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
             )
-        raw = receive_text(response)
-        if len(raw) < min(content_length(response) or 0, MOST_TEXT):
+        raw = receive_text(answer)
+        if len(raw) < min(content_length(answer) or 0, MOST_TEXT):
             return Outcome(0, "the answer was cut short", Cause.UNREACHABLE, headers)
         text = raw.decode("utf-8", "replace").strip()
         try:
@@ -315,15 +311,15 @@ class KeepService:
         reason = f"{reason}, but the answer is {named}"
         return Outcome(0, reason, Cause.OTHER, headers, is_permanent=True)
 
-    def _complaint(self, response: requests.Response) -> bytes:
+    def _complaint(self, answer: Answer) -> bytes:
         """Read the text of a failure, so that the connection can be used again, or give it up."""
-        length = content_length(response)
+        length = content_length(answer)
         if length is None or length > MOST_TEXT:
             return b""
         if self._pace is not None:
             self._pace.hurry(_BRIEF)
         try:
-            return receive_text(response)
+            return receive_text(answer)
         except TRANSPORT_ERRORS:
             return b""  # the status is what counts
 
@@ -331,9 +327,9 @@ class KeepService:
         self._counters.bad_copies.add(self.root)
         _log.warning("service %s has a bad copy of %s: %s", self.root, locator.stripped(), flaw)
 
-    def _status_line(self, response: requests.Response) -> str:
-        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(getattr(response.raw, "version", 11))
-        line = f"{version or 'HTTP'} {response.status_code} {response.reason or ''}"
+    def _status_line(self, answer: Answer) -> str:
+        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(answer.version)
+        line = f"{version or 'HTTP'} {answer.status} {answer.reason}"
         return self._redacted(line.strip())
 
     def _redacted(self, text: str) -> str:

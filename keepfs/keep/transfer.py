@@ -23,7 +23,7 @@ from keepfs.keep.outcome import innermost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import requests
+    from keepfs.keep.transport import Answer
 
 #: Bytes that are received, then hashed: large enough that hashing lets other
 #: threads run, small enough to lie in the processor's cache.
@@ -48,7 +48,7 @@ def new_buffer(size: int) -> io.BytesIO:
 
 
 def receive_block(
-    response: requests.Response,
+    answer: Answer,
     locator: KeepLocator,
     declared: int | None,
     answered: Callable[[int], None] | None = None,
@@ -56,7 +56,7 @@ def receive_block(
     """Receive a block, hashing it on the way.
 
     Args:
-        response: Its body is still to be read.
+        answer: Its body is still to be read.
         locator: The block's name.
         declared: The length that the answer says; None if it doesn't.
         answered: Called with the block's size before it is received.
@@ -75,7 +75,7 @@ def receive_block(
     room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
     buffer = new_buffer(room)
     with buffer.getbuffer() as view, (_HashThread if room >= _LARGE else _Hash)() as digest:
-        got = _fill(view, response, digest)
+        got = _fill(view, answer, digest)
     if size is not None and got != size:
         more = "more than " if got > size else ""
         return f"{more}{min(got, size)} of {size} bytes came, then the end", b""
@@ -87,11 +87,11 @@ def receive_block(
     return "", buffer.getvalue()
 
 
-def _fill(view: memoryview, response: requests.Response, digest: _Hash) -> int:
+def _fill(view: memoryview, answer: Answer, digest: _Hash) -> int:
     """Receive and hash up to a view's bytes; return how many came."""
     got = 0
     while got < view.nbytes:
-        count = _read_into(response, view[got : got + digest.step])
+        count = _read_into(answer, view[got : got + digest.step])
         if not count:
             break
         digest.update(view[got : got + count])
@@ -149,26 +149,21 @@ class _HashThread(_Hash):
             self._md5.update(piece)
 
 
-def receive_text(response: requests.Response) -> bytes:
+def receive_text(answer: Answer) -> bytes:
     """Receive a short answer, or its beginning."""
-    return bytes(response.raw.read(MOST_TEXT) or b"")
+    return bytes(answer.raw.read(MOST_TEXT) or b"")
 
 
-def content_length(response: requests.Response) -> int | None:
+def content_length(answer: Answer) -> int | None:
     """Return the length that an answer says its body has; None if it doesn't."""
-    length = response.headers.get("Content-Length", "")
+    length = answer.headers.get("content-length", "")
     return int(length) if _DECIMAL.match(length) else None
 
 
-def lower_headers(response: requests.Response) -> dict[str, str]:
-    """Return an answer's headers, their names in lower case."""
-    return {name.lower(): value for name, value in response.headers.items()}
-
-
-def _read_into(response: requests.Response, view: memoryview) -> int:
+def _read_into(answer: Answer, view: memoryview) -> int:
     """Receive up to a view's bytes; 0 at the end, be it too early."""
     try:
-        return int(response.raw.readinto(view) or 0)
+        return int(answer.raw.readinto(view) or 0)
     except urllib3.exceptions.ProtocolError as error:
         if isinstance(innermost(error), http.client.IncompleteRead):
             return 0

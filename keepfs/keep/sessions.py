@@ -65,8 +65,6 @@ class SessionPool:
         finally:
             with self._lock:
                 self._paces.discard(pace)
-                if self._closed:
-                    self._direct.close()
 
     def close(self) -> None:
         """End the exchanges under way, and close all connections. Further ones are refused."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.config import load_settings
 from keepfs.keep.api import ApiClient, ApiError
+from keepfs.keep.buffers import BufferPool
 from keepfs.keep.cache import KeepBlockCache
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
@@ -60,7 +61,7 @@ def open_client(options: StoreOptions) -> KeepClient:
             services are, or for whom.
         OSError: The token file can't be read.
     """
-    cache = KeepBlockCache(options.cache_size)
+    cache = KeepBlockCache(options.cache_size, BufferPool().room)
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)
     return KeepClient(

@@ -130,7 +130,7 @@ class BlockClient:
             return memoryview(self._store.read(locator, call)).toreadonly()
         fetched: list[bool] = []
 
-        def fetch() -> bytes:
+        def fetch() -> bytes | memoryview:
             fetched.append(True)
             return self._store.read(locator, self._announcing(locator, call))
 
@@ -276,7 +276,9 @@ class BlockClient:
     def _announcing(self, locator: KeepLocator, call: Call) -> Call:
         """Have those who only want to know the block's size told as soon as it is known."""
         return dataclasses.replace(
-            call, answered=lambda size: self.block_cache.announce(locator, size)
+            call,
+            answered=lambda size: self.block_cache.announce(locator, size),
+            allocate=self.block_cache.allocate,
         )
 
     def _probe_expired(self, locator: KeepLocator, deadline: float) -> int | None:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import cachetools
 
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keepfs.keep.buffers import Room
     from keepfs.keep.locator import KeepLocator
 
 #: Bytes, as in the SDK: four blocks of the largest size.
@@ -105,10 +107,16 @@ class KeepBlockCache:
 
     Args:
         cache_max: Bytes.
+        allocate: Makes the memory that its blocks are fetched into.
     """
 
-    def __init__(self, cache_max: int = DEFAULT_CACHE_MAX) -> None:
+    def __init__(
+        self,
+        cache_max: int = DEFAULT_CACHE_MAX,
+        allocate: Callable[[int], Room] = FreshRoom,
+    ) -> None:
         self.cache_max = cache_max
+        self.allocate = allocate
         self._changed = threading.Condition()
         self._blocks: cachetools.LRUCache[str, memoryview] = cachetools.LRUCache(
             maxsize=cache_max, getsizeof=len

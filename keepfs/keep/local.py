@@ -16,14 +16,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
 from keepfs.keep.store import Found
 
 if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
+    from keepfs.keep.buffers import Room
     from keepfs.keep.store import Call, Wanted
 
 _CAUSE_BY_ERRNO = {
@@ -47,8 +52,14 @@ class LocalStore:
         self.directory = Path(directory).absolute()
         self.name = f"local:{self.directory}"
 
-    def get(self, locator: KeepLocator) -> bytes:
+    def get(
+        self, locator: KeepLocator, allocate: Callable[[int], Room] = FreshRoom
+    ) -> bytes | memoryview:
         """Read a block and verify it.
+
+        Args:
+            locator: The block's name.
+            allocate: Makes the memory that it is read into.
 
         Raises:
             NotFoundError: It isn't here.
@@ -59,14 +70,18 @@ class LocalStore:
         if locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size:
             return b""
         try:
-            with path.open("rb") as file:
-                self._check_size(locator, path, os.fstat(file.fileno()).st_size)
-                # One byte more than there may be, so a file that grows meanwhile is noticed.
-                block = file.read(MAX_BLOCK_SIZE + 1 if locator.size is None else locator.size + 1)
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                self._check_size(locator, path, size)
+                memory = allocate(size)
+                got = _fill(memory.view, file)
+                # A file that grows meanwhile is noticed.
+                is_whole = got == size and not file.read(1)
+                block = memory.first(got)
         except OSError as error:
             raise self._read_error(locator, path, error) from error
         digest = hashlib.md5(block, usedforsecurity=False).hexdigest()
-        if digest != locator.md5sum:
+        if digest != locator.md5sum or not is_whole:
             raise KeepReadError(
                 f"the block file {path} is corrupt: its MD5 is {digest};"
                 " move it away, and store the block again",
@@ -115,9 +130,9 @@ class LocalStore:
             ) from error
         return Receipt(locator, copies=1, services=(self.name,))
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes:  # noqa: ARG002 - a disk is asked once
+    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
         """Read a block and verify it; as `Store` has it."""
-        return self.get(locator)
+        return self.get(locator, call.allocate)
 
     def find(self, locator: KeepLocator, call: Call) -> Found:  # noqa: ARG002 - ditto
         """Tell a block's size; as `Store` has it."""
@@ -149,6 +164,11 @@ class LocalStore:
 
     @staticmethod
     def _check_size(locator: KeepLocator, path: Path, size: int) -> None:
+        if size > MAX_BLOCK_SIZE:
+            raise KeepReadError(
+                f"the block file {path} has {size} bytes, more than a block has",
+                cause=Cause.CORRUPT,
+            )
         if locator.size is not None and size != locator.size:
             raise KeepReadError(
                 f"the block file {path} has {size} bytes, its name {locator.stripped()} says"
@@ -201,6 +221,17 @@ class LocalStore:
         # Each new directory is on disk once the one it is in is.
         for made in missing:
             _sync_directory(made.parent)
+
+
+def _fill(view: memoryview, file: io.FileIO) -> int:
+    """Read up to a view's bytes; return how many there were."""
+    got = 0
+    while got < view.nbytes:
+        count = file.readinto(view[got:])
+        if not count:
+            break
+        got += count
+    return got
 
 
 def _sync_directory(path: Path) -> None:

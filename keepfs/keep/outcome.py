@@ -84,7 +84,7 @@ class Outcome:
     reason: str
     cause: Cause | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    block: bytes | None = None
+    block: bytes | memoryview | None = None
     text: str = ""
     size: int | None = None
     is_permanent: bool = False

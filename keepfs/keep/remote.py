@@ -11,6 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.failures import read_error, write_error
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from keepfs.keep.buffers import Room
     from keepfs.keep.counters import Counters
     from keepfs.keep.errors import KeepRequestError
     from keepfs.keep.outcome import Outcome
@@ -110,7 +112,7 @@ class RemoteStore:
 
     # --- reading ----------------------------------------------------------
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes:
+    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
         """Return a block, verified. Blocks.
 
         Raises:
@@ -260,6 +262,7 @@ class RemoteStore:
         *,
         deadline: float | None = None,
         answered: Callable[[int], None] | None = None,
+        allocate: Callable[[int], Room] = FreshRoom,
     ) -> list[str]:
         """Make a `KeepService` for each root that hasn't one yet, and return the roots.
 
@@ -290,6 +293,7 @@ class RemoteStore:
                     counters=self._counters,
                     deadline=deadline,
                     answered=answered,
+                    allocate=allocate,
                 )
             roots.append(root)
         return roots
@@ -311,6 +315,7 @@ class RemoteStore:
             headers,
             deadline=call.deadline,
             answered=call.answered,
+            allocate=call.allocate,
         )
 
     def _foreign_token(self, cluster_id: str) -> str:

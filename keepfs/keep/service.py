@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from keepfs import __version__
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
 from keepfs.keep.locator import KeepLocator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from keepfs.keep.buffers import Room
     from keepfs.keep.sessions import SessionPool
     from keepfs.keep.transport import Answer
 
@@ -61,6 +63,7 @@ class KeepService:
         counters: Of the client.
         deadline: When the call ends, on the monotonic clock.
         answered: Called with a block's size as soon as the service begins to send it.
+        allocate: Makes the memory that blocks are received into.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class KeepService:
         counters: Counters | None = None,
         deadline: float | None = None,
         answered: Callable[[int], None] | None = None,
+        allocate: Callable[[int], Room] = FreshRoom,
     ) -> None:
         self.root = root
         self._sessions = sessions
@@ -80,6 +84,7 @@ class KeepService:
         end = time.monotonic() + DEFAULT_TOTAL_TIMEOUT
         self._deadline = end if deadline is None else deadline
         self._answered = answered
+        self._allocate = allocate
         self._outcome: Outcome | None = None
         self._pace: Pace | None = None
         self._cancelled = False
@@ -133,7 +138,7 @@ class KeepService:
         locator: KeepLocator,
         method: str = "GET",
         timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
-    ) -> bytes | Literal[True] | str | None:
+    ) -> bytes | memoryview | Literal[True] | str | None:
         """Ask for a block, once. Blocks.
 
         Returns:
@@ -278,7 +283,7 @@ class KeepService:
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers)
             return Outcome(status, reason, headers=headers, size=declared)
-        flaw, block = receive_block(answer, locator, declared, self._answered)
+        flaw, block = receive_block(answer, locator, declared, self._answered, self._allocate)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.retry import Backoff
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from keepfs.keep.buffers import Room
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
 
@@ -31,6 +33,7 @@ class Call:
         headers: Further ones that go with them.
         answered: Called with the block's size as soon as a service begins to send it.
         backoff: How long to wait between rounds.
+        allocate: Makes the memory that a block is read into.
     """
 
     deadline: float
@@ -39,6 +42,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     answered: Callable[[int], None] | None = None
     backoff: Backoff = field(default_factory=Backoff)
+    allocate: Callable[[int], Room] = FreshRoom
 
     def remaining(self) -> float:
         """Return the seconds that are left, at least 0."""
@@ -74,7 +78,7 @@ class Found:
 class Store(Protocol):
     """Where blocks are."""
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes:
+    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
         """Return a block, verified.
 
         Raises:

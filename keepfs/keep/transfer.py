@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
 import queue
 import re
 import threading
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, Self
 
 import urllib3
 
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.outcome import innermost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keepfs.keep.buffers import Room
     from keepfs.keep.transport import Answer
 
 #: Bytes that are received, then hashed: large enough that hashing lets other
@@ -38,21 +39,13 @@ MOST_TEXT = 4096
 _DECIMAL = re.compile(r"[0-9]{1,19}\Z", re.ASCII)
 
 
-def new_buffer(size: int) -> io.BytesIO:
-    """Make the memory that a block is received into: the one place where it is made.
-
-    It is written through `getbuffer()`; then `getvalue()` gives its bytes,
-    not a copy of them.
-    """
-    return io.BytesIO(bytes(size))
-
-
 def receive_block(
     answer: Answer,
     locator: KeepLocator,
     declared: int | None,
     answered: Callable[[int], None] | None = None,
-) -> tuple[str, bytes]:
+    allocate: Callable[[int], Room] = FreshRoom,
+) -> tuple[str, bytes | memoryview]:
     """Receive a block, hashing it on the way.
 
     Args:
@@ -60,6 +53,7 @@ def receive_block(
         locator: The block's name.
         declared: The length that the answer says; None if it doesn't.
         answered: Called with the block's size before it is received.
+        allocate: Makes the memory that it is received into.
 
     Returns:
         What is wrong with it, empty if nothing is, and its bytes.
@@ -73,9 +67,9 @@ def receive_block(
         answered(size)
     # One byte more than there may be, where the answer doesn't say its length.
     room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
-    buffer = new_buffer(room)
-    with buffer.getbuffer() as view, (_HashThread if room >= _LARGE else _Hash)() as digest:
-        got = _fill(view, answer, digest)
+    memory = allocate(room)
+    with (_HashThread if room >= _LARGE else _Hash)() as digest:
+        got = _fill(memory.view, answer, digest)
     if size is not None and got != size:
         more = "more than " if got > size else ""
         return f"{more}{min(got, size)} of {size} bytes came, then the end", b""
@@ -83,8 +77,7 @@ def receive_block(
         return "more bytes than a block has", b""
     if digest.hexdigest() != locator.md5sum:
         return f"its MD5 is {digest.hexdigest()}", b""
-    buffer.truncate(got)
-    return "", buffer.getvalue()
+    return "", memory.first(got)
 
 
 def _fill(view: memoryview, answer: Answer, digest: _Hash) -> int:

@@ -13,7 +13,6 @@ from keepfs.keep.counters import Counters
 from keepfs.keep.service import KeepService
 from keepfs.keep.sessions import SessionPool
 from keepfs.keep.timeouts import Timeouts
-from keepfs.keep.transfer import new_buffer
 from tests.fakes.threads import Running
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 
@@ -203,12 +202,3 @@ def test_a_large_block_is_sent_and_received_whole(
     assert service.put(digest, memoryview(block), PATIENT)
     assert store.content(digest) == block
     assert service.get(KeepLocator(service.last_result()["body"]), timeout=PATIENT) == block
-
-
-def test_a_buffer_gives_its_bytes_without_a_copy() -> None:
-    buffer = new_buffer(100)
-    with buffer.getbuffer() as view:
-        view[:3] = b"foo"
-
-    assert buffer.getvalue() is buffer.getvalue()
-    assert buffer.getvalue()[:3] == b"foo"

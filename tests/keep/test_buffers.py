@@ -1,0 +1,83 @@
+"""Memory of blocks: fresh, or used again."""
+
+from __future__ import annotations
+
+import gc
+
+from keepfs.keep.buffers import BufferPool, FreshRoom
+
+
+def test_fresh_memory_becomes_bytes_without_a_copy() -> None:
+    room = FreshRoom(100)
+    room.view[:3] = b"foo"
+
+    block = room.first(3)
+
+    assert block == b"foo"
+    assert type(block) is bytes
+
+
+def test_a_buffer_comes_back_when_the_last_view_is_gone() -> None:
+    pool = BufferPool(size=4096)
+    room = pool.room(4096)
+    room.view[:3] = b"foo"
+    part = memoryview(room.first(4096))[1:3]
+
+    del room
+    assert pool.idle() == 0
+    assert bytes(part) == b"oo"
+    del part
+
+    assert pool.idle() == 1
+
+
+def test_a_buffer_that_came_back_is_lent_again() -> None:
+    pool = BufferPool(size=4096)
+    view = pool.lend(4096)
+    view[:3] = b"foo"
+    del view
+
+    again = pool.lend(4096)
+
+    assert bytes(again[:3]) == b"foo"  # nobody clears it
+    assert pool.idle() == 0
+
+
+def test_two_who_have_a_buffer_each_have_two() -> None:
+    pool = BufferPool(size=4096)
+    one, other = pool.lend(4096), pool.lend(4096)
+
+    one[:] = b"1" * 4096
+    other[:] = b"2" * 4096
+
+    assert bytes(one) == b"1" * 4096
+
+
+def test_no_more_than_so_many_are_kept() -> None:
+    pool = BufferPool(size=4096, most_idle=2)
+    lent = [pool.lend(4096) for _ in range(5)]
+
+    lent.clear()
+
+    assert pool.idle() == 2
+
+
+def test_a_smaller_block_has_memory_of_its_own() -> None:
+    pool = BufferPool(size=4096)
+
+    view = pool.lend(4095)
+    assert len(view) == 4095
+    del view
+
+    assert pool.idle() == 0
+
+
+def test_a_buffer_in_a_cycle_comes_back_when_that_is_collected() -> None:
+    pool = BufferPool(size=4096)
+    cycle: list[object] = [pool.lend(4096)]
+    cycle.append(cycle)
+
+    del cycle
+    gc.collect()
+
+    assert pool.idle() == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from keepfs.config import load_settings
 from keepfs.keep.api import ApiClient, ApiError
 from keepfs.keep.buffers import BufferPool
-from keepfs.keep.cache import KeepBlockCache
+from keepfs.keep.cache import KEPT_FOR_READER, KeepBlockCache
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
@@ -136,13 +136,17 @@ class RenewingStore:
         _log.info("the token has been read again, from %s", _where_from(self._options))
         return True
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None."""
-        return self._client.cached_block(locator)
+        return self._client.cached_block(locator, keep_for)
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a block could be fetched without waiting for others."""
+        return self._client.has_room(size)
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block, verified."""
-        return self._renewed(lambda: self._client.get_block(locator))
+        return self._renewed(lambda: self._client.get_block(locator, keep_for=KEPT_FOR_READER))
 
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block the store has, in bytes."""

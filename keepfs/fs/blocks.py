@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 import trio
 
 from keepfs.keep.errors import fresh_copy
+from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+#: Seconds for which who reads a block in order is believed to be still there.
+#: Guessed: longer than a program stops for between two reads.
+PATIENCE = 1.0
 #: Most threads that read at once; each may hold a block of up to 64 MiB.
 DEFAULT_MAX_READS = 16
 #: Most threads that write at once; each holds a block of up to 64 MiB.
@@ -50,8 +54,14 @@ class Lookup(enum.Enum):
 class BlockStore(Protocol):
     """What the file system needs from Keep. Calls may block; any thread may make them."""
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
-        """Return a verified block if it can be had without waiting, else None."""
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+        """Return a verified block if it can be had without waiting, else None.
+
+        `keep_for`: seconds in which the caller will read on in it.
+        """
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a block could be fetched without waiting for others."""
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block, verified."""
@@ -171,25 +181,36 @@ class AsyncBlocks:
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
         self._under_way = collections.Counter[trio.CapacityLimiter]()
 
-    def get_nowait(self, locator: KeepLocator) -> memoryview | None:
-        """Return a block if it is in memory, else None."""
-        return self._store.cached_block(locator)
-
-    async def get(self, locator: KeepLocator) -> memoryview:
+    async def get(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview:
         """Return a block, verified, from memory or from the store.
+
+        Args:
+            locator: The block's name.
+            keep_for: Seconds in which the caller will read on in the block,
+                going through it in order: so long it is kept before others.
 
         Raises:
             KeepReadError: It couldn't be read.
         """
-        block = self._store.cached_block(locator)
-        if block is not None:
-            return block
-        return await self._get(locator).wait()
+        block = self._store.cached_block(locator, keep_for)
+        if block is None:
+            block = await self._get(locator).wait()
+            self._store.cached_block(locator, keep_for)  # it is read from now on
+        return block
 
-    def fetch_ahead(self, locator: KeepLocator) -> None:
-        """Have a block fetched that will be wanted; a failure shows when it is."""
-        if self._store.cached_block(locator) is None:
-            self._get(locator)
+    def fetch_ahead(self, locator: KeepLocator) -> bool:
+        """Have a block fetched that will be wanted; a failure shows when it is.
+
+        Returns:
+            Whether it is here or on its way: False where it would have to
+            wait for the room that others need.
+        """
+        if locator in self._gets or self._store.cached_block(locator, PATIENCE) is not None:
+            return True
+        if not self._store.has_room(MAX_BLOCK_SIZE if locator.size is None else locator.size):
+            return False
+        self._get(locator)
+        return True
 
     async def find(self, locator: KeepLocator) -> int:
         """Return the size of a block the store has, in bytes, as `lookup` says.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from keepfs.fs.nodes import DirectoryNode, FileNode, Metadata, Node, file_mode
-from keepfs.keep.errors import Cause, KeepReadError
+from keepfs.fs.reading import BlockReader
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BlockFile(FileNode):
         owner: Metadata,
     ) -> None:
         super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, _TIME_NS))
-        self._blocks = blocks
+        self._reader = BlockReader(blocks, self._locator_at)
         self._locators = locators
         self._sizes = sizes
         #: Where each block ends.
@@ -80,26 +80,26 @@ class BlockFile(FileNode):
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes there are from `offset` on, out of verified blocks."""
-        blocks = self._blocks
         end = min(offset + size, self.size)
         pieces = []
         while offset < end:
             index = bisect.bisect_right(self._ends, offset)
             begin = self._ends[index] - self._sizes[index]
-            locator = self._locators[index]
-            if index + 1 < len(self._locators):
-                blocks.fetch_ahead(self._locators[index + 1])
-            block = await blocks.get(locator)
-            if len(block) != self._sizes[index]:  # fewer bytes would be taken for the end
-                raise KeepReadError(
-                    f"{locator.stripped()} has {len(block)} bytes, was said to have"
-                    f" {self._sizes[index]}",
-                    cause=Cause.CORRUPT,
-                )
             stop = min(end, self._ends[index])
-            pieces.append(block[offset - begin : stop - begin])
+            pieces.append(
+                await self._reader.read(
+                    index,
+                    self._locators[index],
+                    self._sizes[index],
+                    offset - begin,
+                    stop - begin,
+                )
+            )
             offset = stop
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _locator_at(self, number: int) -> KeepLocator | None:
+        return self._locators[number] if number < len(self._locators) else None
 
 
 class ByIdDirectory(DirectoryNode):

@@ -84,11 +84,16 @@ class BlockClient:
 
     # --- reading ----------------------------------------------------------
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None.
 
         A locator whose signature has expired is never answered from memory:
         whether it may still be read is the services' to say.
+
+        Args:
+            locator: The block's name.
+            keep_for: Seconds in which the caller will read on in the block,
+                going through it in order: so long others go before it.
 
         Raises:
             KeepReadError: The cached block hasn't the size the locator says.
@@ -97,8 +102,12 @@ class BlockClient:
             return memoryview(b"")
         if locator.permission_expired():
             return None
-        block = self.block_cache.get_nowait(locator.md5sum)
+        block = self.block_cache.get_nowait(locator.md5sum, keep_for)
         return None if block is None else _of_hinted_size(locator, block)
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a block of so many bytes could be fetched without waiting for others."""
+        return self.block_cache.has_room(size)
 
     def get_block(
         self,
@@ -107,6 +116,7 @@ class BlockClient:
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        keep_for: float = 0.0,
     ) -> memoryview:
         """Return a block, verified, from the cache or the store. Blocks.
 
@@ -116,6 +126,7 @@ class BlockClient:
             request_id: Goes with the requests; a new one when None.
             headers: Go with the requests too.
             timeout: Seconds that the call may take; `total_timeout` when None.
+            keep_for: Seconds in which the caller will go through the block in parts.
 
         Raises:
             NotFoundError: No service has it.
@@ -136,7 +147,7 @@ class BlockClient:
 
         try:
             block = self.block_cache.get_or_fetch(
-                locator, fetch, effort=call.retries, timeout=call.remaining()
+                locator, fetch, call.retries, call.remaining(), keep_for
             )
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)

@@ -2,7 +2,8 @@
 
 Blocks never change, so a cached block is never stale; it is verified before
 it comes in. Every method may be called from any thread. The lock is held for
-arithmetic only: fetching happens outside.
+arithmetic only: fetching happens outside. Which block goes when there is no
+room is the business of `keepfs.keep.reuse`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cachetools
-
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.keep.reuse import ReuseCache
+from keepfs.keep.thrash import Thrash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 #: Bytes, as in the SDK: four blocks of the largest size.
 DEFAULT_CACHE_MAX = 256 * 1024 * 1024
+#: Seconds for which a block that was fetched for somebody who isn't here yet is
+#: kept for them. Guessed: longer than a program stops for between two reads.
+KEPT_FOR_READER = 1.0
+#: Seconds for which a fetch waits, at most, for readers to come to the ends of
+#: their blocks. Guessed: many of them take turns, and a slow one stops nobody.
+_YIELDING = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class CacheStatistics:
         hits: Calls answered from memory.
         misses: Calls that fetched.
         joined: Calls that waited for another's fetch.
+        refetched: Of the misses, blocks that had been here and were thrown out.
     """
 
     maxsize: int
@@ -50,6 +58,7 @@ class CacheStatistics:
     hits: int
     misses: int
     joined: int
+    refetched: int
 
 
 class Fetch:
@@ -97,7 +106,7 @@ class Fetch:
 
 
 class KeepBlockCache:
-    """Blocks by their digest, the least recently used thrown out first.
+    """Blocks by their digest; the one that will be wanted last is thrown out first.
 
     Invariants: cached bytes plus bytes being fetched never exceed
     `cache_max`, but for a single block larger than all of it, which is
@@ -108,30 +117,44 @@ class KeepBlockCache:
     Args:
         cache_max: Bytes.
         allocate: Makes the memory that its blocks are fetched into.
+        clock: Seconds, instead of `time.monotonic`.
     """
 
     def __init__(
         self,
         cache_max: int = DEFAULT_CACHE_MAX,
         allocate: Callable[[int], Room] = FreshRoom,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache_max = cache_max
         self.allocate = allocate
+        self._clock = clock
         self._changed = threading.Condition()
-        self._blocks: cachetools.LRUCache[str, memoryview] = cachetools.LRUCache(
-            maxsize=cache_max, getsizeof=len
-        )
+        self._blocks = ReuseCache(cache_max, clock)
+        self._thrash = Thrash(cache_max, clock)
         self._fetches: dict[str, Fetch] = {}
         self._in_flight = 0
-        self._hits = self._misses = self._joined = 0
+        self._waiting = 0
+        self._hits = self._misses = self._joined = self._refetched = 0
 
-    def get_nowait(self, md5sum: str) -> memoryview | None:
-        """Return the block if it is here, else None. Never waits."""
+    def get_nowait(self, md5sum: str, keep_for: float = 0.0) -> memoryview | None:
+        """Return the block if it is here, else None. Never waits.
+
+        Args:
+            md5sum: The block's digest.
+            keep_for: Seconds in which the caller will read on in the block,
+                going through it in order: so long others go before it.
+        """
         with self._changed:
-            block = self._blocks.get(md5sum)
-            if block is not None:
-                self._hits += 1
-            return block
+            return self._found(md5sum, keep_for)
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a block of so many bytes could be fetched without waiting for others."""
+        with self._changed:
+            taken = self._in_flight + size
+            if taken + self._blocks.currsize <= self.cache_max:
+                return True
+            return taken + self._blocks.busy_size() <= self.cache_max
 
     def get_or_fetch(
         self,
@@ -139,6 +162,7 @@ class KeepBlockCache:
         fetch: Callable[[], bytes | memoryview],
         effort: int = 0,
         timeout: float | None = None,
+        keep_for: float = 0.0,
     ) -> memoryview:
         """Return the block, from memory or by calling `fetch`; blocks meanwhile.
 
@@ -153,6 +177,7 @@ class KeepBlockCache:
             effort: How persistent `fetch` is: its rounds after the first.
             timeout: Seconds to wait for others, be it for their fetch or for
                 the room that they take; None for no limit.
+            keep_for: Seconds in which the caller will go through the block in parts.
 
         Raises:
             KeepReadError: Others took too long (cause TIMED_OUT).
@@ -160,11 +185,11 @@ class KeepBlockCache:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            block, running, is_mine = self._join(locator, effort)
+            block, running, is_mine = self._join(locator, effort, keep_for)
             if block is not None:
                 return block
             if is_mine:
-                return self._fetch(running, fetch, deadline)
+                return self._fetch(running, fetch, deadline, keep_for)
             if not running.done.wait(_left(deadline)):
                 raise _waited_too_long(locator)
             if running.block is not None:
@@ -185,20 +210,22 @@ class KeepBlockCache:
     ) -> Fetch | memoryview:
         """Return the block if it is here, else its fetch: begun by now, or joined. Doesn't wait.
 
+        Whoever has it fetched is about to go through it.
+
         Args:
             locator: The block's name.
             fetch: Returns the block's verified bytes, or raises.
             spawn: Runs what it is given in another thread.
             effort: How persistent `fetch` is.
         """
-        block, running, is_mine = self._join(locator, effort)
+        block, running, is_mine = self._join(locator, effort, KEPT_FOR_READER)
         if block is not None:
             return block
 
         def run() -> None:
             # Whoever waits is told of the failure; nobody else needs to be.
             with contextlib.suppress(Exception):
-                self._fetch(running, fetch, None)
+                self._fetch(running, fetch, None, KEPT_FOR_READER)
 
         if is_mine:
             try:
@@ -218,12 +245,22 @@ class KeepBlockCache:
         if running is not None:
             running.announce(size)
 
-    def _join(self, locator: KeepLocator, effort: int) -> tuple[memoryview | None, Fetch, bool]:
+    def _found(self, md5sum: str, keep_for: float) -> memoryview | None:
+        block = self._blocks.get(md5sum)
+        if block is not None:
+            self._hits += 1
+            self._blocks.read(md5sum, keep_for)
+            if not keep_for and self._waiting:
+                self._changed.notify_all()
+        return block
+
+    def _join(
+        self, locator: KeepLocator, effort: int, keep_for: float
+    ) -> tuple[memoryview | None, Fetch, bool]:
         """Return the block if it is here; else its fetch, and whether that is the caller's."""
         with self._changed:
-            block = self._blocks.get(locator.md5sum)
+            block = self._found(locator.md5sum, keep_for)
             if block is not None:
-                self._hits += 1
                 return block, Fetch(locator), False
             running = self._fetches.get(locator.md5sum)
             if running is not None:
@@ -231,10 +268,20 @@ class KeepBlockCache:
                 return None, running, False
             mine = self._fetches[locator.md5sum] = Fetch(locator, effort)
             self._misses += 1
+            self._note_miss(locator.md5sum)
             return None, mine, True
 
+    def _note_miss(self, md5sum: str) -> None:
+        was_here = self._blocks.was_here(md5sum)
+        self._refetched += was_here
+        self._thrash.missed((lambda: self._blocks.size_to_keep(md5sum)) if was_here else None)
+
     def _fetch(
-        self, mine: Fetch, fetch: Callable[[], bytes | memoryview], deadline: float | None
+        self,
+        mine: Fetch,
+        fetch: Callable[[], bytes | memoryview],
+        deadline: float | None,
+        keep_for: float,
     ) -> memoryview:
         reserved = False
         try:
@@ -256,6 +303,7 @@ class KeepBlockCache:
                 if mine.block is not None and self._has_place_for(len(mine.block)):
                     self._make_room(len(mine.block))
                     self._blocks[mine.locator.md5sum] = mine.block
+                    self._blocks.expect(mine.locator.md5sum, keep_for)
                 self._changed.notify_all()
             mine.end()
         return mine.block
@@ -276,18 +324,42 @@ class KeepBlockCache:
                 hits=self._hits,
                 misses=self._misses,
                 joined=self._joined,
+                refetched=self._refetched,
             )
 
     def _reserve(self, mine: Fetch, deadline: float | None) -> None:
-        """Set bytes aside for a fetch, waiting for others to end where there is no room."""
+        """Set bytes aside for a fetch, waiting for others where there is no room.
+
+        For fetches under way to end, and a while for those who go through a
+        block to come to its end: were it taken from them, they would have it
+        fetched again for each part of it, and so on by turns.
+        """
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: self._in_flight == 0 or self._in_flight + mine.size <= self.cache_max,
-                _left(deadline),
-            ):
-                raise _waited_too_long(mine.locator)
+            self._waiting += 1
+            try:
+                self._wait_for_room(mine, deadline)
+            finally:
+                self._waiting -= 1
             self._make_room(mine.size)
             self._in_flight += mine.size
+
+    def _wait_for_room(self, mine: Fetch, deadline: float | None) -> None:
+        yielding_until = self._clock() + _YIELDING
+        while True:
+            fits = self._in_flight == 0 or self._in_flight + mine.size <= self.cache_max
+            patience = None
+            if fits:
+                if self._in_flight + self._blocks.currsize + mine.size <= self.cache_max:
+                    return
+                patience = min(self._blocks.patience(), yielding_until - self._clock())
+                if patience <= 0:
+                    return
+            left = _left(deadline)
+            if left == 0:
+                raise _waited_too_long(mine.locator)
+            self._changed.wait(
+                min((it for it in (patience, left) if it is not None), default=None)
+            )
 
     def _has_place_for(self, size: int) -> bool:
         """Tell whether throwing out blocks can make room; a size hint may have been too low."""

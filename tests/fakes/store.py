@@ -35,8 +35,11 @@ Call: TypeAlias = Literal["get_block", "put_block", "head_block", "probe_block"]
 class BlockStore(Protocol):
     """What a block store does, as `KeepClient` documents it."""
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None."""
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a block could be fetched without waiting for others."""
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block, verified. Blocks."""
@@ -77,14 +80,19 @@ class DictStore:
         self._cached: set[str] = set()
         self._lock = threading.Lock()
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
-        """Return a block that was read before, else None."""
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+        """Return a block that was read before, else None; nothing is thrown out here."""
+        del keep_for
         if _is_empty(locator):
             return memoryview(b"")
         with self._lock:
             if locator.permission_expired() or locator.md5sum not in self._cached:
                 return None
         return memoryview(self._block(locator))
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a block is one of the store's size."""
+        return size <= MAX_BLOCK_SIZE
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block."""
@@ -176,9 +184,13 @@ class FailingStore:
             self._failures.clear()
             self._broken.clear()
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Ask the store; what is in memory can't fail."""
-        return self._store.cached_block(locator)
+        return self._store.cached_block(locator, keep_for)
+
+    def has_room(self, size: int) -> bool:
+        """Ask the store."""
+        return self._store.has_room(size)
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Fail as told, or ask the store."""
@@ -255,9 +267,13 @@ class GatedStore:
         with self._changed:
             return self._waiting[call]
 
-    def cached_block(self, locator: KeepLocator) -> memoryview | None:
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Ask the store; what is in memory needs no waiting."""
-        return self._store.cached_block(locator)
+        return self._store.cached_block(locator, keep_for)
+
+    def has_room(self, size: int) -> bool:
+        """Ask the store."""
+        return self._store.has_room(size)
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Wait at the gate, then ask the store."""

@@ -203,20 +203,20 @@ async def test_the_empty_block_is_an_empty_file() -> None:
         assert bytes(await file.read(0, 100)) == b""
 
 
-async def test_reading_a_list_fetches_the_next_block_ahead() -> None:
-    store = GatedStore(a_store(b"quux", b"third"))
+async def test_reading_a_list_fetches_the_next_blocks_ahead() -> None:
+    store = GatedStore(a_store(b"quux", b"third", b"fourth"))
     async with directory_of(store) as by_id, trio.open_nursery() as nursery:
-        names = [FOO, locator_of(b"quux"), locator_of(b"third")]
+        names = [FOO, *map(locator_of, (b"quux", b"third", b"fourth"))]
         file = await found(by_id, ",".join(names))
         store.shut("get_block")
 
         nursery.start_soon(file.read, 0, 1)
         await trio.testing.wait_all_tasks_blocked()
-        store.wait_for_callers("get_block", 2)
+        store.wait_for_callers("get_block", 3)
         fetching = store.waiting("get_block")
         store.open("get_block")
 
-    assert fetching == 2
+    assert fetching == 3
 
 
 async def test_many_readers_of_one_block_cause_one_fetch() -> None:

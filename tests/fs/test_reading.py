@@ -1,0 +1,161 @@
+"""Reading a file of several blocks: in order, here and there, and without room."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.fs.blocks import open_blocks
+from keepfs.fs.reading import BlockReader
+from keepfs.keep import KeepReadError
+from tests.fakes.store import DictStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keepfs.keep.locator import KeepLocator
+
+MIB = 1024 * 1024
+SIZE = 16 * MIB
+
+
+class Recording(DictStore):
+    """A store with little room, that remembers for how long blocks are to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[float] = []
+        self.room = True
+
+    def has_room(self, size: int) -> bool:
+        """Tell what the test says."""
+        return self.room and super().has_room(size)
+
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+        """Note it, and answer."""
+        self.kept.append(keep_for)
+        return super().cached_block(locator, keep_for)
+
+    def fetched(self) -> list[str]:
+        """Return the digests of the blocks that were fetched, in order."""
+        return [digest for call, digest in self.calls if call == "get_block"]
+
+
+class File:
+    """Six blocks as a file.
+
+    Args:
+        store: Where they are.
+    """
+
+    def __init__(self, store: DictStore) -> None:
+        contents = [bytes([number]) * SIZE for number in range(6)]
+        self.locators = [store.put_block(each, 1).locator for each in contents]
+        store.calls.clear()
+        self.reader: BlockReader | None = None
+
+    def locator_at(self, number: int) -> KeepLocator | None:
+        """Name a block."""
+        return self.locators[number] if number < len(self.locators) else None
+
+    @contextlib.asynccontextmanager
+    async def reading(self, store: DictStore) -> AsyncIterator[None]:
+        """Have a reader."""
+        async with open_blocks(store, copies=1) as blocks:
+            self.reader = BlockReader(blocks, self.locator_at)
+            yield
+
+    async def read(self, number: int, begin: int, size: int) -> bytes:
+        """Read from a block."""
+        assert self.reader is not None
+        locator = self.locators[number]
+        return bytes(await self.reader.read(number, locator, SIZE, begin, begin + size))
+
+    def digests(self, *numbers: int) -> list[str]:
+        """Return blocks' digests."""
+        return [self.locators[number].md5sum for number in numbers]
+
+
+async def test_who_begins_a_block_has_the_next_two_fetched() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        assert await file.read(0, 0, 3) == b"\0\0\0"
+
+        assert await file.read(1, 0, 3) == b"\1\1\1"
+
+    assert set(store.fetched()) <= set(file.digests(0, 1, 2, 3))
+    assert set(store.fetched()) >= set(file.digests(0, 1))
+
+
+async def test_who_reads_here_and_there_has_nothing_fetched_ahead() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        for number, begin in ((3, 8 * MIB), (1, 12 * MIB), (3, 15 * MIB)):
+            await file.read(number, begin, 4096)
+
+    assert store.fetched() == file.digests(3, 1)
+    assert set(store.kept) == {0.0}
+
+
+async def test_a_block_is_kept_for_who_has_read_on_in_it_until_the_end() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        await file.read(5, 0, MIB)
+        at_first = store.kept[-1]
+        for begin in range(1, 15):
+            await file.read(5, begin * MIB, MIB)
+        halfway = store.kept[-1]
+        await file.read(5, 15 * MIB, MIB)
+
+    assert 0 < at_first < halfway
+    assert store.kept[-1] == 0
+
+
+async def test_requests_that_overtake_each_other_are_in_order_still() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        for begin in (0, 2, 1, 4, 3):
+            await file.read(5, begin * MIB, MIB)
+
+    assert store.kept[-1] > 0.5
+
+
+async def test_without_room_nothing_is_fetched_ahead_until_there_is() -> None:
+    store = Recording()
+    file = File(store)
+    store.room = False
+    async with file.reading(store):
+        await file.read(0, 0, MIB)
+        alone = store.fetched()
+        store.room = True
+        await file.read(0, MIB, MIB)
+        await file.read(1, 0, 1)
+
+    assert alone == file.digests(0)
+    assert store.fetched()[1] == file.digests(1)[0]
+
+
+async def test_a_block_of_another_size_is_an_error() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        assert file.reader is not None
+        with pytest.raises(KeepReadError, match="was said to have 5"):
+            await file.reader.read(0, file.locators[0], 5, 0, 5)
+
+
+async def test_places_of_very_many_blocks_are_forgotten() -> None:
+    store = Recording()
+    file = File(store)
+    file.locators *= 40
+    async with file.reading(store):
+        for number in range(200):
+            await file.read(number, 0, 1)
+
+    assert len(store.fetched()) == 6

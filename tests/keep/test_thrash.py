@@ -1,0 +1,60 @@
+"""The complaint about a cache that is too small: when, and what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keepfs.keep.thrash import Thrash
+from tests.fakes.clock import FakeClock
+
+if TYPE_CHECKING:
+    import pytest
+
+MIB = 1024 * 1024
+
+
+def test_many_fetches_of_what_was_here_are_told_with_the_size_that_helps(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    thrash = Thrash(256 * MIB, clock)
+    for _ in range(10):
+        thrash.missed(None)
+        clock.sleep(0.2)
+        thrash.missed(lambda: 321 * MIB)
+
+    clock.sleep(60)
+    thrash.missed(None)
+
+    [message] = caplog.messages
+    assert message == (
+        "the cache of 256 MiB is too small: of 20 blocks fetched within a minute, 10 had"
+        " been in it; --cache-size 384MiB would have kept them"
+    )
+
+
+def test_few_such_fetches_are_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    thrash = Thrash(256 * MIB, clock)
+    for number in range(1000):
+        thrash.missed((lambda: MIB) if number % 100 == 0 else None)
+    clock.sleep(61)
+    thrash.missed(None)
+
+    assert caplog.messages == []
+
+
+def test_a_size_is_measured_now_and_then_only() -> None:
+    clock = FakeClock()
+    thrash = Thrash(256 * MIB, clock)
+    measured = []
+
+    def measure() -> int:
+        measured.append(clock())
+        return MIB
+
+    for _ in range(100):
+        clock.sleep(0.01)
+        thrash.missed(measure)
+
+    assert 5 < len(measured) < 15

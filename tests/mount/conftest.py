@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.mount.mounts import KeepfsMount, mounted, why_no_mounts
+from tests.mount.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,3 +51,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeepfsMount]:
     """A mount for all tests of a file, each of which uses names of its own."""
     with mounted(tmp_path_factory.mktemp("shared")) as it:
         yield it
+
+
+@pytest.fixture
+def places(
+    shared: KeepfsMount, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Places]:
+    """A directory in upload/ and one on a disk, for one test."""
+    mounted_here = shared.upload / request.node.name
+    mounted_here.mkdir()
+    yield Places(mounted_here, tmp_path / "disk")
+    subprocess.run(["rm", "-rf", str(mounted_here)], check=True)

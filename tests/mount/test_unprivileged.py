@@ -162,3 +162,34 @@ def test_letting_others_in_needs_the_administrators_word(of_user: KeepfsMount) -
 
     assert done.returncode == 1
     assert b"user_allow_other in /etc/fuse.conf" in done.stderr
+
+
+def test_modes_are_obeyed_as_on_a_disk(of_user: KeepfsMount) -> None:
+    """The kernel checks them (`default_permissions`); root is never refused."""
+    script = """
+echo x > file; mkdir full; echo x > full/inner; chmod 0 file; chmod 500 full
+cat file; echo y > file; rm full/inner; mv full/inner new; mkdir full/new; ln -s x full/link
+chmod 0 full; cat full/inner; ls full; cd full; chmod 700 full; truncate -s 0 file; /bin/true
+"""
+    said = []
+    for place in (of_user.upload, of_user.base / "disk"):
+        if place.name == "disk":
+            place.mkdir()
+            os.chown(place, USER, USER)
+        done = run_as(USER, "sh", "-c", f"cd {place} && LC_ALL=C && export LC_ALL {script}")
+        said.append((done.returncode, done.stdout, done.stderr))
+
+    assert said[0] == said[1]
+    assert said[0][2].count(b"Permission denied") >= 9
+
+
+def test_by_id_refuses_a_user_by_its_modes(of_user: KeepfsMount) -> None:
+    script = "cp /etc/hostname upload/f"
+    script += " && L=$(getfattr --only-values -n user.keep.locator upload/f)"
+    script += ' && ! touch by_id/new && ! rm -f "by_id/$L" && ! sh -c "echo x > by_id/$L"'
+
+    done = run_as(USER, "sh", "-c", f"cd {of_user.path} && {script}")
+
+    assert done.returncode == 0
+    assert done.stderr.count(b"denied") + done.stderr.count(b"Read-only") == 3
+    assert b"denied" in done.stderr

@@ -1,0 +1,67 @@
+"""The command line of the bench."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import click
+
+from bench import baselines, inprocess, names, reading, report, starting, writing
+from bench.measure import Amount, compare
+from bench.rig import Rig, rig
+
+GROUPS = {
+    "inprocess": inprocess.measure,
+    "reading": reading.measure,
+    "writing": writing.measure,
+    "names": names.measure,
+    "starting": starting.measure,
+}
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(GROUPS)), multiple=True, help="Only these groups.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--quick", is_flag=True, help="Tiny amounts, once each: tries the bench itself.")
+@click.option(
+    "--services", multiple=True, metavar="URL", help="Measure with these Keep services; repeat it."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Where the results go.",
+)
+def main(
+    *, only: tuple[str, ...], repeats: int, quick: bool, services: tuple[str, ...], output: Path
+) -> None:
+    """Measure keepfs, as ratios to baselines of the same run."""
+    output.mkdir(parents=True, exist_ok=True)
+    figures = []
+    urls = tuple(url for words in services for url in words.split())
+    with rig(urls, output / "programs", 1 if quick else repeats, quick=quick) as it:
+        click.echo(report.heading())
+        for group in only or GROUPS:
+            for figure in GROUPS[group](it):
+                figures.append(figure)
+                click.echo(report.line(figure))
+    about = {
+        "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},
+        "python": platform.python_version(),
+        "repeats": 1 if quick else repeats,
+        "quick": quick,
+    }
+    report.write_json(figures, about, output / "bench.json")
+    click.echo(f"written: {output / 'bench.json'}")
+    if report.write_chart(figures, output / "bench.png"):
+        click.echo(f"written: {output / 'bench.png'}")
+    else:
+        click.echo("no chart: there is no matplotlib")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

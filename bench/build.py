@@ -26,7 +26,9 @@ def program(name: str, directory: Path) -> Path:
     reason = why_not()
     if reason is not None:
         raise BuildError(reason)
-    flags = ["-pthread"] if name == "server" else _output("pkg-config", "--cflags", "--libs", "fuse3")
+    flags = (
+        ["-pthread"] if name == "server" else _output("pkg-config", "--cflags", "--libs", "fuse3")
+    )
     done = subprocess.run(
         ["gcc", "-O2", "-Wall", "-Wextra", "-o", str(target), str(source), *flags],
         capture_output=True,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bench import baselines
-from bench.measure import Amount, Target, VerifyError, compare, mb
+from bench.measure import Amount, Target, VerifyError, compare, mb, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,34 @@ def client(kind: str, services: Services) -> Iterator[Client]:
         yield Client(process, services)
         if process.stdin is not None:
             process.stdin.close()
+
+
+def measure_services(rig: Rig) -> Iterator[Figure]:
+    """Measure the services themselves, as curl sees them: how fast anything can be here."""
+    data, path = rig.file_in_memory()
+    locator = rig.services.store(data)
+    hashing = {
+        "md5sum": lambda: timed(
+            lambda: subprocess.run(["md5sum", path], check=True, stdout=subprocess.DEVNULL)
+        )
+    }
+    pid = rig.services.process.pid if rig.services.process else None
+    yield compare(
+        f"services: GET {rig.block_name} by curl",
+        mb(rig.block),
+        lambda: baselines.curl_get(rig.services, [locator]),
+        hashing,
+        repeats=rig.repeats,
+        pid=pid,
+    )
+    yield compare(
+        f"services: PUT {rig.block_name} by 2 curls",
+        mb(rig.block),
+        lambda: baselines.curl_put(rig.services, [(path.name, path)]),
+        hashing,
+        repeats=rig.repeats,
+        pid=pid,
+    )
 
 
 def measure(rig: Rig) -> Iterator[Figure]:
@@ -135,5 +163,3 @@ def _small(rig: Rig, ours: Client, sdk: Client) -> Iterator[Figure]:
         pid=ours.pid,
         target=Target(1.2),
     )
-
-

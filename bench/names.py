@@ -37,6 +37,8 @@ def measure(rig: Rig) -> Iterator[Figure]:
             os.mknod(path)
         in_c = [str(memfs / "many" / f"name-{number:07}") for number in range(rig.many)]
         times = 50
+        for paths in (known, in_memory, in_c):
+            stat_all(paths, 1)
         yield compare(
             "mount: stat of known names",
             Amount(times * rig.many, "/s"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from bench.measure import Figure
     from bench.rig import Rig
+    from bench.services import Services
 
 _PAGE = 4096
 _PARALLEL = 4
@@ -31,7 +33,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
     blocks = rig.blocks(rig.long + 8)
     cache = max(4 * rig.block, 2**20)
     with mounted(rig, "--cache-size", str(cache)) as mount:
-        reader = Reader(rig, mount)
+        reader = Reader(rig, mount, len(blocks))
         yield from _cold(rig, reader, blocks)
         yield from _parallel(rig, reader, blocks)
     with (
@@ -40,7 +42,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
             build.program("memfs", rig.programs), rig.base / "memfs", rig.long, rig.block, 0
         ) as memfs,
     ):
-        reader = Reader(rig, mount)
+        reader = Reader(rig, mount, len(blocks))
         yield from _cached(rig, reader, blocks, memfs)
 
 
@@ -50,13 +52,14 @@ class Reader:
     Args:
         rig: With which services.
         mount: Which mount.
+        blocks: How many there are to take in turn.
     """
 
-    def __init__(self, rig: Rig, mount: Mount) -> None:
+    def __init__(self, rig: Rig, mount: Mount, blocks: int) -> None:
         self._rig = rig
         self.mount = mount
         self.buffer = bytearray(2**20)
-        self.turns = Turns(rig.blocks(rig.long + 8))
+        self.turns = Turns(rig.blocks(blocks))
 
     def path(self, name: str) -> Path:
         """Return the file of one or several locators."""
@@ -148,12 +151,12 @@ class Turns:
 
 def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
     turns, curls, pid = reader.turns, Turns(blocks), reader.mount.pid
-    for count in (1, 4, rig.long):
+    for count in dict.fromkeys((1, 4, rig.long)):
         yield compare(
             f"mount: cold, {count} block{'s' * (count > 1)} in turn",
             mb(rig.block * count),
-            lambda count=count: reader.cold(turns.take(count)),  # type: ignore[misc]
-            {"curl": lambda count=count: baselines.curl_get(rig.services, curls.take(count))},  # type: ignore[misc]
+            functools.partial(_read_cold, reader, count),
+            {"curl": functools.partial(_curl, rig.services, curls, count)},
             repeats=rig.repeats,
             pid=pid,
             target=Target(0.85) if count > 1 else None,
@@ -167,6 +170,14 @@ def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
         pid=pid,
         target=Target(0.85),
     )
+
+
+def _read_cold(reader: Reader, count: int) -> float:
+    return reader.cold(reader.turns.take(count))
+
+
+def _curl(services: Services, turns: Turns, count: int) -> float:
+    return baselines.curl_get(services, turns.take(count))
 
 
 def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:

@@ -31,6 +31,7 @@ class Rig:
         many: Small things that are done in a row.
         long: Blocks in what is long.
         names: Of a long listing.
+        quick: Whether amounts are tiny, to try the bench itself.
     """
 
     services: Services
@@ -42,6 +43,7 @@ class Rig:
     many: int = 1000
     long: int = 16
     names: int = 10_000
+    quick: bool = False
     _blocks: list[str] = field(default_factory=list)
 
     @property
@@ -83,7 +85,7 @@ def rig(urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool) -> 
     try:
         it = Rig(services, programs, base, memory, repeats, block)
         if quick:
-            it.many, it.long, it.names = 20, 4, 100
+            it.many, it.long, it.names, it.quick = 20, 4, 100, True
         yield it
     finally:
         services.close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import resource
+import os
+import statistics
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.measure import Amount, Target, compare, timed
+from bench.measure import Amount, Meter, Target, compare
 from bench.mounting import command, environment, new_base
 
 if TYPE_CHECKING:
@@ -16,50 +20,84 @@ if TYPE_CHECKING:
     from bench.measure import Figure
     from bench.rig import Rig
 
+_SECONDS = Amount(0, "s")
+
+
+@dataclass
+class Usage:
+    """What processes took, of several trials: seconds, and MiB at most."""
+
+    cpu: list[float] = field(default_factory=list)
+    rss: list[float] = field(default_factory=list)
+
+    def add_to(self, figure: Figure) -> Figure:
+        """Set it beside a figure."""
+        figure.cpu = statistics.median(self.cpu)
+        figure.rss = max(self.rss)
+        return figure
+
 
 def measure(rig: Rig) -> Iterator[Figure]:
     """Measure `keepfs mount` until it returns, and `keepfs --version`."""
-    python = {"python -c pass": lambda: _run("-c", "pass")}
-    amount = Amount(0, "s")
-    yield _with_usage(
-        lambda: compare(
-            "start: keepfs mount until ready",
-            amount,
-            lambda: _mount(rig),
-            python,
-            repeats=rig.repeats,
-            target=Target(0.7, "value"),
-        )
+    mounting, version = Usage(), Usage()
+    python = {"python -c pass": lambda: _run(Usage(), "-c", "pass")}
+    figure = compare(
+        "start: keepfs mount until ready",
+        _SECONDS,
+        lambda: _mount(rig, mounting),
+        python,
+        repeats=rig.repeats,
+        target=Target(0.7, "value"),
     )
-    yield _with_usage(
-        lambda: compare(
-            "start: keepfs --version",
-            amount,
-            lambda: _run("-m", "keepfs", "--version"),
-            python,
-            repeats=rig.repeats,
-            target=Target(0.15, "value"),
-        )
+    yield mounting.add_to(figure)
+    figure = compare(
+        "start: keepfs --version",
+        _SECONDS,
+        lambda: _run(version, "-m", "keepfs", "--version"),
+        python,
+        repeats=rig.repeats,
+        target=Target(0.15, "value"),
     )
+    yield version.add_to(figure)
 
 
-def _with_usage(work):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    figure = work()
-    return figure
+def _run(usage: Usage, *words: str) -> float:
+    """Run Python to its end; return the seconds."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{words} ended with {process.returncode}")
+    usage.cpu.append(used.ru_utime + used.ru_stime)
+    usage.rss.append(used.ru_maxrss / 1024)
+    return seconds
 
 
-def _run(*words: str) -> float:
-    return timed(
-        lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
-    )
-
-
-def _mount(rig: Rig) -> float:
+def _mount(rig: Rig, usage: Usage) -> float:
+    """Mount in the background, and unmount; return the seconds until it was ready."""
     base = new_base(rig)
     env = environment(rig, base)
-    seconds = timed(lambda: subprocess.run(command(base), check=True, env=env))
+    begin = time.perf_counter()
+    subprocess.run(command(base), check=True, env=env)
+    seconds = time.perf_counter() - begin
+    meter = Meter(_server_of(base / "mnt"))
+    usage.cpu.append(meter.cpu())
+    usage.rss.append(meter.peak())
     subprocess.run(
         [sys.executable, "-m", "keepfs", "unmount", str(base / "mnt")], check=True, env=env
     )
     return seconds
+
+
+def _server_of(mountpoint: Path) -> int:
+    """Return the number of the process that serves a mount."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[-2:-1] == [bytes(mountpoint)]:
+            return int(process.name)
+    raise LookupError(f"no process serves {mountpoint}")

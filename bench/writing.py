@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import time
@@ -156,9 +157,7 @@ def _long(rig: Rig, writer: Writer) -> Iterator[Figure]:
             ([writer.pieces() for _ in range(rig.long // _WRITERS)], writer.path())
             for _ in range(_WRITERS)
         ]
-        seconds = at_once(
-            [lambda one=one: write(*one) for one in each]  # type: ignore[misc]
-        )
+        seconds = at_once([functools.partial(write, *one) for one in each])
         for pieces, name in each:
             writer.check(pieces, name)
             name.unlink()

@@ -10,10 +10,9 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import statistics
 from typing import TYPE_CHECKING
 
-from bench.measure import Amount, Figure, Meter, Target, VerifyError, timed
+from bench.measure import Amount, Meter, Sample, Target, VerifyError, figure_of, timed
 from bench.mounting import mounted
 from bench.names import fill, stat_all
 from bench.reading import Reader
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from bench.measure import Figure
     from bench.mounting import Mount
     from bench.rig import Rig
 
@@ -37,9 +37,9 @@ _LINEAR = Target(0.67)
 
 def measure(rig: Rig) -> Iterator[Figure]:
     """Measure growing work of each kind."""
-    blocks, names, readers = _BLOCKS, _NAMES, _READERS
-    if rig.quick:
-        blocks, names, readers = (1, 2), (10, 20), (1, 2)
+    blocks = (1, 2) if rig.quick else _BLOCKS
+    names = (10, 20) if rig.quick else _NAMES
+    readers = (1, 2) if rig.quick else _READERS
     spare = 4 * rig.block
     with mounted(rig, "--cache-size", str(spare)) as mount:
         reader = Reader(rig, mount, max(blocks) + 8)
@@ -118,29 +118,14 @@ def _grown(
     rounds: int = _MOST_ROUNDS,
 ) -> Iterator[Figure]:
     """Measure the steps in turn; `one` is what a step has per unit of its number."""
-    meter = Meter(pid)
-    seconds: dict[int, list[float]] = {count: [] for count in steps}
-    used: dict[int, list[float]] = {count: [] for count in steps}
-    peaks: dict[int, float] = dict.fromkeys(steps, 0.0)
+    meter, samples = Meter(pid), {count: Sample() for count in steps}
     for _ in range(min(rounds, rig.repeats)):
         for count, trial in steps.items():
-            meter.restart()
-            before = meter.cpu()
-            seconds[count].append(trial())
-            used[count].append(meter.cpu() - before)
-            peaks[count] = max(peaks[count], meter.peak())
+            samples[count].add(trial, meter)
     first: Figure | None = None
-    for count in steps:
+    for count, sample in samples.items():
         amount = Amount(one.count * count, one.unit)
-        samples = [amount.figure(taken) for taken in seconds[count]]
-        figure = Figure(
-            name=f"growth: {what.format(count)}",
-            value=statistics.median(samples),
-            unit=one.unit,
-            cpu=statistics.median(used[count]),
-            rss=peaks[count],
-            samples=samples,
-        )
+        figure = figure_of(f"growth: {what.format(count)}", amount, sample)
         first = first or figure
         _relate(figure, first)
         yield figure

@@ -52,6 +52,7 @@ class Figure:
         target: What it should reach; None where nothing was promised.
         cpu: Seconds of processor time of the measured process, median of one trial.
         rss: Its peak resident memory in MiB, over all trials.
+        samples: The value of each trial.
         others: Ratios to further baselines.
     """
 
@@ -66,7 +67,6 @@ class Figure:
     rss: float | None = None
     samples: list[float] = field(default_factory=list)
     others: dict[str, float] = field(default_factory=dict)
-    verified: bool = True
 
     @property
     def less_is_better(self) -> bool:
@@ -136,6 +136,32 @@ def mb(size: int) -> Amount:
     return Amount(size / 1e6, "MB/s")
 
 
+@dataclass
+class Sample:
+    """What the trials of one kind took.
+
+    Attributes:
+        seconds: Of each.
+        cpu: Seconds of processor time in each, where a process is watched.
+        peak: Its most resident memory in any of them, in MiB.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak: float = 0.0
+
+    def add(self, trial: Trial, meter: Meter | None) -> None:
+        """Make a trial, watched by a meter if there is one."""
+        if meter is None:
+            self.seconds.append(trial())
+            return
+        meter.restart()
+        before = meter.cpu()
+        self.seconds.append(trial())
+        self.cpu.append(meter.cpu() - before)
+        self.peak = max(self.peak, meter.peak())
+
+
 def compare(
     name: str,
     amount: Amount,
@@ -153,43 +179,42 @@ def compare(
         amount: What one trial does.
         subject: What is measured.
         baselines: What it is compared with; the first is the target's.
-        repeats: Of each; one more of the subject and each baseline goes before, uncounted.
+        repeats: Of each; if several, one more of each goes before, uncounted.
         pid: The process whose processor time and memory are meant.
         target: What to reach.
     """
-    meter = Meter(pid) if pid is not None else None
-    trials = {"": subject, **baselines}
-    seconds: dict[str, list[float]] = {key: [] for key in trials}
-    cpu: list[float] = []
-    peak = 0.0
-    for round_ in range(repeats + (repeats > 1)):
-        for key, trial in trials.items():
-            measured = meter if key == "" else None
-            if measured:
-                measured.restart()
-                before = measured.cpu()
-            took = trial()
-            if measured:
-                cpu.append(measured.cpu() - before)
-                peak = max(peak, measured.peak())
-            if round_ or repeats == 1:
-                seconds[key].append(took)
-    values = {key: amount.figure(statistics.median(taken)) for key, taken in seconds.items()}
-    figure = Figure(
-        name=name,
-        value=values[""],
-        unit=amount.unit,
-        target=target,
-        cpu=statistics.median(cpu) if cpu else None,
-        rss=peak or None,
-        samples=[amount.figure(taken) for taken in seconds[""]],
-    )
-    for key in baselines:
-        ratio = values[""] / values[key]
-        if figure.less_is_better:
-            ratio = 1 / ratio
-        if figure.ratio is None:
-            figure.baseline, figure.baseline_value, figure.ratio = key, values[key], ratio
-        else:
-            figure.others[key] = ratio
+    meter = None if pid is None else Meter(pid)
+    if repeats > 1:
+        for trial in (subject, *baselines.values()):
+            trial()
+    ours, theirs = Sample(), {key: Sample() for key in baselines}
+    for _ in range(repeats):
+        ours.add(subject, meter)
+        for key, trial in baselines.items():
+            theirs[key].add(trial, None)
+    figure = figure_of(name, amount, ours)
+    figure.target = target
+    for key, sample in theirs.items():
+        _relate(figure, key, amount.figure(statistics.median(sample.seconds)))
     return figure
+
+
+def figure_of(name: str, amount: Amount, sample: Sample) -> Figure:
+    """Make a figure of what trials took; compared with nothing yet."""
+    return Figure(
+        name=name,
+        value=amount.figure(statistics.median(sample.seconds)),
+        unit=amount.unit,
+        cpu=statistics.median(sample.cpu) if sample.cpu else None,
+        rss=sample.peak or None,
+        samples=[amount.figure(seconds) for seconds in sample.seconds],
+    )
+
+
+def _relate(figure: Figure, baseline: str, value: float) -> None:
+    """Compare a figure with a baseline; with the first one for good, with others as well."""
+    ratio = value / figure.value if figure.less_is_better else figure.value / value
+    if figure.ratio is None:
+        figure.baseline, figure.baseline_value, figure.ratio = baseline, value, ratio
+    else:
+        figure.others[baseline] = ratio

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from bench.rig import Rig
 
@@ -94,7 +93,7 @@ def _wait(process: subprocess.Popen[bytes], base: Path) -> None:
             raise RuntimeError(f"keepfs didn't mount:\n{_log(base)}")
         time.sleep(0.01)
     # Said just before it tells whoever waits: what it does once is done now.
-    os.listdir(base / "mnt")
+    (base / "mnt" / "README").read_bytes()
 
 
 def _log(base: Path) -> str:

@@ -68,15 +68,15 @@ def write_chart(figures: Iterable[Figure], path: Path) -> bool:
     mpl.use("agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - ditto
 
-    rows = [figure for figure in figures if figure.ratio is not None][::-1]
+    rows = [(it, it.ratio) for it in figures if it.ratio is not None][::-1]
     drawing, axes = plt.subplots(figsize=(11, 1 + 0.32 * len(rows)), layout="constrained")
     colours = {None: "#8899aa", True: "#2a9d5c", False: "#cc4444"}
     axes.barh(
-        [f"{it.name}  /  {it.baseline}" for it in rows],
-        [it.ratio for it in rows],
-        color=[colours[it.met] for it in rows],
+        [f"{it.name}  /  {it.baseline}" for it, _ in rows],
+        [ratio for _, ratio in rows],
+        color=[colours[it.met] for it, _ in rows],
     )
-    for at, it in enumerate(rows):
+    for at, (it, _) in enumerate(rows):
         if it.target is not None and it.target.of == "ratio":
             axes.plot([it.target.bound] * 2, [at - 0.45, at + 0.45], color="black")
     axes.set_xscale("log")

@@ -81,7 +81,7 @@ def rig(urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool) -> 
     else:
         program = build.program("server", programs)
         # Room for both copies of what is long, and of a few blocks more.
-        services = Services.started(program, (80 if quick else 40) * (block >> 20), block)
+        services = Services.started(program, 40 * (block >> 10), block)
     try:
         it = Rig(services, programs, base, memory, repeats, block)
         if quick:

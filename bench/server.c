@@ -7,9 +7,9 @@
  * when it has no room. What was put can be read back, and be checked by whoever
  * put it. A PUT with the header `Bench-Pin: yes` is never forgotten.
  *
- * server PORTS MEBIBYTES BLOCK     serves on so many ports of 127.0.0.1 at once,
+ * server PORTS KIBIBYTES BLOCK     serves on so many ports of 127.0.0.1 at once,
  * each a service of its own to a client, with one memory behind them of so many
- * MiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
+ * KiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
  * line, and ends when its standard input does.
  * GET /counts answers "GET n HEAD n PUT n".
  */
@@ -381,7 +381,7 @@ static int open_port(void)
 int main(int count, char **words)
 {
     int ports = count > 1 ? atoi(words[1]) : 1;
-    most_bytes = (count > 2 ? strtoul(words[2], NULL, 10) : 512) << 20;
+    most_bytes = (count > 2 ? strtoul(words[2], NULL, 10) : 524288) << 10;
     size_t block = count > 3 ? strtoul(words[3], NULL, 10) : 67108864;
     while (bytes + block <= most_bytes) {
         struct block *it = fresh(block);

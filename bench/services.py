@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -40,10 +41,16 @@ class Services:
     process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def started(cls, program: Path, mebibytes: int, block: int) -> Self:
-        """Start the block server, as two services."""
+    def started(cls, program: Path, kibibytes: int, block: int) -> Self:
+        """Start the block server, as two services.
+
+        Args:
+            program: What `build` made of it.
+            kibibytes: Of what is put there before the oldest is forgotten.
+            block: Bytes of most of it, for which memory is made ready.
+        """
         process = subprocess.Popen(
-            [program, "2", str(mebibytes), str(block)],
+            [program, "2", str(kibibytes), str(block)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -60,9 +67,8 @@ class Services:
 
     def close(self) -> None:
         """End the block server."""
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()
+        if self.process is not None:
+            self.process.communicate()  # which closes its standard input
 
     @property
     def headers(self) -> dict[str, str]:
@@ -112,8 +118,8 @@ class Services:
             try:
                 with urllib.request.urlopen(request) as answer:  # noqa: S310
                     return md5(answer.read()) == locator[:32]
-            except OSError:
-                continue
+            except urllib.error.HTTPError as error:
+                error.close()
         return False
 
     def counts(self) -> dict[str, int] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 import click
@@ -84,4 +83,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(prog_name="scripts/bench")

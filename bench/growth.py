@@ -51,13 +51,21 @@ def measure(rig: Rig) -> Iterator[Figure]:
             {n: functools.partial(_cold, reader, n, parallel=False) for n in blocks},
             mount.pid,
         )
-        yield from _grown(
-            rig,
-            "cold, readers of a block each: {}",
-            in_mb,
-            {n: functools.partial(_cold, reader, n, parallel=True) for n in readers},
-            mount.pid,
-        )
+        for count, figure in zip(
+            readers,
+            _grown(
+                rig,
+                "cold, readers of a block each: {}",
+                in_mb,
+                {n: functools.partial(_cold, reader, n, parallel=True) for n in readers},
+                mount.pid,
+                rounds=1,
+            ),
+            strict=True,
+        ):
+            if count in reader.gets:
+                figure.others["GETs of each block"] = reader.gets[count]
+            yield figure
     yield from _names(rig, names)
 
 

@@ -40,12 +40,19 @@ def measure(rig: Rig) -> Iterator[Figure]:
         meter = Meter(mount.pid)
         meter.restart()
         used = meter.cpu()
+        before = rig.services.counts()
         work: list[Callable[[], object]] = [
             *(_reader(mount.by_id / name) for name in blocks),
             *(_writer(rig, mount.upload / f"long-{n}", long) for n in range(writers)),
         ]
         seconds = reading.at_once(work)
         peak = meter.peak()
+        others = {"s of load": seconds}
+        after = rig.services.counts()
+        if before and after:
+            # Writers' blocks are read once, to check them.
+            gets = after["GET"] - before["GET"] - writers
+            others["GETs of each block"] = gets / readers
         yield Figure(
             name=f"memory: {readers} readers, {writers} writers of {long * rig.block >> 20} MiB",
             value=peak,
@@ -57,7 +64,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
             cpu=meter.cpu() - used,
             rss=peak,
             samples=[peak],
-            others={"s of load": seconds},
+            others=others,
         )
 
 

@@ -58,6 +58,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
         repeats=rig.repeats,
         target=Target(0.15, "value"),
     )
+    version.rss.append(_peak_of("keepfs", "--version"))
     yield version.add_to(figure)
 
 
@@ -71,8 +72,27 @@ def _run(usage: Usage, *words: str) -> float:
     if process.returncode:
         raise RuntimeError(f"{words} ended with {process.returncode}")
     usage.cpu.append(used.ru_utime + used.ru_stime)
-    usage.rss.append(used.ru_maxrss / 1024)
     return seconds
+
+
+#: Runs a module, then says the peak of its own memory. (The peak that a parent is
+#: told of a child includes the parent's own, from before the child's exec.)
+_TELL_PEAK = """
+import runpy, sys
+module = sys.argv.pop(1)
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    with open("/proc/self/status") as status:
+        print([line.split()[1] for line in status if line.startswith("VmHWM:")][0])
+"""
+
+
+def _peak_of(*words: str) -> float:
+    """Run a module of Python to its end; return the most resident memory it had, in MiB."""
+    command = [sys.executable, "-c", _TELL_PEAK, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def _mount(rig: Rig, usage: Usage) -> float:

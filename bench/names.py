@@ -17,57 +17,74 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.measure import Figure
+    from bench.mounting import Mount
     from bench.rig import Rig
 
 
 def measure(rig: Rig) -> Iterator[Figure]:
     """Measure what is done with names."""
-    small = rig.services.store_blocks(rig.many, 4096)
+    program = build.program("memfs", rig.programs)
     with (
         mounted(rig) as mount,
-        baselines.memfs(
-            build.program("memfs", rig.programs), rig.base / "memfs-n", 1, 4096, 10**6
-        ) as memfs,
+        baselines.memfs(program, rig.base / "memfs-n", 1, 4096, 10**6) as memfs,
     ):
-        known = [str(mount.by_id / name) for name in small]
-        many = rig.memory / "many"
-        many.mkdir()
-        in_memory = [str(many / name) for name in small]
-        for path in in_memory:
-            os.mknod(path)
-        in_c = [str(memfs / "many" / f"name-{number:07}") for number in range(rig.many)]
-        times = 50
-        for paths in (known, in_memory, in_c):
-            stat_all(paths, 1)
-        yield compare(
-            "mount: stat of known names",
-            Amount(times * rig.many, "/s"),
-            lambda: stat_all(known, times),
-            {
-                "tmpfs": lambda: stat_all(in_memory, times),
-                "memfs in C": lambda: stat_all(in_c, times),
-            },
-            repeats=rig.repeats,
-            pid=mount.pid,
-            target=Target(300_000, "value"),
-        )
-        # Nobody has asked for these, in this mount: each lookup begins a fetch.
-        new = itertools.count(rig.many)
-        yield compare(
-            "mount: stat of new names",
-            Amount(rig.many, "/s"),
-            lambda: stat_all(
-                [str(mount.by_id / it) for it in rig.services.store_blocks(rig.many, 4096)], 1
-            ),
-            {
-                "memfs in C": lambda: stat_all(
-                    [str(memfs / "many" / f"name-{next(new):07}") for _ in range(rig.many)], 1
-                )
-            },
-            repeats=rig.repeats,
-            pid=mount.pid,
-        )
+        yield _known(rig, mount, memfs)
+        yield _new(rig, mount, memfs)
         yield from _listing(rig, mount.upload / "many", mount.pid)
+
+
+def _known(rig: Rig, mount: Mount, memfs: Path) -> Figure:
+    """Measure names that the kernel has been told."""
+    small = rig.services.store_blocks(rig.many, 4096)
+    many = rig.memory / "many"
+    many.mkdir()
+    for name in small:
+        os.mknod(many / name)
+    paths = {
+        "keepfs": [str(mount.by_id / name) for name in small],
+        "tmpfs": [str(many / name) for name in small],
+        "memfs in C": [_name_in_c(memfs, number) for number in range(rig.many)],
+    }
+    for each in paths.values():
+        stat_all(each, 1)
+    times = 50
+    return compare(
+        "mount: stat of known names",
+        Amount(times * rig.many, "/s"),
+        lambda: stat_all(paths["keepfs"], times),
+        {
+            "tmpfs": lambda: stat_all(paths["tmpfs"], times),
+            "memfs in C": lambda: stat_all(paths["memfs in C"], times),
+        },
+        repeats=rig.repeats,
+        pid=mount.pid,
+        target=Target(300_000, "value"),
+    )
+
+
+def _new(rig: Rig, mount: Mount, memfs: Path) -> Figure:
+    """Measure names nobody has asked this mount for: each lookup begins a fetch."""
+    numbers = itertools.count(rig.many)
+
+    def ours() -> float:
+        small = rig.services.store_blocks(rig.many, 4096)
+        return stat_all([str(mount.by_id / name) for name in small], 1)
+
+    def in_c() -> float:
+        return stat_all([_name_in_c(memfs, next(numbers)) for _ in range(rig.many)], 1)
+
+    return compare(
+        "mount: stat of new names",
+        Amount(rig.many, "/s"),
+        ours,
+        {"memfs in C": in_c},
+        repeats=rig.repeats,
+        pid=mount.pid,
+    )
+
+
+def _name_in_c(memfs: Path, number: int) -> str:
+    return str(memfs / "many" / f"name-{number:07}")
 
 
 def stat_all(paths: list[str], times: int) -> float:

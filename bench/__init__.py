@@ -1,0 +1,34 @@
+"""How fast keepfs is: figures as ratios to baselines that are measured in the same run.
+
+    scripts/bench                     everything but what takes long; about ten minutes
+    scripts/bench reading writing     some groups only
+    scripts/bench growth memory       what takes long: cost as work grows, peak memory
+    scripts/bench --services URL ...  the same with any Keep services; $ARVADOS_API_TOKEN
+
+How it is done:
+
+- A machine's absolute speed says little, and changes from minute to minute where
+  others share it. So each figure has baselines, measured in turn with it (A B A B),
+  and the ratio of the medians is what counts: how many times as fast keepfs is.
+- The block server is in C, sends from memory and hashes nothing. It is faster than
+  all that is measured with it; the group `services` says how fast, as curl sees it,
+  beside what MD5 takes. Where curl gets a block faster than MD5 can be computed,
+  no client that verifies can come near curl: see "curl | md5sum" then, which hashes
+  in a second process, or measure with `--services` over real ones.
+- curl's time is what curl says of its transfers, without its own start. Of two at
+  once the slower counts.
+- Cold means: fetched. The services count requests, and a trial that made too few is
+  an error. The kernel's pages are dropped with posix_fadvise. All that is read or
+  written is compared with its MD5, outside the timed part; wrong bytes end the run.
+- Clients run in processes of their own (`worker`), mounts are processes anyway. So
+  the processor seconds (median of one trial) and the peak of resident memory (reset
+  before each trial) are keepfs's alone. tmpfs and memfs, the file system in C, are
+  read and written by the same code as the mount.
+- arv-mount is not among the baselines: it needs an API server.
+
+Rooms: `build` compiles the two C programs, `services` starts the block server or
+takes what services are given, `rig` holds what a run has, `measure` measures, and
+`baselines` are what keepfs is compared with. `inprocess` (with `worker`), `reading`,
+`writing`, `names`, `starting`, `growth` and `memory` are the groups, `mounting`
+mounts for them, `report` prints, writes and draws.
+"""

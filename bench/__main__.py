@@ -1,0 +1,90 @@
+"""The command line of the bench."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from bench import growth, inprocess, memory, names, reading, report, starting, writing
+from bench.rig import rig
+
+#: What there is to measure, in this order.
+GROUPS = {
+    "services": inprocess.measure_services,
+    "inprocess": inprocess.measure,
+    "reading": reading.measure,
+    "writing": writing.measure,
+    "names": names.measure,
+    "starting": starting.measure,
+    "growth": growth.measure,
+    "memory": memory.measure,
+}
+#: What takes long, and is measured only where it is asked for.
+_ON_DEMAND = ("growth", "memory")
+
+
+@click.command()
+@click.argument("groups", nargs=-1, type=click.Choice(list(GROUPS)))
+@click.option(
+    "--only", type=click.Choice(list(GROUPS)), multiple=True, help="Another way to name a group."
+)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--quick", is_flag=True, help="Tiny amounts, once each: tries the bench itself.")
+@click.option(
+    "--services", multiple=True, metavar="URL", help="Measure with these Keep services; repeat it."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Where the results go.",
+)
+def main(
+    *,
+    groups: tuple[str, ...],
+    only: tuple[str, ...],
+    repeats: int,
+    quick: bool,
+    services: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Measure keepfs, as ratios to baselines of the same run.
+
+    GROUPS are what is measured, by default all but growth and memory. A ratio
+    is how many times as fast keepfs is: over 1 is faster than the baseline. A
+    target that is missed is no failure; bytes that are wrong are. arv-mount is
+    not among the baselines, since it needs an API server.
+    """
+    # As on Ctrl-C: neither a mount nor a server stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    output.mkdir(parents=True, exist_ok=True)
+    figures = []
+    urls = tuple(url for words in services for url in words.split())
+    with rig(urls, output / "programs", 1 if quick else repeats, quick=quick) as it:
+        click.echo(report.heading())
+        for group in (*groups, *only) or [it for it in GROUPS if it not in _ON_DEMAND]:
+            for figure in GROUPS[group](it):
+                figures.append(figure)
+                click.echo(report.line(figure))
+    about = {
+        "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},
+        "python": platform.python_version(),
+        "repeats": 1 if quick else repeats,
+        "quick": quick,
+    }
+    report.write_json(figures, about, output / "bench.json")
+    click.echo(f"written: {output / 'bench.json'}")
+    if report.write_chart(figures, output / "bench.png"):
+        click.echo(f"written: {output / 'bench.png'}")
+    else:
+        click.echo("no chart: there is no matplotlib")
+
+
+if __name__ == "__main__":
+    main(prog_name="scripts/bench")

@@ -1,0 +1,54 @@
+"""Compiles the programs in C that are measured with: the block server and memfs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+class BuildError(Exception):
+    """There is no compiler, or no libfuse3 to compile with."""
+
+
+def program(name: str, directory: Path) -> Path:
+    """Compile `name`.c, unless it has been since it was changed; return the program.
+
+    Raises:
+        BuildError: It can't be compiled here, and why.
+    """
+    source, target = _HERE / f"{name}.c", directory / name
+    if target.exists() and target.stat().st_mtime > source.stat().st_mtime:
+        return target
+    directory.mkdir(parents=True, exist_ok=True)
+    reason = why_not()
+    if reason is not None:
+        raise BuildError(reason)
+    flags = (
+        ["-pthread"] if name == "server" else _output("pkg-config", "--cflags", "--libs", "fuse3")
+    )
+    done = subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Wextra", "-o", str(target), str(source), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BuildError(done.stderr)
+    return target
+
+
+def why_not() -> str | None:
+    """Say why nothing can be compiled here, or None where it can."""
+    for tool in ("gcc", "pkg-config"):
+        if shutil.which(tool) is None:
+            return f"there is no {tool}; scripts/setup installs it"
+    done = subprocess.run(["pkg-config", "--exists", "fuse3"], check=False)
+    return "there is no libfuse3-dev; scripts/setup installs it" if done.returncode else None
+
+
+def _output(*command: str) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()

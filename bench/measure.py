@@ -1,0 +1,220 @@
+"""Measuring: subject and baselines in turn, medians, processor time and peak memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class VerifyError(Exception):
+    """What was read isn't what was stored, or wasn't fetched where it should have been."""
+
+
+class Trial(Protocol):
+    """One run of what is measured; prepares and verifies outside the time it returns."""
+
+    def __call__(self) -> float:
+        """Run, and return the seconds of the timed part."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure should reach.
+
+    Attributes:
+        bound: At least this, or at most where less is better.
+        of: Whether the ratio or the value is meant.
+    """
+
+    bound: float
+    of: str = "ratio"
+
+
+@dataclass
+class Figure:
+    """One line of the table, and what is behind it.
+
+    Attributes:
+        name: What was measured.
+        value: Its median, in `unit`.
+        baseline: What it is compared with; empty for nothing.
+        ratio: Value over the baseline's; how much faster, so over 1 is better
+            whatever the unit.
+        target: What it should reach; None where nothing was promised.
+        cpu: Seconds of processor time of the measured process, median of one trial.
+        rss: Its peak resident memory in MiB, over all trials.
+        samples: The value of each trial.
+        others: Ratios to further baselines.
+    """
+
+    name: str
+    value: float
+    unit: str
+    baseline: str = ""
+    baseline_value: float | None = None
+    ratio: float | None = None
+    target: Target | None = None
+    cpu: float | None = None
+    rss: float | None = None
+    samples: list[float] = field(default_factory=list)
+    others: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether the value is a time or a size, not a rate."""
+        return self.unit in {"s", "MiB"}
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None where there is none."""
+        if self.target is None:
+            return None
+        if self.target.of == "ratio":
+            return self.ratio is not None and self.ratio >= self.target.bound
+        if self.less_is_better:
+            return self.value <= self.target.bound
+        return self.value >= self.target.bound
+
+
+class Meter:
+    """Processor time and peak memory of a process, by its number."""
+
+    def __init__(self, pid: int) -> None:
+        self._directory = Path(f"/proc/{pid}")
+
+    def restart(self) -> None:
+        """Forget the peak."""
+        (self._directory / "clear_refs").write_text("5")
+
+    def cpu(self) -> float:
+        """Return the seconds it has used so far."""
+        fields = (self._directory / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def peak(self) -> float:
+        """Return the most resident memory since the restart, in MiB."""
+        status = (self._directory / "status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds something takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What one trial does, to make its time a figure.
+
+    Attributes:
+        count: How much; 0 for the time itself.
+        unit: Of the figure: a rate per second, or s.
+    """
+
+    count: float
+    unit: str
+
+    def figure(self, seconds: float) -> float:
+        """Return the rate, or the time."""
+        return self.count / seconds if self.count else seconds
+
+
+def mb(size: int) -> Amount:
+    """Return an amount of bytes, measured in MB/s of a million bytes."""
+    return Amount(size / 1e6, "MB/s")
+
+
+@dataclass
+class Sample:
+    """What the trials of one kind took.
+
+    Attributes:
+        seconds: Of each.
+        cpu: Seconds of processor time in each, where a process is watched.
+        peak: Its most resident memory in any of them, in MiB.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak: float = 0.0
+
+    def add(self, trial: Trial, meter: Meter | None) -> None:
+        """Make a trial, watched by a meter if there is one."""
+        if meter is None:
+            self.seconds.append(trial())
+            return
+        meter.restart()
+        before = meter.cpu()
+        self.seconds.append(trial())
+        self.cpu.append(meter.cpu() - before)
+        self.peak = max(self.peak, meter.peak())
+
+
+def compare(
+    name: str,
+    amount: Amount,
+    subject: Trial,
+    baselines: dict[str, Trial],
+    *,
+    repeats: int,
+    pid: int | None = None,
+    target: Target | None = None,
+) -> Figure:
+    """Measure a subject and its baselines in turn.
+
+    Args:
+        name: The figure's.
+        amount: What one trial does.
+        subject: What is measured.
+        baselines: What it is compared with; the first is the target's.
+        repeats: Of each; if several, one more of each goes before, uncounted.
+        pid: The process whose processor time and memory are meant.
+        target: What to reach.
+    """
+    meter = None if pid is None else Meter(pid)
+    if repeats > 1:
+        for trial in (subject, *baselines.values()):
+            trial()
+    ours, theirs = Sample(), {key: Sample() for key in baselines}
+    for _ in range(repeats):
+        ours.add(subject, meter)
+        for key, trial in baselines.items():
+            theirs[key].add(trial, None)
+    figure = figure_of(name, amount, ours)
+    figure.target = target
+    for key, sample in theirs.items():
+        _relate(figure, key, amount.figure(statistics.median(sample.seconds)))
+    return figure
+
+
+def figure_of(name: str, amount: Amount, sample: Sample) -> Figure:
+    """Make a figure of what trials took; compared with nothing yet."""
+    return Figure(
+        name=name,
+        value=amount.figure(statistics.median(sample.seconds)),
+        unit=amount.unit,
+        cpu=statistics.median(sample.cpu) if sample.cpu else None,
+        rss=sample.peak or None,
+        samples=[amount.figure(seconds) for seconds in sample.seconds],
+    )
+
+
+def _relate(figure: Figure, baseline: str, value: float) -> None:
+    """Compare a figure with a baseline; with the first one for good, with others as well."""
+    ratio = value / figure.value if figure.less_is_better else figure.value / value
+    if figure.ratio is None:
+        figure.baseline, figure.baseline_value, figure.ratio = baseline, value, ratio
+    else:
+        figure.others[baseline] = ratio

@@ -1,0 +1,287 @@
+"""Reading through the mount: cold, from our cache, from the kernel's pages, at random."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import random
+import shutil
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from bench import baselines, build
+from bench.measure import Amount, Target, VerifyError, compare, mb
+from bench.mounting import Mount, mounted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bench.measure import Figure
+    from bench.rig import Rig
+    from bench.services import Services
+
+_PAGE = 4096
+_PARALLEL = 4
+
+
+def measure(rig: Rig) -> Iterator[Figure]:
+    """Measure all kinds of reading."""
+    blocks = rig.blocks(rig.long + 8)
+    cache = max(4 * rig.block, 2**20)
+    with mounted(rig, "--cache-size", str(cache)) as mount:
+        reader = Reader(rig, mount, len(blocks))
+        yield from _cold(rig, reader, blocks)
+        yield from _parallel(rig, reader, blocks)
+    with (
+        mounted(rig, "--cache-size", str((rig.long + 2) * rig.block)) as mount,
+        baselines.memfs(
+            build.program("memfs", rig.programs), rig.base / "memfs", rig.long, rig.block, 0
+        ) as memfs,
+    ):
+        reader = Reader(rig, mount, len(blocks))
+        yield from _cached(rig, reader, blocks, memfs)
+
+
+class Reader:
+    """Reads blocks of a mount, and sees to it that they come from where they should.
+
+    Args:
+        rig: With which services.
+        mount: Which mount.
+        blocks: How many there are to take in turn.
+
+    Attributes:
+        buffer: What is read into.
+        turns: The blocks.
+        gets: Requests for each block, by how many were read in a trial, the last
+            time. Over 1: fetched again, since the cache had no room.
+    """
+
+    def __init__(self, rig: Rig, mount: Mount, blocks: int) -> None:
+        self._rig = rig
+        self.mount = mount
+        self.buffer = bytearray(2**20)
+        self.turns = Turns(rig.blocks(blocks))
+        self.gets: dict[int, float] = {}
+
+    def path(self, name: str) -> Path:
+        """Return the file of one or several locators."""
+        return self.mount.by_id / name
+
+    def cold(self, names: list[str], *, parallel: bool = False) -> float:
+        """Read files whose blocks must be fetched; return the seconds. Verified after that."""
+        paths = [self.path(name) for name in names]
+        fetched = sum(name.count(",") + 1 for name in set(names))
+        before = self._rig.services.counts()
+        seconds = self._all_at_once(paths) if parallel else self._in_turn(paths)
+        after = self._rig.services.counts()
+        # A service that hasn't the block is asked as well; fewer would mean a cache.
+        if before and after:
+            self.gets[fetched] = (after["GET"] - before["GET"]) / fetched
+            if self.gets[fetched] < 1:
+                raise VerifyError("a block came out of a cache")
+        for path in paths:
+            verify(path)
+            baselines.drop_pages(path)
+        return seconds
+
+    def _in_turn(self, paths: list[Path]) -> float:
+        return sum(baselines.read_file(path, self.buffer) for path in paths)
+
+    def _all_at_once(self, paths: list[Path]) -> float:
+        return at_once([_reading(path) for path in paths])
+
+
+def _reading(path: Path) -> Callable[[], object]:
+    buffer = bytearray(2**20)
+    return lambda: baselines.read_file(path, buffer)
+
+
+def at_once(work: list[Callable[[], object]]) -> float:
+    """Do several things in a thread each; return the seconds until all are done.
+
+    Raises:
+        VerifyError: One failed.
+    """
+    failures: list[BaseException] = []
+
+    def run(one: Callable[[], object]) -> None:
+        try:
+            one()
+        except BaseException as error:  # noqa: BLE001 - told by the caller's thread
+            failures.append(error)
+
+    # Daemons: where the bench is ended, its mount ends, and with it what they wait for.
+    threads = [threading.Thread(target=run, args=(one,), daemon=True) for one in work]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - begin
+    if failures:
+        raise VerifyError("a thread failed") from failures[0]
+    return seconds
+
+
+def verify(path: Path) -> None:
+    """Compare a file of by_id/ with its name.
+
+    Raises:
+        VerifyError: It has other bytes.
+    """
+    with path.open("rb", buffering=0) as file:
+        for locator in path.name.split(","):
+            size = int(locator.split("+")[1])
+            digest = hashlib.md5(usedforsecurity=False)
+            while size:
+                piece = file.read(min(size, 2**20))
+                if not piece:
+                    raise VerifyError(f"{locator} is too short")
+                digest.update(piece)
+                size -= len(piece)
+            if digest.hexdigest() != locator[:32]:
+                raise VerifyError(f"{locator} has other bytes")
+
+
+class Turns:
+    """Takes blocks in turn, so that those taken again are out of a cache of four."""
+
+    def __init__(self, blocks: list[str]) -> None:
+        self._turn = itertools.cycle(blocks)
+
+    def take(self, count: int) -> list[str]:
+        """Return the next ones."""
+        return list(itertools.islice(self._turn, count))
+
+
+def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
+    turns, curls, pid = reader.turns, Turns(blocks), reader.mount.pid
+    for count in dict.fromkeys((1, 4, rig.long)):
+        yield compare(
+            f"mount: cold, {count} block{'s' * (count > 1)} in turn",
+            mb(rig.block * count),
+            functools.partial(_read_cold, reader, count),
+            {"curl": functools.partial(_curl, rig.services, curls, count)},
+            repeats=rig.repeats,
+            pid=pid,
+            target=Target(0.85) if count > 1 else None,
+        )
+    yield compare(
+        f"mount: cold, comma list of {rig.long}",
+        mb(rig.block * rig.long),
+        lambda: reader.cold([",".join(turns.take(rig.long))]),
+        {"curl": lambda: baselines.curl_get(rig.services, curls.take(rig.long))},
+        repeats=rig.repeats,
+        pid=pid,
+        target=Target(0.85),
+    )
+
+
+def _read_cold(reader: Reader, count: int) -> float:
+    return reader.cold(reader.turns.take(count))
+
+
+def _curl(services: Services, turns: Turns, count: int) -> float:
+    return baselines.curl_get(services, turns.take(count))
+
+
+def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
+    turns, curls = reader.turns, Turns(blocks)
+    pid, services = reader.mount.pid, rig.services
+    yield compare(
+        f"mount: cold, {_PARALLEL} readers of {_PARALLEL} blocks",
+        mb(rig.block * _PARALLEL),
+        lambda: reader.cold(turns.take(_PARALLEL), parallel=True),
+        {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(_PARALLEL))},
+        repeats=rig.repeats,
+        pid=pid,
+    )
+    yield compare(
+        f"mount: cold, {_PARALLEL} readers of one block",
+        mb(rig.block * _PARALLEL),
+        lambda: reader.cold(turns.take(1) * _PARALLEL, parallel=True),
+        {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(1) * _PARALLEL)},
+        repeats=rig.repeats,
+        pid=pid,
+    )
+
+
+def _cached(rig: Rig, reader: Reader, blocks: list[str], memfs: Path) -> Iterator[Figure]:
+    paths = [reader.path(name) for name in blocks[: rig.long]]
+    for path in paths:
+        verify(path)
+
+    def dropped(path: Path) -> float:
+        baselines.drop_pages(path)
+        return baselines.read_file(path, reader.buffer)
+
+    yield compare(
+        f"mount: {rig.block_name} from our cache, pages dropped",
+        mb(rig.block),
+        lambda: dropped(paths[0]),
+        {"memfs in C": lambda: dropped(memfs / "block-0")},
+        repeats=rig.repeats,
+        pid=reader.mount.pid,
+        target=Target(0.8),
+    )
+    verify(paths[0])
+    yield _from_pages(rig, reader, paths[0])
+    c_files = [memfs / f"block-{number}" for number in range(rig.long)]
+    count = rig.many * 4
+    yield compare(
+        f"mount: random 4 KiB reads over {rig.long} blocks",
+        Amount(count, "/s"),
+        lambda: read_at_random(paths, rig.block, count),
+        {"memfs in C": lambda: read_at_random(c_files, rig.block, count)},
+        repeats=rig.repeats,
+        pid=reader.mount.pid,
+    )
+
+
+def _from_pages(rig: Rig, reader: Reader, path: Path) -> Figure:
+    """Measure a block that the kernel has all pages of."""
+    in_memory = rig.memory / "pages"
+    shutil.copyfile(path, in_memory)
+    times = 8  # one reading takes too short to be measured
+
+    def read(file: Path) -> float:
+        return sum(baselines.read_file(file, reader.buffer) for _ in range(times))
+
+    figure = compare(
+        f"mount: {rig.block_name} from the page cache",
+        mb(rig.block * times),
+        lambda: read(path),
+        {"tmpfs": lambda: read(in_memory)},
+        repeats=rig.repeats,
+        pid=reader.mount.pid,
+        target=Target(0.95),
+    )
+    verify(path)
+    in_memory.unlink()
+    return figure
+
+
+def read_at_random(paths: list[Path], size: int, count: int) -> float:
+    """Read so many pages of files of `size` bytes that the kernel has none of; return seconds."""
+    places = random.Random(count)  # noqa: S311 - the same for all, not a secret
+    for path in paths:
+        baselines.drop_pages(path)
+    opened = [os.open(path, os.O_RDONLY) for path in paths]
+    where = [
+        (places.choice(opened), places.randrange(size // _PAGE) * _PAGE) for _ in range(count)
+    ]
+    got = 0
+    begin = time.perf_counter()
+    for file, offset in where:
+        got += len(os.pread(file, _PAGE, offset))
+    seconds = time.perf_counter() - begin
+    for file in opened:
+        os.close(file)
+    if got != count * _PAGE:
+        raise VerifyError("a page is too short")
+    return seconds

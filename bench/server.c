@@ -1,0 +1,399 @@
+/* A block server that is faster than what is measured with it.
+ *
+ * It speaks what Keep services speak: GET, HEAD and PUT of /<md5>[+hints] over
+ * HTTP/1.1 with connections kept alive, from and into memory that was touched
+ * before. It is a measuring device, no Keep service: it believes the MD5 in the
+ * URL instead of computing it, checks no token, and forgets the oldest blocks
+ * when it has no room. What was put can be read back, and be checked by whoever
+ * put it. A PUT with the header `Bench-Pin: yes` is never forgotten.
+ *
+ * server PORTS KIBIBYTES BLOCK     serves on so many ports of 127.0.0.1 at once,
+ * each a service of its own to a client, with one memory behind them of so many
+ * KiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
+ * line, and ends when its standard input does.
+ * GET /counts answers "GET n HEAD n PUT n".
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { HEAD_SIZE = 16384, BUCKETS = 1 << 16, DIGEST = 32 };
+
+struct block {
+    char digest[DIGEST + 1];
+    unsigned char *data;
+    size_t size, room;
+    int users;  /* answers being sent from it */
+    int pinned, dropped;
+    struct block *in_bucket, *newer;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct block *buckets[BUCKETS], *oldest, *newest, *idle;
+static size_t most_bytes, bytes; /* of what isn't pinned, idle ones included */
+static atomic_long gets, heads, puts_;
+
+static unsigned bucket_of(const char *digest)
+{
+    unsigned sum = 0;
+    for (int i = 0; i < 8; i++)
+        sum = sum * 31 + (unsigned char)digest[i];
+    return sum % BUCKETS;
+}
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static struct block *fresh(size_t room)
+{
+    struct block *it = calloc(1, sizeof *it);
+    if (it == NULL || (it->data = malloc(room ? room : 1)) == NULL)
+        die("server: out of memory");
+    it->room = room;
+    return it;
+}
+
+/* With the lock: put away a block nobody is sending. */
+static void put_away(struct block *it)
+{
+    if (it->pinned) {
+        free(it->data);
+        free(it);
+        return;
+    }
+    it->newer = idle;
+    idle = it;
+}
+
+static void unhash(struct block *it)
+{
+    struct block **at = &buckets[bucket_of(it->digest)];
+    while (*at != NULL && *at != it)
+        at = &(*at)->in_bucket;
+    if (*at == it)
+        *at = it->in_bucket;
+    it->dropped = 1;
+}
+
+/* With the lock: forget the oldest block, unless there is none. */
+static int forget_oldest(void)
+{
+    struct block *it = oldest;
+    if (it == NULL)
+        return 0;
+    oldest = it->newer;
+    if (oldest == NULL)
+        newest = NULL;
+    if (!it->dropped)
+        unhash(it);
+    if (it->users == 0)
+        put_away(it);
+    else
+        it->pinned = 2; /* freed by its last user */
+    return 1;
+}
+
+static struct block *take_idle(size_t size)
+{
+    for (struct block **at = &idle; *at != NULL; at = &(*at)->newer)
+        if ((*at)->room >= size && (*at)->room <= 2 * size + 65536) {
+            struct block *it = *at;
+            *at = it->newer;
+            it->newer = NULL;
+            return it;
+        }
+    return NULL;
+}
+
+static struct block *room_for(size_t size, int pinned)
+{
+    if (pinned) {
+        struct block *it = fresh(size);
+        it->pinned = 1;
+        return it;
+    }
+    pthread_mutex_lock(&lock);
+    struct block *it = take_idle(size);
+    while (it == NULL && bytes + size > most_bytes) {
+        if (idle != NULL) { /* of another size: give it back */
+            struct block *other = idle;
+            idle = other->newer;
+            bytes -= other->room;
+            free(other->data);
+            free(other);
+        } else if (!forget_oldest())
+            break;
+        it = take_idle(size);
+    }
+    if (it == NULL) {
+        bytes += size;
+        it = fresh(size);
+    }
+    pthread_mutex_unlock(&lock);
+    it->in_bucket = it->newer = NULL;
+    it->users = it->dropped = 0;
+    return it;
+}
+
+static struct block *find(const char *digest)
+{
+    struct block *it = buckets[bucket_of(digest)];
+    while (it != NULL && memcmp(it->digest, digest, DIGEST) != 0)
+        it = it->in_bucket;
+    return it;
+}
+
+static void keep(struct block *it)
+{
+    pthread_mutex_lock(&lock);
+    struct block *before = find(it->digest);
+    if (before != NULL && before->pinned == 1) {
+        /* Blocks never change: the pinned one stays. */
+        put_away(it);
+        pthread_mutex_unlock(&lock);
+        return;
+    }
+    if (before != NULL)
+        unhash(before); /* stays in the line of the oldest until its turn */
+    struct block **bucket = &buckets[bucket_of(it->digest)];
+    it->in_bucket = *bucket;
+    *bucket = it;
+    if (!it->pinned) {
+        if (newest != NULL)
+            newest->newer = it;
+        else
+            oldest = it;
+        newest = it;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static struct block *use(const char *digest)
+{
+    pthread_mutex_lock(&lock);
+    struct block *it = find(digest);
+    if (it != NULL)
+        it->users++;
+    pthread_mutex_unlock(&lock);
+    return it;
+}
+
+static void leave(struct block *it)
+{
+    pthread_mutex_lock(&lock);
+    if (--it->users == 0 && it->pinned == 2) {
+        bytes -= it->room;
+        free(it->data);
+        free(it);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static int send_all(int fd, struct iovec *parts, int count)
+{
+    while (count > 0) {
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+        ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+        if (sent <= 0)
+            return -1;
+        while (count > 0 && (size_t)sent >= parts->iov_len) {
+            sent -= (ssize_t)parts->iov_len;
+            parts++;
+            count--;
+        }
+        if (count > 0) {
+            parts->iov_base = (char *)parts->iov_base + sent;
+            parts->iov_len -= (size_t)sent;
+        }
+    }
+    return 0;
+}
+
+static int answer(int fd, const char *status, const char *more, const void *body, size_t size, size_t sent)
+{
+    char head[512];
+    int length = snprintf(head, sizeof head, "HTTP/1.1 %s\r\n%sContent-Length: %zu\r\n\r\n", status, more, size);
+    struct iovec parts[2] = {{head, (size_t)length}, {(void *)body, sent}};
+    return send_all(fd, parts, sent ? 2 : 1);
+}
+
+static const char *header(const char *head, const char *name)
+{
+    size_t length = strlen(name);
+    for (const char *at = strstr(head, "\r\n"); at != NULL; at = strstr(at + 2, "\r\n"))
+        if (strncasecmp(at + 2, name, length) == 0 && at[2 + length] == ':') {
+            at += 3 + length;
+            while (*at == ' ')
+                at++;
+            return at;
+        }
+    return NULL;
+}
+
+static int do_get(int fd, const char *path, int with_body)
+{
+    if (strncmp(path, "/counts ", 8) == 0) {
+        char text[128];
+        int length = snprintf(text, sizeof text, "GET %ld HEAD %ld PUT %ld\n", gets, heads, puts_);
+        return answer(fd, "200 OK", "", text, (size_t)length, (size_t)length);
+    }
+    if (with_body)
+        gets++;
+    else
+        heads++;
+    struct block *it = use(path + 1);
+    if (it == NULL)
+        return answer(fd, "404 Not Found", "", "Not Found\n", 10, with_body ? 10 : 0);
+    int failed = answer(fd, "200 OK", "Content-Type: application/octet-stream\r\n", it->data, it->size, with_body ? it->size : 0);
+    leave(it);
+    return failed;
+}
+
+static int do_put(int fd, const char *head, const char *path, const char *early, size_t have)
+{
+    const char *length = header(head, "Content-Length");
+    if (length == NULL) {
+        answer(fd, "411 Length Required", "", "", 0, 0);
+        return -1;
+    }
+    size_t size = strtoul(length, NULL, 10);
+    struct block *it = room_for(size, header(head, "Bench-Pin") != NULL);
+    memcpy(it->digest, path + 1, DIGEST);
+    it->size = size;
+    const char *expect = header(head, "Expect");
+    if (expect != NULL && have < size && send(fd, "HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_NOSIGNAL) < 0)
+        return -1;
+    if (have > size)
+        have = size;
+    memcpy(it->data, early, have);
+    while (have < size) {
+        ssize_t got = recv(fd, it->data + have, size - have < 1048576 ? size - have : 1048576, 0);
+        if (got <= 0)
+            return -1; /* its room is lost: clients here don't hang up */
+        have += (size_t)got;
+    }
+    puts_++;
+    char digest[DIGEST + 1];
+    memcpy(digest, it->digest, DIGEST);
+    digest[DIGEST] = 0;
+    keep(it);
+    char text[80];
+    int count = snprintf(text, sizeof text, "%s+%zu\n", digest, size);
+    return answer(fd, "200 OK",
+                  "X-Keep-Replicas-Stored: 1\r\nX-Keep-Storage-Classes-Confirmed: default=1\r\n",
+                  text, (size_t)count, (size_t)count);
+}
+
+static void *serve(void *argument)
+{
+    int fd = (int)(long)argument, one = 1;
+    char *head = malloc(HEAD_SIZE + 1);
+    size_t have = 0;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    while (head != NULL) {
+        char *end;
+        head[have] = 0;
+        while ((end = strstr(head, "\r\n\r\n")) == NULL) {
+            ssize_t got = have < HEAD_SIZE ? recv(fd, head + have, HEAD_SIZE - have, 0) : -1;
+            if (got <= 0)
+                goto done;
+            have += (size_t)got;
+            head[have] = 0;
+        }
+        end += 4;
+        size_t used = (size_t)(end - head), extra = have - used;
+        char kept = *end;
+        *end = 0;
+        char *path = strchr(head, ' ');
+        path = path == NULL ? head : path + 1;
+        int failed;
+        if (strlen(path) < 8) {
+            failed = -1;
+        } else if (strncmp(head, "PUT ", 4) == 0) {
+            const char *length = header(head, "Content-Length");
+            size_t size = length ? strtoul(length, NULL, 10) : 0;
+            char *body = malloc(extra + 1);
+            body[0] = kept;
+            memcpy(body + (extra ? 1 : 0), end + 1, extra ? extra - 1 : 0);
+            failed = do_put(fd, head, path, body, extra);
+            free(body);
+            used += extra < size ? extra : size;
+        } else if (strncmp(head, "GET ", 4) == 0) {
+            failed = do_get(fd, path, 1);
+        } else if (strncmp(head, "HEAD ", 5) == 0) {
+            failed = do_get(fd, path, 0);
+        } else {
+            failed = answer(fd, "405 Method Not Allowed", "", "", 0, 0);
+        }
+        *end = kept;
+        if (failed)
+            break;
+        memmove(head, head + used, have - used);
+        have -= used;
+    }
+done:
+    free(head);
+    close(fd);
+    return NULL;
+}
+
+static void *listen_on(void *argument)
+{
+    int listener = (int)(long)argument;
+    pthread_attr_t detached;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    for (;;) {
+        int fd = accept(listener, NULL, NULL);
+        pthread_t thread;
+        if (fd >= 0 && pthread_create(&thread, &detached, serve, (void *)(long)fd) != 0)
+            close(fd);
+    }
+    return NULL;
+}
+
+static int open_port(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0 || bind(fd, (void *)&address, sizeof address) < 0 || listen(fd, 256) < 0 ||
+        getsockname(fd, (void *)&address, &length) < 0)
+        die("server: can't listen");
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, listen_on, (void *)(long)fd) != 0)
+        die("server: no thread");
+    return ntohs(address.sin_port);
+}
+
+int main(int count, char **words)
+{
+    int ports = count > 1 ? atoi(words[1]) : 1;
+    most_bytes = (count > 2 ? strtoul(words[2], NULL, 10) : 524288) << 10;
+    size_t block = count > 3 ? strtoul(words[3], NULL, 10) : 67108864;
+    while (bytes + block <= most_bytes) {
+        struct block *it = fresh(block);
+        memset(it->data, 1, block); /* a page fault costs as much as the transfer */
+        bytes += block;
+        put_away(it);
+    }
+    for (int i = 0; i < ports; i++)
+        printf("%d%c", open_port(), i + 1 < ports ? ' ' : '\n');
+    fflush(stdout);
+    char byte;
+    while (read(0, &byte, 1) > 0)
+        ;
+    return 0;
+}

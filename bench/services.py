@@ -1,0 +1,140 @@
+"""The Keep services that are measured with: our block server, or any that are given."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Bytes of a whole block.
+BLOCK = 64 * 2**20
+TOKEN = "bench"  # noqa: S105 - the block server asks for none
+
+
+def md5(data: bytes | bytearray | memoryview) -> str:
+    """Return a block's digest."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+@dataclass
+class Services:
+    """Services that are running.
+
+    Attributes:
+        urls: Their base URLs, without a slash at the end.
+        token: What they want to see.
+        ours: Whether it is the block server, which counts requests.
+        blocks: Whole blocks stored there that never go away, by locator.
+    """
+
+    urls: list[str]
+    token: str = TOKEN
+    ours: bool = False
+    blocks: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def started(cls, program: Path, kibibytes: int, block: int) -> Self:
+        """Start the block server, as two services.
+
+        Args:
+            program: What `build` made of it.
+            kibibytes: Of what is put there before the oldest is forgotten.
+            block: Bytes of most of it, for which memory is made ready.
+        """
+        process = subprocess.Popen(
+            [program, "2", str(kibibytes), str(block)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        if process.stdout is None:
+            raise AssertionError
+        ports = process.stdout.readline().split()
+        urls = [f"http://127.0.0.1:{int(port)}" for port in ports]
+        return cls(urls, ours=True, process=process)
+
+    @classmethod
+    def given(cls, urls: tuple[str, ...]) -> Self:
+        """Take services that run already; their token is in $ARVADOS_API_TOKEN."""
+        return cls([url.rstrip("/") for url in urls], os.environ.get("ARVADOS_API_TOKEN", ""))
+
+    def close(self) -> None:
+        """End the block server."""
+        if self.process is not None:
+            self.process.communicate()  # which closes its standard input
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What each request says."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Arvados's settings for these services, over the environment without any."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("KEEP", "ARVADOS", "XDG_", "NOTIFY_"))
+        }
+        return {
+            **kept,
+            "ARVADOS_KEEP_SERVICES": " ".join(self.urls),
+            "ARVADOS_API_TOKEN": self.token,
+        }
+
+    def store(self, data: bytes | bytearray | memoryview) -> str:
+        """Store a block for good, at one service of ours or at all that were given.
+
+        Returns:
+            Its locator, signed if the services sign.
+        """
+        locator = ""
+        for url in self.urls[:1] if self.ours else self.urls:
+            request = urllib.request.Request(  # noqa: S310 - the caller's services
+                f"{url}/{md5(data)}",
+                data=data,
+                method="PUT",
+                headers={
+                    **self.headers,
+                    "Bench-Pin": "yes",
+                    "Content-Type": "application/octet-stream",
+                },
+            )
+            with urllib.request.urlopen(request) as answer:  # noqa: S310 - ditto
+                locator = answer.read().decode().strip()
+        return locator
+
+    def have(self, locator: str) -> bool:
+        """Tell whether a service has a block, by reading and hashing it."""
+        for url in self.urls:
+            request = urllib.request.Request(f"{url}/{locator}", headers=self.headers)  # noqa: S310
+            try:
+                with urllib.request.urlopen(request) as answer:  # noqa: S310
+                    return md5(answer.read()) == locator[:32]
+            except urllib.error.HTTPError as error:
+                error.close()
+        return False
+
+    def counts(self) -> dict[str, int] | None:
+        """Return how many requests there have been by method, if the services are ours."""
+        if not self.ours:
+            return None
+        with urllib.request.urlopen(f"{self.urls[0]}/counts") as answer:  # noqa: S310 - ours
+            words = answer.read().split()
+        return {words[i].decode(): int(words[i + 1]) for i in (0, 2, 4)}
+
+    def store_blocks(self, count: int, size: int = BLOCK) -> list[str]:
+        """Store so many different blocks for good; return their locators."""
+        base = bytearray(os.urandom(size))
+        locators = []
+        for _ in range(count):
+            base[:16] = os.urandom(16)
+            locators.append(self.store(memoryview(base)))
+        return locators

@@ -1,0 +1,100 @@
+"""A client in a process of its own: keepfs's or the SDK's, told what to do line by line.
+
+Run as `python -m bench.worker keepfs|sdk`; Arvados's settings say where. Each line
+of standard input is a command in JSON, each of standard output its outcome. So each
+client's processor time and memory are its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from typing import Any
+
+_BLOCK = 64 * 2**20
+
+
+def _client(kind: str, cache: int) -> Any:  # noqa: ANN401 - the SDK has no types
+    urls, token = os.environ["ARVADOS_KEEP_SERVICES"], os.environ["ARVADOS_API_TOKEN"]
+    if kind == "sdk":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from arvados import keep as sdk  # noqa: PLC0415 - only one of both is loaded
+        return sdk.KeepClient(
+            proxy=urls,
+            api_token=token,
+            local_store="",
+            block_cache=sdk.KeepBlockCache(cache_max=cache),
+        )
+    from keepfs.keep import KeepBlockCache, KeepClient  # noqa: PLC0415 - ditto
+
+    return KeepClient(
+        proxy=urls, api_token=token, local_store="", block_cache=KeepBlockCache(cache)
+    )
+
+
+class Worker:
+    """Two clients: one for whole blocks and one for small ones, neither of whose caches helps."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._clients: dict[int, Any] = {}
+        self._base = bytearray(os.urandom(_BLOCK))
+
+    def _client(self, size: int) -> Any:  # noqa: ANN401 - one of two classes
+        # Holds one whole block, or a few small ones; more are asked for in turn.
+        cache = max(_BLOCK if size > 2**20 else 2**16, size)
+        if cache not in self._clients:
+            self._clients[cache] = _client(self._kind, cache)
+        return self._clients[cache]
+
+    def get(self, locators: list[str], size: int) -> dict[str, object]:
+        """Get blocks one after the other; verify each when all are there, or the last."""
+        client = self._client(size)
+        begin = time.perf_counter()
+        if len(locators) == 1:
+            got = [client.get(locators[0])]
+        else:
+            got = [client.get(locator) for locator in locators]
+        seconds = time.perf_counter() - begin
+        good = all(
+            len(block) == size and _md5(block) == locator[:32]
+            for locator, block in zip(locators, got, strict=True)
+        )
+        return {"seconds": seconds, "good": good}
+
+    def put(self, count: int, size: int, copies: int) -> dict[str, object]:
+        """Put new blocks one after the other; return their locators."""
+        client = self._client(size)
+        blocks = []
+        for _ in range(count):
+            self._base[:16] = os.urandom(16)
+            blocks.append(bytes(memoryview(self._base)[:size]))
+        begin = time.perf_counter()
+        locators = [client.put(block, copies=copies) for block in blocks]
+        seconds = time.perf_counter() - begin
+        good = all(
+            _md5(block) == locator[:32] for locator, block in zip(locators, blocks, strict=True)
+        )
+        return {"seconds": seconds, "good": good, "locators": locators}
+
+
+def _md5(block: bytes) -> str:
+    return hashlib.md5(block, usedforsecurity=False).hexdigest()
+
+
+def main() -> None:
+    """Do what is told until there is no more."""
+    worker = Worker(sys.argv[1])
+    for line in sys.stdin:
+        command = json.loads(line)
+        outcome = getattr(worker, command.pop("do"))(**command)
+        print(json.dumps(outcome), flush=True)
+
+
+if __name__ == "__main__":
+    main()

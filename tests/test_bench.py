@@ -1,0 +1,206 @@
+"""scripts/bench: a quick run of it, and that its ratios and its checks are right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import build
+from bench.measure import Amount, Target, VerifyError, compare
+from bench.reading import verify
+from bench.report import line
+from bench.services import Services, md5
+from tests.mount.mounts import PATIENCE, why_no_mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+
+#: What a quick run of these groups has, and whether it has a baseline.
+GROUPS = ("services", "inprocess", "reading")
+NAMES = [
+    "services: GET 1 MiB by curl",
+    "services: PUT 1 MiB by 2 curls",
+    "GET 1 MiB",
+    "PUT 1 MiB, 2 copies",
+    "GET 4 KiB",
+    "PUT 4 KiB, 2 copies",
+    "mount: cold, 1 block in turn",
+    "mount: cold, 4 blocks in turn",
+    "mount: cold, comma list of 4",
+    "mount: cold, 4 readers of 4 blocks",
+    "mount: cold, 4 readers of one block",
+    "mount: 1 MiB from our cache, pages dropped",
+    "mount: 1 MiB from the page cache",
+    "mount: random 4 KiB reads over 4 blocks",
+]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Where the programs in C are compiled to, if they can be."""
+    reason = build.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return tmp_path / "programs"
+
+
+@pytest.fixture
+def services(programs: Path) -> Iterator[Services]:
+    """The block server, with room for four blocks of 64 KiB."""
+    it = Services.started(build.program("server", programs), kibibytes=256, block=65_536)
+    yield it
+    it.close()
+
+
+def put(services: Services, digest: str, data: bytes) -> bytes:
+    request = urllib.request.Request(f"{services.urls[1]}/{digest}", data, method="PUT")  # noqa: S310
+    with urllib.request.urlopen(request) as answer:  # noqa: S310 - the block server
+        body: bytes = answer.read()
+    return body
+
+
+# --- a run ---------------------------------------------------------------------
+
+
+@pytest.mark.fuse
+@pytest.mark.slow
+@pytest.mark.usefixtures("programs")
+def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
+    reason = why_no_mounts()
+    if reason is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"a test that mounts can't run: {reason}")
+        pytest.skip(reason)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--output", str(tmp_path), *GROUPS],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        cwd=ROOT,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    assert [it["name"] for it in figures] == NAMES
+    for it in figures:
+        assert it["value"] > 0
+        assert it["ratio"] == pytest.approx(it["value"] / it["baseline_value"])
+        assert it["rss"] > 0
+    table = done.stdout.splitlines()
+    assert [row for row in NAMES if not any(it.startswith(f"{row} ") for it in table)] == []
+    has_chart = importlib.util.find_spec("matplotlib") is not None
+    assert (tmp_path / "bench.png").exists() == has_chart
+
+
+# --- ratios --------------------------------------------------------------------
+
+
+def test_a_ratio_says_how_many_times_as_fast() -> None:
+    rate = compare("r", Amount(8, "/s"), lambda: 2.0, {"b": lambda: 1.0}, repeats=3)
+    time = compare("t", Amount(0, "s"), lambda: 2.0, {"b": lambda: 1.0}, repeats=3)
+
+    assert (rate.value, rate.baseline_value, rate.ratio) == (4, 8, 0.5)
+    assert (time.value, time.baseline_value, time.ratio) == (2, 1, 0.5)
+
+
+def test_the_median_counts_and_the_first_of_several_does_not() -> None:
+    ours = iter([1000.0, 1.0, 2.0, 900.0])
+    theirs = iter([1000.0, 4.0, 4.0, 4.0])
+    order: list[str] = []
+
+    def subject() -> float:
+        order.append("A")
+        return next(ours)
+
+    def baseline() -> float:
+        order.append("B")
+        return next(theirs)
+
+    figure = compare("f", Amount(1, "/s"), subject, {"b": baseline}, repeats=3)
+
+    assert figure.ratio == 2
+    assert "".join(order) == "ABABABAB"
+
+
+def test_a_target_is_met_or_missed() -> None:
+    def measured(seconds: float, unit: str, target: Target) -> bool | None:
+        amount = Amount(0 if unit == "s" else 1, unit)
+        baselines = {"b": lambda: 1.0}
+        return compare("f", amount, lambda: seconds, baselines, repeats=1, target=target).met
+
+    assert measured(1.0, "/s", Target(0.95)) is True
+    assert measured(1.2, "/s", Target(0.95)) is False
+    assert measured(0.5, "/s", Target(2, "value")) is True
+    assert measured(0.6, "s", Target(0.7, "value")) is True
+    assert measured(0.8, "s", Target(0.7, "value")) is False
+
+
+def test_a_line_has_the_target_and_what_became_of_it() -> None:
+    figure = compare(
+        *("reading", Amount(1, "/s"), lambda: 2.0, {"curl": lambda: 1.0, "dd": lambda: 4.0}),
+        repeats=1,
+        target=Target(0.95),
+    )
+
+    words = line(figure).split()
+
+    assert words == ["reading", "0.5", "/s", "0.50", "curl", "≥0.95x", "MISSED", "2.00", "dd"]
+
+
+# --- checks --------------------------------------------------------------------
+
+
+def test_other_bytes_than_the_name_says_are_no_figure(tmp_path: Path) -> None:
+    good = b"good" * 1000
+    names = f"{md5(good)}+{len(good)},{md5(b'x')}+1"
+    path = tmp_path / names
+    path.write_bytes(good + b"x")
+    verify(path)
+
+    for content in (good + b"y", good[1:] + b"xx", good, good[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(VerifyError):
+            verify(path)
+
+
+def test_what_was_put_at_either_service_is_at_both(services: Services) -> None:
+    data = os.urandom(65_536)
+
+    assert put(services, md5(data), data) == f"{md5(data)}+65536\n".encode()
+
+    for url in services.urls:
+        with urllib.request.urlopen(f"{url}/{md5(data)}+65536+Ahint") as answer:  # noqa: S310
+            assert answer.read() == data
+    assert services.have(f"{md5(data)}+65536")
+    assert services.counts() == {"GET": 3, "HEAD": 0, "PUT": 1}
+
+
+def test_a_damaged_block_does_not_count_as_there(services: Services) -> None:
+    put(services, md5(b"one"), b"two")  # it believes the name
+
+    assert not services.have(f"{md5(b'one')}+3")
+    assert not services.have(f"{md5(b'none')}+4")
+
+
+def test_the_oldest_blocks_are_forgotten_but_not_those_for_good(services: Services) -> None:
+    kept = services.store(os.urandom(65_536))
+    blocks = [os.urandom(65_536) for _ in range(9)]
+    for block in blocks:
+        put(services, md5(block), block)
+
+    there = [services.have(f"{md5(block)}+65536") for block in blocks]
+
+    assert there == [False] * 5 + [True] * 4
+    assert services.have(kept)

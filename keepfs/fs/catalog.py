@@ -167,11 +167,21 @@ class Catalog:
         row = self._one(f"SELECT {_COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
         return None if row is None else self._entry(row).metadata
 
-    def children(self, parent: int) -> list[Entry]:
-        """Return the entries of a directory, in the order they were made."""
-        query = f"SELECT {_COLUMNS} FROM entries WHERE parent = ? ORDER BY number"  # noqa: S608
+    def child(self, parent: int, name: str) -> Entry | None:
+        """Return an entry of a directory, if there is one of that name."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE parent = ? AND name = ?"  # noqa: S608
+        row = self._one(query, parent, os.fsencode(name))
+        return None if row is None else self._entry(row)
+
+    def names(self, parent: int, after: bytes, most: int) -> list[bytes]:
+        """Return the names in a directory that follow one, in the order of their bytes."""
+        query = "SELECT name FROM entries WHERE parent = ? AND name > ? ORDER BY name LIMIT ?"
         with _as_os_errors():
-            return [self._entry(row) for row in self._database.execute(query, (parent,))]
+            return [name for (name,) in self._database.execute(query, (parent, after, most))]
+
+    def has_children(self, parent: int) -> bool:
+        """Tell whether a directory has entries."""
+        return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
     def receipts(self, number: int) -> tuple[Receipt, ...]:
         """Return the receipts of a file's blocks."""
@@ -300,15 +310,18 @@ class Catalog:
 
     def _entry(self, row: tuple[bytes, ...]) -> Entry:
         number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size = row
+        # Equal times are one number in memory: there may be very many entries.
+        mtime_ns = atime_ns if mtime_ns == atime_ns else mtime_ns
+        ctime_ns = mtime_ns if ctime_ns == mtime_ns else ctime_ns
         metadata = Metadata(*map(int, (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)))
         owner, group = self._owner
         metadata.uid = metadata.uid if owner is None else owner
         metadata.gid = metadata.gid if group is None else group
         return Entry(int(number), os.fsdecode(name), metadata, int(size))
 
-    def _one(self, query: str, number: int) -> tuple[bytes, ...] | None:
+    def _one(self, query: str, *values: int | bytes) -> tuple[bytes, ...] | None:
         with _as_os_errors():
-            row: tuple[bytes, ...] | None = self._database.execute(query, (number,)).fetchone()
+            row: tuple[bytes, ...] | None = self._database.execute(query, values).fetchone()
             return row
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import errno
 import itertools
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import pyfuse3
 from pyfuse3 import FUSEError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyfuse3 import FileHandleT, InodeT
 
-    from keepfs.fs.nodes import Node
+    from keepfs.fs.nodes import DirectoryNode, Node
 
 _HandleT = TypeVar("_HandleT")
 
@@ -33,7 +36,6 @@ class InodeTable:
 
     def __init__(self, root: Node) -> None:
         self._nodes: dict[InodeT, Node] = {root.inode: root}
-        self._lookups: dict[InodeT, int] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -53,16 +55,17 @@ class InodeTable:
         """Count one lookup: the kernel is being told of the node."""
         if node.inode != pyfuse3.ROOT_INODE:
             self._nodes[node.inode] = node
-            self._lookups[node.inode] = self._lookups.get(node.inode, 0) + 1
+            node.lookups += 1
 
     def forget(self, inode: InodeT, lookups: int) -> None:
         """Take lookups back. Never raises: an exception here would end the mount."""
-        left = self._lookups.get(inode, 0) - lookups
-        if left > 0:
-            self._lookups[inode] = left
-        elif inode != pyfuse3.ROOT_INODE:
-            self._lookups.pop(inode, None)
-            self._nodes.pop(inode, None)
+        node = self._nodes.get(inode)
+        if node is None or inode == pyfuse3.ROOT_INODE:
+            return
+        node.lookups = max(0, node.lookups - lookups)
+        if not node.lookups:
+            del self._nodes[inode]
+            node.forgotten()
 
 
 class HandleTable(Generic[_HandleT]):
@@ -101,3 +104,23 @@ class HandleTable(Generic[_HandleT]):
         handle = self[number]
         del self._open[number]
         return handle
+
+
+@dataclass(slots=True)
+class Listing:
+    """A directory that is being read.
+
+    Attributes:
+        names: Those gone through so far: a reader may go back to any.
+        rest: Those that follow.
+    """
+
+    node: DirectoryNode
+    names: list[str] = field(default_factory=list)
+    rest: Iterator[str] = field(default_factory=lambda: iter(()))
+
+    def name(self, number: int) -> str | None:
+        """Return the name of that number, counted from 0, or None after the last."""
+        missing = number + 1 - len(self.names)
+        self.names.extend(itertools.islice(self.rest, max(missing, 0)))
+        return self.names[number] if number < len(self.names) else None

@@ -115,12 +115,16 @@ class Node:
     Attributes:
         inode: Its number, unique in this process.
         links: 1, or 0 once no directory names it.
+        lookups: How often the kernel was told of it, and hasn't forgotten it since.
     """
+
+    __slots__ = ("inode", "links", "lookups", "metadata")  # there may be very many
 
     def __init__(self, metadata: Metadata, inode: InodeT | None = None) -> None:
         self.inode = new_inode() if inode is None else inode
         self.metadata = metadata
         self.links = 1
+        self.lookups = 0
 
     @property
     def size(self) -> int:
@@ -152,6 +156,9 @@ class Node:
         """Return its extended attributes, by name (`user.keep.…`)."""
         return {}
 
+    def forgotten(self) -> None:
+        """Note that the kernel doesn't know it any more. May not raise."""
+
     async def sync(self) -> None:
         """Return when what is stored and named survives a power cut."""
 
@@ -166,6 +173,8 @@ class Node:
 
 class FileNode(Node):
     """A regular file."""
+
+    __slots__ = ()
 
     def check_open(self, flags: int) -> None:
         """Raise the FUSEError that an opening with these flags deserves, if any."""
@@ -213,6 +222,8 @@ class SymlinkNode(Node):
         target: What it points to.
     """
 
+    __slots__ = ("target",)
+
     def __init__(self, metadata: Metadata, target: bytes) -> None:
         super().__init__(metadata)
         self.target = target
@@ -230,6 +241,8 @@ class DirectoryNode(Node):
     many subdirectories there are.
     """
 
+    __slots__ = ()
+
     @property
     def not_found_timeout(self) -> float:
         """Seconds for which the kernel may remember that a name wasn't found."""
@@ -245,7 +258,10 @@ class DirectoryNode(Node):
 
     @abc.abstractmethod
     def names(self) -> Iterable[str]:
-        """Return the names of the entries to list."""
+        """Go through the names of the entries to list; they may change meanwhile.
+
+        One that is there all the while comes once.
+        """
 
     @abc.abstractmethod
     def entry_nowait(self, name: str) -> Node | None:

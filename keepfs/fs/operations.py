@@ -17,7 +17,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from keepfs.fs.errors import errno_of
 from keepfs.fs.free_space import FreeSpace
-from keepfs.fs.inodes import HandleTable, InodeTable
+from keepfs.fs.inodes import HandleTable, InodeTable, Listing
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
@@ -60,14 +60,6 @@ class _OpenFile:
     stores: bool
 
 
-@dataclass(slots=True)
-class _Listing:
-    """A directory that is being read: the names it had when that began."""
-
-    node: DirectoryNode
-    names: list[str]
-
-
 class Operations(pyfuse3.Operations):
     """The handlers of a mount.
 
@@ -97,7 +89,7 @@ class Operations(pyfuse3.Operations):
         self._read_only = read_only
         self._inodes = InodeTable(root)
         self._files = HandleTable[_OpenFile]()
-        self._listings = HandleTable[_Listing]()
+        self._listings = HandleTable[Listing]()
         self._free_space = FreeSpace(blocks)
 
     # --- names -------------------------------------------------------------
@@ -148,7 +140,11 @@ class Operations(pyfuse3.Operations):
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
-        await node.store()  # no close will follow
+        node.opened()
+        try:
+            await node.store()  # no close will follow
+        finally:
+            node.closed()
         return self._told(node)
 
     @guarded
@@ -338,15 +334,17 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Begin to read a directory."""
-        return self._listings.add(_Listing(self._directory(inode), []))
+        return self._listings.add(Listing(self._directory(inode)))
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List entries from number `start_id` on, as many as fit."""
         listing = self._listings[fh]
         if start_id == 0:
-            listing.names = list(listing.node.names())
-        for number, name in enumerate(listing.names[start_id:], start_id + 1):
+            listing.names, listing.rest = [], iter(listing.node.names())
+        number = start_id
+        while (name := listing.name(number)) is not None:
+            number += 1
             node = listing.node.entry_nowait(name)
             if node is None:  # removed meanwhile
                 continue

@@ -31,10 +31,15 @@ class Holder(Recorded, Protocol):
     Attributes:
         catalog: Where its entries are recorded.
         place: Its own; None for upload/ itself, and once it is removed.
+        unrecorded: The names there of files that the catalog doesn't know yet.
     """
 
     catalog: Catalog
     place: Place | None
+    unrecorded: dict[str, None]
+
+    def let_go(self, name: str) -> bool:
+        """Have an entry in memory no longer; tell whether that was all that kept this there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,12 @@ class Place:
             above = above.directory.place
         return "/".join(reversed(names))
 
+    def leave(self) -> None:
+        """Let the node leave memory, and the directories above that were there for it alone."""
+        place: Place | None = self  # not by recursion: a tree may be deeper than that can be
+        while place is not None and place.directory.let_go(place.name):
+            place = place.directory.place
+
     def record_version(self, file: Recorded, receipts: Sequence[Receipt]) -> None:
         """Note in the catalog that a file is stored.
 
@@ -74,6 +85,11 @@ class Place:
             else:
                 catalog.set_version(number, file.metadata, receipts)
         file.number = number
+        directory.unrecorded.pop(self.name, None)
+
+    def receipts(self, number: int | None) -> tuple[Receipt, ...]:
+        """Return the receipts of a file's stored version; none if there isn't one."""
+        return () if number is None else self.directory.catalog.receipts(number)
 
     def record_metadata(self, number: int | None, metadata: Metadata) -> None:
         """Note a node's mode and times, if the catalog knows the node.

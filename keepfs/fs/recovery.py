@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from keepfs import unsaved
-from keepfs.fs.nodes import Metadata, directory_mode
+from keepfs.fs.nodes import Metadata, Node, directory_mode
 from keepfs.fs.upload import UploadDirectory
 from keepfs.fs.upload_file import UploadFile
 from keepfs.unsaved import About, UnsavedError
@@ -105,7 +105,7 @@ def _place_for(aside: UnsavedFile, upload: UploadDirectory) -> UploadFile:
     *above, name = described.path.split("/")
     directory = upload
     for part in above:
-        node = directory.entry_nowait(part)
+        node: Node | None = directory.entry_nowait(part)
         if node is None:
             owner = Metadata(directory_mode(0o755), described.uid, described.gid)
             node = directory.mkdir(part, owner)

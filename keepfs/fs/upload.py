@@ -1,8 +1,10 @@
 """upload/: files and folders; what is closed here is stored, and found again at the next mount.
 
-A directory's entries are in memory from the first time it is asked for them.
-The catalog is changed first, then memory, without an await in between: so the
-two are never apart.
+The catalog has the entries; in memory are those that are in use: a node stays
+while the kernel knows it, while it is open, and until it is stored. An entry
+that is in memory counts, whatever the catalog has of that name: it may be the
+version before. The catalog is changed first, then memory, without an await in
+between: so the two are never apart.
 
 For the trio thread only.
 """
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pyfuse3
 from pyfuse3 import FUSEError
 
-from keepfs.fs.catalog import ROOT, Catalog
+from keepfs.fs.catalog import ROOT
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
@@ -30,11 +32,12 @@ from keepfs.fs.nodes import (
 )
 from keepfs.fs.place import Place
 from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload_symlink import UploadSymlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from keepfs.fs.catalog import Entry
+    from keepfs.fs.catalog import Catalog, Entry
     from keepfs.fs.staging import Staging
     from keepfs.keep.receipt import Receipt
 
@@ -42,22 +45,10 @@ _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
 #: Longest name, in bytes, as on local disks.
 MAX_NAME = 255
-
-
-class UploadSymlink(SymlinkNode):
-    """A symbolic link in upload/."""
-
-    def __init__(self, metadata: Metadata, target: bytes) -> None:
-        super().__init__(metadata, target)
-        self.place: Place | None = None
-        self.number: int | None = None
-
-    async def change(self, changes: Changes) -> None:
-        """Do what a setattr asks for."""
-        metadata = changed_metadata(self.metadata, changes)
-        if self.place is not None:
-            self.place.record_metadata(self.number, metadata)
-        self.metadata = metadata
+#: Names that a listing takes from the catalog at once: a few tenths of a millisecond.
+_CHUNK = 500
+#: A number that the catalog gives to nothing.
+_NOWHERE = -2
 
 
 class UploadDirectory(DirectoryNode):
@@ -67,28 +58,29 @@ class UploadDirectory(DirectoryNode):
         metadata: What `stat` says of it.
         staging: Where its files' bytes are until they are stored.
         on_stored: Called with the receipt of each block of a stored version.
-        catalog: Where names outlive the mount; in memory if not given.
+        catalog: Where names outlive the mount.
         number: The catalog's, of this directory.
-        is_new: Whether it is known to be empty.
     """
+
+    __slots__ = ("_nodes", "_on_stored", "_staging", "catalog", "number", "place", "unrecorded")
 
     def __init__(
         self,
         metadata: Metadata,
         staging: Staging,
         on_stored: Callable[[Receipt], None],
-        catalog: Catalog | None = None,
+        catalog: Catalog,
         number: int = ROOT,
-        *,
-        is_new: bool = False,
     ) -> None:
         super().__init__(metadata)
         self._staging = staging
         self._on_stored = on_stored
-        self.catalog = Catalog() if catalog is None else catalog
+        self.catalog = catalog
         self.number: int | None = number
         self.place: Place | None = None
-        self._loaded: dict[str, UploadNode] | None = {} if is_new else None
+        self.unrecorded: dict[str, None] = {}
+        #: The entries in memory: all that the catalog doesn't have, and those in use.
+        self._nodes: dict[str, UploadNode] = {}
 
     @classmethod
     def mounted(
@@ -114,19 +106,48 @@ class UploadDirectory(DirectoryNode):
         _check_name(name)
         return self._entry(name)
 
-    def names(self) -> Iterable[str]:
-        """Return the names of all entries, in the order they were made."""
-        return list(self._entries)
+    def names(self) -> Iterator[str]:
+        """Go through the names of all entries, in the order of their bytes.
 
-    def entry_nowait(self, name: str) -> Node | None:
+        They may change meanwhile: one that is there all the while comes once,
+        also if it is stored in between.
+        """
+        after = b""
+        while True:
+            chunk = self.catalog.names(self._number, after, _CHUNK)
+            last = chunk[-1] if len(chunk) == _CHUNK else None
+            others = map(os.fsencode, self.unrecorded)
+            here = {name for name in others if name > after and (last is None or name <= last)}
+            yield from map(os.fsdecode, sorted(here.union(chunk)))
+            if last is None:
+                return
+            after = last
+
+    def entry_nowait(self, name: str) -> UploadNode | None:
         """Return an entry, or None."""
-        return self._entries.get(name)
+        node = self._nodes.get(name)
+        if node is None:
+            entry = self.catalog.child(self._number, name)
+            if entry is not None:
+                node = self._node(entry)
+                self._put(name, node)
+        return node
+
+    def forgotten(self) -> None:
+        """Leave memory, if no entry is there."""
+        if self.place is not None and not self._nodes:
+            self.place.leave()
+
+    def let_go(self, name: str) -> bool:
+        """Have an entry in memory no longer; tell whether that was all that kept this here."""
+        self._nodes.pop(name, None)
+        return not self._nodes and not self.lookups
 
     def files(self) -> Iterator[UploadFile]:
         """Go through the files of the tree that are in memory: all that aren't stored are."""
         directories = [self]  # not by recursion: a tree may be deeper than that can be
         while directories:
-            for node in list((directories.pop()._loaded or {}).values()):
+            for node in list(directories.pop()._nodes.values()):
                 if isinstance(node, UploadFile):
                     yield node
                 elif isinstance(node, UploadDirectory):
@@ -151,7 +172,7 @@ class UploadDirectory(DirectoryNode):
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
         """Make an empty directory."""
         metadata.mode |= self.metadata.mode & stat.S_ISGID
-        return self._add(name, self._directory(self._owned(metadata), 0, is_new=True))
+        return self._add(name, self._directory(self._owned(metadata), _NOWHERE))
 
     def symlink(self, name: str, target: bytes, metadata: Metadata) -> SymlinkNode:
         """Make a symbolic link."""
@@ -184,7 +205,7 @@ class UploadDirectory(DirectoryNode):
         node = self._entry(name)
         if not isinstance(node, UploadDirectory):
             raise FUSEError(errno.ENOTDIR)
-        if node._entries:
+        if not node._is_empty:
             raise FUSEError(errno.ENOTEMPTY)
         self._remove(name)
 
@@ -203,30 +224,29 @@ class UploadDirectory(DirectoryNode):
         _check_name(new_name)
         if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
             raise FUSEError(errno.EINVAL)  # a whiteout
-        node, replaced = self._entry(name), target._entries.get(new_name)
+        node, replaced = self._entry(name), target.entry_nowait(new_name)
         if flags & pyfuse3.RENAME_EXCHANGE:
             if replaced is None:
                 raise FUSEError(errno.ENOENT)
-            with target._recording(self):
+            with target._recording(self, moved=(node, replaced)):
                 self._move_in_catalog(node, replaced, target, name, new_name)
             self._put(name, replaced)
             target._put(new_name, node)
-            replaced.metadata.changed()
         elif replaced is not node:
             if replaced is not None:
                 if flags & pyfuse3.RENAME_NOREPLACE:
                     raise FUSEError(errno.EEXIST)
                 _check_replaceable(node, replaced)
-            with target._recording(self):
+                _prepare_to_forget(replaced)
+            with target._recording(self, moved=(node,)):
                 if node.number is None:
                     self.catalog.remove(self._number, name)
                 else:
                     self.catalog.move(node.number, target._number, new_name)
-            del self._entries[name]
+            self._take(name)
             if replaced is not None:
                 _forget(replaced)
             target._put(new_name, node)
-        node.metadata.changed()
 
     def _move_in_catalog(
         self,
@@ -247,15 +267,11 @@ class UploadDirectory(DirectoryNode):
     @property
     def _number(self) -> int:
         """The catalog's number; one that nothing has, once the directory is removed."""
-        return 0 if self.number is None else self.number
+        return _NOWHERE if self.number is None else self.number
 
     @property
-    def _entries(self) -> dict[str, UploadNode]:
-        if self._loaded is None:
-            self._loaded = {}
-            for entry in self.catalog.children(self._number):
-                self._put(entry.name, self._node(entry))
-        return self._loaded
+    def _is_empty(self) -> bool:
+        return not self._nodes and not self.catalog.has_children(self._number)
 
     def _node(self, entry: Entry) -> UploadNode:
         """Make what the catalog knows of an entry a node."""
@@ -266,30 +282,36 @@ class UploadDirectory(DirectoryNode):
             node = UploadSymlink(entry.metadata, self.catalog.target(entry.number))
         else:
             node = UploadFile(entry.metadata, self._staging, self._on_stored)
-            node.take_version(entry.size, lambda: self.catalog.receipts(entry.number))
+            node.take_version(entry.size)
         node.number = entry.number
         return node
 
-    def _directory(
-        self, metadata: Metadata, number: int, *, is_new: bool = False
-    ) -> UploadDirectory:
-        return UploadDirectory(
-            metadata, self._staging, self._on_stored, self.catalog, number, is_new=is_new
-        )
+    def _directory(self, metadata: Metadata, number: int) -> UploadDirectory:
+        return UploadDirectory(metadata, self._staging, self._on_stored, self.catalog, number)
 
     def _entry(self, name: str) -> UploadNode:
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise FUSEError(errno.ENOENT) from None
+        node = self.entry_nowait(name)
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        return node
 
     def _put(self, name: str, node: UploadNode) -> None:
-        self._entries[name] = node
+        """Have a node in memory, in place of another of that name."""
+        self._nodes[name] = node
         node.place = Place(self, name)
+        if node.number is None:
+            self.unrecorded[name] = None
+        else:
+            self.unrecorded.pop(name, None)
+
+    def _take(self, name: str) -> UploadNode:
+        """Have a node in memory no longer."""
+        self.unrecorded.pop(name, None)
+        return self._nodes.pop(name)
 
     def _add(self, name: str, node: _NodeT) -> _NodeT:
         _check_name(name)
-        if name in self._entries:
+        if self.entry_nowait(name) is not None:
             raise FUSEError(errno.EEXIST)
         if not self.links:
             raise FUSEError(errno.ENOENT)
@@ -305,16 +327,23 @@ class UploadDirectory(DirectoryNode):
         return node
 
     def _remove(self, name: str) -> None:
+        _prepare_to_forget(self._entry(name))
         with self._recording():
             self.catalog.remove(self._number, name)
-        _forget(self._entries.pop(name))
+        _forget(self._take(name))
 
     @contextlib.contextmanager
-    def _recording(self, *others: UploadDirectory) -> Iterator[None]:
+    def _recording(
+        self, *others: UploadDirectory, moved: Iterable[UploadNode] = ()
+    ) -> Iterator[None]:
         """Change entries here, and in others, with the times that go with it."""
         directories = dict.fromkeys((self, *others))
         with self.catalog.change():
             yield
+            for node in moved:
+                node.metadata.changed()
+                if node.number is not None:
+                    self.catalog.set_metadata(node.number, node.metadata)
             for directory in directories:
                 directory.metadata.changed(content=True)
                 self.catalog.set_metadata(directory._number, directory.metadata)
@@ -327,6 +356,12 @@ class UploadDirectory(DirectoryNode):
 
 
 UploadNode = UploadDirectory | UploadFile | UploadSymlink
+
+
+def _prepare_to_forget(node: UploadNode) -> None:
+    """Have in memory what the catalog will not have any more: the file may be open."""
+    if isinstance(node, UploadFile):
+        node.load()
 
 
 def _forget(node: UploadNode) -> None:
@@ -347,7 +382,7 @@ def _check_replaceable(node: Node, replaced: Node) -> None:
     if isinstance(node, UploadDirectory):
         if not isinstance(replaced, UploadDirectory):
             raise FUSEError(errno.ENOTDIR)
-        if list(replaced.names()):
+        if not replaced._is_empty:
             raise FUSEError(errno.ENOTEMPTY)
     elif isinstance(replaced, DirectoryNode):
         raise FUSEError(errno.EISDIR)

@@ -18,6 +18,7 @@ from pyfuse3 import FUSEError
 
 from keepfs.fs.nodes import Changes, FileNode, Metadata, changed_metadata
 from keepfs.fs.staging import Slot, Staging, zeros
+from keepfs.fs.version import is_whole, name_of, xattrs_of
 from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from keepfs.keep.receipt import Receipt
     from keepfs.unsaved import Piece
 
-
-#: Largest file, in bytes: 65,536 blocks. Their locators make 6 MB, which is
-#: about as much as one name should stand for.
+#: Largest file, in bytes: 65,536 blocks, whose locators make 6 MB: enough for one name.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
 
 
@@ -53,6 +52,12 @@ class UploadFile(FileNode):
         on_stored: Called with the receipt of each block of a stored version.
     """
 
+    __slots__ = (
+        "_block_size", "_changes", "_is_loaded", "_mutating", "_on_stored", "_openings",
+        "_receipts", "_size", "_slots", "_staging", "_stored", "_tried", "_unrecorded",
+        "number", "place",
+    )  # fmt: skip
+
     def __init__(
         self, metadata: Metadata, staging: Staging, on_stored: Callable[[Receipt], None]
     ) -> None:
@@ -62,15 +67,14 @@ class UploadFile(FileNode):
         self._on_stored = on_stored
         self._size = 0
         self._slots: dict[int, Slot] = {}
-        self._mutating = trio.Lock()
+        self._mutating: trio.Lock | None = None  # until it is needed
         self._openings = 0
         # Changes so far; how many of them a store was tried for, and succeeded for.
         self._changes = 1
-        self._tried = 0
-        self._stored = 0
+        self._tried = self._stored = 0
         self._receipts: tuple[Receipt, ...] = ()
-        # Of a version stored before this mount: looked up when it is needed.
-        self._find_receipts: Callable[[], tuple[Receipt, ...]] | None = None
+        #: Whether slots and receipts are here; else the catalog has them.
+        self._is_loaded = True
         #: Why what is stored isn't recorded, if that is so.
         self._unrecorded: OSError | None = None
         #: Where it is recorded; None once it has no name.
@@ -78,14 +82,9 @@ class UploadFile(FileNode):
         #: The catalog's; None until a version is stored.
         self.number: int | None = None
 
-    def take_version(self, size: int, find_receipts: Callable[[], tuple[Receipt, ...]]) -> None:
-        """Be a file that was stored before this mount.
-
-        Args:
-            size: Bytes.
-            find_receipts: Returns the receipts of its blocks.
-        """
-        self._size, self._find_receipts = size, find_receipts
+    def take_version(self, size: int) -> None:
+        """Be a file that is stored, of so many bytes, as the catalog has it."""
+        self._size, self._is_loaded = size, False
         self._tried = self._stored = self._changes
 
     @property
@@ -118,13 +117,7 @@ class UploadFile(FileNode):
         """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
         found = {"user.keep.state": self.state.value}
         if self._stored == self._changes:
-            self._load()
-            services = dict.fromkeys(name for each in self._receipts for name in each.services)
-            found["user.keep.locator"] = ",".join(str(each.locator) for each in self._receipts)
-            found["user.keep.copies"] = str(min(each.copies for each in self._receipts))
-            found["user.keep.services"] = " ".join(services)
-            if expiries := [e for it in self._receipts if (e := it.locator.perm_expiry)]:
-                found["user.keep.expires"] = min(expiries).isoformat()
+            found |= xattrs_of(self._stored_receipts())
         elif self._failure is not None:
             found["user.keep.error"] = str(self._failure)
         return found
@@ -142,18 +135,17 @@ class UploadFile(FileNode):
     @property
     def version(self) -> str:
         """Name the stored version, if there is one."""
-        self._load()
-        return ",".join(str(receipt.locator) for receipt in self._receipts)
+        return name_of(self._stored_receipts())
 
     def pieces(self) -> list[Piece]:
         """Return what the file consists of, slot by slot; staged bytes aren't copied."""
-        self._load()
+        self.load()
         slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
         return [slot.piece() for slot in slots]
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
         """Be the file that an earlier mount couldn't store."""
-        self._load()
+        self.load()
         for slot in self._slots.values():
             slot.drop()
         self._slots.clear()
@@ -176,6 +168,12 @@ class UploadFile(FileNode):
         """Count an opening less; the last one of a removed file lets its bytes go."""
         self._openings -= 1
         self._discard_if_unreachable()
+        self._rest()
+
+    def forgotten(self) -> None:
+        """Leave memory, if the catalog has all of it and nobody has it open."""
+        if self.place is not None and not self._openings and not self.needs_saving:
+            self.place.leave()
 
     def removed(self) -> None:
         """Note that no directory names it any more."""
@@ -186,7 +184,7 @@ class UploadFile(FileNode):
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes there are from `offset` on, written but unstored ones included."""
-        self._load()
+        self.load()
         end = min(offset + size, self._size)
         pieces = [
             await slot.read(begin, stop)
@@ -267,7 +265,8 @@ class UploadFile(FileNode):
             raise
         # Not before: who gave up waiting hasn't tried, and release does it again.
         self._tried = max(self._tried, wanted)
-        if not self.links or self._stored >= wanted or not self._is_whole(receipts, len(slots)):
+        whole = is_whole(receipts, len(slots), self._block_size)
+        if not self.links or self._stored >= wanted or not whole:
             return  # removed or cut meanwhile, or another has stored it
         if self.place is not None:
             try:
@@ -307,8 +306,9 @@ class UploadFile(FileNode):
     @contextlib.asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:
         """Have the slots for oneself; only stores go on."""
+        self._mutating = self._mutating or trio.Lock()
         async with self._mutating:
-            self._load()
+            self.load()
             try:
                 yield
             finally:
@@ -339,23 +339,29 @@ class UploadFile(FileNode):
             raise fresh_copy(failures[0])
         return [receipt for slot in slots if (receipt := receipts[slot]) is not None]
 
-    def _is_whole(self, receipts: Sequence[Receipt], slots: int) -> bool:
-        """Tell whether receipts make up a version: none missing, all but the last full.
-
-        Bytes written while they were stored may be in it too: it has all that
-        were written before.
-        """
-        sizes = [receipt.locator.size for receipt in receipts]
-        return len(sizes) == slots and all(size == self._block_size for size in sizes[:-1])
-
-    def _load(self) -> None:
-        """Have the slots of a version that was stored before this mount."""
-        if self._find_receipts is None:
+    def load(self) -> None:
+        """Have the slots of the stored version here, whatever becomes of the catalog's entry."""
+        if self._is_loaded:
             return
-        self._receipts = self._find_receipts()
-        self._find_receipts = None
+        self._receipts = self._stored_receipts()
+        self._is_loaded = True
         for index, receipt in enumerate(self._receipts):
             self._slot(index).receipt = receipt
+
+    def _stored_receipts(self) -> tuple[Receipt, ...]:
+        """Return the stored version's receipts, from here or from the catalog."""
+        if self._is_loaded or self.place is None:
+            return self._receipts
+        return self.place.receipts(self.number)
+
+    def _rest(self) -> None:
+        """Let go of slots and receipts, if the catalog has them and nobody uses them."""
+        is_changing = self._mutating is not None and self._mutating.locked()
+        if self._openings or self.needs_saving or self.number is None or is_changing:
+            return
+        if all(slot.is_stored and not slot.is_storing for slot in self._slots.values()):
+            self._slots, self._receipts, self._mutating = {}, (), None
+            self._is_loaded = False
 
     @property
     def _failure(self) -> Exception | None:

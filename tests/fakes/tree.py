@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepfs.fs.by_id import ByIdDirectory
+from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
@@ -49,7 +50,9 @@ class Tree:
         owner = Metadata(directory_mode(0), 0, 0)
         by_id = ByIdDirectory(Metadata(directory_mode(0o555), 0, 0), blocks)
         self.staging = Staging(blocks, staging_size, block_size)
-        upload = UploadDirectory(Metadata(directory_mode(0o777), 0, 0), self.staging, by_id.stored)
+        upload = UploadDirectory.mounted(
+            Metadata(directory_mode(0o777), 0, 0), self.staging, by_id.stored, Catalog()
+        )
         entries = {"README": TextFile(README, owner), "by_id": by_id, "upload": upload}
         self.operations = Operations(
             RootDirectory(entries, owner),

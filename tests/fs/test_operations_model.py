@@ -146,6 +146,24 @@ class OperationsModel(RuleBasedStateMachine):
                     assert self._state(file) == b"stored"
             self._ask(self.operations.release, handle)
 
+    @precondition(lambda self: self.files)
+    @rule(number=st.integers(0))
+    def forget(self, number: int) -> None:
+        """Let the kernel forget a file nobody has open; looked up, it may have a new number."""
+        file = self._one(number)
+        if file.is_named and not file.openings:
+            forgotten = [(file.inode, self.lookups.pop(file.inode))]
+            self._ask(self.operations.forget, forgotten)
+            ((directory, name),) = (
+                (directory, name)
+                for directory, there in self.expected.items()
+                for name in there
+                if there[name] is file
+            )
+            said = self._ask(self.operations.lookup, self.inodes[directory], name, ME)
+            self.lookups[said.st_ino] += 1
+            file.inode = said.st_ino
+
     @rule(directory=directories, name=names)
     def unlink(self, directory: str, name: bytes) -> None:
         parent, there = self.inodes[directory], self.expected[directory]

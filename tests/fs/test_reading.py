@@ -138,7 +138,7 @@ async def test_without_room_nothing_is_fetched_ahead_until_there_is() -> None:
         await file.read(1, 0, 1)
 
     assert alone == file.digests(0)
-    assert store.fetched()[1] == file.digests(1)[0]
+    assert file.digests(1)[0] in store.fetched()
 
 
 async def test_a_block_of_another_size_is_an_error() -> None:

@@ -13,6 +13,7 @@ import pytest
 from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
+from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
 from keepfs.fs.root import RootDirectory
 from keepfs.fs.staging import Staging
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 async def open_upload(permissions: int = 0o755) -> AsyncIterator[UploadDirectory]:
     async with open_blocks(DictStore(), copies=1) as blocks:
         metadata = Metadata(directory_mode(permissions), 1, 2, 3)
-        yield UploadDirectory(metadata, Staging(blocks), lambda _: None)
+        yield UploadDirectory.mounted(metadata, Staging(blocks), lambda _: None, Catalog())
 
 
 def make(directory: UploadDirectory, name: str) -> Node:
@@ -55,11 +56,11 @@ def refused(number: int) -> Iterator[None]:
     assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
 
-async def test_entries_are_found_listed_and_in_the_order_they_were_made() -> None:
+async def test_entries_are_found_and_listed_in_the_order_of_their_bytes() -> None:
     async with open_upload() as upload:
         made = {name.rstrip("/@"): make(upload, name) for name in ("b", "a/", "c@")}
 
-        assert list(upload.names()) == ["b", "a", "c"]
+        assert list(upload.names()) == ["a", "b", "c"]
         for name, node in made.items():
             assert await upload.lookup(name) is node
             assert upload.entry_nowait(name) is node
@@ -325,5 +326,6 @@ async def test_truncating_to_the_same_size_records_the_time() -> None:
 
         await file.truncate(0)  # as O_TRUNC does
 
-        (recorded,) = upload.catalog.children(upload.number or 0)
+        recorded = upload.catalog.child(upload.number or 0, "file")
+        assert recorded is not None
         assert recorded.metadata.mtime_ns == file.metadata.mtime_ns > 5

@@ -48,6 +48,8 @@ def test_killing_keepfs_loses_nothing_whose_close_has_returned(unmounted: Keepfs
 
     assert outcome.kills == 3
     assert outcome.versions > 0
+    assert outcome.failed > 0
+    assert outcome.moves > 0
     assert outcome.checked > 0
 
 

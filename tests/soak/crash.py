@@ -1,18 +1,23 @@
 """Kill keepfs at random moments of copying a thousand files, and look for what is lost.
 
-A writer, in a process of its own, goes through its files again and again, and
-writes down for each version when it begins, and when the close, fsync or
-rename that ends it has returned 0. It copies in different ways: in place with
-close, in place with fsync, into a new file that is renamed over the old one,
-and with cp. keepfs is killed; after the next mount each file must be the last
-version that was ended, or a later one that was begun: whole, by its name and by
-its locator.
+A writer (`crash_writer`) goes through its files again and again, and writes
+down for each version when it begins, and when the close, fsync or rename that
+ends it has returned 0. It copies in different ways: in place with close, in
+place with fsync, into a new file that is renamed over the old one, and with
+cp. Now and then it renames a directory while it has a file open there. keepfs
+is killed; after the next mount each file must be the last version that was
+ended, or a later one that was begun: whole, by its name and by its locator.
+Each directory must have its last name, or the next if that rename had begun.
+
+At every other kill the store takes nothing for a while before: closes fail,
+and files wait for another attempt. Half the time it is back when keepfs is
+killed, and what failed is being tried again.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import itertools
 import os
 import random
 import shutil
@@ -30,20 +35,16 @@ import click
 
 from tests.mount.mounts import PATIENCE, KeepfsMount, is_zombie, wait_until
 from tests.soak.arguments import numbers_and_seed
+from tests.soak.crash_writer import (
+    ELSEWHERE,
+    PER_DIRECTORY,
+    content_of,
+    directories_in,
+    directory_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-#: Files in a directory.
-_PER_DIRECTORY = 50
-#: Writers at once.
-_WRITERS = 4
-
-
-def content_of(number: int, version: int) -> bytes:
-    """Return what a file has in a version: its length differs from version to version."""
-    draw = random.Random(number * 1_000_003 + version)  # noqa: S311 - content, not secrets
-    return f"{number} {version}\n".encode() + draw.randbytes(draw.choice((0, 50, 3000, 40_000)))
 
 
 def version_of(number: int, found: bytes) -> int:
@@ -59,96 +60,6 @@ def version_of(number: int, found: bytes) -> int:
     return version
 
 
-def path_of(number: int) -> Path:
-    """Return where a file is, below upload/."""
-    return Path(f"{number // _PER_DIRECTORY:03}") / f"{number:05}"
-
-
-# --- the writer, in a process of its own ---------------------------------------
-
-
-class Writer:
-    """Copies versions of files into a mount, and notes what has begun and ended.
-
-    Args:
-        place: Where in the mount.
-        journal: Where to note it, on a local disk.
-    """
-
-    def __init__(self, place: Path, journal: Path) -> None:
-        self._place = place
-        self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND)
-        self._base = journal.parent
-
-    def copy(self, number: int, version: int) -> None:
-        """Copy one version of a file, in the way that is the file's."""
-        path = self._place / path_of(number)
-        if number % _PER_DIRECTORY == 0 and not path.parent.exists():
-            path.parent.mkdir()
-            self._note("directory", number, version)
-        ways = (self._in_place, self._synced, self._renamed, self._by_cp)
-        self._note("begun", number, version)
-        ways[number % len(ways)](path, number, version)
-
-    def _in_place(self, path: Path, number: int, version: int) -> None:
-        with path.open("wb") as file:
-            file.write(content_of(number, version))
-        self._note("ended", number, version)
-
-    def _synced(self, path: Path, number: int, version: int) -> None:
-        with path.open("wb") as file:
-            file.write(content_of(number, version))
-            file.flush()
-            os.fsync(file.fileno())
-            self._note("ended", number, version)
-
-    def _renamed(self, path: Path, number: int, version: int) -> None:
-        new = path.with_suffix(".new")
-        new.write_bytes(content_of(number, version))
-        new.replace(path)
-        self._note("ended", number, version)
-
-    def _by_cp(self, path: Path, number: int, version: int) -> None:
-        source = self._base / f"source-{number}"
-        source.write_bytes(content_of(number, version))
-        subprocess.run(["cp", source, path], check=True, stderr=subprocess.DEVNULL)
-        source.unlink()
-        self._note("ended", number, version)
-
-    def _note(self, what: str, number: int, version: int) -> None:
-        os.write(self._journal, f"{what} {number} {version}\n".encode())
-
-
-def write(place: str, journal: str, files: str, version: str) -> None:
-    """Be the writer, for as long as the mount lives: each child has directories of its own.
-
-    Not threads: the child that is to be `cp` would close what other threads
-    have open, which stores it as it is then.
-    """
-    writer = Writer(Path(place), Path(journal))
-    numbers = range(int(files))
-
-    def copy_all(child: int) -> None:
-        mine = [each for each in numbers if each // _PER_DIRECTORY % _WRITERS == child]
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            for round_ in itertools.count(int(version)):
-                for number in mine:
-                    writer.copy(number, round_)
-
-    children = []
-    for child in range(_WRITERS):
-        pid = os.fork()
-        if pid == 0:
-            copy_all(child)
-            os._exit(0)
-        children.append(pid)
-    for pid in children:
-        os.waitpid(pid, 0)
-
-
-# --- who kills and looks --------------------------------------------------------
-
-
 @dataclass
 class Outcome:
     """What was killed and found.
@@ -159,6 +70,9 @@ class Outcome:
         versions: Versions ended before a kill.
         interrupted: Versions begun and not ended when keepfs was killed.
         newer: Of these, found all the same.
+        failed: Closes that reported an error, since the store took nothing.
+        moves: Directories renamed before a kill.
+        moving: Directories that were being renamed when keepfs was killed.
     """
 
     kills: int = 0
@@ -166,6 +80,9 @@ class Outcome:
     versions: int = 0
     interrupted: int = 0
     newer: int = 0
+    failed: int = 0
+    moves: int = 0
+    moving: int = 0
 
 
 @dataclass
@@ -173,30 +90,35 @@ class Journal:
     """What the writer has noted since the mount was made.
 
     Attributes:
-        begun: The last version begun, of each file.
+        begun: The versions of each file that were begun after the last that ended.
         ended: The last version ended.
-        directories: Those made.
-        count: Versions ended.
+        moving: How often each directory was renamed, the rename that was begun last included.
+        moved: The same without it, if it hadn't ended.
+        notes: How many there are of each kind.
     """
 
-    begun: dict[int, int] = field(default_factory=dict)
+    begun: dict[int, list[int]] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
-    directories: set[str] = field(default_factory=set)
-    count: int = 0
+    moving: dict[int, int] = field(default_factory=dict)
+    moved: dict[int, int] = field(default_factory=dict)
+    notes: collections.Counter[str] = field(default_factory=collections.Counter)
 
     @classmethod
     def read(cls, path: Path) -> Journal:
         """Read what there is."""
         found = cls()
         for line in path.read_text().splitlines():
-            what, number, version = line.split()
+            what, number, version = line.split()[0], *map(int, line.split()[1:])
+            found.notes[what] += 1
             if what == "begun":
-                found.begun[int(number)] = int(version)
+                found.begun.setdefault(number, []).append(version)
             elif what == "ended":
-                found.ended[int(number)] = int(version)
-                found.count += 1
-            else:
-                found.directories.add(path_of(int(number)).parent.name)
+                found.ended[number] = version
+                found.begun[number] = []
+            elif what == "moving":
+                found.moving[number] = version
+            elif what == "moved":
+                found.moved[number] = version
         return found
 
 
@@ -216,9 +138,9 @@ class Soak:
         self._files = files
         self._seed = seed
         self._draw = random.Random(seed)  # noqa: S311 - moments, not secrets
-        #: What the last look found: versions by number, and directories.
+        #: What the last look found: versions, and how often each directory was renamed.
         self._stored: dict[int, int] = {}
-        self._directories: set[str] = set()
+        self._directories: dict[int, int] = {}
         self.outcome = Outcome()
 
     def run(self, kills: int) -> Outcome:
@@ -227,12 +149,15 @@ class Soak:
         Raises:
             AssertionError: Something is lost, or half of it; says what.
         """
+        self._make_store()
         self._mount.mount()
+        (self._mount.upload / ELSEWHERE).mkdir()
         for _ in range(kills):
             journal = self._write_and_kill()
             try:
                 self._check_catalog()
                 self._mount.mount()
+                self._check_directories(journal)
                 self._check_files(journal)
             except AssertionError as error:
                 error.add_note(f"seed {self._seed}, after kill {self.outcome.kills}")
@@ -243,30 +168,57 @@ class Soak:
         return self.outcome
 
     def _write_and_kill(self) -> Journal:
-        journal = self._mount.base / "journal"
-        journal.write_bytes(b"")
-        command = (sys.executable, "-m", "tests.soak.crash", "--write", self._mount.upload)
+        path = self._mount.base / "journal"
+        path.write_bytes(b"")
         version = self.outcome.kills * 1000  # more than any writer gets round
-        arguments = (journal, self._files, version)
-        writer = subprocess.Popen([*map(str, command), *map(str, arguments)])
+        command = (sys.executable, "-m", "tests.soak.crash_writer", self._mount.upload)
+        writer = subprocess.Popen([*map(str, (*command, path, self._files, version))])
         try:
             # A random moment: so many versions later, and then a little.
-            wanted = self._draw.randint(0, self._files)
-
-            def is_time() -> bool:
-                return journal.read_bytes().count(b"ended") >= wanted or writer.poll() is not None
-
-            wait_until(is_time)
+            self._wait_for(b"ended", self._draw.randint(0, self._files), writer)
+            if self.outcome.kills % 2:
+                self._let_the_store_fail(writer)
             time.sleep(self._draw.random() / 100)
             self._mount.kill(signal.SIGKILL)
             writer.wait(PATIENCE)
         finally:
             writer.kill()
             writer.wait()
-        found = Journal.read(journal)
+            self._point_store_to("blocks.real")
+        return self._counted(Journal.read(path))
+
+    def _counted(self, journal: Journal) -> Journal:
         self.outcome.kills += 1
-        self.outcome.versions += found.count
-        return found
+        self.outcome.versions += journal.notes["ended"]
+        self.outcome.failed += journal.notes["failed"]
+        self.outcome.moves += journal.notes["moved"]
+        return journal
+
+    def _let_the_store_fail(self, writer: subprocess.Popen[bytes]) -> None:
+        """Let closes fail for a while; half the time the store is back then."""
+        self._point_store_to("no-directory")
+        self._wait_for(b"failed", self._draw.randint(1, self._files // 4), writer)
+        if self._draw.random() < 0.5:
+            self._point_store_to("blocks.real")
+            os.kill(self._mount.pid(), signal.SIGUSR1)  # try what failed at once
+
+    def _wait_for(self, what: bytes, times: int, writer: subprocess.Popen[bytes]) -> None:
+        """Wait until something was noted so often, or the writer has ended."""
+        path = self._mount.base / "journal"
+        wait_until(
+            lambda: path.read_bytes().count(what) >= times or writer.poll() is not None,
+        )
+
+    def _make_store(self) -> None:
+        """Have the store behind a symlink, which can be changed in one step."""
+        (self._mount.base / "blocks.real").mkdir()
+        (self._mount.base / "no-directory").touch()
+        self._point_store_to("blocks.real")
+
+    def _point_store_to(self, name: str) -> None:
+        link = self._mount.base / "link"
+        link.symlink_to(name)
+        link.replace(self._mount.store)
 
     def _check_catalog(self) -> None:
         """See that the database is sound as the kill left it; a copy, as opening it repairs it."""
@@ -276,27 +228,44 @@ class Soak:
             with contextlib.closing(sqlite3.connect(Path(copy) / "catalog.sqlite")) as database:
                 assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
+    def _check_directories(self, journal: Journal) -> None:
+        """See that each directory is there once, by the last name or the next."""
+        there = list(directories_in(self._mount.upload))
+        found = dict(there)
+        assert len(there) == len(found), f"one directory has two names: {sorted(there)}"
+        for directory in {**self._directories, **journal.moving}:
+            moved = journal.moved.get(directory, self._directories.get(directory))
+            moving = journal.moving.get(directory, moved)
+            generation = found.get(directory)
+            assert generation in {moved, moving}, (
+                f"directory {directory} was renamed {generation} times; {moved} ended,"
+                f" {moving} begun"
+            )
+            self.outcome.moving += moving != moved
+        self._directories = found
+
     def _check_files(self, journal: Journal) -> None:
         """See that each file is the last version ended, or a later one, and all of it."""
-        there = {path.name for path in self._mount.upload.iterdir()}
-        self._directories |= journal.directories
-        assert there >= self._directories, f"directories lost: {self._directories - there}"
         for number in {**self._stored, **journal.begun}:
             ended = journal.ended.get(number, self._stored.get(number))
-            begun = journal.begun.get(number, ended)
+            begun = journal.begun.get(number, [])
             found = self._version_there(number)
-            assert found in {ended, begun}, (
-                f"{path_of(number)} has version {found}; {ended} was ended, {begun} begun"
+            assert found in {ended, *begun}, (
+                f"file {number} has version {found}; {ended} was ended, {begun} begun after it"
             )
             self.outcome.checked += 1
-            self.outcome.interrupted += begun != ended
+            self.outcome.interrupted += bool(begun)
             self.outcome.newer += found != ended
             if found is not None:
                 self._stored[number] = found
 
     def _version_there(self, number: int) -> int | None:
         """Return which version of a file is there, by its name and by its locator."""
-        path = self._mount.upload / path_of(number)
+        directory = number // PER_DIRECTORY
+        if directory not in self._directories:
+            return None
+        above = directory_path(directory, self._directories[directory])
+        path = self._mount.upload / above / f"{number:05}"
         new = path.with_suffix(".new")
         if new.exists():  # never renamed: it is whole all the same
             version_of(number, new.read_bytes())
@@ -322,9 +291,6 @@ def processes_of(mount: KeepfsMount) -> Iterator[int]:
 
 def main() -> int:
     """Run as a script."""
-    if sys.argv[1:2] == ["--write"]:
-        write(*sys.argv[2:])
-        return 0
     kills, seed = numbers_and_seed(100)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as base:
@@ -336,7 +302,8 @@ def main() -> int:
     click.echo(
         f"{outcome.kills} kills, {outcome.versions} versions stored before them,"
         f" {outcome.checked} files checked, {outcome.interrupted} of which were being written"
-        f" ({outcome.newer} then have the new version): nothing lost;"
+        f" ({outcome.newer} then have a new version), {outcome.failed} closes failed;"
+        f" {outcome.moves} directories renamed, {outcome.moving} in the middle: nothing lost;"
         f" {time.monotonic() - begin:.0f} s"
     )
     return 0

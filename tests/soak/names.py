@@ -1,4 +1,4 @@
-"""A directory of very many names: how long everything takes, and what it costs in memory.
+"""A directory of very many names: how long everything takes, others wait, and the memory it costs.
 
 The names are made by mknod, which stores nothing but the name and the empty block,
 so that the catalog is measured rather than the store.
@@ -19,6 +19,7 @@ import click
 
 from tests.mount.mounts import mounted
 from tests.soak.arguments import numbers
+from tests.soak.waits import Asker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +33,12 @@ class Outcome:
 
     Attributes:
         seconds: By what was done.
+        waits: Seconds another client waited meanwhile at most, by what was done.
         kilobytes: Resident memory of keepfs, by when.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    waits: dict[str, float] = field(default_factory=dict)
     kilobytes: dict[str, int] = field(default_factory=dict)
 
     def timed(self, what: str, work: Callable[[], object]) -> None:
@@ -43,6 +46,12 @@ class Outcome:
         begin = time.monotonic()
         work()
         self.seconds[what] = time.monotonic() - begin
+
+    def watched(self, what: str, work: Callable[[], object], elsewhere: Path) -> None:
+        """Do the same, and note how long another client waits meanwhile."""
+        with Asker(elsewhere) as asker:
+            self.timed(what, work)
+        self.waits[what] = asker.longest
 
 
 def name_of(number: int) -> str:
@@ -58,50 +67,61 @@ def soak(mount: KeepfsMount, entries: int) -> Outcome:
     """
     outcome = Outcome()
     directory = mount.upload / "many"
-    expected = {name_of(number) for number in range(entries)}
 
-    def make() -> None:
-        os.mkdir(directory)
-        for number in range(entries):
-            # A symlink among ten, else files.
-            if number % 10 == 9:
-                os.symlink(name_of(number - 1), directory / name_of(number))
-            else:
-                os.mknod(directory / name_of(number), stat.S_IFREG | 0o644)
-
-    def list_all() -> None:
-        assert sorted(os.listdir(directory)) == sorted(expected)
-
-    def look_up_all() -> None:
-        for number in range(entries):
-            mode = os.lstat(directory / name_of(number)).st_mode
-            assert stat.S_ISLNK(mode) == (number % 10 == 9)
+    def watched(what: str, work: Callable[[Path, int], None], most: int = entries) -> None:
+        outcome.watched(what, lambda: work(directory, most), mount.upload)
 
     def remount() -> None:
         done = mount.unmount()
         assert (done.returncode, done.stderr) == (0, b"")
         outcome.timed("mounting again, until ready", mount.mount)
 
-    def remove_all() -> None:
-        for name in expected:
-            os.unlink(directory / name)
-        os.rmdir(directory)
-
     outcome.kilobytes["at the start"] = resident(mount)
-    outcome.timed("making them", make)
-    outcome.timed("listing them", list_all)
-    outcome.timed("looking each up, as the kernel knows it", look_up_all)
+    watched("making them", _make)
+    watched("listing them", _list_all)
+    watched("looking each up, as the kernel knows it", _look_up)
     outcome.kilobytes["after that"] = resident(mount)
     outcome.timed("unmounting and mounting again", remount)
     outcome.kilobytes["mounted again"] = resident(mount)
-    outcome.timed("the first lookup after that", lambda: os.lstat(directory / name_of(0)))
-    outcome.timed("looking each up, the kernel asks keepfs", look_up_all)
+    watched("the first lookup after that", _look_up, 1)
+    outcome.kilobytes["after the first lookup"] = resident(mount)
+    watched("looking each up, the kernel asks keepfs", _look_up)
     outcome.kilobytes["after looking each up"] = resident(mount)
-    outcome.timed("listing them again", list_all)
+    watched("listing them again", _list_all)
     outcome.kilobytes["after listing"] = resident(mount)
-    outcome.timed("removing them", remove_all)
+    outcome.timed("unmounting and mounting once more", remount)
+    watched("listing them first", _list_all)
+    outcome.kilobytes["after listing first"] = resident(mount)
+    watched("removing them", _remove_all)
+    outcome.kilobytes["after removing"] = resident(mount)
     assert os.listdir(mount.upload) == []
     return outcome
+
+
+def _make(directory: Path, entries: int) -> None:
+    directory.mkdir()
+    for number in range(entries):
+        # A symlink among ten, else files.
+        if number % 10 == 9:
+            os.symlink(name_of(number - 1), directory / name_of(number))
+        else:
+            os.mknod(directory / name_of(number), stat.S_IFREG | 0o644)
+
+
+def _list_all(directory: Path, entries: int) -> None:
+    assert sorted(os.listdir(directory)) == list(map(name_of, range(entries)))
+
+
+def _look_up(directory: Path, entries: int) -> None:
+    for number in range(entries):
+        mode = os.lstat(directory / name_of(number)).st_mode
+        assert stat.S_ISLNK(mode) == (number % 10 == 9)
+
+
+def _remove_all(directory: Path, entries: int) -> None:
+    for number in range(entries):
+        os.unlink(directory / name_of(number))
+    directory.rmdir()
 
 
 def resident(mount: KeepfsMount) -> int:
@@ -118,7 +138,10 @@ def main() -> int:
         outcome = soak(mount, entries)
     click.echo(f"{entries} entries in one directory")
     for what, seconds in outcome.seconds.items():
-        click.echo(f"    {what:40} {seconds:8.2f} s  {seconds / entries * 1e6:8.1f} µs each")
+        waits = outcome.waits.get(what)
+        waited = "" if waits is None else f"  others wait {waits * 1e3:6.0f} ms"
+        each = f"{seconds / entries * 1e6:8.1f} µs each"
+        click.echo(f"    {what:40} {seconds:8.3f} s  {each}{waited}")
     for when, kilobytes in outcome.kilobytes.items():
         click.echo(f"    resident {when:31} {kilobytes // 1024:8} MiB")
     return 0

@@ -1,0 +1,33 @@
+"""A symbolic link of upload/."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keepfs.fs.nodes import Changes, Metadata, SymlinkNode, changed_metadata
+
+if TYPE_CHECKING:
+    from keepfs.fs.place import Place
+
+
+class UploadSymlink(SymlinkNode):
+    """A symbolic link in upload/."""
+
+    __slots__ = ("number", "place")
+
+    def __init__(self, metadata: Metadata, target: bytes) -> None:
+        super().__init__(metadata, target)
+        self.place: Place | None = None
+        self.number: int | None = None
+
+    async def change(self, changes: Changes) -> None:
+        """Do what a setattr asks for."""
+        metadata = changed_metadata(self.metadata, changes)
+        if self.place is not None:
+            self.place.record_metadata(self.number, metadata)
+        self.metadata = metadata
+
+    def forgotten(self) -> None:
+        """Leave memory: the catalog has all of it."""
+        if self.place is not None:
+            self.place.leave()

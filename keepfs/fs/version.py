@@ -1,0 +1,39 @@
+"""A stored version of a file: what the receipts of its blocks say of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keepfs.keep.receipt import Receipt
+
+
+def name_of(receipts: Sequence[Receipt]) -> str:
+    """Return the version's name in by_id/: the locators, joined by commas."""
+    return ",".join(str(each.locator) for each in receipts)
+
+
+def xattrs_of(receipts: Sequence[Receipt]) -> dict[str, str]:
+    """Return `user.keep.…`, but for the state."""
+    services = dict.fromkeys(name for each in receipts for name in each.services)
+    found = {
+        "user.keep.locator": name_of(receipts),
+        "user.keep.copies": str(min((each.copies for each in receipts), default=0)),
+        "user.keep.services": " ".join(services),
+    }
+    expiries = [expiry for each in receipts if (expiry := each.locator.perm_expiry) is not None]
+    if expiries:
+        found["user.keep.expires"] = min(expiries).isoformat()
+    return found
+
+
+def is_whole(receipts: Sequence[Receipt], blocks: int, block_size: int) -> bool:
+    """Tell whether receipts make up a version: none missing, all but the last full.
+
+    Bytes written while they were stored may be in it too: it has all that
+    were written before.
+    """
+    sizes = [receipt.locator.size for receipt in receipts]
+    return len(sizes) == blocks and all(size == block_size for size in sizes[:-1])

@@ -24,6 +24,7 @@ from keepfs.fs.root import RootDirectory, TextFile, readme_text
 from keepfs.fs.staging import Staging
 from keepfs.fs.upload import UploadDirectory
 from keepfs.fs.upload_file import UploadFile
+from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         logs.start(options.log_level, log_file)
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
-            with stores.open_client(options.store) as client:
+            buffers = BufferPool()
+            with stores.open_client(options.store, buffers) as client:
                 stores.check(client, options.store)
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
                 with contextlib.closing(_catalog(options)) as catalog, fuse.ticking():
-                    mount = _Mount(options, store, copies, catalog, claim, reporter)
+                    mount = _Mount(options, store, buffers, copies, catalog, claim, reporter)
                     code = trio.run(mount.serve)
     except* (
         fuse.MountError,
@@ -132,6 +134,7 @@ class _Mount:
     Args:
         options: How to mount.
         store: Where the blocks are.
+        buffers: Memory for whole blocks, of the store's cache and of what is written.
         copies: Replicas to be confirmed of each block.
         catalog: Where the names in upload/ are.
         claim: Where others learn of the mount.
@@ -142,6 +145,7 @@ class _Mount:
         self,
         options: MountOptions,
         store: stores.RenewingStore,
+        buffers: BufferPool,
         copies: int,
         catalog: Catalog,
         claim: runtime.Claim,
@@ -149,6 +153,7 @@ class _Mount:
     ) -> None:
         self._options = options
         self._store = store
+        self._buffers = buffers
         self._copies = copies
         self._catalog = catalog
         self._claim = claim
@@ -177,7 +182,9 @@ class _Mount:
             lookup=self._lookup(),
             lookup_wait=options.lookup_wait,
         ) as blocks:
-            staging = Staging(blocks, options.staging_size, failed=self._failed)
+            staging = Staging(
+                blocks, options.staging_size, failed=self._failed, lend=self._buffers.lend
+            )
             owner = Metadata(
                 directory_mode(0),
                 _given(options.uid, os.geteuid()),
@@ -197,6 +204,7 @@ class _Mount:
                 self._requests,
                 Ownership(options.uid, options.gid),
                 read_only=options.read_only,
+                direct_io=options.direct_io,
             )
             if not options.read_only:
                 self._taken_up = await take_up(blocks, options.state_dir, upload)

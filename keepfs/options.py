@@ -72,6 +72,7 @@ class MountOptions:
         lookup_wait: Seconds after which a lookup believes the name.
         staging_size: Bytes written but not stored yet that are kept in
             memory; who writes faster waits.
+        direct_io: Let the kernel keep no pages of files in upload/.
         uid: Owner of everything; None for whoever makes it.
         gid: Group of everything; None for the maker's.
         umask: Permissions taken from those of the fixed directories.
@@ -94,6 +95,7 @@ class MountOptions:
     lookup: str | None = None
     lookup_wait: float = 2.0
     staging_size: int = 512 * MIB
+    direct_io: bool = False
     uid: int | None = None
     gid: int | None = None
     umask: int = 0o022

@@ -53,15 +53,19 @@ def identity(options: StoreOptions) -> str:
     return f"cluster:{settings.api_host}"
 
 
-def open_client(options: StoreOptions) -> KeepClient:
+def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> KeepClient:
     """Make the client; nothing is asked of anybody yet.
+
+    Args:
+        options: Where the blocks are.
+        buffers: Memory for whole blocks, shared with others; its own when None.
 
     Raises:
         ArgumentError: The options, or Arvados's settings, don't say where the
             services are, or for whom.
         OSError: The token file can't be read.
     """
-    cache = KeepBlockCache(options.cache_size, BufferPool().room)
+    cache = KeepBlockCache(options.cache_size, (buffers or BufferPool()).room)
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)
     return KeepClient(
@@ -156,10 +160,14 @@ class RenewingStore:
         """Begin to fetch a block; return its size once it is known to be there, None if later."""
         return self._renewed(lambda: self._client.probe_block(locator, wait))
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
         """Store a block."""
         classes = self._options.storage_classes
-        return self._renewed(lambda: self._client.put_block(block, copies, classes))
+        return self._renewed(
+            lambda: self._client.put_block(block, copies, classes, locator=locator)
+        )
 
     def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""

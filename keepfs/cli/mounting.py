@@ -119,6 +119,12 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     show_default=True,
     help="Memory for what is written and not stored yet; a faster writer waits.",
 )
+@setting(
+    "--direct-io",
+    is_flag=True,
+    help="Files in upload/ bypass the kernel's pages: writing large files is faster,"
+    " but they can't be mapped as shared memory.",
+)
 @setting("--uid", type=_IDS, help="Owner of everything.  [default: who made it]")
 @setting("--gid", type=_IDS, help="Group of everything.  [default: the maker's]")
 @setting(

@@ -11,20 +11,20 @@ from __future__ import annotations
 import collections
 import contextlib
 import enum
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import trio
 
 from keepfs.keep.errors import fresh_copy
-from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
 
 _T = TypeVar("_T")
@@ -75,8 +75,10 @@ class BlockStore(Protocol):
         None where nobody has said yet after `wait` seconds.
         """
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
-        """Store a block; `block` doesn't change meanwhile."""
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
+        """Store a block, which doesn't change meanwhile; `locator` is its own, if it is known."""
 
     def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
@@ -178,6 +180,7 @@ class AsyncBlocks:
         self._reads = trio.CapacityLimiter(max_reads)
         self._lookups = trio.CapacityLimiter(max_reads)
         self._writes = trio.CapacityLimiter(max_writes)
+        self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
         self._under_way = collections.Counter[trio.CapacityLimiter]()
 
@@ -242,6 +245,7 @@ class AsyncBlocks:
         block: Buffer,
         size: int,
         then: Callable[[Call[Receipt]], None] = lambda _: None,
+        digest: Callable[[], str] | None = None,
     ) -> Call[Receipt]:
         """Begin to store a block, which may not change until that is done.
 
@@ -250,12 +254,21 @@ class AsyncBlocks:
             size: Bytes to store, at least the block's: zeros go behind it.
                 They take memory only while a thread sends them.
             then: Called when it is stored, or has failed.
+            digest: Called in a thread: returns the MD5 of what is stored,
+                where most of it is computed already.
         """
+
+        def store() -> Receipt:
+            locator = None if digest is None else KeepLocator(f"{digest()}+{size}")
+            return self._store.put_block(_padded(block, size), self.copies, locator=locator)
+
         call = Call(then)
-        self._start(
-            lambda: self._store.put_block(_padded(block, size), self.copies), self._writes, call
-        )
+        self._start(store, self._writes, call)
         return call
+
+    def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Run work that only computes in a thread of its own kind; `then` is called after it."""
+        self._start(work, self._hashes, Call[None](lambda _: then()))
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Run other work that blocks, and return what it does."""

@@ -176,6 +176,11 @@ class FileNode(Node):
 
     __slots__ = ()
 
+    @property
+    def may_change(self) -> bool:
+        """Whether its bytes may ever be others."""
+        return False
+
     def check_open(self, flags: int) -> None:
         """Raise the FUSEError that an opening with these flags deserves, if any."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:

@@ -69,6 +69,7 @@ class Operations(pyfuse3.Operations):
         requests: Where requests are entered while they are answered.
         ownership: Who owns what is made.
         read_only: Refuse to change anything.
+        direct_io: Have the kernel keep no pages of files that may change.
     """
 
     supports_dot_lookup = False
@@ -82,11 +83,13 @@ class Operations(pyfuse3.Operations):
         ownership: Ownership,
         *,
         read_only: bool = False,
+        direct_io: bool = False,
     ) -> None:
         super().__init__()
         self.requests = requests
         self._ownership = ownership
         self._read_only = read_only
+        self._direct_io = direct_io
         self._inodes = InodeTable(root)
         self._files = HandleTable[_OpenFile]()
         self._listings = HandleTable[Listing]()
@@ -373,8 +376,9 @@ class Operations(pyfuse3.Operations):
     def _opened(self, node: FileNode, ctx: RequestContext, *, stores: bool) -> FileInfo:
         node.opened()
         file = _OpenFile(node, ctx.pid, stores)
+        direct = self._direct_io and node.may_change
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
-        return FileInfo(fh=self._files.add(file), keep_cache=True)
+        return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]

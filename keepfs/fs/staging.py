@@ -13,26 +13,23 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import trio
+
 from keepfs.fs.failed import FailedFiles
+from keepfs.fs.staged import StagedBytes, zeros
+from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keepfs.fs.blocks import AsyncBlocks, Call
+    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
 
 #: Bytes: eight whole blocks, so that several can be filled while others are sent.
 DEFAULT_STAGING_SIZE = 8 * MAX_BLOCK_SIZE
-
-_zeros = memoryview(b"")
-
-
-def zeros(size: int) -> memoryview:
-    """Return that many zero bytes, at most a block's, all in the same memory."""
-    global _zeros  # noqa: PLW0603 - 64 MiB that only a hole needs, made once
-    if len(_zeros) < size:
-        _zeros = memoryview(bytes(min(MAX_BLOCK_SIZE, size)))
-    return _zeros[:size]
 
 
 class Staging:
@@ -46,6 +43,7 @@ class Staging:
         maxsize: Bytes.
         block_size: Bytes after which files are cut; at most a block's.
         failed: Where files go whose store has failed.
+        lend: Lends memory of `block_size` bytes that was used before.
     """
 
     def __init__(
@@ -54,14 +52,20 @@ class Staging:
         maxsize: int = DEFAULT_STAGING_SIZE,
         block_size: int = MAX_BLOCK_SIZE,
         failed: FailedFiles | None = None,
+        lend: Callable[[int], memoryview] | None = None,
     ) -> None:
         self.failed = FailedFiles() if failed is None else failed
         self.blocks = blocks
         self.maxsize = maxsize
         self.block_size = block_size
         self.currsize = 0
+        self._lend = lend
         # In the order they were staged.
         self._sizes: dict[Slot, int] = {}
+
+    def new_bytes(self) -> StagedBytes:
+        """Make a slot's memory: none at first."""
+        return StagedBytes(self.blocks, self.block_size, self._lend)
 
     async def make_room(self, slot: Slot, size: int) -> None:
         """Wait until `slot` may have `size` bytes, while others are stored.
@@ -105,13 +109,12 @@ class Slot:
         self.receipt: Receipt | None = None
         self.failure: Exception | None = None
         self._staging = staging
-        self._buffer: bytearray | None = None
+        self._buffer: StagedBytes | None = None
         #: Changes so far, and how many of them the last store took along.
         self._version = 0
         self._sent_version = -1
-        #: What was sent last. Somebody may still look at it, so it may not
-        #: change its size ever again, nor its bytes while it is being sent.
-        self._sent: bytearray | None = None
+        #: What was sent last: it may not change while it is being sent.
+        self._sent: StagedBytes | None = None
         self._storing: Call[Receipt] | None = None
         self._is_dropped = False
 
@@ -123,6 +126,11 @@ class Slot:
             and self.receipt is not None
             and self.receipt.locator.size == self.length
         )
+
+    @property
+    def locator(self) -> KeepLocator | None:
+        """The name of the stored block that has the slot's bytes, or the first of them."""
+        return self.receipt.locator if self._buffer is None and self.receipt else None
 
     @property
     def is_hole(self) -> bool:
@@ -137,13 +145,13 @@ class Slot:
     @property
     def is_full(self) -> bool:
         """Whether all of a whole block is staged."""
-        return self._buffer is not None and len(self._buffer) == self._staging.block_size
+        return self._buffer is not None and self._buffer.size == self._staging.block_size
 
     async def read(self, begin: int, end: int) -> bytes | memoryview:
         """Return the bytes from `begin` up to `end`, both within the length."""
         if self._buffer is not None:
             # A copy: the reply may be written after the next change.
-            found: bytes | memoryview = bytes(memoryview(self._buffer)[begin:end])
+            found: bytes | memoryview = bytes(self._buffer.view[begin:end])
         elif self.receipt is not None:
             found = (await self._staging.blocks.get(self.receipt.locator))[begin:end]
         else:
@@ -155,9 +163,7 @@ class Slot:
         """Put bytes at `begin`; the length grows to hold them."""
         end = begin + len(content)
         buffer = await self._stage(end)
-        if len(buffer) < begin:
-            buffer.extend(zeros(begin - len(buffer)))
-        buffer[begin:end] = content
+        buffer.write(begin, content)
         self.length = max(self.length, end)
         self._account()
 
@@ -165,7 +171,7 @@ class Slot:
         """Cut the slot to `length` bytes."""
         if not self.is_hole:
             buffer = await self._stage(0)
-            del buffer[length:]
+            buffer.cut(length)
             self._account()
         self._version += 1
         self.length = length
@@ -178,13 +184,15 @@ class Slot:
 
     def piece(self) -> Piece:
         """Return what the slot consists of; staged bytes aren't copied."""
-        return Piece(self.length, self.receipt if self._buffer is None else None, self._buffer)
+        if self._buffer is None:
+            return Piece(self.length, self.receipt)
+        return Piece(self.length, None, self._buffer.view)
 
     def restore(self, piece: Piece) -> None:
         """Be what an earlier mount couldn't store."""
         self.receipt = piece.receipt
         if piece.staged is not None:
-            self._buffer = bytearray(piece.staged)
+            self._buffer = self._staged(memoryview(piece.staged).cast("B"))
         self._version += 1
         self._account()
 
@@ -230,8 +238,12 @@ class Slot:
         if self._storing is not None or self.is_stored:
             return self._storing
         self._sent, self._sent_version = self._buffer, self._version
-        block = zeros(self.length) if self._buffer is None else self._buffer
-        self._storing = self._staging.blocks.put(block, self.length, self._settle)
+        blocks = self._staging.blocks
+        if self._buffer is None:
+            self._storing = blocks.put(zeros(self.length), self.length, self._settle)
+        else:
+            digest = self._buffer.digest_with_zeros(self.length)
+            self._storing = blocks.put(self._buffer.view, self.length, self._settle, digest)
         return self._storing
 
     async def _storing_ended(self) -> None:
@@ -251,33 +263,69 @@ class Slot:
             self._sent = None
         self._account()
 
-    async def _stage(self, size: int) -> bytearray:
+    async def _stage(self, size: int) -> StagedBytes:
         """Make room for `size` bytes; return the slot's, to be changed before the next await."""
         while True:
             buffer, version = self._buffer, self._version
-            content: bytearray | memoryview = bytearray() if buffer is None else buffer
+            content = memoryview(b"")
             if buffer is None and self.receipt is not None:
                 content = await self._staging.blocks.get(self.receipt.locator)
-            await self._staging.make_room(self, max(size, len(content)))
+            staged = buffer or self._staging.new_bytes()
+            room = staged.footprint(max(size, len(content), staged.size))
+            await self._staging.make_room(self, room)
             if self._buffer is buffer and self._version == version:
                 break
         self._version += 1
-        if buffer is None or buffer is self._sent:
-            buffer = self._buffer = bytearray(content)
-            if self._storing is None:
-                self._sent = None
-        return buffer
+        if buffer is None:
+            self._buffer = self._staged(content)
+        elif buffer is self._sent and self._storing is not None:
+            self._buffer = buffer.copy()
+        if self._storing is None:
+            self._sent = None
+        return self._buffer or staged
+
+    def _staged(self, content: memoryview) -> StagedBytes:
+        """Stage a copy of bytes."""
+        staged = self._staging.new_bytes()
+        staged.write(0, content)
+        return staged
 
     async def _stage_short_block(self, receipt: Receipt) -> None:
         """Stage a block that is shorter than the slot, since zeros belong behind it."""
         block = await self._staging.blocks.get(receipt.locator)
         await self._staging.make_room(self, len(block))
         if self._buffer is None and self.receipt is receipt and self._storing is None:
-            self._buffer = bytearray(block)
+            self._buffer = self._staged(block)
             self._account()
 
     def _account(self) -> None:
-        staged = 0 if self._buffer is None else len(self._buffer)
+        taken = [] if self._buffer is None else [self._buffer]
         if self._storing is not None and self._sent is not None and self._sent is not self._buffer:
-            staged += len(self._sent)
-        self._staging.account(self, staged)
+            taken.append(self._sent)
+        self._staging.account(self, sum(each.footprint(each.size) for each in taken))
+
+
+async def store_slots(slots: list[Slot]) -> list[Receipt]:
+    """Store slots side by side; equal holes are sent once. Return what wasn't dropped."""
+    failures: list[Exception] = []
+    receipts: dict[Slot, Receipt | None] = {}
+    holes: dict[int, Call[Receipt] | None] = {}
+    for slot in slots:
+        if slot.is_hole and slot.length not in holes:
+            holes[slot.length] = slot.start_storing()
+
+    async def store_one(slot: Slot) -> None:
+        zeros_sent = holes.get(slot.length) if slot.is_hole else None
+        try:
+            if zeros_sent is not None:
+                slot.adopt(await zeros_sent.wait())
+            receipts[slot] = await slot.store()
+        except Exception as error:  # noqa: BLE001 - raised when the others have ended
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for slot in slots:
+            nursery.start_soon(store_one, slot)
+    if failures:
+        raise fresh_copy(failures[0])
+    return [receipt for slot in slots if (receipt := receipts[slot]) is not None]

@@ -17,16 +17,17 @@ import trio
 from pyfuse3 import FUSEError
 
 from keepfs.fs.nodes import Changes, FileNode, Metadata, changed_metadata
-from keepfs.fs.staging import Slot, Staging, zeros
+from keepfs.fs.reading import BlockReader
+from keepfs.fs.staged import zeros
+from keepfs.fs.staging import Slot, Staging, store_slots
 from keepfs.fs.version import is_whole, name_of, xattrs_of
-from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from keepfs.fs.blocks import Call
     from keepfs.fs.place import Place
+    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
     from keepfs.unsaved import Piece
 
@@ -54,7 +55,7 @@ class UploadFile(FileNode):
 
     __slots__ = (
         "_block_size", "_changes", "_is_loaded", "_mutating", "_on_stored", "_openings",
-        "_receipts", "_size", "_slots", "_staging", "_stored", "_tried", "_unrecorded",
+        "_reader", "_receipts", "_size", "_slots", "_staging", "_stored", "_tried", "_unrecorded",
         "number", "place",
     )  # fmt: skip
 
@@ -67,7 +68,8 @@ class UploadFile(FileNode):
         self._on_stored = on_stored
         self._size = 0
         self._slots: dict[int, Slot] = {}
-        self._mutating: trio.Lock | None = None  # until it is needed
+        self._mutating: trio.Lock | None = None  # until it is needed, as is the next
+        self._reader: BlockReader | None = None
         self._openings = 0
         # Changes so far; how many of them a store was tried for, and succeeded for.
         self._changes = 1
@@ -157,6 +159,11 @@ class UploadFile(FileNode):
         self._changes += 1
         self._staging.failed.add(self)
 
+    @property
+    def may_change(self) -> bool:
+        """It may."""
+        return True
+
     def check_open(self, flags: int) -> None:
         """Allow every way of opening it."""
 
@@ -187,12 +194,25 @@ class UploadFile(FileNode):
         self.load()
         end = min(offset + size, self._size)
         pieces = [
-            await slot.read(begin, stop)
-            if (slot := self._slots.get(index)) is not None
-            else zeros(stop - begin)
+            await self._read_slot(index, begin, stop)
             for index, begin, stop in self._cut(offset, end)
         ]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _read_slot(self, index: int, begin: int, end: int) -> bytes | memoryview:
+        slot = self._slots.get(index)
+        if slot is None:
+            return zeros(end - begin)
+        locator = slot.locator
+        if locator is None or locator.size is None or locator.size < end:
+            return await slot.read(begin, end)
+        if self._reader is None:
+            self._reader = BlockReader(self._staging.blocks, self._locator_at)
+        return await self._reader.read(index, locator, locator.size, begin, end)
+
+    def _locator_at(self, index: int) -> KeepLocator | None:
+        slot = self._slots.get(index)
+        return None if slot is None else slot.locator
 
     async def write(self, offset: int, content: bytes) -> None:
         """Put bytes at `offset`; a whole block leaves for the store at once.
@@ -257,7 +277,7 @@ class UploadFile(FileNode):
             return
         slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
         try:
-            receipts = await self._store_slots(slots)
+            receipts = await store_slots(slots)
         except Exception:
             self._tried = max(self._tried, wanted)
             if self.links:
@@ -314,31 +334,6 @@ class UploadFile(FileNode):
             finally:
                 self._discard_if_unreachable()  # removed meanwhile
 
-    async def _store_slots(self, slots: list[Slot]) -> list[Receipt]:
-        """Store slots side by side; equal holes are sent once. Return what wasn't dropped."""
-        failures: list[Exception] = []
-        receipts: dict[Slot, Receipt | None] = {}
-        holes: dict[int, Call[Receipt] | None] = {}
-        for slot in slots:
-            if slot.is_hole and slot.length not in holes:
-                holes[slot.length] = slot.start_storing()
-
-        async def store_one(slot: Slot) -> None:
-            zeros_sent = holes.get(slot.length) if slot.is_hole else None
-            try:
-                if zeros_sent is not None:
-                    slot.adopt(await zeros_sent.wait())
-                receipts[slot] = await slot.store()
-            except Exception as error:  # noqa: BLE001 - raised when the others have ended
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for slot in slots:
-                nursery.start_soon(store_one, slot)
-        if failures:
-            raise fresh_copy(failures[0])
-        return [receipt for slot in slots if (receipt := receipts[slot]) is not None]
-
     def load(self) -> None:
         """Have the slots of the stored version here, whatever becomes of the catalog's entry."""
         if self._is_loaded:
@@ -360,7 +355,7 @@ class UploadFile(FileNode):
         if self._openings or self.needs_saving or self.number is None or is_changing:
             return
         if all(slot.is_stored and not slot.is_storing for slot in self._slots.values()):
-            self._slots, self._receipts, self._mutating = {}, (), None
+            self._slots, self._receipts, self._mutating, self._reader = {}, (), None, None
             self._is_loaded = False
 
     @property

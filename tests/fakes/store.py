@@ -50,7 +50,9 @@ class BlockStore(Protocol):
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Begin to fetch a block; return its size once it is known to be there. Blocks."""
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
         """Store a block. Blocks."""
 
     def free_space(self) -> tuple[int, int]:
@@ -122,12 +124,16 @@ class DictStore:
             self._cached.add(locator.md5sum)
         return size
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
         """Keep a copy of a block; as many copies as wanted are confirmed."""
         content = bytes(block)
         if len(content) > MAX_BLOCK_SIZE:
             raise KeepWriteError(f"a block of {len(content)} bytes")
-        locator = KeepLocator.of_block(content)
+        named, locator = locator, KeepLocator.of_block(content)
+        if named not in {None, locator}:
+            raise KeepWriteError(f"{named} isn't the name of {locator}")
         with self._lock:
             self.calls.append(("put_block", locator.md5sum))
             others = sum(len(it) for md5, it in self.blocks.items() if md5 != locator.md5sum)
@@ -207,10 +213,12 @@ class FailingStore:
         self._meet_fate("probe_block")
         return self._store.probe_block(locator, wait)
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
         """Fail as told, or ask the store."""
         self._meet_fate("put_block")
-        return self._store.put_block(block, copies)
+        return self._store.put_block(block, copies, locator=locator)
 
     def free_space(self) -> tuple[int, int]:
         """Ask the store."""
@@ -290,10 +298,12 @@ class GatedStore:
         is_open = self._gates["probe_block"].is_set()
         return self._store.probe_block(locator, wait) if is_open else None
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
         """Wait at the gate, then ask the store."""
         self._pass("put_block")
-        return self._store.put_block(block, copies)
+        return self._store.put_block(block, copies, locator=locator)
 
     def free_space(self) -> tuple[int, int]:
         """Ask the store."""

@@ -308,19 +308,24 @@ class Watched(bytearray):
 class CarelessStore(DictStore):
     """A store whose failures have the block in their frames."""
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
         held = memoryview(block)
         try:
             held[len(held)]
         except IndexError as error:
             raise KeepWriteError(f"not with {copies} copies") from error
-        return super().put_block(block, copies)
+        return super().put_block(block, copies, locator=locator)
 
 
 class BuggyStore(DictStore):
     """A store that fails unexpectedly."""
 
-    def put_block(self, block: Buffer, copies: int) -> Receipt:
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
+        del locator
         held = memoryview(block)
         raise ZeroDivisionError(f"{len(held)} / {copies}")
 

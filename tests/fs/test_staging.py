@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.staging import Slot, Staging, zeros
+from keepfs.fs.staged import zeros
+from keepfs.fs.staging import Slot, Staging
 from keepfs.keep import MAX_BLOCK_SIZE, Cause, KeepLocator, KeepReadError, KeepWriteError
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore

@@ -205,10 +205,12 @@ async def test_a_store_that_fails_unexpectedly_loses_nothing_either() -> None:
 
         is_buggy = True
 
-        def put_block(self, block: Buffer, copies: int) -> Receipt:
+        def put_block(
+            self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+        ) -> Receipt:
             if self.is_buggy:
                 raise ZeroDivisionError("a bug")
-            return super().put_block(block, copies)
+            return super().put_block(block, copies, locator=locator)
 
     store = BuggyStore()
     async with open_blocks(store, copies=1) as blocks:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import wait_until
+from tests.mount.mounts import mounted, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -386,3 +386,22 @@ def test_setgid_directories_hand_down_their_group(here: Path) -> None:
     (here / "inner").mkdir()
 
     assert (here / "inner").stat().st_mode & stat.S_ISGID
+
+
+def test_with_direct_io_files_are_the_same_but_for_shared_mappings(tmp_path: Path) -> None:
+    content = os.urandom(3 * 1024 * 1024 + 17)
+    with mounted(tmp_path, "--direct-io") as mount:
+        path = mount.upload / "file"
+        path.write_bytes(content)
+        with path.open("r+b") as file, path.open("rb") as reader:
+            file.seek(1_000_000)
+            file.write(b"changed")
+            file.flush()
+            reader.seek(999_999)
+            seen = reader.read(9)
+            with pytest.raises(OSError, match="No such device"):
+                mmap.mmap(file.fileno(), 0)
+
+        assert seen == content[999_999:1_000_000] + b"changed" + content[1_000_007:1_000_008]
+        assert path.read_bytes() == content[:1_000_000] + b"changed" + content[1_000_007:]
+        assert (mount.by_id / mount.locator(path)).read_bytes() == path.read_bytes()

@@ -1,0 +1,150 @@
+"""The bytes of a slot: changed in place, hashed as they come, as a bytearray would be."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from keepfs.fs.blocks import AsyncBlocks, open_blocks
+from keepfs.fs.staged import StagedBytes
+from keepfs.keep.buffers import BufferPool
+from tests.fakes.store import DictStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1024 * 1024
+
+
+class Threadless(AsyncBlocks):
+    """Hashes when it is told to, or never."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []
+
+    def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Put it off."""
+        self.waiting.append((work, then))
+
+    def hash_now(self) -> None:
+        """Do what was put off, and what that leads to."""
+        while self.waiting:
+            work, then = self.waiting.pop(0)
+            work()
+            then()
+
+
+def md5_of(content: bytes | bytearray | memoryview) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+class StagedBytesModel(RuleBasedStateMachine):
+    """Whatever is written and cut, whenever threads get round to hashing it, it is a bytearray."""
+
+    LIMIT = 6 * MIB
+    PLACES = st.integers(0, LIMIT)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = Threadless()
+        self.staged = StagedBytes(self.blocks, self.LIMIT, BufferPool(self.LIMIT).lend)
+        self.expected = bytearray()
+
+    def put(self, begin: int, content: bytes) -> None:
+        content = content[: self.LIMIT - begin]
+        self.staged.write(begin, content)
+        if len(self.expected) < begin:
+            self.expected.extend(bytes(begin - len(self.expected)))
+        self.expected[begin : begin + len(content)] = content
+
+    @rule(
+        begin=PLACES,
+        size=st.sampled_from([1, 5000, MIB, 2 * MIB]),
+        filler=st.binary(min_size=1, max_size=1),
+    )
+    def write(self, begin: int, size: int, filler: bytes) -> None:
+        self.put(begin, filler * size)
+
+    @rule(size=st.sampled_from([1, 5000, MIB]), filler=st.binary(min_size=1, max_size=1))
+    def append(self, size: int, filler: bytes) -> None:
+        self.put(len(self.expected), filler * size)
+
+    @rule(size=PLACES)
+    def cut(self, size: int) -> None:
+        self.staged.cut(size)
+        del self.expected[size:]
+
+    @rule()
+    def threads_get_round_to_it(self) -> None:
+        self.blocks.hash_now()
+
+    @rule(more=st.integers(0, 10))
+    def store(self, more: int) -> None:
+        size = len(self.expected) + more
+        digest = self.staged.digest_with_zeros(size)()
+        assert digest == md5_of(self.expected + bytes(more))
+
+    @rule()
+    def go_on_with_a_copy(self) -> None:
+        self.staged = self.staged.copy()
+
+    @invariant()
+    def bytes_are_as_expected(self) -> None:
+        assert self.staged.view == self.expected
+        assert self.staged.footprint(self.staged.size) >= self.staged.size
+
+
+TestStagedBytesModel = StagedBytesModel.TestCase
+
+
+async def test_bytes_that_come_in_order_are_hashed_as_they_come() -> None:
+    blocks = Threadless()
+    staged = StagedBytes(blocks, 64 * MIB)
+    for number in range(8):
+        staged.write(number * MIB, bytes([number]) * MIB)
+        blocks.hash_now()
+    view = staged.view
+    view[0] = 255  # nobody writes so: it shows that these bytes aren't looked at again
+
+    expected = md5_of(b"".join(bytes([number]) * MIB for number in range(8)))
+    assert staged.digest_with_zeros(8 * MIB)() == expected
+
+
+async def test_what_threads_have_not_hashed_the_store_hashes() -> None:
+    async with open_blocks(DictStore(), copies=1) as blocks:
+        staged = StagedBytes(blocks, 64 * MIB)
+        for number in range(20):
+            staged.write(number * MIB, bytes([number]) * MIB)
+        work = staged.digest_with_zeros(20 * MIB)
+
+        assert await trio.to_thread.run_sync(work) == md5_of(staged.view)
+
+
+def test_a_whole_blocks_memory_is_lent_and_counted_whole() -> None:
+    pool = BufferPool(64 * MIB)
+    blocks = Threadless()
+    staged = StagedBytes(blocks, 64 * MIB, pool.lend)
+
+    staged.write(0, b"small")
+    small = staged.footprint(5)
+    staged.write(0, bytes(40 * MIB))
+    large = staged.footprint(staged.size)
+    blocks.hash_now()
+    del staged
+
+    assert (small, large) == (5, 64 * MIB)
+    assert pool.idle() == 1
+
+
+def test_lent_memory_that_was_used_before_shows_nothing_of_it() -> None:
+    pool = BufferPool(4 * MIB)
+    pool.lend(4 * MIB)[:] = b"x" * 4 * MIB
+    staged = StagedBytes(Threadless(), 4 * MIB, pool.lend)
+
+    staged.write(3 * MIB, b"end")
+
+    assert staged.view == bytes(3 * MIB) + b"end"

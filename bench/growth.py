@@ -42,7 +42,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
     readers = (1, 2) if rig.quick else _READERS
     spare = 4 * rig.block
     with mounted(rig, "--cache-size", str(spare)) as mount:
-        reader = Reader(rig, mount, max(blocks) + 8)
+        reader = Reader(rig, mount)
         in_mb = Amount(rig.block / 1e6, "MB/s")
         yield from _grown(
             rig,
@@ -70,7 +70,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
 
 
 def _cold(reader: Reader, count: int, *, parallel: bool) -> float:
-    return reader.cold(reader.turns.take(count), parallel=parallel)
+    return reader.cold(reader.fresh.take(count), parallel=parallel)
 
 
 def _names(rig: Rig, steps: tuple[int, ...]) -> Iterator[Figure]:

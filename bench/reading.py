@@ -33,7 +33,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
     blocks = rig.blocks(rig.long + 8)
     cache = max(4 * rig.block, 2**20)
     with mounted(rig, "--cache-size", str(cache)) as mount:
-        reader = Reader(rig, mount, len(blocks))
+        reader = Reader(rig, mount)
         yield from _cold(rig, reader, blocks)
         yield from _parallel(rig, reader, blocks)
     with (
@@ -42,7 +42,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
             build.program("memfs", rig.programs), rig.base / "memfs", rig.long, rig.block, 0
         ) as memfs,
     ):
-        reader = Reader(rig, mount, len(blocks))
+        reader = Reader(rig, mount)
         yield from _cached(rig, reader, blocks, memfs)
 
 
@@ -52,20 +52,19 @@ class Reader:
     Args:
         rig: With which services.
         mount: Which mount.
-        blocks: How many there are to take in turn.
 
     Attributes:
         buffer: What is read into.
-        turns: The blocks.
+        fresh: Blocks nobody has read.
         gets: Requests for each block, by how many were read in a trial, the last
             time. Over 1: fetched again, since the cache had no room.
     """
 
-    def __init__(self, rig: Rig, mount: Mount, blocks: int) -> None:
+    def __init__(self, rig: Rig, mount: Mount) -> None:
         self._rig = rig
         self.mount = mount
         self.buffer = bytearray(2**20)
-        self.turns = Turns(rig.blocks(blocks))
+        self.fresh = Fresh(rig)
         self.gets: dict[int, float] = {}
 
     def path(self, name: str) -> Path:
@@ -148,8 +147,20 @@ def verify(path: Path) -> None:
                 raise VerifyError(f"{locator} has other bytes")
 
 
+class Fresh:
+    """Stores new blocks: no cache can have them, whatever it keeps."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    def take(self, count: int) -> list[str]:
+        """Return so many; more than a few aren't forgotten for those that come after."""
+        services, block = self._rig.services, self._rig.block
+        return services.store_blocks(count, block, for_good=count > self._rig.long)
+
+
 class Turns:
-    """Takes blocks in turn, so that those taken again are out of a cache of four."""
+    """Takes blocks in turn, for who has no cache."""
 
     def __init__(self, blocks: list[str]) -> None:
         self._turn = itertools.cycle(blocks)
@@ -160,7 +171,7 @@ class Turns:
 
 
 def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
-    turns, curls, pid = reader.turns, Turns(blocks), reader.mount.pid
+    curls, pid = Turns(blocks), reader.mount.pid
     for count in dict.fromkeys((1, 4, rig.long)):
         yield compare(
             f"mount: cold, {count} block{'s' * (count > 1)} in turn",
@@ -174,7 +185,7 @@ def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
     yield compare(
         f"mount: cold, comma list of {rig.long}",
         mb(rig.block * rig.long),
-        lambda: reader.cold([",".join(turns.take(rig.long))]),
+        lambda: reader.cold([",".join(reader.fresh.take(rig.long))]),
         {"curl": lambda: baselines.curl_get(rig.services, curls.take(rig.long))},
         repeats=rig.repeats,
         pid=pid,
@@ -183,7 +194,7 @@ def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
 
 
 def _read_cold(reader: Reader, count: int) -> float:
-    return reader.cold(reader.turns.take(count))
+    return reader.cold(reader.fresh.take(count))
 
 
 def _curl(services: Services, turns: Turns, count: int) -> float:
@@ -191,12 +202,12 @@ def _curl(services: Services, turns: Turns, count: int) -> float:
 
 
 def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
-    turns, curls = reader.turns, Turns(blocks)
+    fresh, curls = reader.fresh, Turns(blocks)
     pid, services = reader.mount.pid, rig.services
     yield compare(
         f"mount: cold, {_PARALLEL} readers of {_PARALLEL} blocks",
         mb(rig.block * _PARALLEL),
-        lambda: reader.cold(turns.take(_PARALLEL), parallel=True),
+        lambda: reader.cold(fresh.take(_PARALLEL), parallel=True),
         {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(_PARALLEL))},
         repeats=rig.repeats,
         pid=pid,
@@ -204,7 +215,7 @@ def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
     yield compare(
         f"mount: cold, {_PARALLEL} readers of one block",
         mb(rig.block * _PARALLEL),
-        lambda: reader.cold(turns.take(1) * _PARALLEL, parallel=True),
+        lambda: reader.cold(fresh.take(1) * _PARALLEL, parallel=True),
         {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(1) * _PARALLEL)},
         repeats=rig.repeats,
         pid=pid,

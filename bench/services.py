@@ -89,8 +89,12 @@ class Services:
             "ARVADOS_API_TOKEN": self.token,
         }
 
-    def store(self, data: bytes | bytearray | memoryview) -> str:
-        """Store a block for good, at one service of ours or at all that were given.
+    def store(self, data: bytes | bytearray | memoryview, *, for_good: bool = True) -> str:
+        """Store a block, at one service of ours or at all that were given.
+
+        Args:
+            data: The block.
+            for_good: Whether our services may never forget it for newer ones.
 
         Returns:
             Its locator, signed if the services sign.
@@ -103,7 +107,7 @@ class Services:
                 method="PUT",
                 headers={
                     **self.headers,
-                    "Bench-Pin": "yes",
+                    **({"Bench-Pin": "yes"} if for_good else {}),
                     "Content-Type": "application/octet-stream",
                 },
             )
@@ -130,11 +134,11 @@ class Services:
             words = answer.read().split()
         return {words[i].decode(): int(words[i + 1]) for i in (0, 2, 4)}
 
-    def store_blocks(self, count: int, size: int = BLOCK) -> list[str]:
-        """Store so many different blocks for good; return their locators."""
+    def store_blocks(self, count: int, size: int = BLOCK, *, for_good: bool = True) -> list[str]:
+        """Store so many different blocks; return their locators."""
         base = bytearray(os.urandom(size))
         locators = []
         for _ in range(count):
             base[:16] = os.urandom(16)
-            locators.append(self.store(memoryview(base)))
+            locators.append(self.store(memoryview(base), for_good=for_good))
         return locators

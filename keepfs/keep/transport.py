@@ -1,8 +1,7 @@
 """Transports: one HTTP request sent, its answer's head returned, the body still to be read.
 
-Blocks go through `DirectTransport`, which uses urllib3's connections without
-the layer of `requests` above them: that alone took 240 µs of a small block's
-470. Where a user gave a `requests.Session`, its adapters send instead.
+Blocks go through `DirectTransport`, which speaks HTTP by itself (`wire`).
+Where a user gave a `requests.Session`, its adapters send instead.
 
 Neither follows redirects, which could carry the token elsewhere, keeps
 cookies, or reads `~/.netrc`, which would replace the token.
@@ -10,8 +9,11 @@ cookies, or reads `~/.netrc`, which would replace the token.
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
+import weakref
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
@@ -19,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from keepfs.keep.pace import paced_connections
+from keepfs.keep.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,7 +103,7 @@ class Transport(Protocol):
 
 
 class DirectTransport:
-    """Connections of urllib3, shared by all threads.
+    """Connections of our own, shared by all threads, each in one exchange at a time.
 
     Args:
         verify: Path of a bundle of certificate authorities; True for the one
@@ -108,15 +111,13 @@ class DirectTransport:
     """
 
     def __init__(self, verify: str | Literal[True, False]) -> None:
-        self._manager = urllib3.PoolManager(
-            _MOST_SERVICES,
-            maxsize=_MOST_IDLE,
-            socket_options=_SOCKET_OPTIONS,
-            **_tls_settings(verify),
-        )
-        _pace_connections(self._manager)
-        self._pools: dict[str, tuple[HTTPConnectionPool, str]] = {}
+        self._tls = _tls_settings(verify)
+        # The connections that nobody uses, by root; the last one used is the last.
+        self._idle: OrderedDict[str, list[Wire]] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
+        # Of a client that nobody closed.
+        weakref.finalize(self, _close_all, self._idle)
 
     def send(
         self,
@@ -128,43 +129,79 @@ class DirectTransport:
         timeouts: tuple[float, float],
     ) -> Answer:
         """Send one request; as `Transport` has it."""
-        pool, prefix = self._pools.get(root) or self._pool_of(root)
+        url = _parsed(root)
+        wire = self._wire(root, url, timeouts[0])
         try:
-            raw = pool.urlopen(
-                method,
-                prefix + path,
-                body=cast("Any", body) if body is not None and body.nbytes else None,
-                headers=_with_length(headers, body),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=urllib3.Timeout(*timeouts),
-                preload_content=False,
-                decode_content=False,
-            )
-        except ValueError as error:  # of http.client: a header that can't be sent
+            head = wire.send(method, (url.path or "/") + path, headers, body)
+        except ValueError as error:
+            wire.close()
             raise urllib3.exceptions.HTTPError(str(error)) from error
+        except BaseException:
+            wire.close()
+            raise
+        it = head.body
 
         def end() -> None:
-            raw.close()
-            raw.release_conn()
+            if it.is_complete() and it.can_go_on:
+                self._take_back(root, wire)
+            else:
+                wire.close()
 
-        return Answer(raw.status, raw.reason or "", raw.version, _lower(raw.headers), raw, end)
+        return Answer(head.status, head.reason, head.version, head.headers, it, end)
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections; those in use are closed when they are given back."""
         with self._lock:
-            self._pools.clear()
-        self._manager.clear()
+            self._closed = True
+            idle = self._idle.copy()
+            self._idle.clear()
+        _close_all(idle)
 
-    def _pool_of(self, root: str) -> tuple[HTTPConnectionPool, str]:
+    def _wire(self, root: str, url: urllib3.util.Url, timeout: float) -> Wire:
+        """Take an idle connection, or make one."""
+        while True:
+            with self._lock:
+                idle = self._idle.get(root)
+                wire = idle.pop() if idle else None
+            if wire is None:
+                break
+            if wire.is_usable():
+                return wire
+            wire.close()
+        wire = Wire(self._connection(url), url.netloc or "")
+        wire.connect(timeout)
+        return wire
+
+    def _take_back(self, root: str, wire: Wire) -> None:
+        excess: list[Wire] = []
         with self._lock:
-            if len(self._pools) >= _MOST_SERVICES:  # hints may name any number
-                self._pools.clear()
-            prefix = urllib3.util.parse_url(root).path or "/"
-            pool = self._manager.connection_from_url(root)
-            found = self._pools[root] = (pool, prefix)
-            return found
+            idle = self._idle.setdefault(root, [])
+            self._idle.move_to_end(root)
+            if self._closed or len(idle) >= _MOST_IDLE:
+                excess.append(wire)
+            else:
+                idle.append(wire)
+            if len(self._idle) > _MOST_SERVICES:  # hints may name any number
+                excess += self._idle.popitem(last=False)[1]
+        for each in excess:
+            each.close()
+
+    def _connection(self, url: urllib3.util.Url) -> HTTPConnection:
+        host = (url.host or "").strip("[]")
+        if url.scheme != "https":
+            return HTTPConnection(host, url.port or 80, socket_options=_SOCKET_OPTIONS)
+        return HTTPSConnection(host, url.port or 443, socket_options=_SOCKET_OPTIONS, **self._tls)
+
+
+def _close_all(idle: Mapping[str, list[Wire]]) -> None:
+    for wires in idle.values():
+        for wire in wires:
+            wire.close()
+
+
+@functools.lru_cache(maxsize=_MOST_SERVICES)
+def _parsed(root: str) -> urllib3.util.Url:
+    return urllib3.util.parse_url(root)
 
 
 class SessionTransport:
@@ -232,10 +269,6 @@ def adopt(template: requests.Session) -> None:
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
-
-
-def _with_length(headers: Mapping[str, str], body: memoryview | None) -> Mapping[str, str]:
-    return headers if body is None else {**headers, "Content-Length": str(body.nbytes)}
 
 
 def _tls_settings(verify: str | Literal[True, False]) -> dict[str, Any]:

@@ -35,6 +35,10 @@ class Storable(Protocol):
     def needs_saving(self) -> bool:
         """Whether it isn't all in the store."""
 
+    @property
+    def is_being_changed(self) -> bool:
+        """Whether somebody has it open who changed it since the last attempt."""
+
     async def store(self) -> None:
         """Store it, or raise."""
 
@@ -97,6 +101,8 @@ class FailedFiles:
     async def _try_all(self) -> bool:
         """Try each; stop at the first that fails, as the next would too. Tell whether none did."""
         for file in self.files():
+            if file.is_being_changed:
+                continue  # half of a new version is none; its close will store it
             try:
                 await file.store()
             except (KeepRequestError, OSError) as error:

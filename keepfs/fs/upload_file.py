@@ -111,6 +111,11 @@ class UploadFile(FileNode):
         return self.links > 0 and self._tried < self._changes
 
     @property
+    def is_being_changed(self) -> bool:
+        """Whether somebody has it open who changed it since the last attempt to store it."""
+        return self._openings > 0 and self.needs_store
+
+    @property
     def needs_saving(self) -> bool:
         """Whether it would be missed, and isn't all in the store."""
         return self.links > 0 and self._stored < self._changes

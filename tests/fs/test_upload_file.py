@@ -185,6 +185,32 @@ async def test_a_failed_store_is_tried_again_by_the_next() -> None:
         assert bench.content_of(file) == b"precious and long"
 
 
+async def test_half_of_a_new_version_is_not_stored_behind_its_writers_back() -> None:
+    async with open_bench() as bench, trio.open_nursery() as nursery:
+        file, other = bench.file(), bench.file()
+        bench.failing.fail_always("put_block", FULL)
+        for each in (file, other):
+            await each.write(0, b"an old version")
+            with pytest.raises(KeepWriteError):
+                await each.store()
+        await file.truncate(0)
+        await file.write(0, b"half of")
+        bench.failing.heal()
+
+        bench.staging.failed.retry_now()
+        nursery.start_soon(bench.staging.failed.retry)
+        while other.needs_saving:
+            await trio.testing.wait_all_tasks_blocked()
+        untouched = file.needs_store
+        await file.write(7, b" a new one")
+        await file.store()
+        nursery.cancel_scope.cancel()
+
+        assert untouched
+        assert b"half of" not in bench.memory.blocks.values()
+        assert bench.content_of(file) == b"half of a new one"
+
+
 async def test_after_a_failure_writing_goes_on() -> None:
     async with open_bench() as bench:
         file = bench.file()

@@ -24,7 +24,10 @@ How it is done:
   the processor seconds (median of one trial) and the peak of resident memory (reset
   before each trial) are keepfs's alone. tmpfs and memfs, the file system in C, are
   read and written by the same code as the mount.
-- arv-mount is not among the baselines: it needs an API server.
+- Services of ours are disk services that an API server lists, in a process of its
+  own, so every client puts the copies of a block at once, as in a cluster. Services
+  given by `--services` are proxies to a client, and get one copy after the other.
+- arv-mount is not among the baselines: it needs an API server that has collections.
 
 Rooms: `build` compiles the two C programs, `services` starts the block server or
 takes what services are given, `rig` holds what a run has, `measure` measures, and

@@ -59,7 +59,7 @@ def main(
     GROUPS are what is measured, by default all but growth and memory. A ratio
     is how many times as fast keepfs is: over 1 is faster than the baseline. A
     target that is missed is no failure; bytes that are wrong are. arv-mount is
-    not among the baselines, since it needs an API server.
+    not among the baselines, since it needs an API server that has collections.
     """
     # As on Ctrl-C: neither a mount nor a server stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))

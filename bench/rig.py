@@ -83,6 +83,8 @@ def rig(urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool) -> 
         # Room for both copies of what is long, and of a few blocks more.
         services = Services.started(program, 40 * (block >> 10), block)
     try:
+        if services.ours:
+            services.announce(base)
         it = Rig(services, programs, base, memory, repeats, block)
         if quick:
             it.many, it.long, it.names, it.quick = 20, 4, 100, True

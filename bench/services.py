@@ -10,6 +10,15 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from tests.keepstore import (
+    ApiControls,
+    ApiSettings,
+    Authority,
+    Listening,
+    ServiceEntry,
+    start_process,
+)
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,6 +41,9 @@ class Services:
         token: What they want to see.
         ours: Whether it is the block server, which counts requests.
         blocks: Whole blocks stored there that never go away, by locator.
+        process: The block server's.
+        api: The API server that lists them, if there is one.
+        trusted: The file of its authority's certificate.
     """
 
     urls: list[str]
@@ -39,6 +51,8 @@ class Services:
     ours: bool = False
     blocks: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    api: ApiControls | None = None
+    trusted: str = ""
 
     @classmethod
     def started(cls, program: Path, kibibytes: int, block: int) -> Self:
@@ -65,8 +79,28 @@ class Services:
         """Take services that run already; their token is in $ARVADOS_API_TOKEN."""
         return cls([url.rstrip("/") for url in urls], os.environ.get("ARVADOS_API_TOKEN", ""))
 
+    def announce(self, directory: Path) -> None:
+        """Have an API server list them as disk services, as a cluster's are.
+
+        Services that $ARVADOS_KEEP_SERVICES names are proxies to every client, and
+        get the copies of a block one after the other; disk services get them at once.
+
+        Args:
+            directory: Where the API server's certificates are put.
+        """
+        authority = Authority(directory)
+        entries = [ServiceEntry.of(url, number) for number, url in enumerate(self.urls)]
+        self.api = start_process(
+            ApiControls,
+            settings=ApiSettings(services=entries, tokens=(self.token,)),
+            listening=Listening(tls=authority.certify()),
+        )
+        self.trusted = authority.bundle
+
     def close(self) -> None:
-        """End the block server."""
+        """End the block server, and the API server."""
+        if self.api is not None:
+            self.api.stop()
         if self.process is not None:
             self.process.communicate()  # which closes its standard input
 
@@ -83,11 +117,12 @@ class Services:
             for name, value in os.environ.items()
             if not name.startswith(("KEEP", "ARVADOS", "XDG_", "NOTIFY_"))
         }
-        return {
-            **kept,
-            "ARVADOS_KEEP_SERVICES": " ".join(self.urls),
-            "ARVADOS_API_TOKEN": self.token,
-        }
+        kept["ARVADOS_API_TOKEN"] = self.token
+        if self.api is None:
+            return {**kept, "ARVADOS_KEEP_SERVICES": " ".join(self.urls)}
+        # Empty: a user's settings file may name others, which would count first.
+        kept |= {"ARVADOS_KEEP_SERVICES": "", "ARVADOS_KEEP_PROXY": ""}
+        return {**kept, "ARVADOS_API_HOST": self.api.host, "SSL_CERT_FILE": self.trusted}
 
     def store(self, data: bytes | bytearray | memoryview, *, for_good: bool = True) -> str:
         """Store a block, at one service of ours or at all that were given.

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench import build
+from bench.inprocess import client
 from bench.measure import Amount, Target, VerifyError, compare
 from bench.reading import verify
 from bench.report import line
 from bench.services import Services, md5
+from keepfs.keep import KeepClient
+from keepfs.keep.discovery import Access
+from keepfs.keep.discovery import Services as Known
 from tests.mount.mounts import PATIENCE, why_no_mounts
 
 if TYPE_CHECKING:
@@ -102,6 +106,53 @@ def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
     assert [row for row in NAMES if not any(it.startswith(f"{row} ") for it in table)] == []
     has_chart = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "bench.png").exists() == has_chart
+
+
+# --- which services --------------------------------------------------------------
+
+
+def known(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Known:
+    """Return the services as keepfs finds them in an environment."""
+    for name in [it for it in os.environ if it.startswith("ARVADOS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with KeepClient(local_store="") as client:
+        return client._services(force=True)  # noqa: SLF001 - what kind it takes them for
+
+
+def test_services_of_ours_are_disks_to_a_client(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.announce(tmp_path)
+
+    found = known(services.environment, monkeypatch)
+
+    assert {it.root for it in found.records} == {f"{url}/" for url in services.urls}
+    assert not found.has_proxies(Access.WRITE)
+
+
+def test_services_that_are_given_are_proxies_to_a_client(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Services.given(tuple(services.urls))
+
+    found = known(given.environment, monkeypatch)
+
+    assert {it.root for it in found.records} == {f"{url}/" for url in services.urls}
+    assert found.has_proxies(Access.WRITE)
+
+
+def test_either_client_puts_two_copies_and_gets_them(services: Services, tmp_path: Path) -> None:
+    services.announce(tmp_path)
+    for kind in ("keepfs", "sdk"):
+        with client(kind, services) as it:
+            before = services.counts() or {}
+            it.put(3, 4096, 2)
+            after = services.counts() or {}
+            it.get([services.store(os.urandom(4096))], 4096)
+
+        assert after["PUT"] - before["PUT"] == 6
 
 
 # --- ratios --------------------------------------------------------------------

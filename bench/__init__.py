@@ -3,6 +3,7 @@
     scripts/bench                     everything but what takes long; about ten minutes
     scripts/bench reading writing     some groups only
     scripts/bench growth memory       what takes long: cost as work grows, peak memory
+    scripts/bench --like-keepstore    the same with services that hash as keepstores do
     scripts/bench --services URL ...  the same with any Keep services; $ARVADOS_API_TOKEN
 
 How it is done:
@@ -14,7 +15,10 @@ How it is done:
   all that is measured with it; the group `services` says how fast, as curl sees it,
   beside what MD5 takes. Where curl gets a block faster than MD5 can be computed,
   no client that verifies can come near curl: see "curl | md5sum" then, which hashes
-  in a second process, or measure with `--services` over real ones.
+  in a second process, or measure with `--like-keepstore`.
+- The targets are meant for keepstores, which hash every block they send and get. With
+  `--like-keepstore` the block server does: it hashes a GET as it is sent, and keeps
+  the last 64 KiB back until the digest is right; it hashes a PUT as it comes.
 - curl's time is what curl says of its transfers, without its own start. Of two at
   once the slower counts.
 - Cold means: fetched. The services count requests, and a trial that made too few is

@@ -40,6 +40,7 @@ class Services:
         urls: Their base URLs, without a slash at the end.
         token: What they want to see.
         ours: Whether it is the block server, which counts requests.
+        kind: What they are, in words.
         blocks: Whole blocks stored there that never go away, by locator.
         process: The block server's.
         api: The API server that lists them, if there is one.
@@ -49,22 +50,27 @@ class Services:
     urls: list[str]
     token: str = TOKEN
     ours: bool = False
+    kind: str = "those given"
     blocks: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     api: ApiControls | None = None
     trusted: str = ""
 
     @classmethod
-    def started(cls, program: Path, kibibytes: int, block: int) -> Self:
+    def started(
+        cls, program: Path, kibibytes: int, block: int, *, like_keepstore: bool = False
+    ) -> Self:
         """Start the block server, as two services.
 
         Args:
             program: What `build` made of it.
             kibibytes: Of what is put there before the oldest is forgotten.
             block: Bytes of most of it, for which memory is made ready.
+            like_keepstore: Whether it hashes all it sends and gets, and so takes
+                as long as a keepstore.
         """
         process = subprocess.Popen(
-            [program, "2", str(kibibytes), str(block)],
+            [program, "2", str(kibibytes), str(block), *(["hash"] if like_keepstore else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -72,7 +78,8 @@ class Services:
             raise AssertionError
         ports = process.stdout.readline().split()
         urls = [f"http://127.0.0.1:{int(port)}" for port in ports]
-        return cls(urls, ours=True, process=process)
+        kind = "from memory, hashing as keepstores do" if like_keepstore else "from memory"
+        return cls(urls, ours=True, kind=kind, process=process)
 
     @classmethod
     def given(cls, urls: tuple[str, ...]) -> Self:

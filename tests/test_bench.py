@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,8 +68,22 @@ def services(programs: Path) -> Iterator[Services]:
     it.close()
 
 
-def put(services: Services, digest: str, data: bytes) -> bytes:
-    request = urllib.request.Request(f"{services.urls[1]}/{digest}", data, method="PUT")  # noqa: S310
+@pytest.fixture
+def hashing(programs: Path) -> Iterator[Services]:
+    """The block server that hashes as keepstores do, with as much room."""
+    program = build.program("server", programs)
+    it = Services.started(program, kibibytes=256, block=65_536, like_keepstore=True)
+    yield it
+    it.close()
+
+
+def put(services: Services, digest: str, data: bytes, **headers: str) -> bytes:
+    request = urllib.request.Request(  # noqa: S310 - the block server
+        f"{services.urls[1]}/{digest}",
+        data,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        method="PUT",
+    )
     with urllib.request.urlopen(request) as answer:  # noqa: S310 - the block server
         body: bytes = answer.read()
     return body
@@ -79,7 +95,17 @@ def put(services: Services, digest: str, data: bytes) -> bytes:
 @pytest.mark.fuse
 @pytest.mark.slow
 @pytest.mark.usefixtures("programs")
-def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ([], "from memory"),
+        (["--like-keepstore"], "from memory, hashing as keepstores do"),
+    ],
+    ids=["from memory", "like a keepstore"],
+)
+def test_a_quick_run_prints_and_writes_every_figure(
+    tmp_path: Path, options: list[str], kind: str
+) -> None:
     reason = why_no_mounts()
     if reason is not None:
         if os.environ.get("CI") == "true":
@@ -87,7 +113,7 @@ def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
         pytest.skip(reason)
 
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--output", str(tmp_path), *GROUPS],
+        [sys.executable, "-m", "bench", "--quick", "--output", str(tmp_path), *options, *GROUPS],
         capture_output=True,
         text=True,
         check=False,
@@ -96,13 +122,16 @@ def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    outcome = json.loads((tmp_path / "bench.json").read_text())
+    figures = outcome["figures"]
+    assert outcome["services"] == kind
     assert [it["name"] for it in figures] == NAMES
     for it in figures:
         assert it["value"] > 0
         assert it["ratio"] == pytest.approx(it["value"] / it["baseline_value"])
         assert it["rss"] > 0
     table = done.stdout.splitlines()
+    assert table[0] == f"measured with services: {kind}"
     assert [row for row in NAMES if not any(it.startswith(f"{row} ") for it in table)] == []
     has_chart = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "bench.png").exists() == has_chart
@@ -243,6 +272,60 @@ def test_a_damaged_block_does_not_count_as_there(services: Services) -> None:
 
     assert not services.have(f"{md5(b'one')}+3")
     assert not services.have(f"{md5(b'none')}+4")
+
+
+#: Around the words and the pieces that are hashed at once.
+SIZES = (0, 1, 55, 56, 63, 64, 65, 119, 120, 65_535, 65_536, 65_537, 200_000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_like_a_keepstore_it_takes_and_gives_what_hashes_right(
+    hashing: Services, size: int
+) -> None:
+    data = os.urandom(size)
+
+    assert put(hashing, md5(data), data) == f"{md5(data)}+{size}\n".encode()
+
+    with urllib.request.urlopen(f"{hashing.urls[0]}/{md5(data)}+{size}") as answer:  # noqa: S310
+        assert answer.read() == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_like_a_keepstore_it_refuses_what_hashes_wrong(hashing: Services, size: int) -> None:
+    wrong = md5(os.urandom(16))
+
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        put(hashing, wrong, os.urandom(size))
+
+    assert caught.value.code == 422
+    caught.value.close()
+    assert not hashing.have(f"{wrong}+{size}")
+
+
+def test_like_a_keepstore_it_cuts_a_damaged_block_short(hashing: Services) -> None:
+    digest = md5(b"something else")
+    data = os.urandom(200_000)
+    put(hashing, digest, data, Bench_Pin="yes")  # which is believed
+
+    with (
+        urllib.request.urlopen(f"{hashing.urls[0]}/{digest}+200000") as answer,  # noqa: S310
+        pytest.raises(http.client.IncompleteRead) as caught,
+    ):
+        answer.read()
+
+    assert caught.value.partial == data[: 3 * 65_536]
+
+
+def test_like_a_keepstore_a_refused_block_takes_no_room(hashing: Services) -> None:
+    kept = [os.urandom(65_536) for _ in range(3)]
+    for block in kept:
+        put(hashing, md5(block), block)
+    for _ in range(9):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            put(hashing, md5(b""), kept[0])
+        caught.value.close()
+
+    assert all(hashing.have(f"{md5(block)}+65536") for block in kept)
 
 
 def test_the_oldest_blocks_are_forgotten_but_not_those_for_good(services: Services) -> None:

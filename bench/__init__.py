@@ -3,6 +3,7 @@
     scripts/bench                     everything but what takes long; about ten minutes
     scripts/bench reading writing     some groups only
     scripts/bench growth memory       what takes long: cost as work grows, peak memory
+    scripts/bench --like-keepstore    the same with services that hash as keepstores do
     scripts/bench --services URL ...  the same with any Keep services; $ARVADOS_API_TOKEN
 
 How it is done:
@@ -14,7 +15,10 @@ How it is done:
   all that is measured with it; the group `services` says how fast, as curl sees it,
   beside what MD5 takes. Where curl gets a block faster than MD5 can be computed,
   no client that verifies can come near curl: see "curl | md5sum" then, which hashes
-  in a second process, or measure with `--services` over real ones.
+  in a second process, or measure with `--like-keepstore`.
+- The targets are meant for keepstores, which hash every block they send and get. With
+  `--like-keepstore` the block server does: it hashes a GET as it is sent, and keeps
+  the last 64 KiB back until the digest is right; it hashes a PUT as it comes.
 - curl's time is what curl says of its transfers, without its own start. Of two at
   once the slower counts.
 - Cold means: fetched. The services count requests, and a trial that made too few is
@@ -24,7 +28,10 @@ How it is done:
   the processor seconds (median of one trial) and the peak of resident memory (reset
   before each trial) are keepfs's alone. tmpfs and memfs, the file system in C, are
   read and written by the same code as the mount.
-- arv-mount is not among the baselines: it needs an API server.
+- Services of ours are disk services that an API server lists, in a process of its
+  own, so every client puts the copies of a block at once, as in a cluster. Services
+  given by `--services` are proxies to a client, and get one copy after the other.
+- arv-mount is not among the baselines: it needs an API server that has collections.
 
 Rooms: `build` compiles the two C programs, `services` starts the block server or
 takes what services are given, `rig` holds what a run has, `measure` measures, and

@@ -39,6 +39,11 @@ _ON_DEMAND = ("growth", "memory")
     "--services", multiple=True, metavar="URL", help="Measure with these Keep services; repeat it."
 )
 @click.option(
+    "--like-keepstore",
+    is_flag=True,
+    help="Measure with services that hash all they send and get, as keepstores do.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("build/bench"),
@@ -52,6 +57,7 @@ def main(
     repeats: int,
     quick: bool,
     services: tuple[str, ...],
+    like_keepstore: bool,
     output: Path,
 ) -> None:
     """Measure keepfs, as ratios to baselines of the same run.
@@ -59,20 +65,27 @@ def main(
     GROUPS are what is measured, by default all but growth and memory. A ratio
     is how many times as fast keepfs is: over 1 is faster than the baseline. A
     target that is missed is no failure; bytes that are wrong are. arv-mount is
-    not among the baselines, since it needs an API server.
+    not among the baselines, since it needs an API server that has collections.
     """
+    if services and like_keepstore:
+        raise click.UsageError("--like-keepstore says what our services do, not those given")
     # As on Ctrl-C: neither a mount nor a server stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     output.mkdir(parents=True, exist_ok=True)
     figures = []
     urls = tuple(url for words in services for url in words.split())
-    with rig(urls, output / "programs", 1 if quick else repeats, quick=quick) as it:
-        click.echo(report.heading())
+    with rig(
+        *(urls, output / "programs", 1 if quick else repeats),
+        quick=quick,
+        like_keepstore=like_keepstore,
+    ) as it:
+        click.echo(report.heading(it.services.kind))
         for group in (*groups, *only) or [it for it in GROUPS if it not in _ON_DEMAND]:
             for figure in GROUPS[group](it):
                 figures.append(figure)
                 click.echo(report.line(figure))
     about = {
+        "services": it.services.kind,
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},
         "python": platform.python_version(),
         "repeats": 1 if quick else repeats,

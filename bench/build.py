@@ -20,7 +20,8 @@ def program(name: str, directory: Path) -> Path:
         BuildError: It can't be compiled here, and why.
     """
     source, target = _HERE / f"{name}.c", directory / name
-    if target.exists() and target.stat().st_mtime > source.stat().st_mtime:
+    changed = max(each.stat().st_mtime for each in (source, *_HERE.glob("*.h")))
+    if target.exists() and target.stat().st_mtime > changed:
         return target
     directory.mkdir(parents=True, exist_ok=True)
     reason = why_not()

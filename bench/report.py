@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 _WIDE = "{:<48} {:>11} {:<5} {:>6} {:<16} {:>8} {:>7} {:>8}  {:<7} {}"
 
 
-def heading() -> str:
-    """Return the table's first line."""
-    return _WIDE.format(
+def heading(services: str) -> str:
+    """Return the table's first lines: which services are measured with, and its columns."""
+    columns = _WIDE.format(
         "name", "value", "unit", "ratio", "to", "target", "CPU s", "RSS MiB", "", "further ratios"
     )
+    return f"measured with services: {services}\n{columns}"
 
 
 def line(figure: Figure) -> str:

@@ -71,7 +71,9 @@ class Rig:
 
 
 @contextmanager
-def rig(urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool) -> Iterator[Rig]:
+def rig(
+    urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool, like_keepstore: bool
+) -> Iterator[Rig]:
     """Start the services, unless some are given, and make the places; clear all away after."""
     block = 2**20 if quick else BLOCK
     base = Path(tempfile.mkdtemp(prefix="keepfs-bench-"))
@@ -81,8 +83,12 @@ def rig(urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool) -> 
     else:
         program = build.program("server", programs)
         # Room for both copies of what is long, and of a few blocks more.
-        services = Services.started(program, 40 * (block >> 10), block)
+        services = Services.started(
+            program, 40 * (block >> 10), block, like_keepstore=like_keepstore
+        )
     try:
+        if services.ours:
+            services.announce(base)
         it = Rig(services, programs, base, memory, repeats, block)
         if quick:
             it.many, it.long, it.names, it.quick = 20, 4, 100, True

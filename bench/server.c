@@ -7,10 +7,15 @@
  * when it has no room. What was put can be read back, and be checked by whoever
  * put it. A PUT with the header `Bench-Pin: yes` is never forgotten.
  *
- * server PORTS KIBIBYTES BLOCK     serves on so many ports of 127.0.0.1 at once,
- * each a service of its own to a client, with one memory behind them of so many
- * KiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
+ * server PORTS KIBIBYTES BLOCK [hash]     serves on so many ports of 127.0.0.1 at
+ * once, each a service of its own to a client, with one memory behind them of so
+ * many KiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
  * line, and ends when its standard input does.
+ *
+ * With `hash` it takes the time that a keepstore takes: it hashes what it sends,
+ * piece by piece as it goes, and keeps the last piece back until the digest is
+ * right; otherwise the connection is cut. It hashes what it gets as it comes, and
+ * answers 422 if that isn't what the URL says. Pinned blocks are believed as ever.
  * GET /counts answers "GET n HEAD n PUT n".
  */
 #define _GNU_SOURCE
@@ -26,180 +31,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { HEAD_SIZE = 16384, BUCKETS = 1 << 16, DIGEST = 32 };
+#include "blocks.h"
+#include "md5.h"
 
-struct block {
-    char digest[DIGEST + 1];
-    unsigned char *data;
-    size_t size, room;
-    int users;  /* answers being sent from it */
-    int pinned, dropped;
-    struct block *in_bucket, *newer;
-};
+enum { HEAD_SIZE = 16384, PIECE = 65536 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct block *buckets[BUCKETS], *oldest, *newest, *idle;
-static size_t most_bytes, bytes; /* of what isn't pinned, idle ones included */
+static int hashing;
 static atomic_long gets, heads, puts_;
-
-static unsigned bucket_of(const char *digest)
-{
-    unsigned sum = 0;
-    for (int i = 0; i < 8; i++)
-        sum = sum * 31 + (unsigned char)digest[i];
-    return sum % BUCKETS;
-}
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static struct block *fresh(size_t room)
-{
-    struct block *it = calloc(1, sizeof *it);
-    if (it == NULL || (it->data = malloc(room ? room : 1)) == NULL)
-        die("server: out of memory");
-    it->room = room;
-    return it;
-}
-
-/* With the lock: put away a block nobody is sending. */
-static void put_away(struct block *it)
-{
-    if (it->pinned) {
-        free(it->data);
-        free(it);
-        return;
-    }
-    it->newer = idle;
-    idle = it;
-}
-
-static void unhash(struct block *it)
-{
-    struct block **at = &buckets[bucket_of(it->digest)];
-    while (*at != NULL && *at != it)
-        at = &(*at)->in_bucket;
-    if (*at == it)
-        *at = it->in_bucket;
-    it->dropped = 1;
-}
-
-/* With the lock: forget the oldest block, unless there is none. */
-static int forget_oldest(void)
-{
-    struct block *it = oldest;
-    if (it == NULL)
-        return 0;
-    oldest = it->newer;
-    if (oldest == NULL)
-        newest = NULL;
-    if (!it->dropped)
-        unhash(it);
-    if (it->users == 0)
-        put_away(it);
-    else
-        it->pinned = 2; /* freed by its last user */
-    return 1;
-}
-
-static struct block *take_idle(size_t size)
-{
-    for (struct block **at = &idle; *at != NULL; at = &(*at)->newer)
-        if ((*at)->room >= size && (*at)->room <= 2 * size + 65536) {
-            struct block *it = *at;
-            *at = it->newer;
-            it->newer = NULL;
-            return it;
-        }
-    return NULL;
-}
-
-static struct block *room_for(size_t size, int pinned)
-{
-    if (pinned) {
-        struct block *it = fresh(size);
-        it->pinned = 1;
-        return it;
-    }
-    pthread_mutex_lock(&lock);
-    struct block *it = take_idle(size);
-    while (it == NULL && bytes + size > most_bytes) {
-        if (idle != NULL) { /* of another size: give it back */
-            struct block *other = idle;
-            idle = other->newer;
-            bytes -= other->room;
-            free(other->data);
-            free(other);
-        } else if (!forget_oldest())
-            break;
-        it = take_idle(size);
-    }
-    if (it == NULL) {
-        bytes += size;
-        it = fresh(size);
-    }
-    pthread_mutex_unlock(&lock);
-    it->in_bucket = it->newer = NULL;
-    it->users = it->dropped = 0;
-    return it;
-}
-
-static struct block *find(const char *digest)
-{
-    struct block *it = buckets[bucket_of(digest)];
-    while (it != NULL && memcmp(it->digest, digest, DIGEST) != 0)
-        it = it->in_bucket;
-    return it;
-}
-
-static void keep(struct block *it)
-{
-    pthread_mutex_lock(&lock);
-    struct block *before = find(it->digest);
-    if (before != NULL && before->pinned == 1) {
-        /* Blocks never change: the pinned one stays. */
-        put_away(it);
-        pthread_mutex_unlock(&lock);
-        return;
-    }
-    if (before != NULL)
-        unhash(before); /* stays in the line of the oldest until its turn */
-    struct block **bucket = &buckets[bucket_of(it->digest)];
-    it->in_bucket = *bucket;
-    *bucket = it;
-    if (!it->pinned) {
-        if (newest != NULL)
-            newest->newer = it;
-        else
-            oldest = it;
-        newest = it;
-    }
-    pthread_mutex_unlock(&lock);
-}
-
-static struct block *use(const char *digest)
-{
-    pthread_mutex_lock(&lock);
-    struct block *it = find(digest);
-    if (it != NULL)
-        it->users++;
-    pthread_mutex_unlock(&lock);
-    return it;
-}
-
-static void leave(struct block *it)
-{
-    pthread_mutex_lock(&lock);
-    if (--it->users == 0 && it->pinned == 2) {
-        bytes -= it->room;
-        free(it->data);
-        free(it);
-    }
-    pthread_mutex_unlock(&lock);
-}
 
 static int send_all(int fd, struct iovec *parts, int count)
 {
@@ -229,6 +67,28 @@ static int answer(int fd, const char *status, const char *more, const void *body
     return send_all(fd, parts, sent ? 2 : 1);
 }
 
+static int send_hashed(int fd, const char *more, const struct block *it)
+{
+    struct md5 sum;
+    char digest[DIGEST + 1];
+    md5_begin(&sum);
+    for (size_t at = 0, piece;; at += piece) {
+        struct iovec part = {it->data + at, 0};
+        part.iov_len = piece = it->size - at < PIECE ? it->size - at : PIECE;
+        md5_add(&sum, it->data + at, piece);
+        int last = at + piece == it->size;
+        if (last) {
+            md5_end(&sum, digest);
+            if (memcmp(digest, it->digest, DIGEST) != 0)
+                return -1;
+        }
+        if (at == 0 ? answer(fd, "200 OK", more, it->data, it->size, piece) : send_all(fd, &part, 1))
+            return -1;
+        if (last)
+            return 0;
+    }
+}
+
 static const char *header(const char *head, const char *name)
 {
     size_t length = strlen(name);
@@ -256,7 +116,9 @@ static int do_get(int fd, const char *path, int with_body)
     struct block *it = use(path + 1);
     if (it == NULL)
         return answer(fd, "404 Not Found", "", "Not Found\n", 10, with_body ? 10 : 0);
-    int failed = answer(fd, "200 OK", "Content-Type: application/octet-stream\r\n", it->data, it->size, with_body ? it->size : 0);
+    const char *type = "Content-Type: application/octet-stream\r\n";
+    int failed = hashing && with_body ? send_hashed(fd, type, it)
+                                      : answer(fd, "200 OK", type, it->data, it->size, with_body ? it->size : 0);
     leave(it);
     return failed;
 }
@@ -270,6 +132,9 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
     }
     size_t size = strtoul(length, NULL, 10);
     struct block *it = room_for(size, header(head, "Bench-Pin") != NULL);
+    int checked = hashing && !it->pinned;
+    struct md5 sum;
+    char digest[DIGEST + 1];
     memcpy(it->digest, path + 1, DIGEST);
     it->size = size;
     const char *expect = header(head, "Expect");
@@ -278,14 +143,25 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
     if (have > size)
         have = size;
     memcpy(it->data, early, have);
+    md5_begin(&sum);
+    if (checked)
+        md5_add(&sum, it->data, have);
     while (have < size) {
         ssize_t got = recv(fd, it->data + have, size - have < 1048576 ? size - have : 1048576, 0);
         if (got <= 0)
             return -1; /* its room is lost: clients here don't hang up */
+        if (checked)
+            md5_add(&sum, it->data + have, (size_t)got);
         have += (size_t)got;
     }
     puts_++;
-    char digest[DIGEST + 1];
+    if (checked) {
+        md5_end(&sum, digest);
+        if (memcmp(digest, it->digest, DIGEST) != 0) {
+            discard(it);
+            return answer(fd, "422 Unprocessable Entity", "", "Checksum mismatch in PUT\n", 25, 25);
+        }
+    }
     memcpy(digest, it->digest, DIGEST);
     digest[DIGEST] = 0;
     keep(it);
@@ -382,6 +258,7 @@ int main(int count, char **words)
 {
     int ports = count > 1 ? atoi(words[1]) : 1;
     most_bytes = (count > 2 ? strtoul(words[2], NULL, 10) : 524288) << 10;
+    hashing = count > 4 && strcmp(words[4], "hash") == 0;
     size_t block = count > 3 ? strtoul(words[3], NULL, 10) : 67108864;
     while (bytes + block <= most_bytes) {
         struct block *it = fresh(block);

@@ -10,6 +10,15 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from tests.keepstore import (
+    ApiControls,
+    ApiSettings,
+    Authority,
+    Listening,
+    ServiceEntry,
+    start_process,
+)
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,26 +40,37 @@ class Services:
         urls: Their base URLs, without a slash at the end.
         token: What they want to see.
         ours: Whether it is the block server, which counts requests.
+        kind: What they are, in words.
         blocks: Whole blocks stored there that never go away, by locator.
+        process: The block server's.
+        api: The API server that lists them, if there is one.
+        trusted: The file of its authority's certificate.
     """
 
     urls: list[str]
     token: str = TOKEN
     ours: bool = False
+    kind: str = "those given"
     blocks: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
+    api: ApiControls | None = None
+    trusted: str = ""
 
     @classmethod
-    def started(cls, program: Path, kibibytes: int, block: int) -> Self:
+    def started(
+        cls, program: Path, kibibytes: int, block: int, *, like_keepstore: bool = False
+    ) -> Self:
         """Start the block server, as two services.
 
         Args:
             program: What `build` made of it.
             kibibytes: Of what is put there before the oldest is forgotten.
             block: Bytes of most of it, for which memory is made ready.
+            like_keepstore: Whether it hashes all it sends and gets, and so takes
+                as long as a keepstore.
         """
         process = subprocess.Popen(
-            [program, "2", str(kibibytes), str(block)],
+            [program, "2", str(kibibytes), str(block), *(["hash"] if like_keepstore else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -58,15 +78,36 @@ class Services:
             raise AssertionError
         ports = process.stdout.readline().split()
         urls = [f"http://127.0.0.1:{int(port)}" for port in ports]
-        return cls(urls, ours=True, process=process)
+        kind = "from memory, hashing as keepstores do" if like_keepstore else "from memory"
+        return cls(urls, ours=True, kind=kind, process=process)
 
     @classmethod
     def given(cls, urls: tuple[str, ...]) -> Self:
         """Take services that run already; their token is in $ARVADOS_API_TOKEN."""
         return cls([url.rstrip("/") for url in urls], os.environ.get("ARVADOS_API_TOKEN", ""))
 
+    def announce(self, directory: Path) -> None:
+        """Have an API server list them as disk services, as a cluster's are.
+
+        Services that $ARVADOS_KEEP_SERVICES names are proxies to every client, and
+        get the copies of a block one after the other; disk services get them at once.
+
+        Args:
+            directory: Where the API server's certificates are put.
+        """
+        authority = Authority(directory)
+        entries = [ServiceEntry.of(url, number) for number, url in enumerate(self.urls)]
+        self.api = start_process(
+            ApiControls,
+            settings=ApiSettings(services=entries, tokens=(self.token,)),
+            listening=Listening(tls=authority.certify()),
+        )
+        self.trusted = authority.bundle
+
     def close(self) -> None:
-        """End the block server."""
+        """End the block server, and the API server."""
+        if self.api is not None:
+            self.api.stop()
         if self.process is not None:
             self.process.communicate()  # which closes its standard input
 
@@ -83,11 +124,12 @@ class Services:
             for name, value in os.environ.items()
             if not name.startswith(("KEEP", "ARVADOS", "XDG_", "NOTIFY_"))
         }
-        return {
-            **kept,
-            "ARVADOS_KEEP_SERVICES": " ".join(self.urls),
-            "ARVADOS_API_TOKEN": self.token,
-        }
+        kept["ARVADOS_API_TOKEN"] = self.token
+        if self.api is None:
+            return {**kept, "ARVADOS_KEEP_SERVICES": " ".join(self.urls)}
+        # Empty: a user's settings file may name others, which would count first.
+        kept |= {"ARVADOS_KEEP_SERVICES": "", "ARVADOS_KEEP_PROXY": ""}
+        return {**kept, "ARVADOS_API_HOST": self.api.host, "SSL_CERT_FILE": self.trusted}
 
     def store(self, data: bytes | bytearray | memoryview, *, for_good: bool = True) -> str:
         """Store a block, at one service of ours or at all that were given.

@@ -19,21 +19,29 @@ _BLOCK = 64 * 2**20
 
 
 def _client(kind: str, cache: int) -> Any:  # noqa: ANN401 - the SDK has no types
-    urls, token = os.environ["ARVADOS_KEEP_SERVICES"], os.environ["ARVADOS_API_TOKEN"]
     if kind == "sdk":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from arvados import keep as sdk  # noqa: PLC0415 - only one of both is loaded
-        return sdk.KeepClient(
-            proxy=urls,
-            api_token=token,
-            local_store="",
-            block_cache=sdk.KeepBlockCache(cache_max=cache),
-        )
-    from keepfs.keep import KeepBlockCache, KeepClient  # noqa: PLC0415 - ditto
+        return _sdk_client(cache)
+    from keepfs.keep import KeepBlockCache, KeepClient  # noqa: PLC0415 - only one of both is loaded
 
     # Nothing is kept: of a loop over more than it holds our cache keeps what fits.
-    return KeepClient(proxy=urls, api_token=token, local_store="", block_cache=KeepBlockCache(1))
+    return KeepClient(local_store="", block_cache=KeepBlockCache(1))
+
+
+def _sdk_client(cache: int) -> Any:  # noqa: ANN401 - the SDK has no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arvados  # noqa: PLC0415 - only one of both is loaded
+        from arvados import keep as sdk  # noqa: PLC0415 - ditto
+    where: dict[str, Any]
+    if "ARVADOS_API_HOST" in os.environ:
+        where = {"api_client": arvados.api("v1", cache=False)}
+    else:
+        where = {
+            "proxy": os.environ["ARVADOS_KEEP_SERVICES"],
+            "api_token": os.environ["ARVADOS_API_TOKEN"],
+        }
+    kept = sdk.KeepBlockCache(cache_max=cache)
+    return sdk.KeepClient(**where, local_store="", block_cache=kept)
 
 
 class Worker:

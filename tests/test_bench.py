@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench import build
+from bench.inprocess import client
 from bench.measure import Amount, Target, VerifyError, compare
 from bench.reading import verify
 from bench.report import line
 from bench.services import Services, md5
+from keepfs.keep import KeepClient
+from keepfs.keep.discovery import Access
+from keepfs.keep.discovery import Services as Known
 from tests.mount.mounts import PATIENCE, why_no_mounts
 
 if TYPE_CHECKING:
@@ -62,8 +68,22 @@ def services(programs: Path) -> Iterator[Services]:
     it.close()
 
 
-def put(services: Services, digest: str, data: bytes) -> bytes:
-    request = urllib.request.Request(f"{services.urls[1]}/{digest}", data, method="PUT")  # noqa: S310
+@pytest.fixture
+def hashing(programs: Path) -> Iterator[Services]:
+    """The block server that hashes as keepstores do, with as much room."""
+    program = build.program("server", programs)
+    it = Services.started(program, kibibytes=256, block=65_536, like_keepstore=True)
+    yield it
+    it.close()
+
+
+def put(services: Services, digest: str, data: bytes, **headers: str) -> bytes:
+    request = urllib.request.Request(  # noqa: S310 - the block server
+        f"{services.urls[1]}/{digest}",
+        data,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        method="PUT",
+    )
     with urllib.request.urlopen(request) as answer:  # noqa: S310 - the block server
         body: bytes = answer.read()
     return body
@@ -75,7 +95,17 @@ def put(services: Services, digest: str, data: bytes) -> bytes:
 @pytest.mark.fuse
 @pytest.mark.slow
 @pytest.mark.usefixtures("programs")
-def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ([], "from memory"),
+        (["--like-keepstore"], "from memory, hashing as keepstores do"),
+    ],
+    ids=["from memory", "like a keepstore"],
+)
+def test_a_quick_run_prints_and_writes_every_figure(
+    tmp_path: Path, options: list[str], kind: str
+) -> None:
     reason = why_no_mounts()
     if reason is not None:
         if os.environ.get("CI") == "true":
@@ -83,7 +113,7 @@ def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
         pytest.skip(reason)
 
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--output", str(tmp_path), *GROUPS],
+        [sys.executable, "-m", "bench", "--quick", "--output", str(tmp_path), *options, *GROUPS],
         capture_output=True,
         text=True,
         check=False,
@@ -92,16 +122,66 @@ def test_a_quick_run_prints_and_writes_every_figure(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    outcome = json.loads((tmp_path / "bench.json").read_text())
+    figures = outcome["figures"]
+    assert outcome["services"] == kind
     assert [it["name"] for it in figures] == NAMES
     for it in figures:
         assert it["value"] > 0
         assert it["ratio"] == pytest.approx(it["value"] / it["baseline_value"])
         assert it["rss"] > 0
     table = done.stdout.splitlines()
+    assert table[0] == f"measured with services: {kind}"
     assert [row for row in NAMES if not any(it.startswith(f"{row} ") for it in table)] == []
     has_chart = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "bench.png").exists() == has_chart
+
+
+# --- which services --------------------------------------------------------------
+
+
+def known(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Known:
+    """Return the services as keepfs finds them in an environment."""
+    for name in [it for it in os.environ if it.startswith("ARVADOS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with KeepClient(local_store="") as client:
+        return client._services(force=True)  # noqa: SLF001 - what kind it takes them for
+
+
+def test_services_of_ours_are_disks_to_a_client(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.announce(tmp_path)
+
+    found = known(services.environment, monkeypatch)
+
+    assert {it.root for it in found.records} == {f"{url}/" for url in services.urls}
+    assert not found.has_proxies(Access.WRITE)
+
+
+def test_services_that_are_given_are_proxies_to_a_client(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Services.given(tuple(services.urls))
+
+    found = known(given.environment, monkeypatch)
+
+    assert {it.root for it in found.records} == {f"{url}/" for url in services.urls}
+    assert found.has_proxies(Access.WRITE)
+
+
+def test_either_client_puts_two_copies_and_gets_them(services: Services, tmp_path: Path) -> None:
+    services.announce(tmp_path)
+    for kind in ("keepfs", "sdk"):
+        with client(kind, services) as it:
+            before = services.counts() or {}
+            it.put(3, 4096, 2)
+            after = services.counts() or {}
+            it.get([services.store(os.urandom(4096))], 4096)
+
+        assert after["PUT"] - before["PUT"] == 6
 
 
 # --- ratios --------------------------------------------------------------------
@@ -192,6 +272,60 @@ def test_a_damaged_block_does_not_count_as_there(services: Services) -> None:
 
     assert not services.have(f"{md5(b'one')}+3")
     assert not services.have(f"{md5(b'none')}+4")
+
+
+#: Around the words and the pieces that are hashed at once.
+SIZES = (0, 1, 55, 56, 63, 64, 65, 119, 120, 65_535, 65_536, 65_537, 200_000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_like_a_keepstore_it_takes_and_gives_what_hashes_right(
+    hashing: Services, size: int
+) -> None:
+    data = os.urandom(size)
+
+    assert put(hashing, md5(data), data) == f"{md5(data)}+{size}\n".encode()
+
+    with urllib.request.urlopen(f"{hashing.urls[0]}/{md5(data)}+{size}") as answer:  # noqa: S310
+        assert answer.read() == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_like_a_keepstore_it_refuses_what_hashes_wrong(hashing: Services, size: int) -> None:
+    wrong = md5(os.urandom(16))
+
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        put(hashing, wrong, os.urandom(size))
+
+    assert caught.value.code == 422
+    caught.value.close()
+    assert not hashing.have(f"{wrong}+{size}")
+
+
+def test_like_a_keepstore_it_cuts_a_damaged_block_short(hashing: Services) -> None:
+    digest = md5(b"something else")
+    data = os.urandom(200_000)
+    put(hashing, digest, data, Bench_Pin="yes")  # which is believed
+
+    with (
+        urllib.request.urlopen(f"{hashing.urls[0]}/{digest}+200000") as answer,  # noqa: S310
+        pytest.raises(http.client.IncompleteRead) as caught,
+    ):
+        answer.read()
+
+    assert caught.value.partial == data[: 3 * 65_536]
+
+
+def test_like_a_keepstore_a_refused_block_takes_no_room(hashing: Services) -> None:
+    kept = [os.urandom(65_536) for _ in range(3)]
+    for block in kept:
+        put(hashing, md5(block), block)
+    for _ in range(9):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            put(hashing, md5(b""), kept[0])
+        caught.value.close()
+
+    assert all(hashing.have(f"{md5(block)}+65536") for block in kept)
 
 
 def test_the_oldest_blocks_are_forgotten_but_not_those_for_good(services: Services) -> None:

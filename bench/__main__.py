@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from bench import growth, inprocess, memory, names, reading, report, starting, writing
-from bench.rig import rig
+from bench.rig import MUCH_ROOM, ROOM, rig
 
 #: What there is to measure, in this order.
 GROUPS = {
@@ -74,13 +74,15 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     figures = []
     urls = tuple(url for words in services for url in words.split())
+    wanted = (*groups, *only) or tuple(it for it in GROUPS if it not in _ON_DEMAND)
     with rig(
         *(urls, output / "programs", 1 if quick else repeats),
         quick=quick,
         like_keepstore=like_keepstore,
+        room=MUCH_ROOM if "growth" in wanted else ROOM,
     ) as it:
         click.echo(report.heading(it.services.kind))
-        for group in (*groups, *only) or [it for it in GROUPS if it not in _ON_DEMAND]:
+        for group in wanted:
             for figure in GROUPS[group](it):
                 figures.append(figure)
                 click.echo(report.line(figure))

@@ -154,9 +154,8 @@ class Fresh:
         self._rig = rig
 
     def take(self, count: int) -> list[str]:
-        """Return so many; more than a few aren't forgotten for those that come after."""
-        services, block = self._rig.services, self._rig.block
-        return services.store_blocks(count, block, for_good=count > self._rig.long)
+        """Return so many."""
+        return self._rig.services.store_blocks(count, self._rig.block, for_good=False)
 
 
 class Turns:

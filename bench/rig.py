@@ -16,6 +16,9 @@ from bench.services import BLOCK, Services
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Blocks: both copies of what is long, and a few more; and where many blocks are read.
+ROOM, MUCH_ROOM = 40, 72
+
 
 @dataclass
 class Rig:
@@ -72,9 +75,18 @@ class Rig:
 
 @contextmanager
 def rig(
-    urls: tuple[str, ...], programs: Path, repeats: int, *, quick: bool, like_keepstore: bool
+    urls: tuple[str, ...],
+    programs: Path,
+    repeats: int,
+    *,
+    quick: bool,
+    like_keepstore: bool,
+    room: int = ROOM,
 ) -> Iterator[Rig]:
-    """Start the services, unless some are given, and make the places; clear all away after."""
+    """Start the services, unless some are given, and make the places; clear all away after.
+
+    `room`: blocks that our services have room for, but for those that never go away.
+    """
     block = 2**20 if quick else BLOCK
     base = Path(tempfile.mkdtemp(prefix="keepfs-bench-"))
     memory = Path(tempfile.mkdtemp(prefix="keepfs-bench-", dir=baselines.MEMORY))
@@ -82,9 +94,8 @@ def rig(
         services = Services.given(urls)
     else:
         program = build.program("server", programs)
-        # Room for both copies of what is long, and of a few blocks more.
         services = Services.started(
-            program, 40 * (block >> 10), block, like_keepstore=like_keepstore
+            program, room * (block >> 10), block, like_keepstore=like_keepstore
         )
     try:
         if services.ours:

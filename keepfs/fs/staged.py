@@ -99,6 +99,10 @@ class StagedBytes:
         digest.claimed = self.size
         return lambda: digest.finish(view, size)
 
+    def forget_digest(self) -> None:
+        """Have the next store hash everything: the last one failed, for whatever reason."""
+        self._digest = None
+
     def _room_for(self, size: int) -> int:
         """Choose how much memory to have for so many bytes."""
         have = len(self._memory)

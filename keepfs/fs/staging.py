@@ -261,6 +261,8 @@ class Slot:
             self.receipt = call.result
         elif self._sent is not self._buffer:
             self._sent = None
+        elif self._buffer is not None:
+            self._buffer.forget_digest()
         self._account()
 
     async def _stage(self, size: int) -> StagedBytes:

@@ -148,3 +148,17 @@ def test_lent_memory_that_was_used_before_shows_nothing_of_it() -> None:
     staged.write(3 * MIB, b"end")
 
     assert staged.view == bytes(3 * MIB) + b"end"
+
+
+def test_after_a_failure_everything_is_hashed_again() -> None:
+    blocks = Threadless()
+    staged = StagedBytes(blocks, 64 * MIB)
+    staged.write(0, bytes(2 * MIB))
+    blocks.hash_now()
+    staged.view[0] = 255  # as if a thread had hashed what isn't so
+
+    before = staged.digest_with_zeros(2 * MIB)()
+    staged.forget_digest()
+
+    assert before != md5_of(staged.view)
+    assert staged.digest_with_zeros(2 * MIB)() == md5_of(staged.view)

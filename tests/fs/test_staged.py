@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import trio
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -99,6 +100,7 @@ class StagedBytesModel(RuleBasedStateMachine):
 
 
 TestStagedBytesModel = StagedBytesModel.TestCase
+TestStagedBytesModel.settings = settings(max_examples=30)  # each moves and hashes tens of MiB
 
 
 async def test_bytes_that_come_in_order_are_hashed_as_they_come() -> None:

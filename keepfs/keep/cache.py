@@ -60,6 +60,11 @@ class CacheStatistics:
     joined: int
     refetched: int
 
+    @property
+    def refetch_ratio(self) -> float:
+        """Which part of the misses a larger cache would have spared; 0.0 without any."""
+        return self.refetched / self.misses if self.misses else 0.0
+
 
 class Fetch:
     """One fetch under way, and who waits for it.

@@ -536,7 +536,10 @@ def test_what_is_fetched_again_is_counted() -> None:
     for number in (1, 2, 3, 4, 1, 2, 3, 4):
         put(cache, number, 10)
 
-    assert 0 < cache.statistics().refetched < 4
+    statistics = cache.statistics()
+    assert 0 < statistics.refetched < 4
+    assert statistics.refetch_ratio == statistics.refetched / statistics.misses
+    assert KeepBlockCache().statistics().refetch_ratio == 0
 
 
 def test_a_failed_fetch_gives_its_room_to_one_that_waits() -> None:

@@ -152,7 +152,8 @@ def test_mv_sed_and_a_shell_do_as_on_a_disk(shared: KeepfsMount, tmp_path: Path)
         truncate -s 10 d && truncate -s 100 d && md5sum a/file copy d > sums && md5sum -c sums
         gzip -k a/file && gunzip -c a/file.gz | cmp - a/file
         find . -type f | sort && du -a . >/dev/null
-        head -c 1000 /dev/zero | tee e | wc -c && rm -r a && ls -A && stat -c '%n %s %Y' copy d e
+        head -c 1000 /dev/zero | tee e | wc -c && rm -r a && ls -A
+        stat -c '%n %s' d e && stat -c %Y copy
     """
     outputs = []
     for place in (tmp_path / "disk", shared.upload / "shell"):

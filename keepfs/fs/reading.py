@@ -78,7 +78,7 @@ class BlockReader:
         return block[begin:end]
 
     def _is_in_order(self, number: int, begin: int, end: int) -> bool:
-        last = self._ends.get(number, 0)
+        last = self._ends.get(number, 0) if begin else 0  # who begins anew is in order
         in_order = abs(begin - last) <= _SLACK
         self._ends[number] = max(end, last) if in_order else end
         if len(self._ends) > _MOST_PLACES:

@@ -169,7 +169,11 @@ class DirectTransport:
                 return wire
             wire.close()
         wire = Wire(self._connection(url), url.netloc or "")
-        wire.connect(timeout)
+        try:
+            wire.connect(timeout)
+        except BaseException:  # of TLS, perhaps, over a socket that is open
+            wire.close()
+            raise
         return wire
 
     def _take_back(self, root: str, wire: Wire) -> None:

@@ -1,9 +1,9 @@
 """Wire: one kept-alive HTTP/1.1 connection, as lean as a small block deserves.
 
 urllib3 connects, TLS and its checks included; what is said then is said here:
-a request in one piece, an answer's head read line by line. Through the
-layers of `requests`, urllib3 and http.client a block of 4 KiB took 470 µs of
-processor time, so 25.
+a request in one piece, an answer's head read line by line. A block of 4 KiB
+took a client 618 µs of processor time through the layers of `requests`,
+urllib3 and http.client, 394 without the first, and takes 213 so.
 """
 
 from __future__ import annotations

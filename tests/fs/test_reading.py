@@ -116,6 +116,17 @@ async def test_a_block_is_kept_for_who_has_read_on_in_it_until_the_end() -> None
     assert store.kept[-1] == 0
 
 
+async def test_who_begins_a_block_anew_is_in_order_again() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        for begin in [*range(16), *range(4)]:
+            await file.read(5, begin * MIB, MIB)
+
+    assert store.kept[-1] > 0.5
+    assert store.kept[-4] > 0
+
+
 async def test_requests_that_overtake_each_other_are_in_order_still() -> None:
     store = Recording()
     file = File(store)

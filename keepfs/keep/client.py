@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from keepfs.config import local_store_directory
-from keepfs.keep import service, writers
+from keepfs.keep import service, writer_queue, writers
 from keepfs.keep.api import ApiClient
 from keepfs.keep.blocks import BlockClient
 from keepfs.keep.connect import connect
@@ -66,7 +66,7 @@ class KeepClient(BlockClient):
     # them by that path. They live in modules of their own; the client makes
     # services and pools through itself, so a replacement takes effect.
     KeepService: TypeAlias = service.KeepService
-    KeepWriterQueue: TypeAlias = writers.KeepWriterQueue
+    KeepWriterQueue: TypeAlias = writer_queue.KeepWriterQueue
     KeepWriterThread: TypeAlias = writers.KeepWriterThread
     KeepWriterThreadPool: TypeAlias = writers.KeepWriterThreadPool
 

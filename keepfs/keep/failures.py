@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.outcome import Outcome
     from keepfs.keep.store import Call
-    from keepfs.keep.writers import Tally
+    from keepfs.keep.writer_queue import Tally
 
 
 def read_error(

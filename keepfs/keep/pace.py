@@ -152,14 +152,18 @@ _current = threading.local()
 
 
 @contextlib.contextmanager
-def pacing(pace: Pace) -> Iterator[None]:
-    """Let the sockets that this thread uses inside keep to a pace."""
+def pacing(pace: Pace, *, goes_on: bool = False) -> Iterator[None]:
+    """Let the sockets that this thread uses inside keep to a pace.
+
+    `goes_on`: the exchange isn't over with this, and can be cancelled after it.
+    """
     _current.pace = pace
     try:
         yield
     finally:
         _current.pace = None
-        pace.detach()
+        if not goes_on:
+            pace.detach()
 
 
 def _pace() -> Pace | None:

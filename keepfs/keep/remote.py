@@ -21,7 +21,7 @@ from keepfs.keep.retry import RetryLoop
 from keepfs.keep.store import Found
 from keepfs.keep.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.tokens import clean_token, salted_token
-from keepfs.keep.writers import KeepWriterThreadPool, Tally
+from keepfs.keep.writer_queue import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from keepfs.keep.service import KeepService
     from keepfs.keep.sessions import SessionPool
     from keepfs.keep.store import Call, Wanted
+    from keepfs.keep.writers import KeepWriterThreadPool
 
 _log = logging.getLogger(__name__)
 

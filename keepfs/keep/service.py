@@ -13,6 +13,7 @@ from keepfs import __version__
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
+from keepfs.keep.exchange import Exchange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.outcome import (
     TRANSPORT_ERRORS,
@@ -35,7 +36,7 @@ from keepfs.keep.transfer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Buffer
 
@@ -108,6 +109,10 @@ class KeepService:
         """Return what came of the last request, or None before the first."""
         return self._outcome
 
+    def has_succeeded(self) -> bool:
+        """Tell whether the last request succeeded."""
+        return self._outcome is not None and self._outcome.cause is None
+
     def last_status(self) -> int | None:
         """Return the last answer's status; 0 if none came; None before the first request."""
         return None if self._outcome is None else self._outcome.status
@@ -145,14 +150,14 @@ class KeepService:
             Of a GET, the verified block; of a HEAD, True, or the locator that
             the service gave it; None if there is neither: see `outcome`.
         """
-        self._exchange(
+        self._begin(
             method,
             str(locator),
             {"Accept": "application/octet-stream"},
             None,
             Timeouts.of(timeout),
             lambda answer: self._read_answer(answer, method, locator),
-        )
+        ).finish()
         if method == "GET" and locator.size is None and self.last_status() == _NOT_ALLOWED:
             sized = self._sized(locator, timeout)
             return None if sized is None else self.get(sized, method, timeout)
@@ -195,9 +200,26 @@ class KeepService:
         Returns:
             Whether the service says that it stored this very block.
         """
+        return self.begin_put(hash_s, body, timeout, headers).finish()
+
+    def sends_at_once(self, size: int) -> bool:
+        """Tell whether `begin_put` sends a block of so many bytes without a wait.
+
+        Not where `put` is another one: it is what is meant then.
+        """
+        return self._sessions.sends_at_once(size) and type(self).put is _PUT
+
+    def begin_put(
+        self,
+        hash_s: str,
+        body: Buffer,
+        timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
+        headers: Mapping[str, str] | None = None,
+    ) -> Exchange:
+        """Send a block, once; as `put`, but for the answer. Blocks if it isn't sent at once."""
         md5sum = hash_s[:32]
         view = memoryview(body).cast("B")
-        self._exchange(
+        return self._begin(
             "PUT",
             md5sum,
             {"Accept": "*/*", **(headers or {})},
@@ -205,12 +227,8 @@ class KeepService:
             Timeouts.of(timeout),
             lambda answer: self._write_answer(answer, md5sum, view.nbytes),
         )
-        if self._outcome is not None and self._outcome.cause is None:
-            self._counters.upload.add(view.nbytes)
-            return True
-        return False
 
-    def _exchange(
+    def _begin(
         self,
         method: str,
         path: str,
@@ -218,32 +236,55 @@ class KeepService:
         body: memoryview | None,
         timeouts: Timeouts,
         read: Callable[[Answer], Outcome],
-    ) -> None:
-        """Make one request and note its outcome; no error leaves but a bug's."""
-        pace = self._pace = Pace(timeouts, self._deadline)
+    ) -> Exchange:
+        """Send one request."""
+        pace = Pace(timeouts, self._deadline)
+        steps = self._steps(pace, method, path, headers, body, timeouts, read)
+        return Exchange(pace, steps, self.has_succeeded)
+
+    def _steps(
+        self,
+        pace: Pace,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: memoryview | None,
+        timeouts: Timeouts,
+        read: Callable[[Answer], Outcome],
+    ) -> Iterator[int | None]:
+        """Make one request and note its outcome; no error leaves but a bug's.
+
+        Yields the descriptor that its answer comes by, once it is sent.
+        """
+        self._pace = pace
         if self._cancelled:
             pace.cancel()
         connect = min(timeouts.connect, max(0.001, pace.remaining()))
         self._counters.requests.add(self.root)
         try:
             pace.patience()  # raises if the time is up already
-            with self._sessions.exchange(pace) as transport:
-                answer = transport.send(
+            with (
+                self._sessions.exchange(pace) as transport,
+                transport.send(
                     method,
                     self.root,
                     path,
                     {**self._headers, **headers},
                     body,
                     (connect, min(timeouts.read, max(0.001, pace.remaining()))),
-                )
-                with answer:
+                ) as sent,
+            ):
+                yield sent.fileno()
+                with sent.receive() as answer:
                     outcome = read(answer)
         except TRANSPORT_ERRORS as error:
             outcome = self._failed(pace, error)
         finally:
             self._pace = None
         self._outcome = outcome
-        if outcome.cause is not None:
+        if outcome.cause is None and body is not None:
+            self._counters.upload.add(body.nbytes)
+        elif outcome.cause is not None:
             self._counters.failures.add(self.root)
             _log.debug("%s of %s at %s: %s", method, path[:32], self.root, outcome.reason)
 
@@ -341,6 +382,10 @@ class KeepService:
         """Make a text from elsewhere fit to be shown: one short line, without the token."""
         line = " ".join(redacted(text, self._token).split())
         return "".join(it if it.isprintable() else "?" for it in line[:_MOST_SHOWN])
+
+
+#: As it is here: who replaces it wants that one called.
+_PUT = KeepService.put
 
 
 def _is_keepstores(headers: Mapping[str, str]) -> bool:

@@ -11,8 +11,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from keepfs.keep.pace import pacing
 from keepfs.keep.transport import DirectTransport, SessionTransport, adopt
+from keepfs.keep.wire import ONE_PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SessionPool:
-    """Lends transports, each exchange at its own pace. Any thread may use it.
+    """Lends transports. Any thread may use it.
 
     Args:
         verify: Path of a bundle of certificate authorities; True for the one
@@ -50,7 +50,9 @@ class SessionPool:
 
     @contextlib.contextmanager
     def exchange(self, pace: Pace) -> Iterator[Transport]:
-        """Lend a transport for one request and its answer, at a pace.
+        """Lend a transport for one request and its answer; closing the pool cancels the pace.
+
+        Whoever uses it does so within `pacing`.
 
         Raises:
             ConnectionError: The pool is closed.
@@ -60,11 +62,15 @@ class SessionPool:
                 raise ConnectionError("the client is closed")
             self._paces.add(pace)
         try:
-            with pacing(pace):
-                yield self._transport()
+            yield self._transport()
         finally:
+            pace.detach()
             with self._lock:
                 self._paces.discard(pace)
+
+    def sends_at_once(self, size: int) -> bool:
+        """Tell whether a body of so many bytes is sent without a wait."""
+        return self._template is None and size <= ONE_PIECE
 
     def close(self) -> None:
         """End the exchanges under way, and close all connections. Further ones are refused."""

@@ -74,6 +74,25 @@ class Answer:
         self.end()
 
 
+class Sent(Protocol):
+    """A request that is sent; leaving `with` gives it up, unless its answer was received."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def fileno(self) -> int | None:
+        """Return the descriptor that the answer comes by; None where nobody can tell."""
+
+    def receive(self) -> Answer:
+        """Return the answer's head; the body is still to be read.
+
+        Raises:
+            requests.RequestException: No answer came; or one of urllib3's
+                `HTTPError`, or an `OSError`.
+        """
+
+
 class Transport(Protocol):
     """What sends requests."""
 
@@ -85,8 +104,8 @@ class Transport(Protocol):
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: tuple[float, float],
-    ) -> Answer:
-        """Send one request and return the answer's head; the body is still to be read.
+    ) -> Sent:
+        """Send one request; its answer is still to be received.
 
         Args:
             method: GET, HEAD or PUT.
@@ -97,8 +116,7 @@ class Transport(Protocol):
             timeouts: Seconds to connect, and between bytes where no pace is kept.
 
         Raises:
-            requests.RequestException: No answer came; or one of urllib3's
-                `HTTPError`, or an `OSError`.
+            urllib3.exceptions.HTTPError: It can't be sent; or an `OSError`.
         """
 
 
@@ -127,27 +145,19 @@ class DirectTransport:
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: tuple[float, float],
-    ) -> Answer:
+    ) -> Sent:
         """Send one request; as `Transport` has it."""
         url = _parsed(root)
         wire = self._wire(root, url, timeouts[0])
         try:
-            head = wire.send(method, (url.path or "/") + path, headers, body)
+            wire.send(method, (url.path or "/") + path, headers, body)
         except ValueError as error:
             wire.close()
             raise urllib3.exceptions.HTTPError(str(error)) from error
         except BaseException:
             wire.close()
             raise
-        it = head.body
-
-        def end() -> None:
-            if it.is_complete() and it.can_go_on:
-                self._take_back(root, wire)
-            else:
-                wire.close()
-
-        return Answer(head.status, head.reason, head.version, head.headers, it, end)
+        return _SentDirectly(wire, lambda: self._take_back(root, wire))
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -203,6 +213,43 @@ def _close_all(idle: Mapping[str, list[Wire]]) -> None:
             wire.close()
 
 
+class _SentDirectly:
+    """A request on a connection of our own.
+
+    Args:
+        wire: It was sent by this.
+        give_back: Lets others use the connection.
+    """
+
+    def __init__(self, wire: Wire, give_back: Callable[[], None]) -> None:
+        self._wire = wire
+        self._give_back = give_back
+        self._is_received = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_received:
+            self._wire.close()
+
+    def fileno(self) -> int:
+        return self._wire.fileno()
+
+    def receive(self) -> Answer:
+        head = self._wire.receive()
+        self._is_received = True
+        body = head.body
+
+        def end() -> None:
+            if body.is_complete() and body.can_go_on:
+                self._give_back()
+            else:
+                self._wire.close()
+
+        return Answer(head.status, head.reason, head.version, head.headers, body, end)
+
+
 @functools.lru_cache(maxsize=_MOST_SERVICES)
 def _parsed(root: str) -> urllib3.util.Url:
     return urllib3.util.parse_url(root)
@@ -232,13 +279,18 @@ class SessionTransport:
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: tuple[float, float],
-    ) -> Answer:
-        """Send one request; as `Transport` has it."""
+    ) -> Sent:
+        """Prepare a request, which is sent when its answer is received; as `Transport` has it."""
         request = requests.PreparedRequest()
         request.prepare(method=method, url=root + path, headers=dict(headers))
         if body is not None and body.nbytes:
             request.body = body  # type: ignore[assignment] # urllib3 takes any buffer
             request.headers["Content-Length"] = str(body.nbytes)
+        return _Prepared(functools.partial(self._receive, root, request, timeouts))
+
+    def _receive(
+        self, root: str, request: requests.PreparedRequest, timeouts: tuple[float, float]
+    ) -> Answer:
         # Not `session.send`: it would read the whole body of a redirect to see
         # where it leads, and keep cookies.
         response = self._template.get_adapter(root).send(
@@ -260,6 +312,22 @@ class SessionTransport:
 
     def close(self) -> None:
         """Leave the user's session as it is."""
+
+
+class _Prepared:
+    """A request that an adapter sends in one with receiving its answer."""
+
+    def __init__(self, receive: Callable[[], Answer]) -> None:
+        self.receive = receive
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is sent yet, or the answer was received."""
+
+    def fileno(self) -> None:
+        return None
 
 
 def adopt(template: requests.Session) -> None:

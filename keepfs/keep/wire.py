@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 #: Bytes of a line, and lines of a head, at most; as http.client has it.
 _MOST_LINE, _MOST_LINES = 65536, 100
-#: Bytes of a body that is sent together with the head.
-_SMALL = 16 * 1024
+#: Bytes of a body that is sent together with the head, in one piece, which an
+#: idle connection takes without a wait.
+ONE_PIECE = 16 * 1024
 _NO_BODY = frozenset({204, 304})
 _CONTINUE = range(100, 200)
 
@@ -43,6 +44,7 @@ class Wire:
         self._host = host
         self._socket: Any = None
         self._stream: io.BufferedReader | None = None
+        self._method, self._is_sent = "", False
 
     def connect(self, timeout: float) -> None:
         """Connect, within so many seconds for each address.
@@ -69,31 +71,42 @@ class Wire:
             self._stream.close()
             self._stream = None
 
+    def fileno(self) -> int:
+        """Return the descriptor that an answer comes by."""
+        return int(self._socket.fileno())
+
     def send(
         self, method: str, target: str, headers: Mapping[str, str], body: memoryview | None
-    ) -> Head:
-        """Send a request, and return the head of its answer.
+    ) -> None:
+        """Send a request, or as much of it as the service takes.
 
         Raises:
             ValueError: A header can't be sent.
-            http.client.HTTPException: The answer isn't one of HTTP.
-            OSError: The connection broke, or its pace did.
+            OSError: The connection broke its pace.
         """
         head = _head_of(method, target, self._host, headers, body)
-        is_sent = False
+        self._method, self._is_sent = method, False
         # An answer may come before everything is sent, and be why no more can be.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            if body is not None and body.nbytes <= _SMALL:
+            if body is not None and body.nbytes <= ONE_PIECE:
                 self._socket.sendall(head + body.tobytes())
             else:
                 self._socket.sendall(head)
                 if body is not None:
                     self._socket.sendall(body)
-            is_sent = True
+            self._is_sent = True
+
+    def receive(self) -> Head:
+        """Return the head of the answer to what was sent.
+
+        Raises:
+            http.client.HTTPException: The answer isn't one of HTTP.
+            OSError: The connection broke, or its pace did.
+        """
         # A new one each time: nothing that was left of the last answer is taken for this one's.
         self._end_stream()
         self._stream = self._socket.makefile()
-        return Head.read(self._stream, method, can_go_on=is_sent)
+        return Head.read(self._stream, self._method, can_go_on=self._is_sent)
 
 
 class Head:

@@ -1,29 +1,32 @@
 """Writers: threads that store one block at several services, and never at too many.
 
-The queue holds the services in probe order and computes, from what has been
-confirmed, how many more are needed. A writer takes the next service only
-while fewer tries are under way than confirmations are missing; so services
-that all succeed store exactly what is wanted.
+A small block needs one thread only: it is sent to all services that are needed
+before anybody's answer is waited for.
 
-The names and their duck types are the SDK's: whatever has `put`,
-`last_result` and `finished` is a service here.
+Which service is asked next, and whether one is, the queue decides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import queue
+import select
 import threading
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from keepfs.keep.outcome import Confirmation
 from keepfs.keep.timeouts import Timeouts
+from keepfs.keep.writer_queue import KeepWriterQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from typing_extensions import Buffer
+
+    from keepfs.keep.exchange import Exchange
+    from keepfs.keep.writer_queue import Tally, WritableService
 
 _log = logging.getLogger(__name__)
 
@@ -31,179 +34,21 @@ _DESIRED_REPLICAS = "X-Keep-Desired-Replicas"
 _STORAGE_CLASSES = "X-Keep-Storage-Classes"
 
 
-class WritableService(Protocol):
-    """What a writer needs of a service."""
+@runtime_checkable
+class SharingService(Protocol):
+    """A service whose writer need not wait for its answer at once."""
 
-    def put(
+    def sends_at_once(self, size: int) -> bool:
+        """Tell whether `begin_put` sends a block of so many bytes without a wait."""
+
+    def begin_put(
         self,
         hash_s: str,
         body: Any,  # noqa: ANN401 - a buffer, or what the SDK's tests give
         timeout: Any,  # noqa: ANN401 - ditto
         headers: Any,  # noqa: ANN401 - ditto
-    ) -> bool | None:
-        """Store a block, once, and tell whether that worked."""
-
-    def last_result(self) -> dict[str, Any]:
-        """Return what the service answered: `headers` and `body`."""
-
-    def finished(self) -> bool:
-        """Tell whether there is no use in asking it (again)."""
-
-
-@runtime_checkable
-class CancellableService(Protocol):
-    """A service whose request can be ended from another thread."""
-
-    def cancel(self) -> None:
-        """End the request under way, or to come."""
-
-
-class Tally:
-    """What has been confirmed of one block, over all rounds of its call.
-
-    Not for threads: the queue's lock guards it.
-
-    Invariant: `missing() == 0` exactly when enough copies are confirmed, and
-    enough in each wanted storage class, unless a server predates those.
-
-    Args:
-        copies: How many are wanted, at least 1.
-        classes: In which storage classes; each wants all the copies.
-    """
-
-    def __init__(self, copies: int, classes: Iterable[str] = ()) -> None:
-        self.wanted = copies
-        self.classes = tuple(sorted(set(classes)))
-        self.copies = 0
-        self.by_class: Counter[str] = Counter()
-        self.roots: list[str] = []
-        self.response: Any = None
-        self.is_tracking_classes = bool(self.classes)
-
-    def add(self, confirmation: Confirmation, root: str | None, response: object) -> None:
-        """Note what a service says it stored."""
-        self.copies += confirmation.replicas
-        self.by_class.update(confirmation.classes or {})
-        if confirmation.classes is None:
-            self.is_tracking_classes = False
-        if root is not None:
-            self.roots.append(root)
-        self.response = response
-
-    def missing(self) -> int:
-        """Count the confirmations that are still needed: each try brings one, or more."""
-        counts = [self.copies]
-        if self.is_tracking_classes:
-            counts += [self.by_class[name] for name in self.classes]
-        return max(0, self.wanted - min(counts))
-
-    def pending_classes(self) -> tuple[str, ...]:
-        """Return the storage classes that want more copies."""
-        if not self.is_tracking_classes:
-            return ()
-        return tuple(name for name in self.classes if self.by_class[name] < self.wanted)
-
-    def satisfied_classes(self) -> list[str]:
-        """Return the wanted storage classes that have enough copies."""
-        return [name for name in self.classes if self.by_class[name] >= self.wanted]
-
-
-class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
-    """Services to ask, the likeliest holder first, and what is still wanted of them.
-
-    All state is guarded by `_changed`, held only for arithmetic.
-
-    Invariant: no more tries are under way than confirmations are missing, so
-    services that all succeed store exactly what is wanted.
-
-    Args:
-        copies: How many are wanted.
-        classes: In which storage classes.
-        tally: Carried on from an earlier round, instead of both.
-    """
-
-    def __init__(
-        self, copies: int, classes: Iterable[str] = (), tally: Tally | None = None
-    ) -> None:
-        super().__init__()
-        self.tally = tally or Tally(copies, classes)
-        self._changed = threading.Condition()
-        self._under_way: list[WritableService] = []
-
-    @property
-    def successful_copies(self) -> int:
-        """Return the number of confirmed copies."""
-        with self._changed:
-            return self.tally.copies
-
-    @property
-    def response(self) -> Any:  # noqa: ANN401 - whatever the service's body was
-        """Return the body of the last answer that confirmed a copy."""
-        with self._changed:
-            return self.tally.response
-
-    def pending_copies(self) -> int:
-        """Return how many confirmations are missing."""
-        with self._changed:
-            return self.tally.missing()
-
-    def pending_classes(self) -> tuple[str, ...]:
-        """Return the storage classes that want more copies."""
-        with self._changed:
-            return self.tally.pending_classes()
-
-    def satisfied_classes(self) -> list[str]:
-        """Return the wanted storage classes that have enough copies."""
-        with self._changed:
-            return self.tally.satisfied_classes()
-
-    def get_next_task(self) -> tuple[WritableService, str | None]:
-        """Wait until another service is needed, and return it.
-
-        Raises:
-            queue.Empty: Enough is confirmed, or no service is left to ask.
-        """
-        with self._changed:
-            while (missing := self.tally.missing()) > 0:
-                if len(self._under_way) < missing:
-                    task = self.get_nowait()
-                    if not task[0].finished():
-                        self._under_way.append(task[0])
-                        return task
-                else:
-                    self._changed.wait()
-            raise queue.Empty
-
-    def write_success(
-        self,
-        service: WritableService,
-        service_root: str | None,
-        confirmation: Confirmation,
-        response: object,
-    ) -> None:
-        """Note that a try succeeded; tries that this made superfluous are cancelled."""
-        with self._changed:
-            self._end(service)
-            if confirmation.classes is None and self.tally.is_tracking_classes:
-                _log.info("service %s confirms no storage classes", service_root)
-            self.tally.add(confirmation, service_root, response)
-            superfluous = [] if self.tally.missing() else list(self._under_way)
-            self._changed.notify_all()
-        for each in superfluous:
-            if isinstance(each, CancellableService):
-                each.cancel()
-
-    def write_fail(self, service: WritableService) -> None:
-        """Note that a try failed, so another service is needed."""
-        with self._changed:
-            self._end(service)
-            self._changed.notify_all()
-
-    def _end(self, service: WritableService) -> None:
-        # By identity: a stand-in may compare equal to others.
-        at = next((i for i, each in enumerate(self._under_way) if each is service), None)
-        if at is not None:
-            del self._under_way[at]
+    ) -> Exchange:
+        """Send a block, as `put`, but for the answer."""
 
 
 class KeepWriterThread(threading.Thread):
@@ -239,16 +84,24 @@ class KeepWriterThread(threading.Thread):
                 service, root = self.queue.get_next_task()
             except queue.Empty:
                 return
-            try:
-                confirmation, response = self.do_task(service, root)
-            except self.TaskFailed:
-                self.queue.write_fail(service)
-            except Exception:  # noqa: BLE001 - of a stand-in, or a bug
-                # A bug, or a stand-in that raises: the others shall not wait for it.
-                _log.exception("storing %s at %s failed unexpectedly", self.data_hash[:32], root)
-                self.queue.write_fail(service)
-            else:
-                self.queue.write_success(service, root, confirmation, response)
+            with self._judging(service, root):
+                self.queue.write_success(service, root, *self.do_task(service, root))
+
+    def run_for_all(self) -> None:
+        """Work as one thread for each service would, whose answers are awaited together.
+
+        All services are `SharingService`s, and send the block at once.
+        """
+        under_way: list[_Try] = []
+        while True:
+            under_way += self._begin_tries()
+            if not under_way:
+                return
+            for each in _ended(under_way):
+                under_way.remove(each)
+                with self._judging(each.service, each.root):
+                    confirmation, body = self._result(each.service, each.root, each.begun.finish())
+                    self.queue.write_success(each.service, each.root, confirmation, body)
 
     def do_task(
         self, service: WritableService, service_root: str | None
@@ -258,16 +111,83 @@ class KeepWriterThread(threading.Thread):
         Raises:
             TaskFailed: It didn't.
         """
+        is_stored = service.put(
+            self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
+        )
+        return self._result(service, service_root, is_stored)
+
+    def _begin_tries(self) -> Iterator[_Try]:
+        """Send the block to each service that is needed now."""
+        while True:
+            try:
+                service, root = self.queue.get_task_nowait()
+            except queue.Empty:
+                return
+            with self._judging(service, root):
+                begun = cast("SharingService", service).begin_put(
+                    self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
+                )
+                yield _Try(service, root, begun)
+
+    def _headers(self) -> dict[str, str]:
         headers = {_DESIRED_REPLICAS: str(max(1, self.queue.pending_copies()))}
         if classes := self.queue.pending_classes():
             headers[_STORAGE_CLASSES] = ", ".join(classes)
-        if not service.put(self.data_hash, self.data, timeout=self.timeout, headers=headers):
-            raise self.TaskFailed(f"{self.data_hash[:32]} isn't stored at {service_root}")
+        return headers
+
+    def _result(
+        self,
+        service: WritableService,
+        root: str | None,
+        is_stored: bool | None,  # noqa: FBT001 - what the SDK's `put` returns
+    ) -> tuple[Confirmation, object]:
+        if not is_stored:
+            raise self.TaskFailed(f"{self.data_hash[:32]} isn't stored at {root}")
         result = service.last_result()
         answer: Mapping[str, str] = {
             name.lower(): value for name, value in result["headers"].items()
         }
         return Confirmation.of_headers(answer), result["body"]
+
+    @contextlib.contextmanager
+    def _judging(self, service: WritableService, root: str | None) -> Iterator[None]:
+        """Note that a try failed, if it does."""
+        try:
+            yield
+        except self.TaskFailed:
+            self.queue.write_fail(service)
+        except Exception:  # noqa: BLE001 - of a stand-in, or a bug
+            # A bug, or a stand-in that raises: the others shall not wait for it.
+            _log.exception("storing %s at %s failed unexpectedly", self.data_hash[:32], root)
+            self.queue.write_fail(service)
+
+
+#: As it is here: who replaces it wants that one called.
+_DO_TASK = KeepWriterThread.do_task
+
+
+class _Try(NamedTuple):
+    """A block that is being stored at a service."""
+
+    service: WritableService
+    root: str | None
+    begun: Exchange
+
+
+def _ended(tries: list[_Try]) -> list[_Try]:
+    """Wait for answers; return the tries that have one, or whose time is up, if any."""
+    if over := [each for each in tries if each.begun.fileno() is None]:
+        return over
+    waiting = select.poll()
+    for each in tries:
+        waiting.register(each.begun.fileno() or 0, select.POLLIN)
+    patience = min(each.begun.patience() for each in tries)
+    answered = {descriptor for descriptor, _ in waiting.poll(math.ceil(patience * 1000))}
+    return [
+        each
+        for each in tries
+        if each.begun.fileno() in answered or not (answered or each.begun.patience())
+    ]
 
 
 class KeepWriterThreadPool:
@@ -322,11 +242,24 @@ class KeepWriterThreadPool:
         own, *others = self.workers
         # Threads without a service to begin with would only be started to end.
         others = others[: max(0, self.total_task_nr - 1)]
+        if others and self._needs_one_thread():
+            own.run_for_all()
+            return
         for worker in others:
             worker.start()
         own.run()
         for worker in others:
             worker.join()
+
+    def _needs_one_thread(self) -> bool:
+        """Tell whether all services are sent the block without a wait."""
+        data = self.workers[0].data
+        if isinstance(data, str) or type(self.workers[0]).do_task is not _DO_TASK:
+            return False
+        size = memoryview(data).nbytes
+        with self.queue.mutex:
+            services = [service for service, _ in self.queue.queue]
+        return all(isinstance(it, SharingService) and it.sends_at_once(size) for it in services)
 
     def response(self) -> Any:  # noqa: ANN401 - whatever the service's body was
         """Return the body of the last answer that confirmed a copy."""

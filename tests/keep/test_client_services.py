@@ -480,24 +480,6 @@ def test_a_service_that_stores_two_copies_is_believed(cluster: Cluster) -> None:
     assert sum(cluster.counts("PUT")) <= 3
 
 
-def test_enough_confirmed_copies_end_the_wait_for_a_slower_service(cluster: Cluster) -> None:
-    client = cluster.client()
-    first, second, _ = cluster.by_probe_order(b"foo")
-    second.always(Fault(hold=Stage.BEFORE_STATUS), method="PUT")
-    first.always(
-        Fault(hold=Stage.BEFORE_STATUS, headers={"X-Keep-Replicas-Stored": "2"}), method="PUT"
-    )
-
-    writer = Running(lambda: client.put_block(b"foo", copies=2))
-    first.wait_held(1)
-    second.wait_held(1)
-    first.release()
-    receipt = writer.result()  # though the second is held still
-
-    assert receipt.services == (root(first),)
-    assert receipt.copies == 2
-
-
 # --- storage classes ---
 
 

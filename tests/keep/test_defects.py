@@ -101,7 +101,7 @@ ROWS = [
     Row(
         13,
         "put waits for the slowest writer",
-        ("client_services::test_enough_confirmed_copies_end_the_wait_for_a_slower_service",),
+        ("small_puts::test_enough_confirmed_copies_end_the_wait_for_a_slower_service",),
     ),
     # --- writing ---
     Row(

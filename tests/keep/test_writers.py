@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from keepfs.keep import KeepClient
 from keepfs.keep.outcome import Confirmation
-from keepfs.keep.writers import KeepWriterQueue, KeepWriterThread, KeepWriterThreadPool, Tally
+from keepfs.keep.writer_queue import KeepWriterQueue, Tally
+from keepfs.keep.writers import KeepWriterThread, KeepWriterThreadPool
 from tests.fakes.threads import Running, wait_for
 
 DIGEST = "acbd18db4cc2f85cedef654fccc4a4d8"
@@ -63,6 +64,32 @@ class StandIn:
         return self.is_finished
 
 
+class Answered:
+    """A request whose answer is there already."""
+
+    def __init__(self, *, is_stored: bool) -> None:
+        self._is_stored = is_stored
+
+    def fileno(self) -> None:
+        return None
+
+    def patience(self) -> float:
+        return 1.0
+
+    def finish(self) -> bool:
+        return self._is_stored
+
+
+class Sharing(StandIn):
+    """A service that is sent a block at once; it raises as it is sent."""
+
+    def sends_at_once(self, size: int) -> bool:
+        return size == 3
+
+    def begin_put(self, hash_s: str, body: Any, timeout: Any, headers: Any) -> Answered:  # noqa: ANN401 - a fake
+        return Answered(is_stored=self.put(hash_s, body, timeout, headers))
+
+
 class Gauge:
     """Counts who is inside, and the most there ever were."""
 
@@ -111,20 +138,26 @@ def asked(*services: StandIn) -> list[int]:
 # --- the SDK's four scenarios, for one thread and for three ---
 
 
-@pytest.mark.parametrize("max_service_replicas", [1, 3], ids=["three threads", "one thread"])
+@pytest.mark.parametrize(
+    ("kind", "max_service_replicas"),
+    [(StandIn, 1), (StandIn, 3), (Sharing, 1)],
+    ids=["three threads", "one thread", "one thread for three"],
+)
 class TestThreeCopies:
     def test_services_that_succeed_store_exactly_what_is_wanted(
-        self, max_service_replicas: int
+        self, kind: type[StandIn], max_service_replicas: int
     ) -> None:
-        services = [StandIn(GOOD) for _ in range(10)]
+        services = [kind(GOOD) for _ in range(10)]
 
         pool = pool_of(*services, copies=3, max_service_replicas=max_service_replicas)
 
         assert pool.done() == (3, [])
         assert asked(*services) == [1] * 3 + [0] * 7
 
-    def test_failures_are_made_up_for_and_no_more(self, max_service_replicas: int) -> None:
-        services = [StandIn() for _ in range(5)] + [StandIn(GOOD) for _ in range(5)]
+    def test_failures_are_made_up_for_and_no_more(
+        self, kind: type[StandIn], max_service_replicas: int
+    ) -> None:
+        services = [kind() for _ in range(5)] + [kind(GOOD) for _ in range(5)]
 
         pool = pool_of(*services, copies=3, max_service_replicas=max_service_replicas)
 
@@ -132,10 +165,13 @@ class TestThreeCopies:
         assert asked(*services) == [1] * 8 + [0] * 2
 
     def test_errors_are_failures(
-        self, max_service_replicas: int, caplog: pytest.LogCaptureFixture
+        self,
+        kind: type[StandIn],
+        max_service_replicas: int,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        services = [StandIn(error=ValueError("broken")) for _ in range(5)]
-        services += [StandIn(GOOD) for _ in range(5)]
+        services = [kind(error=ValueError("broken")) for _ in range(5)]
+        services += [kind(GOOD) for _ in range(5)]
 
         pool = pool_of(*services, copies=3, max_service_replicas=max_service_replicas)
 
@@ -144,9 +180,9 @@ class TestThreeCopies:
         assert caplog.text.count("failed unexpectedly") == 5
 
     def test_with_too_few_that_succeed_fewer_are_confirmed(
-        self, max_service_replicas: int
+        self, kind: type[StandIn], max_service_replicas: int
     ) -> None:
-        services = [StandIn() for _ in range(8)] + [StandIn(GOOD) for _ in range(2)]
+        services = [kind() for _ in range(8)] + [kind(GOOD) for _ in range(2)]
 
         pool = pool_of(*services, copies=3, max_service_replicas=max_service_replicas)
 
@@ -354,13 +390,18 @@ OUTCOMES = st.lists(
 )  # fails, raises, or confirms so many copies
 
 
-@given(outcomes=OUTCOMES, copies=st.integers(1, 5), per_service=st.sampled_from([None, 1, 2]))
+@given(
+    kind=st.sampled_from([StandIn, Sharing]),
+    outcomes=OUTCOMES,
+    copies=st.integers(1, 5),
+    per_service=st.sampled_from([None, 1, 2]),
+)
 def test_tries_under_way_never_exceed_the_confirmations_that_are_missing(
-    outcomes: list[int | None], copies: int, per_service: int | None
+    kind: type[StandIn], outcomes: list[int | None], copies: int, per_service: int | None
 ) -> None:
     gauge = Gauge()
     services = [
-        StandIn(
+        kind(
             None if outcome is None or outcome < 0 else {"X-Keep-Replicas-Stored": str(outcome)},
             error=RuntimeError("broken") if outcome == -1 else None,
             under_way=gauge,

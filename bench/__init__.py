@@ -4,6 +4,7 @@
     scripts/bench reading writing     some groups only
     scripts/bench growth memory       what takes long: cost as work grows, peak memory
     scripts/bench --like-keepstore    the same with services that hash as keepstores do
+    scripts/bench --like-keepstores-elsewhere    and as if they had processors of their own
     scripts/bench --services URL ...  the same with any Keep services; $ARVADOS_API_TOKEN
 
 How it is done:
@@ -18,7 +19,10 @@ How it is done:
   in a second process, or measure with `--like-keepstore`.
 - The targets are meant for keepstores, which hash every block they send and get. With
   `--like-keepstore` the block server does: it hashes a GET as it is sent, and keeps
-  the last 64 KiB back until the digest is right; it hashes a PUT as it comes.
+  the last 64 KiB back until the digest is right; it hashes a PUT as it comes. That takes
+  processors, which all share here. With `--like-keepstores-elsewhere` it takes the
+  time alone: for each request so many times as long as MD5 as was measured of a
+  keepstore.
 - curl's time is what curl says of its transfers, without its own start. Of two at
   once the slower counts.
 - Cold means: fetched. The services count requests, and a trial that made too few is
@@ -31,6 +35,11 @@ How it is done:
 - Services of ours are disk services that an API server lists, in a process of its
   own, so every client puts the copies of a block at once, as in a cluster. Services
   given by `--services` are proxies to a client, and get one copy after the other.
+- "busy" is how much of all processors was used in the timed part, by anybody. Near
+  100 % nothing here goes faster, unless somebody uses less.
+- A virtual machine's host may take back free memory, and whoever is given it next
+  waits for it. So memory is touched and given back just before a trial, and the
+  pages of a cold file are dropped before the next is read.
 - arv-mount is not among the baselines: it needs an API server that has collections.
 
 Rooms: `build` compiles the two C programs, `services` starts the block server or

@@ -12,6 +12,7 @@ import click
 
 from bench import growth, inprocess, memory, names, reading, report, starting, writing
 from bench.rig import MUCH_ROOM, ROOM, rig
+from bench.services import Kind
 
 #: What there is to measure, in this order.
 GROUPS = {
@@ -44,6 +45,11 @@ _ON_DEMAND = ("growth", "memory")
     help="Measure with services that hash all they send and get, as keepstores do.",
 )
 @click.option(
+    "--like-keepstores-elsewhere",
+    is_flag=True,
+    help="Measure with services that take as long as that, but no processor of this machine.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("build/bench"),
@@ -58,6 +64,7 @@ def main(
     quick: bool,
     services: tuple[str, ...],
     like_keepstore: bool,
+    like_keepstores_elsewhere: bool,
     output: Path,
 ) -> None:
     """Measure keepfs, as ratios to baselines of the same run.
@@ -67,8 +74,12 @@ def main(
     target that is missed is no failure; bytes that are wrong are. arv-mount is
     not among the baselines, since it needs an API server that has collections.
     """
-    if services and like_keepstore:
-        raise click.UsageError("--like-keepstore says what our services do, not those given")
+    if services and (like_keepstore or like_keepstores_elsewhere):
+        raise click.UsageError("--like-... says what our services do, not those given")
+    if like_keepstore and like_keepstores_elsewhere:
+        raise click.UsageError("--like-keepstore and --like-keepstores-elsewhere: choose one")
+    kind = Kind.HASHING if like_keepstore else Kind.MEMORY
+    kind = Kind.ELSEWHERE if like_keepstores_elsewhere else kind
     # As on Ctrl-C: neither a mount nor a server stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     output.mkdir(parents=True, exist_ok=True)
@@ -78,7 +89,7 @@ def main(
     with rig(
         *(urls, output / "programs", 1 if quick else repeats),
         quick=quick,
-        like_keepstore=like_keepstore,
+        kind=kind,
         room=MUCH_ROOM if "growth" in wanted else ROOM,
     ) as it:
         click.echo(report.heading(it.services.kind))

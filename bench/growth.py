@@ -12,7 +12,16 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from bench.measure import Amount, Meter, Sample, Target, VerifyError, figure_of, timed
+from bench.measure import (
+    Amount,
+    Meter,
+    Sample,
+    Target,
+    VerifyError,
+    figure_of,
+    prepare_memory,
+    timed,
+)
 from bench.mounting import mounted
 from bench.names import fill, stat_all
 from bench.reading import Reader
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bench.measure import Figure
+    from bench.measure import Figure, Taken, Trial
     from bench.mounting import Mount
     from bench.rig import Rig
 
@@ -69,7 +78,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
     yield from _names(rig, names)
 
 
-def _cold(reader: Reader, count: int, *, parallel: bool) -> float:
+def _cold(reader: Reader, count: int, *, parallel: bool) -> Taken:
     return reader.cold(reader.fresh.take(count), parallel=parallel)
 
 
@@ -121,7 +130,7 @@ def _grown(
     rig: Rig,
     what: str,
     one: Amount,
-    steps: dict[int, Callable[[], float]],
+    steps: dict[int, Trial],
     pid: int,
     rounds: int = _MOST_ROUNDS,
 ) -> Iterator[Figure]:
@@ -129,6 +138,7 @@ def _grown(
     meter, samples = Meter(pid), {count: Sample() for count in steps}
     for _ in range(min(rounds, rig.repeats)):
         for count, trial in steps.items():
+            prepare_memory(4 * rig.block)
             samples[count].add(trial, meter)
     first: Figure | None = None
     for count, sample in samples.items():

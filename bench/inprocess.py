@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bench import baselines
-from bench.measure import Amount, Target, VerifyError, compare, mb, timed
+from bench.measure import Amount, Taken, Target, VerifyError, compare, mb, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,21 +40,21 @@ class Client:
             raise VerifyError(f"wrong bytes: {command['do']}")
         return outcome
 
-    def get(self, locators: list[str], size: int) -> float:
-        """Get blocks; return the seconds. Each must have been asked for."""
+    def get(self, locators: list[str], size: int) -> Taken:
+        """Get blocks; return what it took. Each must have been asked for."""
         before = self._services.counts()
         outcome = self._ask(do="get", locators=locators, size=size)
         after = self._services.counts()
         if before and after and after["GET"] - before["GET"] < len(locators):
             raise VerifyError("a block came out of a cache")
-        return float(outcome["seconds"])
+        return Taken(**outcome["taken"])
 
-    def put(self, count: int, size: int, copies: int) -> float:
-        """Put new blocks; return the seconds. The last must be readable after that."""
+    def put(self, count: int, size: int, copies: int) -> Taken:
+        """Put new blocks; return what it took. The last must be readable after that."""
         outcome = self._ask(do="put", count=count, size=size, copies=copies)
         if not self._services.have(outcome["locators"][-1]):
             raise VerifyError("a block that was put can't be read")
-        return float(outcome["seconds"])
+        return Taken(**outcome["taken"])
 
 
 @contextmanager
@@ -123,6 +123,7 @@ def _whole(rig: Rig, ours: Client, sdk: Client) -> Iterator[Figure]:
         repeats=rig.repeats,
         pid=ours.pid,
         target=Target(0.95),
+        memory=4 * size,
     )
     _, path = rig.file_in_memory()
     digest = path.name
@@ -138,6 +139,7 @@ def _whole(rig: Rig, ours: Client, sdk: Client) -> Iterator[Figure]:
         repeats=rig.repeats,
         pid=ours.pid,
         target=Target(0.95),
+        memory=4 * size,
     )
 
 

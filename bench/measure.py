@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -19,11 +20,26 @@ class VerifyError(Exception):
     """What was read isn't what was stored, or wasn't fetched where it should have been."""
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What the timed part of a trial took.
+
+    Attributes:
+        seconds: By the clock.
+        cpu: Seconds of processor time of the measured process.
+        busy: Share of all processors' time that was used by anybody, 0 to 1.
+    """
+
+    seconds: float
+    cpu: float
+    busy: float
+
+
 class Trial(Protocol):
     """One run of what is measured; prepares and verifies outside the time it returns."""
 
-    def __call__(self) -> float:
-        """Run, and return the seconds of the timed part."""
+    def __call__(self) -> float | Taken:
+        """Run, and return what the timed part took, or its seconds."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,8 @@ class Figure:
             whatever the unit.
         target: What it should reach; None where nothing was promised.
         cpu: Seconds of processor time of the measured process, median of one trial.
+        busy: Share of all processors' time that was used meanwhile; near 1 nothing
+            goes faster here, however it waits. Median of one trial.
         rss: Its peak resident memory in MiB, over all trials.
         samples: The value of each trial.
         others: Ratios to further baselines.
@@ -64,6 +82,7 @@ class Figure:
     ratio: float | None = None
     target: Target | None = None
     cpu: float | None = None
+    busy: float | None = None
     rss: float | None = None
     samples: list[float] = field(default_factory=list)
     others: dict[str, float] = field(default_factory=dict)
@@ -107,6 +126,57 @@ class Meter:
         return int(line.split()[1]) / 1024
 
 
+class Stopwatch:
+    """Measures what is done within `with`, all of it together if it is entered again.
+
+    Args:
+        pid: The process whose processor time is meant.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._meter = Meter(pid)
+        self._sums = [0.0, 0.0, 0.0, 0.0]
+        self._begin = self._sums
+
+    def __enter__(self) -> Self:
+        self._begin = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for at, (now, begin) in enumerate(zip(self._now(), self._begin, strict=True)):
+            self._sums[at] += now - begin
+
+    def taken(self) -> Taken:
+        """Return what it took."""
+        seconds, cpu, idle, all_ = self._sums
+        return Taken(seconds, cpu, 1 - idle / all_ if all_ else 1.0)
+
+    def _now(self) -> list[float]:
+        idle, all_ = _machine()
+        return [time.perf_counter(), self._meter.cpu(), idle, all_]
+
+
+def _machine() -> tuple[int, int]:
+    """Return the ticks that the processors were idle, and all there were."""
+    with Path("/proc/stat").open() as stat:
+        ticks = [int(word) for word in stat.readline().split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
+def prepare_memory(size: int) -> None:
+    """See to it that the next bytes the kernel hands out are there.
+
+    A virtual machine's host may take back memory that is free for some seconds.
+    Whoever is given such a page next waits until the host has found another: that
+    takes longer than all that is measured here, and hits at random. So memory is
+    touched and given back just before a trial.
+    """
+    if size:
+        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            for at in range(0, size, mmap.PAGESIZE):
+                memory[at] = 1
+
+
 def timed(work: Callable[[], object]) -> float:
     """Return the seconds something takes."""
     begin = time.perf_counter()
@@ -143,34 +213,46 @@ class Sample:
     Attributes:
         seconds: Of each.
         cpu: Seconds of processor time in each, where a process is watched.
+        busy: Share of the processors' time in each, where the trial says it.
         peak: Its most resident memory in any of them, in MiB.
     """
 
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
     peak: float = 0.0
 
     def add(self, trial: Trial, meter: Meter | None) -> None:
         """Make a trial, watched by a meter if there is one."""
         if meter is None:
-            self.seconds.append(trial())
+            self._note(trial(), 0.0)
             return
         meter.restart()
         before = meter.cpu()
-        self.seconds.append(trial())
-        self.cpu.append(meter.cpu() - before)
+        taken = trial()
+        self._note(taken, meter.cpu() - before)
         self.peak = max(self.peak, meter.peak())
+
+    def _note(self, taken: float | Taken, cpu: float) -> None:
+        if isinstance(taken, Taken):
+            self.seconds.append(taken.seconds)
+            self.cpu.append(taken.cpu)
+            self.busy.append(taken.busy)
+        else:
+            self.seconds.append(taken)
+            self.cpu.append(cpu)
 
 
 def compare(
     name: str,
     amount: Amount,
     subject: Trial,
-    baselines: dict[str, Trial],
+    baselines: Mapping[str, Trial],
     *,
     repeats: int,
     pid: int | None = None,
     target: Target | None = None,
+    memory: int = 0,
 ) -> Figure:
     """Measure a subject and its baselines in turn.
 
@@ -182,6 +264,7 @@ def compare(
         repeats: Of each; if several, one more of each goes before, uncounted.
         pid: The process whose processor time and memory are meant.
         target: What to reach.
+        memory: Bytes that the subject is likely to touch first; see `prepare_memory`.
     """
     meter = None if pid is None else Meter(pid)
     if repeats > 1:
@@ -189,6 +272,7 @@ def compare(
             trial()
     ours, theirs = Sample(), {key: Sample() for key in baselines}
     for _ in range(repeats):
+        prepare_memory(memory)
         ours.add(subject, meter)
         for key, trial in baselines.items():
             theirs[key].add(trial, None)
@@ -205,7 +289,8 @@ def figure_of(name: str, amount: Amount, sample: Sample) -> Figure:
         name=name,
         value=amount.figure(statistics.median(sample.seconds)),
         unit=amount.unit,
-        cpu=statistics.median(sample.cpu) if sample.cpu else None,
+        cpu=statistics.median(sample.cpu) if sample.peak else None,
+        busy=statistics.median(sample.busy) if sample.busy else None,
         rss=sample.peak or None,
         samples=[amount.figure(seconds) for seconds in sample.seconds],
     )

@@ -13,14 +13,14 @@ import time
 from typing import TYPE_CHECKING
 
 from bench import baselines, build
-from bench.measure import Amount, Target, VerifyError, compare, mb
+from bench.measure import Amount, Stopwatch, Target, VerifyError, compare, mb
 from bench.mounting import Mount, mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bench.measure import Figure
+    from bench.measure import Figure, Taken
     from bench.rig import Rig
     from bench.services import Services
 
@@ -71,28 +71,32 @@ class Reader:
         """Return the file of one or several locators."""
         return self.mount.by_id / name
 
-    def cold(self, names: list[str], *, parallel: bool = False) -> float:
-        """Read files whose blocks must be fetched; return the seconds. Verified after that."""
+    def cold(self, names: list[str], *, parallel: bool = False) -> Taken:
+        """Read files whose blocks must be fetched; return what it took.
+
+        Each is verified after its reader is done, and the kernel's pages of it are
+        dropped then.
+        """
         paths = [self.path(name) for name in names]
         fetched = sum(name.count(",") + 1 for name in set(names))
         before = self._rig.services.counts()
-        seconds = self._all_at_once(paths) if parallel else self._in_turn(paths)
+        watch = Stopwatch(self.mount.pid)
+        if parallel:
+            with watch:
+                at_once([_reading(path) for path in paths])
+        for path in paths:
+            if not parallel:
+                with watch:
+                    baselines.read_file(path, self.buffer)
+            verify(path)
+            baselines.drop_pages(path)
         after = self._rig.services.counts()
         # A service that hasn't the block is asked as well; fewer would mean a cache.
         if before and after:
             self.gets[fetched] = (after["GET"] - before["GET"]) / fetched
             if self.gets[fetched] < 1:
                 raise VerifyError("a block came out of a cache")
-        for path in paths:
-            verify(path)
-            baselines.drop_pages(path)
-        return seconds
-
-    def _in_turn(self, paths: list[Path]) -> float:
-        return sum(baselines.read_file(path, self.buffer) for path in paths)
-
-    def _all_at_once(self, paths: list[Path]) -> float:
-        return at_once([_reading(path) for path in paths])
+        return watch.taken()
 
 
 def _reading(path: Path) -> Callable[[], object]:
@@ -180,6 +184,7 @@ def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
             repeats=rig.repeats,
             pid=pid,
             target=Target(0.85) if count > 1 else None,
+            memory=4 * rig.block,
         )
     yield compare(
         f"mount: cold, comma list of {rig.long}",
@@ -189,10 +194,11 @@ def _cold(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
         repeats=rig.repeats,
         pid=pid,
         target=Target(0.85),
+        memory=2 * rig.long * rig.block,
     )
 
 
-def _read_cold(reader: Reader, count: int) -> float:
+def _read_cold(reader: Reader, count: int) -> Taken:
     return reader.cold(reader.fresh.take(count))
 
 
@@ -210,6 +216,7 @@ def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
         {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(_PARALLEL))},
         repeats=rig.repeats,
         pid=pid,
+        memory=2 * _PARALLEL * rig.block,
     )
     yield compare(
         f"mount: cold, {_PARALLEL} readers of one block",
@@ -218,6 +225,7 @@ def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
         {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(1) * _PARALLEL)},
         repeats=rig.repeats,
         pid=pid,
+        memory=2 * _PARALLEL * rig.block,
     )
 
 

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
     from bench.measure import Figure
 
-_WIDE = "{:<48} {:>11} {:<5} {:>6} {:<16} {:>8} {:>7} {:>8}  {:<7} {}"
+_WIDE = "{:<48} {:>11} {:<5} {:>6} {:<16} {:>8} {:>7} {:>5} {:>8}  {:<7} {}"
 
 
 def heading(services: str) -> str:
     """Return the table's first lines: which services are measured with, and its columns."""
     columns = _WIDE.format(
-        "name", "value", "unit", "ratio", "to", "target", "CPU s", "RSS MiB", "", "further ratios"
+        *("name", "value", "unit", "ratio", "to", "target", "CPU s", "busy", "RSS MiB"),
+        *("", "further ratios"),
     )
     return f"measured with services: {services}\n{columns}"
 
@@ -41,6 +42,7 @@ def line(figure: Figure) -> str:
         figure.baseline,
         target,
         "" if figure.cpu is None else f"{figure.cpu:.2f}",
+        "" if figure.busy is None else f"{figure.busy:.0%}",
         "" if figure.rss is None else f"{figure.rss:.0f}",
         {None: "", True: "met", False: "MISSED"}[figure.met],
         ", ".join(f"{ratio:.2f} {name}" for name, ratio in figure.others.items()),

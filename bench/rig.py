@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import baselines, build
-from bench.services import BLOCK, Services
+from bench.services import BLOCK, Kind, Services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ def rig(
     repeats: int,
     *,
     quick: bool,
-    like_keepstore: bool,
+    kind: Kind = Kind.MEMORY,
     room: int = ROOM,
 ) -> Iterator[Rig]:
     """Start the services, unless some are given, and make the places; clear all away after.
@@ -94,9 +94,7 @@ def rig(
         services = Services.given(urls)
     else:
         program = build.program("server", programs)
-        services = Services.started(
-            program, room * (block >> 10), block, like_keepstore=like_keepstore
-        )
+        services = Services.started(program, room * (block >> 10), block, kind)
     try:
         if services.ours:
             services.announce(base)

@@ -7,7 +7,7 @@
  * when it has no room. What was put can be read back, and be checked by whoever
  * put it. A PUT with the header `Bench-Pin: yes` is never forgotten.
  *
- * server PORTS KIBIBYTES BLOCK [hash]     serves on so many ports of 127.0.0.1 at
+ * server PORTS KIBIBYTES BLOCK [hash | pace GET PUT]     serves on so many ports of 127.0.0.1 at
  * once, each a service of its own to a client, with one memory behind them of so
  * many KiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
  * line, and ends when its standard input does.
@@ -16,6 +16,9 @@
  * piece by piece as it goes, and keeps the last piece back until the digest is
  * right; otherwise the connection is cut. It hashes what it gets as it comes, and
  * answers 422 if that isn't what the URL says. Pinned blocks are believed as ever.
+ * With `pace` and two rates in MB/s it sends and takes the bytes of a body no faster
+ * than these, each request by itself, and hashes nothing: it takes the time of a
+ * keepstore on processors of its own.
  * GET /counts answers "GET n HEAD n PUT n".
  */
 #define _GNU_SOURCE
@@ -29,15 +32,34 @@
 #include <strings.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blocks.h"
 #include "md5.h"
 
-enum { HEAD_SIZE = 16384, PIECE = 65536 };
+enum { HEAD_SIZE = 16384, PIECE = 65536, PACED_PIECE = 262144 };
 
 static int hashing;
+static double get_pace, put_pace; /* bytes in a nanosecond; 0 for any number */
 static atomic_long gets, heads, puts_;
+
+static long long now(void)
+{
+    struct timespec it;
+    clock_gettime(CLOCK_MONOTONIC, &it);
+    return it.tv_sec * 1000000000LL + it.tv_nsec;
+}
+
+/* Waits until so many bytes may have gone since `begin`. */
+static void keep_pace(double pace, long long begin, size_t bytes)
+{
+    if (pace == 0)
+        return;
+    long long until = begin + (long long)((double)bytes / pace);
+    struct timespec when = {until / 1000000000LL, until % 1000000000LL};
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL);
+}
 
 static int send_all(int fd, struct iovec *parts, int count)
 {
@@ -65,6 +87,20 @@ static int answer(int fd, const char *status, const char *more, const void *body
     int length = snprintf(head, sizeof head, "HTTP/1.1 %s\r\n%sContent-Length: %zu\r\n\r\n", status, more, size);
     struct iovec parts[2] = {{head, (size_t)length}, {(void *)body, sent}};
     return send_all(fd, parts, sent ? 2 : 1);
+}
+
+static int send_paced(int fd, const char *more, const struct block *it)
+{
+    long long begin = now();
+    for (size_t at = 0, piece;; at += piece) {
+        struct iovec part = {it->data + at, 0};
+        part.iov_len = piece = it->size - at < PACED_PIECE ? it->size - at : PACED_PIECE;
+        keep_pace(get_pace, begin, at + piece);
+        if (at == 0 ? answer(fd, "200 OK", more, it->data, it->size, piece) : send_all(fd, &part, 1))
+            return -1;
+        if (at + piece == it->size)
+            return 0;
+    }
 }
 
 static int send_hashed(int fd, const char *more, const struct block *it)
@@ -117,8 +153,10 @@ static int do_get(int fd, const char *path, int with_body)
     if (it == NULL)
         return answer(fd, "404 Not Found", "", "Not Found\n", 10, with_body ? 10 : 0);
     const char *type = "Content-Type: application/octet-stream\r\n";
-    int failed = hashing && with_body ? send_hashed(fd, type, it)
-                                      : answer(fd, "200 OK", type, it->data, it->size, with_body ? it->size : 0);
+    int failed = !with_body ? answer(fd, "200 OK", type, it->data, it->size, 0)
+                 : hashing  ? send_hashed(fd, type, it)
+                 : get_pace ? send_paced(fd, type, it)
+                            : answer(fd, "200 OK", type, it->data, it->size, it->size);
     leave(it);
     return failed;
 }
@@ -146,13 +184,17 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
     md5_begin(&sum);
     if (checked)
         md5_add(&sum, it->data, have);
+    size_t most = put_pace ? PACED_PIECE : 1048576;
+    long long begin = now();
+    keep_pace(put_pace, begin, have);
     while (have < size) {
-        ssize_t got = recv(fd, it->data + have, size - have < 1048576 ? size - have : 1048576, 0);
+        ssize_t got = recv(fd, it->data + have, size - have < most ? size - have : most, 0);
         if (got <= 0)
             return -1; /* its room is lost: clients here don't hang up */
         if (checked)
             md5_add(&sum, it->data + have, (size_t)got);
         have += (size_t)got;
+        keep_pace(put_pace, begin, have);
     }
     puts_++;
     if (checked) {
@@ -259,6 +301,10 @@ int main(int count, char **words)
     int ports = count > 1 ? atoi(words[1]) : 1;
     most_bytes = (count > 2 ? strtoul(words[2], NULL, 10) : 524288) << 10;
     hashing = count > 4 && strcmp(words[4], "hash") == 0;
+    if (count > 6 && strcmp(words[4], "pace") == 0) {
+        get_pace = atof(words[5]) / 1e3;
+        put_pace = atof(words[6]) / 1e3;
+    }
     size_t block = count > 3 ? strtoul(words[3], NULL, 10) : 67108864;
     while (bytes + block <= most_bytes) {
         struct block *it = fresh(block);

@@ -7,13 +7,15 @@ client's processor time and memory are its own.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import sys
-import time
 import warnings
 from typing import Any
+
+from bench.measure import Stopwatch
 
 _BLOCK = 64 * 2**20
 
@@ -62,17 +64,13 @@ class Worker:
     def get(self, locators: list[str], size: int) -> dict[str, object]:
         """Get blocks one after the other; verify each when all are there, or the last."""
         client = self._client(size)
-        begin = time.perf_counter()
-        if len(locators) == 1:
-            got = [client.get(locators[0])]
-        else:
+        with Stopwatch(os.getpid()) as watch:
             got = [client.get(locator) for locator in locators]
-        seconds = time.perf_counter() - begin
         good = all(
             len(block) == size and _md5(block) == locator[:32]
             for locator, block in zip(locators, got, strict=True)
         )
-        return {"seconds": seconds, "good": good}
+        return {"taken": dataclasses.asdict(watch.taken()), "good": good}
 
     def put(self, count: int, size: int, copies: int) -> dict[str, object]:
         """Put new blocks one after the other; return their locators."""
@@ -81,13 +79,12 @@ class Worker:
         for _ in range(count):
             self._base[:16] = os.urandom(16)
             blocks.append(bytes(memoryview(self._base)[:size]))
-        begin = time.perf_counter()
-        locators = [client.put(block, copies=copies) for block in blocks]
-        seconds = time.perf_counter() - begin
+        with Stopwatch(os.getpid()) as watch:
+            locators = [client.put(block, copies=copies) for block in blocks]
         good = all(
             _md5(block) == locator[:32] for locator, block in zip(locators, blocks, strict=True)
         )
-        return {"seconds": seconds, "good": good, "locators": locators}
+        return {"taken": dataclasses.asdict(watch.taken()), "good": good, "locators": locators}
 
 
 def _md5(block: bytes) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,10 +18,18 @@ import pytest
 
 from bench import build
 from bench.inprocess import client
-from bench.measure import Amount, Target, VerifyError, compare
+from bench.measure import (
+    Amount,
+    Stopwatch,
+    Taken,
+    Target,
+    VerifyError,
+    compare,
+    prepare_memory,
+)
 from bench.reading import verify
 from bench.report import line
-from bench.services import Services, md5
+from bench.services import Kind, Services, md5
 from keepfs.keep import KeepClient
 from keepfs.keep.discovery import Access
 from keepfs.keep.discovery import Services as Known
@@ -72,7 +81,16 @@ def services(programs: Path) -> Iterator[Services]:
 def hashing(programs: Path) -> Iterator[Services]:
     """The block server that hashes as keepstores do, with as much room."""
     program = build.program("server", programs)
-    it = Services.started(program, kibibytes=256, block=65_536, like_keepstore=True)
+    it = Services.started(program, kibibytes=256, block=65_536, kind=Kind.HASHING)
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def elsewhere(programs: Path) -> Iterator[Services]:
+    """The block server that takes the time of keepstores elsewhere, with as much room."""
+    program = build.program("server", programs)
+    it = Services.started(program, kibibytes=256, block=65_536, kind=Kind.ELSEWHERE)
     yield it
     it.close()
 
@@ -100,8 +118,9 @@ def put(services: Services, digest: str, data: bytes, **headers: str) -> bytes:
     [
         ([], "from memory"),
         (["--like-keepstore"], "from memory, hashing as keepstores do"),
+        (["--like-keepstores-elsewhere"], "from memory, as fast as keepstores elsewhere: "),
     ],
-    ids=["from memory", "like a keepstore"],
+    ids=["from memory", "like a keepstore", "like keepstores elsewhere"],
 )
 def test_a_quick_run_prints_and_writes_every_figure(
     tmp_path: Path, options: list[str], kind: str
@@ -124,14 +143,15 @@ def test_a_quick_run_prints_and_writes_every_figure(
     assert (done.returncode, done.stderr) == (0, "")
     outcome = json.loads((tmp_path / "bench.json").read_text())
     figures = outcome["figures"]
-    assert outcome["services"] == kind
+    assert outcome["services"].startswith(kind)
     assert [it["name"] for it in figures] == NAMES
     for it in figures:
         assert it["value"] > 0
         assert it["ratio"] == pytest.approx(it["value"] / it["baseline_value"])
         assert it["rss"] > 0
+        assert it["busy"] is None or 0 <= it["busy"] <= 1
     table = done.stdout.splitlines()
-    assert table[0] == f"measured with services: {kind}"
+    assert table[0].startswith(f"measured with services: {kind}")
     assert [row for row in NAMES if not any(it.startswith(f"{row} ") for it in table)] == []
     has_chart = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "bench.png").exists() == has_chart
@@ -214,6 +234,39 @@ def test_the_median_counts_and_the_first_of_several_does_not() -> None:
     assert "".join(order) == "ABABABAB"
 
 
+def test_a_stopwatch_counts_what_is_within_it_alone() -> None:
+    watch = Stopwatch(os.getpid())
+
+    def compute(seconds: float) -> None:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    for _ in range(2):
+        compute(0.2)
+        with watch:
+            compute(0.1)
+
+    taken = watch.taken()
+    assert 0.15 < taken.cpu < 0.35  # the kernel's clock ticks each 0.01
+    assert taken.seconds >= 0.2
+    assert 0 < taken.busy <= 1
+
+
+def test_what_a_trial_says_of_itself_counts() -> None:
+    def subject() -> Taken:
+        return Taken(seconds=2.0, cpu=1.5, busy=0.75)
+
+    figure = compare("f", Amount(1, "/s"), subject, {"b": lambda: 1.0}, repeats=1, pid=os.getpid())
+
+    assert (figure.value, figure.cpu, figure.busy) == (0.5, 1.5, 0.75)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_memory_is_prepared_of_any_size(size: int) -> None:
+    prepare_memory(size)
+
+
 def test_a_target_is_met_or_missed() -> None:
     def measured(seconds: float, unit: str, target: Target) -> bool | None:
         amount = Amount(0 if unit == "s" else 1, unit)
@@ -287,6 +340,18 @@ def test_like_a_keepstore_it_takes_and_gives_what_hashes_right(
     assert put(hashing, md5(data), data) == f"{md5(data)}+{size}\n".encode()
 
     with urllib.request.urlopen(f"{hashing.urls[0]}/{md5(data)}+{size}") as answer:  # noqa: S310
+        assert answer.read() == data
+
+
+@pytest.mark.parametrize("size", [*SIZES, 2**20 + 1])
+def test_like_keepstores_elsewhere_it_takes_and_gives_every_byte(
+    elsewhere: Services, size: int
+) -> None:
+    data = os.urandom(size)
+
+    assert put(elsewhere, md5(data), data) == f"{md5(data)}+{size}\n".encode()
+
+    with urllib.request.urlopen(f"{elsewhere.urls[0]}/{md5(data)}+{size}") as answer:  # noqa: S310
         assert answer.read() == data
 
 

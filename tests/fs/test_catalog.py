@@ -1,0 +1,318 @@
+"""The catalog: what is in it, what becomes of a change that fails, and when the disk is synced."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.fs.catalog import ROOT, Catalog, CatalogError
+from keepfs.fs.nodes import Metadata
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DIRECTORY, FILE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644
+RECEIPTS = (
+    Receipt(
+        KeepLocator("acbd18db4cc2f85cedef654fccc4a4d8+3+A" + "5" * 40 + "@ffffffff"), 2, ("a", "b")
+    ),
+    Receipt(KeepLocator("37b51d194a7513e45b56f6524f2d51f2+3"), 1, ()),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a catalog is."""
+    return tmp_path / "state" / "catalog"
+
+
+@pytest.fixture
+def catalog(path: Path) -> Iterator[Catalog]:
+    """A new one."""
+    with closing(Catalog(path, "http://keep/")) as it:
+        yield it
+
+
+def metadata(mode: int = FILE, **times: int) -> Metadata:
+    return Metadata(mode, 1000, 1001, **times)
+
+
+def add(catalog: Catalog, *names: str, parent: int = ROOT) -> list[int]:
+    with catalog.change():
+        return [catalog.add(parent, name, metadata()) for name in names]
+
+
+def add_root(catalog: Catalog) -> None:
+    with catalog.change():
+        catalog.add_root(metadata(DIRECTORY))
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were synced so far; they are synced as ever."""
+    found: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return found
+
+
+# --- what is in it -----------------------------------------------------------
+
+
+def test_what_was_put_in_is_there_when_it_is_opened_again(path: Path) -> None:
+    times = {"atime_ns": 1, "mtime_ns": 2, "ctime_ns": 3}
+    with closing(Catalog(path)) as first, first.change():
+        first.add_root(metadata(DIRECTORY))
+        number = first.add_file(ROOT, "f\udcff", metadata(**times), RECEIPTS)
+        link = first.add(ROOT, "link", metadata(stat.S_IFLNK | 0o777), 3, b"\xff/x")
+
+    with closing(Catalog(path)) as second:
+        root, entry = second.root(), second.child(ROOT, "f\udcff")
+        receipts, target = second.receipts(number), second.target(link)
+
+    assert root is not None
+    assert (root.mode, root.uid, root.gid) == (DIRECTORY, 1000, 1001)
+    assert entry is not None
+    assert (entry.number, entry.name, entry.size) == (number, "f\udcff", 6)
+    assert entry.metadata == metadata(**times)
+    assert receipts == RECEIPTS
+    assert target == b"\xff/x"
+
+
+def test_what_it_does_not_have_is_nothing(catalog: Catalog) -> None:
+    assert catalog.root() is None
+    assert catalog.child(ROOT, "x") is None
+    assert catalog.receipts(7) == ()
+    assert catalog.target(7) == b""
+    assert not catalog.has_children(ROOT)
+    with catalog.change():
+        catalog.remove(ROOT, "x")
+
+
+def test_names_come_in_the_order_of_their_bytes_so_many_at_a_time(catalog: Catalog) -> None:
+    add(catalog, "b", "a", "\u00e4", "A", "aa")
+
+    first = catalog.names(ROOT, b"", 3)
+
+    assert first == [b"A", b"a", b"aa"]
+    assert catalog.names(ROOT, first[-1], 3) == [b"b", b"\xc3\xa4"]
+    assert catalog.names(ROOT, b"\xff", 3) == []
+
+
+def test_a_name_is_taken_over_by_who_comes_later(catalog: Catalog) -> None:
+    old, other = add(catalog, "a", "b")
+    (new,) = add(catalog, "a")
+    with catalog.change():
+        catalog.move(other, ROOT, "a")
+
+    entry = catalog.child(ROOT, "a")
+
+    assert entry is not None
+    assert entry.number == other
+    assert len({old, other, new}) == 3
+    assert catalog.names(ROOT, b"", 9) == [b"a"]
+
+
+def test_a_number_is_never_used_twice(path: Path) -> None:
+    with closing(Catalog(path)) as catalog:
+        (first,) = add(catalog, "a")
+        with catalog.change():
+            catalog.remove(ROOT, "a")
+    with closing(Catalog(path)) as catalog:
+        (second,) = add(catalog, "a")
+
+    assert second > first
+
+
+def test_two_entries_change_places_across_directories(catalog: Catalog) -> None:
+    one, other = *add(catalog, "a"), *add(catalog, "b", parent=7)
+
+    with catalog.change():
+        catalog.exchange(one, other)
+
+    there, here = catalog.child(7, "b"), catalog.child(ROOT, "a")
+    assert there is not None
+    assert here is not None
+    assert (there.number, here.number) == (one, other)
+
+
+def test_a_new_version_has_new_receipts_and_times(catalog: Catalog) -> None:
+    (number,) = add(catalog, "a")
+
+    with catalog.change():
+        catalog.set_version(number, metadata(mtime_ns=5), RECEIPTS)
+
+    entry = catalog.child(ROOT, "a")
+    assert entry is not None
+    assert (entry.size, entry.metadata.mtime_ns) == (6, 5)
+    assert catalog.receipts(number) == RECEIPTS
+
+
+def test_an_owner_that_is_given_is_everybodys(path: Path) -> None:
+    with closing(Catalog(path, owner=(7, None))) as catalog:
+        add(catalog, "a")
+        entry = catalog.child(ROOT, "a")
+
+    assert entry is not None
+    assert (entry.metadata.uid, entry.metadata.gid) == (7, 1001)
+
+
+# --- changes that fail --------------------------------------------------------
+
+
+def test_a_change_that_fails_leaves_nothing(catalog: Catalog) -> None:
+    add(catalog, "a")
+
+    def fail() -> None:
+        with catalog.change():
+            catalog.remove(ROOT, "a")
+            catalog.add(ROOT, "b", metadata())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+
+    assert catalog.names(ROOT, b"", 9) == [b"a"]
+    add(catalog, "c")  # nothing is in its way
+
+
+def test_what_the_database_cannot_do_is_an_error_of_the_system(path: Path) -> None:
+    catalog = Catalog(path)
+    catalog.close()
+
+    with pytest.raises(OSError, match="the catalog can't be written or read"):
+        add(catalog, "a")
+    with pytest.raises(OSError, match="the catalog can't be written or read"):
+        catalog.names(ROOT, b"", 9)
+
+
+# --- whose it is ---------------------------------------------------------------
+
+
+def test_two_mounts_cannot_have_one(path: Path, catalog: Catalog) -> None:
+    add(catalog, "a")
+
+    with pytest.raises(CatalogError, match="another mount uses"):
+        Catalog(path)
+
+
+def test_one_with_entries_belongs_to_its_store(path: Path) -> None:
+    with closing(Catalog(path, "http://one/")) as catalog:
+        add_root(catalog)
+        add(catalog, "a")
+
+    with pytest.raises(CatalogError, match="blocks in http://one/, not in http://other/"):
+        Catalog(path, "http://other/")
+
+
+def test_an_empty_one_is_anybodys(path: Path) -> None:
+    with closing(Catalog(path, "http://one/")) as catalog:
+        add_root(catalog)
+    Catalog(path, "http://other/").close()
+
+    with closing(Catalog(path, "http://other/")) as catalog:
+        add(catalog, "a")
+
+    with pytest.raises(CatalogError, match="not in http://one/"):
+        Catalog(path, "http://one/")
+
+
+def test_one_of_a_newer_version_is_left_alone(path: Path) -> None:
+    Catalog(path).close()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+
+    with pytest.raises(CatalogError, match="written by a newer keepfs"):
+        Catalog(path)
+
+
+def test_a_damaged_one_is_left_alone_and_told_of(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
+
+    with pytest.raises(CatalogError, match="move it away to begin a new one"):
+        Catalog(path)
+
+    assert path.read_bytes() == b"no database" * 1000
+
+
+def test_only_its_owner_can_read_it(path: Path, catalog: Catalog) -> None:
+    add(catalog, "a")
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+# --- the disk ------------------------------------------------------------------
+
+
+def test_sync_syncs_where_committed_changes_are(
+    path: Path, catalog: Catalog, synced: list[str]
+) -> None:
+    add(catalog, "a")
+    log = path.with_name("catalog-wal")
+    assert b"a" in log.read_bytes()
+    assert synced == []  # a commit doesn't
+
+    catalog.sync()
+
+    assert synced == [str(log)]
+
+
+def test_without_a_log_there_is_nothing_to_sync(path: Path, synced: list[str]) -> None:
+    catalog = Catalog(path)
+    catalog.close()  # which moves the log's content into the database
+    assert not path.with_name("catalog-wal").exists()
+
+    catalog.sync()
+
+    assert synced == []
+
+
+def test_one_in_memory_has_nothing_to_sync(synced: list[str]) -> None:
+    with closing(Catalog()) as catalog:
+        catalog.sync()
+        catalog.checkpoint()
+
+    assert synced == []
+
+
+def test_a_long_log_is_moved_into_the_database_and_nothing_is_lost(
+    path: Path, catalog: Catalog
+) -> None:
+    def grow(first: int) -> None:
+        with catalog.change():
+            for number in range(first, first + 20_000):
+                catalog.add(ROOT, f"{number:0100}", metadata())
+
+    grow(0)
+    before = path.stat().st_size
+    catalog.checkpoint()
+    log = path.with_name("catalog-wal").stat().st_size
+
+    assert path.stat().st_size > before + 2 * 2**20
+    grow(20_000)
+    assert path.with_name("catalog-wal").stat().st_size < 1.5 * log  # it was begun anew
+    assert len(catalog.names(ROOT, b"", 50_000)) == 40_000
+
+
+def test_a_short_log_is_left(path: Path, catalog: Catalog) -> None:
+    add(catalog, "a")
+    before = path.stat().st_size
+
+    catalog.checkpoint()
+
+    assert path.stat().st_size == before

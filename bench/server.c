@@ -38,7 +38,7 @@
 #include "blocks.h"
 #include "md5.h"
 
-enum { HEAD_SIZE = 16384, PIECE = 65536, PACED_PIECE = 262144 };
+enum { HEAD_SIZE = 16384, PIECE = 65536, PACED_PIECE = 262144, SHORT = 100000 /* ns */ };
 
 static int hashing;
 static double get_pace, put_pace; /* bytes in a nanosecond; 0 for any number */
@@ -51,12 +51,15 @@ static long long now(void)
     return it.tv_sec * 1000000000LL + it.tv_nsec;
 }
 
-/* Waits until so many bytes may have gone since `begin`. */
+/* Waits until so many bytes may have gone since `begin`; not where waking up would
+ * take longer than that. */
 static void keep_pace(double pace, long long begin, size_t bytes)
 {
     if (pace == 0)
         return;
     long long until = begin + (long long)((double)bytes / pace);
+    if (until - now() < SHORT)
+        return;
     struct timespec when = {until / 1000000000LL, until % 1000000000LL};
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL);
 }

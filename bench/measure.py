@@ -27,12 +27,13 @@ class Taken:
     Attributes:
         seconds: By the clock.
         cpu: Seconds of processor time of the measured process.
-        busy: Share of all processors' time that was used by anybody, 0 to 1.
+        busy: Share of all processors' time that was used by anybody, 0 to 1; None
+            where it was too short to say.
     """
 
     seconds: float
     cpu: float
-    busy: float
+    busy: float | None
 
 
 class Trial(Protocol):
@@ -149,7 +150,7 @@ class Stopwatch:
     def taken(self) -> Taken:
         """Return what it took."""
         seconds, cpu, idle, all_ = self._sums
-        return Taken(seconds, cpu, 1 - idle / all_ if all_ else 1.0)
+        return Taken(seconds, cpu, 1 - idle / all_ if all_ else None)
 
     def _now(self) -> list[float]:
         idle, all_ = _machine()
@@ -237,7 +238,8 @@ class Sample:
         if isinstance(taken, Taken):
             self.seconds.append(taken.seconds)
             self.cpu.append(taken.cpu)
-            self.busy.append(taken.busy)
+            if taken.busy is not None:
+                self.busy.append(taken.busy)
         else:
             self.seconds.append(taken)
             self.cpu.append(cpu)
@@ -264,7 +266,7 @@ def compare(
         repeats: Of each; if several, one more of each goes before, uncounted.
         pid: The process whose processor time and memory are meant.
         target: What to reach.
-        memory: Bytes that the subject is likely to touch first; see `prepare_memory`.
+        memory: Bytes that a trial is likely to touch first; see `prepare_memory`.
     """
     meter = None if pid is None else Meter(pid)
     if repeats > 1:
@@ -275,6 +277,7 @@ def compare(
         prepare_memory(memory)
         ours.add(subject, meter)
         for key, trial in baselines.items():
+            prepare_memory(memory)
             theirs[key].add(trial, None)
     figure = figure_of(name, amount, ours)
     figure.target = target

@@ -52,13 +52,15 @@ static long long now(void)
 }
 
 /* Waits until so many bytes may have gone since `begin`; not where waking up would
- * take longer than that. */
-static void keep_pace(double pace, long long begin, size_t bytes)
+ * take longer than that. Who was late (the other side was) doesn't catch up. */
+static void keep_pace(double pace, long long *begin, size_t bytes)
 {
     if (pace == 0)
         return;
-    long long until = begin + (long long)((double)bytes / pace);
-    if (until - now() < SHORT)
+    long long until = *begin + (long long)((double)bytes / pace), left = until - now();
+    if (left < -SHORT)
+        *begin -= left;
+    if (left < SHORT)
         return;
     struct timespec when = {until / 1000000000LL, until % 1000000000LL};
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL);
@@ -98,7 +100,7 @@ static int send_paced(int fd, const char *more, const struct block *it)
     for (size_t at = 0, piece;; at += piece) {
         struct iovec part = {it->data + at, 0};
         part.iov_len = piece = it->size - at < PACED_PIECE ? it->size - at : PACED_PIECE;
-        keep_pace(get_pace, begin, at + piece);
+        keep_pace(get_pace, &begin, at + piece);
         if (at == 0 ? answer(fd, "200 OK", more, it->data, it->size, piece) : send_all(fd, &part, 1))
             return -1;
         if (at + piece == it->size)
@@ -189,7 +191,7 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
         md5_add(&sum, it->data, have);
     size_t most = put_pace ? PACED_PIECE : 1048576;
     long long begin = now();
-    keep_pace(put_pace, begin, have);
+    keep_pace(put_pace, &begin, have);
     while (have < size) {
         ssize_t got = recv(fd, it->data + have, size - have < most ? size - have : most, 0);
         if (got <= 0)
@@ -197,7 +199,7 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
         if (checked)
             md5_add(&sum, it->data + have, (size_t)got);
         have += (size_t)got;
-        keep_pace(put_pace, begin, have);
+        keep_pace(put_pace, &begin, have);
     }
     puts_++;
     if (checked) {

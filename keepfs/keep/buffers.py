@@ -1,8 +1,8 @@
 """The memory that blocks are received into, be it fresh or used before.
 
 A fresh buffer of 64 MiB costs about 32 ms in page faults, as much as the
-whole transfer; 7 ms where the kernel gives huge pages, which it is asked for
-in one call. A GET from a service that hashes took 144 ms before, and 118 with that.
+whole transfer; 7 ms where the kernel gives huge pages, which it is asked for,
+all at once. A GET from a service that hashes took 144 ms before, and 118 with that.
 Whoever reads blocks for long, a mount, uses each buffer again as soon as
 nobody looks at it any more. A program that calls `KeepClient` wants `bytes`,
 which can't be used again.
@@ -22,8 +22,9 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 #: Buffers kept though nobody uses them: what two transfers begin with.
 _MOST_IDLE = 2
-#: Bytes from which on huge pages are asked for: some whole ones lie within.
-_LARGE = 4 * 1024 * 1024
+#: Bytes beyond which `bytes` have a mapping to themselves, whatever glibc was asked for
+#: before: so what the kernel is told of their pages holds for nobody else.
+_MAPPED = 32 * 1024 * 1024
 #: Of libc; None where it has none. `mmap` asks for its own memory, not for that of `bytes`.
 _madvise = getattr(ctypes.CDLL(None), "madvise", None)
 #: Of Linux 5.14 and later; Python 3.11 has no name for it.
@@ -47,7 +48,8 @@ class FreshRoom:
     def __init__(self, size: int) -> None:
         self._content = io.BytesIO(bytes(size))
         self.view = self._content.getbuffer()
-        if size >= _LARGE:
+        # More than a block has: nobody knows how much will come.
+        if _MAPPED < size <= MAX_BLOCK_SIZE:
             _make_pages(self.view)
 
     def first(self, size: int) -> bytes:
@@ -60,7 +62,7 @@ class FreshRoom:
 def _make_pages(view: memoryview) -> None:
     """Have the kernel make the pages of untouched memory, large ones if it can.
 
-    One call, in which other threads run: so what a service sends meanwhile is
+    Other threads run meanwhile: so what a service sends meanwhile is
     on its way already. Where the kernel declines, pages are made as ever.
     """
     if _madvise is None or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -86,7 +88,10 @@ class _LentRoom:
 
 def _mapped(size: int) -> mmap.mmap:
     """Map memory, whose pages are made as they are touched: no caller waits for them all."""
-    buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:  # which would be taken for the network's
+        raise MemoryError(f"no memory for a block: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             buffer.madvise(mmap.MADV_HUGEPAGE)

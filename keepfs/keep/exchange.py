@@ -39,13 +39,15 @@ class Exchange:
 
     def patience(self) -> float:
         """Return the seconds to wait for the answer, at least 0."""
-        try:
-            return self._pace.patience()
-        except OSError:  # which `finish` meets as well
-            return 0.0
+        return self._pace.left()
 
-    def finish(self) -> bool:
-        """Receive the answer, and tell whether the request succeeded. Blocks."""
+    def finish(self, *, is_answered: bool = False) -> bool:
+        """Receive the answer, and tell whether the request succeeded. Blocks.
+
+        `is_answered`: it has begun to come, be it that nobody looked for long.
+        """
+        if is_answered:
+            self._pace.resume()
         with pacing(self._pace):
             for _ in self._steps:
                 pass

@@ -2,9 +2,8 @@
 
 `requests` limits the wait for each read of a socket, which a server that
 sends a byte now and then never exceeds, and gives sending the time limit of
-connecting. So each exchange has a `Pace` that the sockets of
-`keepfs.keep.sessions` ask before they wait: whether bytes come or go, or an
-answer is awaited, one rule holds.
+connecting. So each exchange has a `Pace` that its socket asks before it waits:
+whether bytes come or go, or an answer is awaited, one rule holds.
 
 The rule: over any interval of `read` seconds the average is `bandwidth` bytes
 a second, or the exchange ends; and it ends at its deadline.
@@ -101,12 +100,27 @@ class Pace:
             )
         return max(_SHORTEST, min(end, self._deadline) - now)
 
+    def left(self) -> float:
+        """Return the seconds that silence may last, at least 0; nothing ends by asking."""
+        if self.failure is not None:
+            return 0.0
+        now = self._clock()
+        return max(0.0, min(self._end(now), self._deadline) - now)
+
     def advance(self, count: int) -> None:
         """Note that bytes were sent or received."""
         now = self._moved_at = self._clock()
         self._total += count
         if now - self._marks[-1][0] >= self._interval / _MARKS:
             self._marks.append((now, self._total))
+
+    def resume(self) -> None:
+        """Begin the interval anew: this thread was busy elsewhere, it was no silence.
+
+        The deadline stays.
+        """
+        self._moved_at = self._clock()
+        self._marks = deque([(self._moved_at, self._total)])
 
     def cancel(self) -> None:
         """End the exchange from another thread, now or as soon as it starts."""
@@ -165,6 +179,13 @@ def pacing(pace: Pace, *, goes_on: bool = False) -> Iterator[None]:
         _current.pace = None
         if not goes_on:
             pace.detach()
+
+
+def leave_socket() -> None:
+    """Let nobody shut down the socket that this thread has used, since others may use it now."""
+    pace = _pace()
+    if pace is not None:
+        pace.detach()
 
 
 def _pace() -> Pace | None:

@@ -68,9 +68,12 @@ class SessionPool:
             with self._lock:
                 self._paces.discard(pace)
 
-    def sends_at_once(self, size: int) -> bool:
-        """Tell whether a body of so many bytes is sent without a wait."""
-        return self._template is None and size <= ONE_PIECE
+    def sends_at_once(self, root: str, size: int) -> bool:
+        """Tell whether a body of so many bytes is sent to a service without a wait.
+
+        That is, in one piece, over a connection that is there.
+        """
+        return self._template is None and size <= ONE_PIECE and self._direct.has_idle(root)
 
     def close(self) -> None:
         """End the exchanges under way, and close all connections. Further ones are refused."""

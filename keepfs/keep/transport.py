@@ -23,7 +23,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from keepfs.keep.pace import paced_connections
+from keepfs.keep.pace import leave_socket, paced_connections
 from keepfs.keep.wire import Wire
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Transport(Protocol):
             timeouts: Seconds to connect, and between bytes where no pace is kept.
 
         Raises:
-            urllib3.exceptions.HTTPError: It can't be sent; or an `OSError`.
+            urllib3.exceptions.HTTPError: It can't be sent; or an `OSError`, or a
+                `requests.RequestException`.
         """
 
 
@@ -158,6 +159,11 @@ class DirectTransport:
             wire.close()
             raise
         return _SentDirectly(wire, lambda: self._take_back(root, wire))
+
+    def has_idle(self, root: str) -> bool:
+        """Tell whether there is a connection to a service that nobody uses."""
+        with self._lock:
+            return bool(self._idle.get(root))
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
@@ -243,6 +249,7 @@ class _SentDirectly:
 
         def end() -> None:
             if body.is_complete() and body.can_go_on:
+                leave_socket()  # before others have it
                 self._give_back()
             else:
                 self._wire.close()

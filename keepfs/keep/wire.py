@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 from typing import TYPE_CHECKING, Any
 
 from urllib3.util.connection import is_connection_dropped
@@ -27,6 +28,8 @@ _MOST_LINE, _MOST_LINES = 65536, 100
 #: Bytes of a body that is sent together with the head, in one piece, which an
 #: idle connection takes without a wait.
 ONE_PIECE = 16 * 1024
+#: So many digits, and no more: Python refuses to read a number of thousands.
+_STATUS, _LENGTH = re.compile(r"[1-9][0-9]{2}\Z"), re.compile(r"[0-9]{1,19}\Z")
 _NO_BODY = frozenset({204, 304})
 _CONTINUE = range(100, 200)
 
@@ -247,9 +250,7 @@ def _status_line(stream: io.BufferedReader) -> tuple[int, int, str]:
         raise http.client.RemoteDisconnected("Remote end closed connection without response")
     version, _, rest = raw.decode("latin-1").strip().partition(" ")
     status, _, reason = rest.partition(" ")
-    if not version.startswith("HTTP/1.") or not (status.isascii() and status.isdecimal()):
-        raise http.client.BadStatusLine(repr(raw[:200]))
-    if not 100 <= int(status) <= 999:  # noqa: PLR2004 - three digits, as HTTP has it
+    if not version.startswith("HTTP/1.") or not _STATUS.match(status):
         raise http.client.BadStatusLine(repr(raw[:200]))
     return 10 if version == "HTTP/1.0" else 11, int(status), reason.strip()
 
@@ -269,4 +270,4 @@ def _headers(stream: io.BufferedReader) -> dict[str, str]:
 
 def _length(headers: Mapping[str, str]) -> int | None:
     text = headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdecimal() else None
+    return int(text) if _LENGTH.match(text) else None

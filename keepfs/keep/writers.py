@@ -1,7 +1,7 @@
 """Writers: threads that store one block at several services, and never at too many.
 
-A small block needs one thread only: it is sent to all services that are needed
-before anybody's answer is waited for.
+A small block needs one thread only, once there are connections: it is sent to
+all services that are needed before anybody's answer is waited for.
 
 Which service is asked next, and whether one is, the queue decides.
 """
@@ -9,6 +9,7 @@ Which service is asked next, and whether one is, the queue decides.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import queue
@@ -90,18 +91,22 @@ class KeepWriterThread(threading.Thread):
     def run_for_all(self) -> None:
         """Work as one thread for each service would, whose answers are awaited together.
 
-        All services are `SharingService`s, and send the block at once.
+        All services are `SharingService`s. One that begins an answer and stops in
+        it holds up the others, for as long as its pace allows.
         """
         under_way: list[_Try] = []
         while True:
             under_way += self._begin_tries()
             if not under_way:
                 return
-            for each in _ended(under_way):
+            for each, is_answered in _ended(under_way):
                 under_way.remove(each)
-                with self._judging(each.service, each.root):
-                    confirmation, body = self._result(each.service, each.root, each.begun.finish())
-                    self.queue.write_success(each.service, each.root, confirmation, body)
+                service, root = each.service, each.root
+                with self._judging(service, root):
+                    is_stored = each.begun.finish(is_answered=is_answered)
+                    self.queue.write_success(
+                        service, root, *self._result(service, root, is_stored)
+                    )
 
     def do_task(
         self, service: WritableService, service_root: str | None
@@ -162,8 +167,10 @@ class KeepWriterThread(threading.Thread):
             self.queue.write_fail(service)
 
 
-#: As it is here: who replaces it wants that one called.
-_DO_TASK = KeepWriterThread.do_task
+#: As they are here: who replaces one wants that one called.
+_OURS = (KeepWriterThread.run, KeepWriterThread.do_task, KeepWriterQueue.get_next_task)
+#: Milliseconds that `poll` can wait at most.
+_LONGEST = 2**31 - 1
 
 
 class _Try(NamedTuple):
@@ -174,27 +181,28 @@ class _Try(NamedTuple):
     begun: Exchange
 
 
-def _ended(tries: list[_Try]) -> list[_Try]:
-    """Wait for answers; return the tries that have one, or whose time is up, if any."""
-    if over := [each for each in tries if each.begun.fileno() is None]:
+def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
+    """Wait for answers; return the tries that have one, or whose time is up, if any.
+
+    With each, whether it has an answer.
+    """
+    if over := [(each, False) for each in tries if each.begun.fileno() is None]:
         return over
     waiting = select.poll()
     for each in tries:
         waiting.register(each.begun.fileno() or 0, select.POLLIN)
     patience = min(each.begun.patience() for each in tries)
-    answered = {descriptor for descriptor, _ in waiting.poll(math.ceil(patience * 1000))}
-    return [
-        each
-        for each in tries
-        if each.begun.fileno() in answered or not (answered or each.begun.patience())
-    ]
+    milliseconds = min(math.ceil(patience * 1000), _LONGEST)
+    if answered := {descriptor for descriptor, _ in waiting.poll(milliseconds)}:
+        return [(each, True) for each in tries if each.begun.fileno() in answered]
+    return [(each, False) for each in tries if not each.begun.patience()]
 
 
 class KeepWriterThreadPool:
     """Stores one block, in one round, with as many threads as copies are missing.
 
-    The round's first thread is the caller's own, in `join`. Patching
-    methods of the queue and the threads through `KeepClient` works; to have
+    The round's first thread is the caller's own, in `join`; a small block needs
+    no other. Patching methods of the queue and the threads through `KeepClient` works; to have
     other classes, replace this one.
 
     Args:
@@ -252,13 +260,14 @@ class KeepWriterThreadPool:
             worker.join()
 
     def _needs_one_thread(self) -> bool:
-        """Tell whether all services are sent the block without a wait."""
-        data = self.workers[0].data
-        if isinstance(data, str) or type(self.workers[0]).do_task is not _DO_TASK:
+        """Tell whether the services that are asked first are sent the block without a wait."""
+        worker, data = self.workers[0], self.workers[0].data
+        used = (type(worker).run, type(worker).do_task, type(self.queue).get_next_task)
+        if isinstance(data, str) or used != _OURS:
             return False
-        size = memoryview(data).nbytes
+        size, missing = memoryview(data).nbytes, self.queue.pending_copies()
         with self.queue.mutex:
-            services = [service for service, _ in self.queue.queue]
+            services = [service for service, _ in itertools.islice(self.queue.queue, missing)]
         return all(isinstance(it, SharingService) and it.sends_at_once(size) for it in services)
 
     def response(self) -> Any:  # noqa: ANN401 - whatever the service's body was

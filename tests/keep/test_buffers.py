@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
-import resource
+import mmap
+from pathlib import Path
 
 import pytest
 
 from keepfs.keep import buffers
 from keepfs.keep.buffers import BufferPool, FreshRoom
+from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 
 def test_fresh_memory_becomes_bytes_without_a_copy() -> None:
@@ -27,7 +29,7 @@ def test_large_fresh_memory_becomes_bytes_as_well(
 ) -> None:
     if not libc_has_it:
         monkeypatch.setattr(buffers, "_madvise", None)
-    size = 5 * 2**20 + 17
+    size = 33 * 2**20 + 17
     room = FreshRoom(size)
     assert not any(room.view)
     room.view[:3], room.view[-3:] = b"foo", b"bar"
@@ -37,15 +39,32 @@ def test_large_fresh_memory_becomes_bytes_as_well(
     assert (block[:3], block[-3:], len(block)) == (b"foo", b"bar", size)
 
 
-def test_the_pages_of_a_large_block_are_there_before_it_comes() -> None:
-    room = FreshRoom(32 * 2**20)
-    made = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident() -> int:
+    """Return the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
-    for at in range(0, room.view.nbytes, 4096):
-        room.view[at] = 1
 
-    # A fault for each page would be 8,192.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - made < 100
+def test_the_pages_of_a_whole_block_are_there_before_it_comes() -> None:
+    before = resident()
+
+    room = FreshRoom(MAX_BLOCK_SIZE)
+
+    assert resident() - before > 60 * 2**20
+    del room
+
+
+def test_no_pages_are_made_for_what_may_not_come() -> None:
+    before = resident()
+
+    room = FreshRoom(MAX_BLOCK_SIZE + 1)  # of an answer that doesn't say its length
+
+    assert resident() - before < 2**20
+    del room
+
+
+def test_no_memory_for_a_buffer_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="no memory for a block"):
+        BufferPool(size=2**46).lend(2**46)
 
 
 def test_a_buffer_comes_back_when_the_last_view_is_gone() -> None:

@@ -6,7 +6,7 @@ import io
 import selectors
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -196,6 +196,35 @@ def test_a_socket_that_brings_nothing_is_left(pair: tuple[socket.socket, socket.
 
     with PacedSocket(ours).makefile("rb") as file, pacing(pace), pytest.raises(TooSlowError):
         file.read(1)
+
+
+def test_a_socket_that_waits_shorter_than_it_may_waits_again(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    ours.settimeout(0.6)  # which is near enough to be left
+    pace = Pace(Timeouts(1, 1, 1), FOREVER)
+    waits: list[float] = []
+
+    class Counting:
+        """Notes how long it waits; a byte comes when the first wait was in vain."""
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a socket has
+            return getattr(ours, name)
+
+        def recv_into(self, buffer: Any) -> int:  # noqa: ANN401 - ditto
+            waits.append(ours.gettimeout() or 0)
+            try:
+                return ours.recv_into(buffer)
+            except TimeoutError:
+                theirs.sendall(b"x")
+                raise
+
+    with PacedSocket(Counting()).makefile("rb") as file, pacing(pace):  # type: ignore[arg-type] # acts as one
+        assert file.read(1) == b"x"
+
+    assert waits[0] == 0.6
+    assert len(waits) == 2
 
 
 @pytest.mark.parametrize("sending", [True, False], ids=["sending", "receiving"])

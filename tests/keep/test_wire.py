@@ -41,6 +41,19 @@ def test_a_body_without_length_goes_on_to_the_end() -> None:
     assert not head.body.is_complete()
 
 
+def test_a_length_of_more_digits_than_a_number_has_is_none() -> None:
+    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nfoo")
+
+    assert head.body.read(100) == b"foo"
+    assert not head.body.is_complete()
+
+
+@pytest.mark.parametrize("status", [b"9" * 5000, b"20", b"2000", b"099", b"2x0", b"", b"-20"])
+def test_a_status_is_three_digits(status: bytes) -> None:
+    with pytest.raises(http.client.BadStatusLine):
+        read(b"HTTP/1.1 " + status + b" OK\r\n\r\n")
+
+
 def test_interim_answers_are_skipped() -> None:
     head = read(b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\nHTTP/1.1 204 \r\n\r\n")
 

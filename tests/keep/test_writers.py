@@ -76,7 +76,8 @@ class Answered:
     def patience(self) -> float:
         return 1.0
 
-    def finish(self) -> bool:
+    def finish(self, *, is_answered: bool = False) -> bool:
+        assert not is_answered
         return self._is_stored
 
 

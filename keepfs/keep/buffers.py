@@ -22,8 +22,8 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 #: Buffers kept though nobody uses them: what two transfers begin with.
 _MOST_IDLE = 2
-#: Bytes beyond which `bytes` have a mapping to themselves, whatever glibc was asked for
-#: before: so what the kernel is told of their pages holds for nobody else.
+#: Bytes beyond which glibc maps `bytes` by themselves, unless its heap happens to have
+#: so much in one piece: so what the kernel is told of their pages holds for nobody else.
 _MAPPED = 32 * 1024 * 1024
 #: Of libc; None where it has none. `mmap` asks for its own memory, not for that of `bytes`.
 _madvise = getattr(ctypes.CDLL(None), "madvise", None)

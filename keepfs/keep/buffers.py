@@ -1,8 +1,8 @@
 """The memory that blocks are received into, be it fresh or used before.
 
 A fresh buffer of 64 MiB costs about 32 ms in page faults, as much as the
-whole transfer; 7 ms where the kernel gives huge pages, which it is asked for,
-all at once. A GET from a service that hashes took 144 ms before, and 118 with that.
+whole transfer; 7 ms where the kernel gives huge pages, which it is asked for. A
+GET from a service that hashes took 144 ms before, and 119 with that.
 Whoever reads blocks for long, a mount, uses each buffer again as soon as
 nobody looks at it any more. A program that calls `KeepClient` wants `bytes`,
 which can't be used again.
@@ -27,8 +27,6 @@ _MOST_IDLE = 2
 _MAPPED = 32 * 1024 * 1024
 #: Of libc; None where it has none. `mmap` asks for its own memory, not for that of `bytes`.
 _madvise = getattr(ctypes.CDLL(None), "madvise", None)
-#: Of Linux 5.14 and later; Python 3.11 has no name for it.
-_MADV_POPULATE_WRITE = 23
 
 
 class Room(Protocol):
@@ -48,9 +46,8 @@ class FreshRoom:
     def __init__(self, size: int) -> None:
         self._content = io.BytesIO(bytes(size))
         self.view = self._content.getbuffer()
-        # More than a block has: nobody knows how much will come.
-        if _MAPPED < size <= MAX_BLOCK_SIZE:
-            _make_pages(self.view)
+        if size > _MAPPED:
+            _ask_for_huge_pages(self.view)
 
     def first(self, size: int) -> bytes:
         """Return the first `size` bytes; without a copy, since nobody else has them."""
@@ -59,20 +56,15 @@ class FreshRoom:
         return self._content.getvalue()
 
 
-def _make_pages(view: memoryview) -> None:
-    """Have the kernel make the pages of untouched memory, large ones if it can.
-
-    Other threads run meanwhile: so what a service sends meanwhile is
-    on its way already. Where the kernel declines, pages are made as ever.
-    """
+def _ask_for_huge_pages(view: memoryview) -> None:
+    """Ask the kernel to back untouched memory with huge pages; it may decline."""
     if _madvise is None or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     address = ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
     # Its neighbours in the first and the last page aren't ours.
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
-        _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
+    _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
 
 
 class _LentRoom:

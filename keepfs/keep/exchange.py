@@ -49,6 +49,5 @@ class Exchange:
         if is_answered:
             self._pace.resume()
         with pacing(self._pace):
-            for _ in self._steps:
-                pass
+            next(self._steps, None)
         return self._succeeded()

@@ -69,6 +69,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
                 {n: functools.partial(_cold, reader, n, parallel=True) for n in readers},
                 mount.pid,
                 rounds=1,
+                at_once=1,
             ),
             strict=True,
         ):
@@ -133,12 +134,17 @@ def _grown(
     steps: dict[int, Trial],
     pid: int,
     rounds: int = _MOST_ROUNDS,
+    at_once: int = 0,
 ) -> Iterator[Figure]:
-    """Measure the steps in turn; `one` is what a step has per unit of its number."""
+    """Measure the steps in turn.
+
+    `one` is what a step has per unit of its number, `at_once` how many blocks a unit
+    has in the kernel's pages at once.
+    """
     meter, samples = Meter(pid), {count: Sample() for count in steps}
     for _ in range(min(rounds, rig.repeats)):
         for count, trial in steps.items():
-            prepare_memory(4 * rig.block)
+            prepare_memory((4 + count * at_once) * rig.block)
             samples[count].add(trial, meter)
     first: Figure | None = None
     for count, sample in samples.items():

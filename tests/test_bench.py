@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,30 +70,34 @@ def programs(tmp_path: Path) -> Path:
     return tmp_path / "programs"
 
 
-@pytest.fixture
-def services(programs: Path) -> Iterator[Services]:
+@contextmanager
+def started(programs: Path, kind: Kind) -> Iterator[Services]:
     """The block server, with room for four blocks of 64 KiB."""
-    it = Services.started(build.program("server", programs), kibibytes=256, block=65_536)
+    program = build.program("server", programs)
+    it = Services.started(program, kibibytes=256, block=65_536, kind=kind)
     yield it
     it.close()
+
+
+@pytest.fixture
+def services(programs: Path) -> Iterator[Services]:
+    """The block server as fast as memory."""
+    with started(programs, Kind.MEMORY) as it:
+        yield it
 
 
 @pytest.fixture
 def hashing(programs: Path) -> Iterator[Services]:
-    """The block server that hashes as keepstores do, with as much room."""
-    program = build.program("server", programs)
-    it = Services.started(program, kibibytes=256, block=65_536, kind=Kind.HASHING)
-    yield it
-    it.close()
+    """The block server that hashes as keepstores do."""
+    with started(programs, Kind.HASHING) as it:
+        yield it
 
 
 @pytest.fixture
 def elsewhere(programs: Path) -> Iterator[Services]:
-    """The block server that takes the time of keepstores elsewhere, with as much room."""
-    program = build.program("server", programs)
-    it = Services.started(program, kibibytes=256, block=65_536, kind=Kind.ELSEWHERE)
-    yield it
-    it.close()
+    """The block server that takes the time of keepstores elsewhere."""
+    with started(programs, Kind.ELSEWHERE) as it:
+        yield it
 
 
 def put(services: Services, digest: str, data: bytes, **headers: str) -> bytes:

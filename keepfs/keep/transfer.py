@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import queue
-import re
 import threading
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +18,7 @@ import urllib3
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.outcome import innermost
+from keepfs.keep.wire import declared_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,6 @@ _STEP_FOR_THREAD = 512 * 1024
 _LARGE = 4 * 1024 * 1024
 #: Most bytes of an answer's text, be it a locator or a complaint.
 MOST_TEXT = 4096
-_DECIMAL = re.compile(r"[0-9]{1,19}\Z", re.ASCII)
 
 
 def receive_block(
@@ -149,8 +148,7 @@ def receive_text(answer: Answer) -> bytes:
 
 def content_length(answer: Answer) -> int | None:
     """Return the length that an answer says its body has; None if it doesn't."""
-    length = answer.headers.get("content-length", "")
-    return int(length) if _DECIMAL.match(length) else None
+    return declared_length(answer.headers)
 
 
 def _read_into(answer: Answer, view: memoryview) -> int:

@@ -141,7 +141,7 @@ class Head:
             if status not in _CONTINUE:
                 break
         is_empty = method == "HEAD" or status in _NO_BODY
-        length = 0 if is_empty else _length(headers)
+        length = 0 if is_empty else declared_length(headers)
         is_chunked = not is_empty and headers.get("transfer-encoding", "").lower() == "chunked"
         kept = headers.get("connection", "").lower()
         keeps = "close" not in kept if version == 11 else "keep-alive" in kept  # noqa: PLR2004
@@ -268,6 +268,7 @@ def _headers(stream: io.BufferedReader) -> dict[str, str]:
     raise http.client.HTTPException(f"got more than {_MOST_LINES} headers")
 
 
-def _length(headers: Mapping[str, str]) -> int | None:
+def declared_length(headers: Mapping[str, str]) -> int | None:
+    """Return the length that a body is said to have; None where there is no such number."""
     text = headers.get("content-length", "")
     return int(text) if _LENGTH.match(text) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from bench import growth, inprocess, memory, names, reading, report, starting, writing
+from bench import arvmount, growth, inprocess, memory, names, reading, report, starting, writing
 from bench.rig import MUCH_ROOM, ROOM, rig
 from bench.services import Kind
 
@@ -19,6 +19,7 @@ GROUPS = {
     "services": inprocess.measure_services,
     "inprocess": inprocess.measure,
     "reading": reading.measure,
+    "arv-mount": arvmount.measure,
     "writing": writing.measure,
     "names": names.measure,
     "starting": starting.measure,
@@ -71,8 +72,7 @@ def main(
 
     GROUPS are what is measured, by default all but growth and memory. A ratio
     is how many times as fast keepfs is: over 1 is faster than the baseline. A
-    target that is missed is no failure; bytes that are wrong are. arv-mount is
-    not among the baselines, since it needs an API server that has collections.
+    target that is missed is no failure; bytes that are wrong are.
     """
     if services and (like_keepstore or like_keepstores_elsewhere):
         raise click.UsageError("--like-... says what our services do, not those given")
@@ -93,6 +93,8 @@ def main(
         room=MUCH_ROOM if "growth" in wanted else ROOM,
     ) as it:
         click.echo(report.heading(it.services.kind))
+        if "arv-mount" in wanted and (reason := arvmount.why_not()):
+            click.echo(f"not beside arv-mount: {reason}")
         for group in wanted:
             for figure in GROUPS[group](it):
                 figures.append(figure)

@@ -144,10 +144,7 @@ def memfs(program: Path, mountpoint: Path, files: int, size: int, names: int) ->
     mountpoint.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen([program, mountpoint, str(files), str(size), str(names)])
     try:
-        while not os.path.ismount(mountpoint):
-            if process.poll() is not None:
-                raise RuntimeError("memfs didn't mount")
-            time.sleep(0.005)
+        wait_mounted(process, mountpoint)
         device = mountpoint.stat().st_dev
         bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
         if os.access(bdi, os.W_OK):
@@ -156,6 +153,19 @@ def memfs(program: Path, mountpoint: Path, files: int, size: int, names: int) ->
     finally:
         process.terminate()
         process.wait()
+
+
+def wait_mounted(process: subprocess.Popen[bytes], mountpoint: Path) -> None:
+    """Wait until a process has mounted something.
+
+    Raises:
+        RuntimeError: It ended, or had a minute and didn't.
+    """
+    deadline = time.monotonic() + 60
+    while not os.path.ismount(mountpoint):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"nothing is mounted on {mountpoint}")
+        time.sleep(0.005)
 
 
 def file_in_memory(directory: Path, data: bytes | bytearray | memoryview) -> tuple[str, Path]:

@@ -69,7 +69,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
 
 
 def _reader(path: Path) -> Callable[[], object]:
-    return lambda: reading.verify(path)
+    return lambda: reading.verify(path, path.name)
 
 
 def _writer(rig: Rig, path: Path, blocks: int) -> Callable[[], object]:

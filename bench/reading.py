@@ -67,9 +67,9 @@ class Reader:
         self.fresh = Fresh(rig)
         self.gets: dict[int, float] = {}
 
-    def path(self, name: str) -> Path:
-        """Return the file of one or several locators."""
-        return self.mount.by_id / name
+    def files(self, names: list[str]) -> list[Path]:
+        """Return the files of locators, or of comma lists of them."""
+        return [self.mount.by_id / name for name in names]
 
     def cold(self, names: list[str], *, parallel: bool = False) -> Taken:
         """Read files whose blocks must be fetched; return what it took.
@@ -77,18 +77,18 @@ class Reader:
         Each is verified after its reader is done, and the kernel's pages of it are
         dropped then.
         """
-        paths = [self.path(name) for name in names]
+        paths = self.files(names)
         fetched = sum(name.count(",") + 1 for name in set(names))
         watch, gets = Stopwatch(self.mount.pid), -self._gets()
         if parallel:
             with watch:
                 at_once([_reading(path) for path in paths])
-        for path in paths:
+        for path, name in zip(paths, names, strict=True):
             if not parallel:
                 with watch:
                     baselines.read_file(path, self.buffer)
             gets += self._gets()
-            verify(path)
+            verify(path, name)
             baselines.drop_pages(path)
             gets -= self._gets()
         gets += self._gets()
@@ -137,14 +137,14 @@ def at_once(work: list[Callable[[], object]]) -> float:
     return seconds
 
 
-def verify(path: Path) -> None:
-    """Compare a file of by_id/ with its name.
+def verify(path: Path, name: str) -> None:
+    """Compare a file with the locator, or the comma list, of what it should have.
 
     Raises:
         VerifyError: It has other bytes.
     """
     with path.open("rb", buffering=0) as file:
-        for locator in path.name.split(","):
+        for locator in name.split(","):
             size = int(locator.split("+")[1])
             digest = hashlib.md5(usedforsecurity=False)
             while size:
@@ -236,9 +236,10 @@ def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
 
 
 def _cached(rig: Rig, reader: Reader, blocks: list[str], memfs: Path) -> Iterator[Figure]:
-    paths = [reader.path(name) for name in blocks[: rig.long]]
-    for path in paths:
-        verify(path)
+    names = blocks[: rig.long]
+    paths = reader.files(names)
+    for path, name in zip(paths, names, strict=True):
+        verify(path, name)
 
     def dropped(path: Path) -> float:
         baselines.drop_pages(path)
@@ -253,7 +254,7 @@ def _cached(rig: Rig, reader: Reader, blocks: list[str], memfs: Path) -> Iterato
         pid=reader.mount.pid,
         target=Target(0.8),
     )
-    verify(paths[0])
+    verify(paths[0], names[0])
     yield _from_pages(rig, reader, paths[0])
     c_files = [memfs / f"block-{number}" for number in range(rig.long)]
     count = rig.many * 4
@@ -297,7 +298,7 @@ def _from_pages(rig: Rig, reader: Reader, path: Path) -> Figure:
         pid=reader.mount.pid,
         target=Target(0.95),
     )
-    verify(path)
+    verify(path, path.name)
     in_memory.unlink()
     return figure
 

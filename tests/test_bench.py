@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import build
+from bench import arvmount, build
 from bench.inprocess import client
 from bench.measure import (
     Amount,
@@ -115,6 +115,27 @@ def put(services: Services, digest: str, data: bytes, **headers: str) -> bytes:
 # --- a run ---------------------------------------------------------------------
 
 
+def quick_run(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the bench with tiny amounts; skip, or fail in CI, where nothing can be mounted."""
+    reason = why_no_mounts()
+    if reason is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"a test that mounts can't run: {reason}")
+        pytest.skip(reason)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--output", str(output), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        cwd=ROOT,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    return done
+
+
 @pytest.mark.fuse
 @pytest.mark.slow
 @pytest.mark.usefixtures("programs")
@@ -130,22 +151,8 @@ def put(services: Services, digest: str, data: bytes, **headers: str) -> bytes:
 def test_a_quick_run_prints_and_writes_every_figure(
     tmp_path: Path, options: list[str], kind: str
 ) -> None:
-    reason = why_no_mounts()
-    if reason is not None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"a test that mounts can't run: {reason}")
-        pytest.skip(reason)
+    done = quick_run(tmp_path, *options, *GROUPS)
 
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--output", str(tmp_path), *options, *GROUPS],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-        cwd=ROOT,
-    )
-
-    assert (done.returncode, done.stderr) == (0, "")
     outcome = json.loads((tmp_path / "bench.json").read_text())
     figures = outcome["figures"]
     assert outcome["services"].startswith(kind)
@@ -160,6 +167,23 @@ def test_a_quick_run_prints_and_writes_every_figure(
     assert [row for row in NAMES if not any(it.startswith(f"{row} ") for it in table)] == []
     has_chart = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "bench.png").exists() == has_chart
+
+
+@pytest.mark.fuse
+@pytest.mark.usefixtures("programs")
+def test_arv_mount_is_a_baseline_where_there_is_one(tmp_path: Path) -> None:
+    done = quick_run(tmp_path, "arv-mount")
+
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    missing = arvmount.why_not()
+    if missing is None:
+        assert len(figures) == 3
+        assert {it["baseline"] for it in figures} == {"arv-mount"}
+        assert {it["target"]["bound"] for it in figures} == {2}
+        assert all(it["ratio"] > 0 and it["others"]["its --ram-cache"] > 0 for it in figures)
+    else:
+        assert figures == []
+        assert f"not beside arv-mount: {missing}" in done.stdout
 
 
 # --- which services --------------------------------------------------------------
@@ -306,12 +330,12 @@ def test_other_bytes_than_the_name_says_are_no_figure(tmp_path: Path) -> None:
     names = f"{md5(good)}+{len(good)},{md5(b'x')}+1"
     path = tmp_path / names
     path.write_bytes(good + b"x")
-    verify(path)
+    verify(path, names)
 
     for content in (good + b"y", good[1:] + b"xx", good, good[:-1]):
         path.write_bytes(content)
         with pytest.raises(VerifyError):
-            verify(path)
+            verify(path, names)
 
 
 def test_what_was_put_at_either_service_is_at_both(services: Services) -> None:

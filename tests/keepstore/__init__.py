@@ -43,7 +43,7 @@ TLS and buffer sizes, `Fault` everything that can go wrong with an exchange.
 Times are read from a clock that `time_ns` or `set_clock` stops.
 """
 
-from tests.keepstore.apiserver import ApiSettings, ServiceEntry
+from tests.keepstore.apiserver import ApiSettings, ServiceEntry, portable_data_hash
 from tests.keepstore.certificates import Authority
 from tests.keepstore.controls import (
     ApiControls,
@@ -80,6 +80,7 @@ __all__ = [
     "Stage",
     "Store",
     "Volume",
+    "portable_data_hash",
     "refusing_port",
     "silent_port",
     "start_process",

@@ -1,13 +1,16 @@
 """An Arvados API server, as far as a Keep client asks one.
 
 It lists Keep services, shows the cluster's configuration and the discovery
-document, and knows tokens. The lists are what the test says they are.
+document, knows tokens, and hands out collections. All is what the test says it is.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
+import hashlib
 import json
+import re
 import threading
 import urllib.parse
 from dataclasses import asdict, dataclass, field
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.keepstore.wire import Request
+
+#: When all that it tells of was made and changed last.
+_MODIFIED = "2026-11-22T00:00:00.000000000Z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,8 @@ class ApiSettings:
         uuid_prefix: The cluster's id.
         replication: `defaultCollectionReplication`.
         signature_ttl: `blobSignatureTtl` in seconds.
+        collections: Manifests by what a client asks for: a portable data hash, as
+            `portable_data_hash` makes it.
         extra: Further routes, path to JSON value.
     """
 
@@ -84,7 +92,14 @@ class ApiSettings:
     uuid_prefix: str = "zzzzz"
     replication: int = 2
     signature_ttl: int = int(TWO_WEEKS)
+    collections: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def portable_data_hash(manifest: str) -> str:
+    """Return the name that a collection has by its contents; hints count for nothing."""
+    data = re.sub(r"( [0-9a-f]{32}\+[0-9]+)\+[^ ]*", r"\1", manifest).encode()
+    return f"{hashlib.md5(data, usedforsecurity=False).hexdigest()}+{len(data)}"
 
 
 class ApiServer:
@@ -121,13 +136,17 @@ class ApiServer:
         documents: dict[str, Callable[[], object]] = {
             "/arvados/v1/keep_services/accessible": self._accessible,
             "/arvados/v1/config": self._config,
+            "/discovery/v1/apis/arvados/v1/rest": functools.partial(
+                self._discovery, request.header("Host") or ""
+            ),
         }
         if path in documents:
             return 200, documents[path]()
-        if path == "/discovery/v1/apis/arvados/v1/rest":
-            return 200, self._discovery(request.header("Host") or "")
         if path == "/arvados/v1/users/current":
             return self._current_user(request, identity)
+        parent, _, name = path.rpartition("/")
+        if parent == "/arvados/v1/collections" and name in self.settings.collections:
+            return 200, self._collection(name)
         if path in self.settings.extra:
             return 200, self.settings.extra[path]
         return 404, _errors("Path not found", identity)
@@ -137,8 +156,8 @@ class ApiServer:
             services = self.upcoming.popleft() if self.upcoming else self.settings.services
         stamps = {
             "owner_uuid": f"{self.settings.uuid_prefix}-tpzed-000000000000000",
-            "created_at": "2026-11-22T00:00:00.000000000Z",
-            "modified_at": "2026-11-22T00:00:00.000000000Z",
+            "created_at": _MODIFIED,
+            "modified_at": _MODIFIED,
         }
         return {
             "kind": "arvados#keepServiceList",
@@ -159,14 +178,16 @@ class ApiServer:
             config["StorageClasses"] = self.settings.storage_classes
         return config
 
-    def _discovery(self, host: str) -> dict[str, Any]:
-        services: dict[str, Any] = {
-            "id": "arvados.keep_services.accessible",
-            "path": "keep_services/accessible",
-            "httpMethod": "GET",
-            "parameters": {},
-            "response": {},
+    def _collection(self, name: str) -> dict[str, Any]:
+        return {
+            "kind": "arvados#collection",
+            "uuid": name,
+            "portable_data_hash": name,
+            "manifest_text": self.settings.collections[name],
+            "modified_at": _MODIFIED,
         }
+
+    def _discovery(self, host: str) -> dict[str, Any]:
         return {
             "kind": "discovery#restDescription",
             "id": "arvados:v1",
@@ -180,8 +201,12 @@ class ApiServer:
             "baseUrl": f"https://{host}/arvados/v1/",
             "batchPath": "batch",
             "parameters": {},
-            # As much as the SDK needs to build a client that finds services.
-            "resources": {"keep_services": {"methods": {"accessible": services}}},
+            # As much as the SDK needs to find services, and arv-mount collections.
+            "resources": {
+                "keep_services": _resource("accessible", "keep_services/accessible"),
+                "users": _resource("current", "users/current"),
+                "collections": _resource("get", "collections/{uuid}", "uuid"),
+            },
             "schemas": {},
         }
 
@@ -200,6 +225,21 @@ class ApiServer:
         if not known.isdisjoint(settings.scoped_tokens):
             return 403, _errors("Forbidden", identity)
         return 401, _errors("Not logged in", identity)
+
+
+def _resource(method: str, path: str, *parameters: str) -> dict[str, Any]:
+    """Describe a resource that has one method, whose parameters are in its path."""
+    described = {
+        "id": f"arvados.{path.partition('/')[0]}.{method}",
+        "path": path,
+        "httpMethod": "GET",
+        "parameters": {
+            name: {"type": "string", "required": True, "location": "path"} for name in parameters
+        },
+        "parameterOrder": list(parameters),
+        "response": {},
+    }
+    return {"methods": {method: described}}
 
 
 def _errors(text: str, identity: str) -> dict[str, list[str]]:

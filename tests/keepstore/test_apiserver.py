@@ -15,6 +15,7 @@ from tests.keepstore import (
     Fault,
     Listening,
     ServiceEntry,
+    portable_data_hash,
     start_process,
 )
 
@@ -105,6 +106,21 @@ def test_tokens_are_known_or_not(
 
     assert answer.status_code == status
     assert session.get(api.url + ACCESSIBLE, timeout=10).status_code == 200
+
+
+def test_collections_are_shown_by_their_portable_data_hash(
+    api: ApiControls, session: requests.Session
+) -> None:
+    manifest = ". 3858f62230ac3c915f300c664312c63f+6+A5d@67 0:3:bar 3:3:foo\n"
+    name = "cd93b930926e31c3a579349870364b5d+53"
+    assert portable_data_hash(manifest) == name
+
+    api.configure(collections={name: manifest})
+
+    shown = session.get(f"{api.url}/arvados/v1/collections/{name}", timeout=10).json()
+    assert (shown["portable_data_hash"], shown["manifest_text"]) == (name, manifest)
+    other = f"{api.url}/arvados/v1/collections/{name[:-1]}4"
+    assert session.get(other, timeout=10).status_code == 404
 
 
 def test_it_runs_in_a_process_too(authority: Authority, session: requests.Session) -> None:

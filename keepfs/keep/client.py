@@ -52,11 +52,13 @@ class KeepClient(BlockClient):
         block_cache: Shared with other clients if given; else one of 256 MiB.
         num_retries: Default for get and put.
         session: Whose adapters, TLS and proxy settings to use.
+        num_prefetch_threads: How many blocks the SDK's file readers fetch ahead,
+            2 when None; 0 turns `block_prefetch` off.
 
     Raises:
         ArgumentError: Nothing says where the services are, or a proxy is no URL.
-        ValueError: Both `api_client` and `api_token` are given, or a timeout
-            isn't one.
+        ValueError: Both `api_client` and `api_token` are given, a timeout isn't
+            one, or fewer than no blocks are to be fetched ahead.
     """
 
     DEFAULT_TIMEOUT = DEFAULT_TIMEOUT
@@ -81,9 +83,13 @@ class KeepClient(BlockClient):
         block_cache: KeepBlockCache | None = None,
         num_retries: int = 0,
         session: requests.Session | None = None,
+        num_prefetch_threads: int | None = None,
     ) -> None:
         if api_client is not None and api_token is not None:
             raise ValueError("give api_client or api_token, not both")
+        if num_prefetch_threads is not None and num_prefetch_threads < 0:
+            raise ValueError(f"num_prefetch_threads is {num_prefetch_threads}: give 0 or more")
+        self.num_prefetch_threads = 2 if num_prefetch_threads is None else num_prefetch_threads
         directory = local_store_directory() if local_store is None else os.fspath(local_store)
         self.local_store = directory or None
         self._api_client = api_client
@@ -286,8 +292,9 @@ class KeepClient(BlockClient):
         return self.cached_block(KeepLocator(locator)) is not None
 
     def block_prefetch(self, locator: str) -> None:
-        """Begin to fetch a block into the cache. Doesn't wait."""
-        self.prefetch_block(KeepLocator(locator))
+        """Begin to fetch a block into the cache, unless that is turned off. Doesn't wait."""
+        if self.num_prefetch_threads:
+            self.prefetch_block(KeepLocator(locator))
 
     def stop_prefetch_threads(self) -> None:
         """Wait until no fetch is under way that nobody waits for. Blocks."""

@@ -6,6 +6,7 @@ Both talk to the same test keepstores, or share a directory as local store.
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tests.keepstore import (
     Fault,
     Listening,
     Stage,
+    portable_data_hash,
 )
 
 if TYPE_CHECKING:
@@ -215,25 +217,76 @@ def test_the_sdks_api_client_type_is_ours_to_use(cluster: Cluster) -> None:
     client.close()
 
 
-@pytest.mark.filterwarnings("ignore")  # the SDK's own libraries warn of themselves
-def test_the_sdks_own_api_client_finds_services_for_us(
+@pytest.fixture
+def api(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import arvados  # noqa: PLC0415 - slow to import, and for this test alone
+) -> Iterator[tuple[ApiControls, Any]]:
+    """An API server that lists the cluster's keepstores, and the SDK's client of it."""
+    import arvados  # noqa: PLC0415 - slow to import, and for few tests
 
     authority = Authority(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
     with ApiControls(ApiSettings(), listening=Listening(tls=authority.certify())) as server:
         server.list_services(cluster.entries(*cluster.stores))
-        api = arvados.api("v1", host=server.host, token=TEST_TOKEN)
-        with KeepClient(api_client=api, local_store="") as client:
-            locator = client.put(b"found by the SDK's client", copies=1)
-            client.block_cache.clear()
-
-            assert client.get(locator) == b"found by the SDK's client"
-            assert client.api_token == TEST_TOKEN
-        api.close()
-        del api, client
+        sdks = arvados.api("v1", host=server.host, token=TEST_TOKEN)
+        yield server, sdks
+        sdks.close()
+        del sdks
         gc.collect()  # what the SDK leaves open is to warn here, where it is expected
+
+
+@pytest.mark.filterwarnings("ignore")  # the SDK's own libraries warn of themselves
+def test_the_sdks_own_api_client_finds_services_for_us(
+    cluster: Cluster, api: tuple[ApiControls, Any]
+) -> None:
+    with KeepClient(api_client=api[1], local_store="") as client:
+        locator = client.put(b"found by the SDK's client", copies=1)
+        client.block_cache.clear()
+
+        assert client.get(locator) == b"found by the SDK's client"
+        assert client.api_token == TEST_TOKEN
     assert sum(cluster.counts("PUT")) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # the SDK's own libraries warn of themselves
+def test_the_sdks_collections_read_and_write_with_our_client(
+    cluster: Cluster, api: tuple[ApiControls, Any]
+) -> None:
+    from arvados.collection import Collection, CollectionReader  # noqa: PLC0415 - slow to import
+
+    server, sdks = api
+    with KeepClient(api_client=sdks, local_store="") as client:
+        collection = Collection(None, sdks, client, replication_desired=1)
+        for name, content in (("one", b"one"), ("d/two", b"two" * 1000)):
+            with collection.open(name, "wb") as file:
+                file.write(content)
+        manifest = collection.manifest_text()
+        name = portable_data_hash(manifest)
+        assert collection.portable_data_hash() == name
+        collection.stop_threads()
+        server.configure(collections={name: manifest})
+        client.block_cache.clear()
+
+        reader = CollectionReader(name, sdks, client)
+
+        assert sorted(reader) == ["d", "one"]
+        assert reader.open("one", "rb").read() == b"one"
+        file = reader.open("d/two", "rb")
+        for number in range(300):  # it prefetches at every 128th reading
+            assert file.readfrom(number * 3, 3) == b"two"
+        reader.stop_threads()
+    assert sum(cluster.counts("GET")) == len(set(re.findall(r"[0-9a-f]{32}\+", manifest)))
+
+
+def test_blocks_are_fetched_ahead_unless_that_is_turned_off(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        locator = client.put(b"ahead", copies=1)
+    for threads, cached in ((None, True), (1, True), (0, False)):
+        with KeepClient(cluster.api, num_prefetch_threads=threads, local_store="") as client:
+            client.block_prefetch(locator)
+            client.stop_prefetch_threads()
+
+            assert client.is_cached(locator) is cached
+    with pytest.raises(ValueError, match="num_prefetch_threads is -1"):
+        KeepClient(cluster.api, num_prefetch_threads=-1)

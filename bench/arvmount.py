@@ -92,9 +92,9 @@ class ArvMountReader(Reader):
         self._api.configure(collections={name: manifest})
         return sorted((self.mount.path / name).iterdir())
 
-    def cold(self, names: list[str], *, parallel: bool = False) -> Taken:
+    def cold(self, names: list[str]) -> Taken:
         """Read as `Reader` does; then have the disk take what arv-mount wrote there."""
-        taken = super().cold(names, parallel=parallel)
+        taken = super().cold(names)
         os.sync()
         return taken
 

@@ -57,7 +57,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
             rig,
             "cold, blocks in turn: {}",
             in_mb,
-            {n: functools.partial(_cold, reader, n, parallel=False) for n in blocks},
+            {n: functools.partial(_in_turn, reader, n) for n in blocks},
             mount.pid,
         )
         for count, figure in zip(
@@ -66,10 +66,8 @@ def measure(rig: Rig) -> Iterator[Figure]:
                 rig,
                 "cold, readers of a block each: {}",
                 in_mb,
-                {n: functools.partial(_cold, reader, n, parallel=True) for n in readers},
+                {n: functools.partial(_at_once, reader, n) for n in readers},
                 mount.pid,
-                rounds=1,
-                at_once=1,
             ),
             strict=True,
         ):
@@ -79,8 +77,12 @@ def measure(rig: Rig) -> Iterator[Figure]:
     yield from _names(rig, names)
 
 
-def _cold(reader: Reader, count: int, *, parallel: bool) -> Taken:
-    return reader.cold(reader.fresh.take(count), parallel=parallel)
+def _in_turn(reader: Reader, count: int) -> Taken:
+    return reader.cold(reader.fresh.take(count))
+
+
+def _at_once(reader: Reader, count: int) -> Taken:
+    return reader.cold_at_once(reader.fresh.take(count))
 
 
 def _names(rig: Rig, steps: tuple[int, ...]) -> Iterator[Figure]:
@@ -134,17 +136,12 @@ def _grown(
     steps: dict[int, Trial],
     pid: int,
     rounds: int = _MOST_ROUNDS,
-    at_once: int = 0,
 ) -> Iterator[Figure]:
-    """Measure the steps in turn.
-
-    `one` is what a step has per unit of its number, `at_once` how many blocks a unit
-    has in the kernel's pages at once.
-    """
+    """Measure the steps in turn; `one` is what a step has per unit of its number."""
     meter, samples = Meter(pid), {count: Sample() for count in steps}
     for _ in range(min(rounds, rig.repeats)):
         for count, trial in steps.items():
-            prepare_memory((4 + count * at_once) * rig.block)
+            prepare_memory(4 * rig.block)
             samples[count].add(trial, meter)
     first: Figure | None = None
     for count, sample in samples.items():

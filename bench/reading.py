@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from bench import baselines, build
 from bench.measure import Amount, Stopwatch, Target, VerifyError, compare, mb
 from bench.mounting import Mount, mounted
+from bench.services import md5
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,33 +72,57 @@ class Reader:
         """Return the files of locators, or of comma lists of them."""
         return [self.mount.by_id / name for name in names]
 
-    def cold(self, names: list[str], *, parallel: bool = False) -> Taken:
-        """Read files whose blocks must be fetched; return what it took.
+    def cold(self, names: list[str]) -> Taken:
+        """Read files one after the other whose blocks must be fetched; return what it took.
 
-        Each is verified after its reader is done, and the kernel's pages of it are
-        dropped then.
+        Each is verified after it is read, and the kernel's pages of it are dropped then.
         """
         paths = self.files(names)
-        fetched = sum(name.count(",") + 1 for name in set(names))
         watch, gets = Stopwatch(self.mount.pid), -self._gets()
-        if parallel:
-            with watch:
-                at_once([_reading(path) for path in paths])
         for path, name in zip(paths, names, strict=True):
-            if not parallel:
-                with watch:
-                    baselines.read_file(path, self.buffer)
+            with watch:
+                baselines.read_file(path, self.buffer)
             gets += self._gets()
             verify(path, name)
             baselines.drop_pages(path)
             gets -= self._gets()
-        gets += self._gets()
-        # A service that hasn't the block is asked as well; fewer would mean a cache.
-        if self._rig.services.ours:
-            self.gets[fetched] = gets / fetched
-            if self.gets[fetched] < 1:
-                raise VerifyError("a block came out of a cache")
+        self._note(names, gets + self._gets())
         return watch.taken()
+
+    def cold_at_once(self, names: list[str]) -> Taken:
+        """Read files whose blocks must be fetched, each in a thread; return what it took.
+
+        What is read is kept, and verified at the end. A file that has one reader is
+        dropped from the kernel's pages by it, so they don't grow with the readers.
+        """
+        paths = self.files(names)
+        # Filled: zeros would be memory that is only touched when it is read into.
+        buffers = [bytearray(b".") * (_size(name) + 1) for name in names]
+        watch, gets = Stopwatch(self.mount.pid), -self._gets()
+        with watch:
+            at_once(
+                [
+                    functools.partial(_read_all, path, buffer, drop=names.count(name) == 1)
+                    for path, name, buffer in zip(paths, names, buffers, strict=True)
+                ]
+            )
+        self._note(names, gets + self._gets())
+        for path, name, buffer in zip(paths, names, buffers, strict=True):
+            if md5(memoryview(buffer)[:-1]) != name[:32]:
+                raise VerifyError(f"{path} has other bytes")
+            baselines.drop_pages(path)
+        return watch.taken()
+
+    def _note(self, names: list[str], gets: int) -> None:
+        """Note how often each block was fetched.
+
+        A service that hasn't it is asked as well; fewer than one would mean a cache.
+        """
+        if self._rig.services.ours:
+            fetched = sum(name.count(",") + 1 for name in set(names))
+            self.gets[fetched] = gets / fetched
+            if gets < fetched:
+                raise VerifyError("a block came out of a cache")
 
     def _gets(self) -> int:
         """Return the requests that the services have counted; 0 where they don't."""
@@ -105,9 +130,23 @@ class Reader:
         return counts["GET"] if counts else 0
 
 
-def _reading(path: Path) -> Callable[[], object]:
-    buffer = bytearray(2**20)
-    return lambda: baselines.read_file(path, buffer)
+def _size(locator: str) -> int:
+    return int(locator.split("+")[1])
+
+
+def _read_all(path: Path, buffer: bytearray, *, drop: bool) -> None:
+    """Read a file into a buffer that is a byte longer."""
+    room = memoryview(buffer)
+    file, at = os.open(path, os.O_RDONLY), 0
+    try:
+        while got := os.readv(file, [room[at : at + 2**20]]):
+            at += got
+        if drop:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+    if at != len(buffer) - 1:
+        raise VerifyError(f"{path} has {at} bytes")
 
 
 def at_once(work: list[Callable[[], object]]) -> float:
@@ -145,7 +184,7 @@ def verify(path: Path, name: str) -> None:
     """
     with path.open("rb", buffering=0) as file:
         for locator in name.split(","):
-            size = int(locator.split("+")[1])
+            size = _size(locator)
             digest = hashlib.md5(usedforsecurity=False)
             while size:
                 piece = file.read(min(size, 2**20))
@@ -218,7 +257,7 @@ def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
     yield compare(
         f"mount: cold, {_PARALLEL} readers of {_PARALLEL} blocks",
         mb(rig.block * _PARALLEL),
-        lambda: reader.cold(fresh.take(_PARALLEL), parallel=True),
+        lambda: reader.cold_at_once(fresh.take(_PARALLEL)),
         {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(_PARALLEL))},
         repeats=rig.repeats,
         pid=pid,
@@ -227,7 +266,7 @@ def _parallel(rig: Rig, reader: Reader, blocks: list[str]) -> Iterator[Figure]:
     yield compare(
         f"mount: cold, {_PARALLEL} readers of one block",
         mb(rig.block * _PARALLEL),
-        lambda: reader.cold(fresh.take(1) * _PARALLEL, parallel=True),
+        lambda: reader.cold_at_once(fresh.take(1) * _PARALLEL),
         {"4 curls": lambda: baselines.curl_get_parallel(services, curls.take(1) * _PARALLEL)},
         repeats=rig.repeats,
         pid=pid,

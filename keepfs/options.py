@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tomllib
@@ -118,6 +119,16 @@ class MountOptions:
         }
 
 
+#: The keys of a configuration file: everything that a mount can be told, as on the
+#: command line.
+CONFIG_KEYS = frozenset(
+    field.name.replace("_", "-")
+    for kind in (StoreOptions, MountOptions)
+    for field in dataclasses.fields(kind)
+    if field.name not in {"mountpoint", "store"}
+)
+
+
 def parse_size(text: str) -> int:
     """Read a number of bytes: `268435456`, `256M`, `256 MiB`, `1.5g`; units are powers of 1024.
 
@@ -145,12 +156,11 @@ def default_config_file() -> Path:
     return base / "keepfs" / "config.toml"
 
 
-def read_config_file(path: Path, known: set[str]) -> dict[str, object]:
+def read_config_file(path: Path) -> dict[str, object]:
     """Read a configuration file; one that isn't there is empty.
 
     Args:
-        path: A TOML file of options, named as on the command line.
-        known: The options there are.
+        path: A TOML file of `CONFIG_KEYS`.
 
     Raises:
         OptionsError: It can't be read or parsed, or has an unknown key.
@@ -161,10 +171,10 @@ def read_config_file(path: Path, known: set[str]) -> dict[str, object]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise OptionsError(f"can't use {path}: {error}") from error
-    unknown = sorted(set(settings) - known)
+    unknown = sorted(set(settings) - CONFIG_KEYS)
     if unknown:
         raise OptionsError(
-            f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(known))}"
+            f"{path}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(CONFIG_KEYS))}"
         )
     for key, value in settings.items():
         if isinstance(value, (list, dict)):

@@ -20,6 +20,7 @@ from keepfs.cli import settings
 from keepfs.cli.mounting import mount_command
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.local import LocalStore
+from keepfs.options import CONFIG_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -453,6 +454,57 @@ def test_another_configuration_file_must_be_there(
     path.write_text("uid = 5")
 
     assert options_of("--config", str(path))["uid"] == 5
+
+
+def test_the_keys_of_the_file_are_the_settings_of_mount() -> None:
+    names = {it.name for it in mount_command.params if isinstance(it, settings.Setting)}
+
+    assert {name.replace("_", "-") for name in names if name} == CONFIG_KEYS
+
+
+def test_every_command_about_blocks_reads_the_configuration_file(shell: Shell) -> None:
+    store = shell.home / "configured"
+    configuration = shell.home / ".config" / "keepfs" / "config.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(f'local-store = "{store}"\nread-only = true\n')
+    del shell.environment["KEEP_LOCAL_STORE"]
+    (shell.home / "file").write_bytes(b"content")
+
+    locator = shell.run("put", "file").stdout.decode().partition("\t")[0]
+
+    assert (store / locator[:32]).read_bytes() == b"content"
+    for command in ("get", "stat", "verify", "where"):
+        shell.run(command, locator)
+    other = shell.home / "other.toml"
+    other.write_text('local-store = "elsewhere"')
+    assert "not found" in shell.error("get", "--config", str(other), locator)
+
+
+def test_the_file_says_where_unsaved_files_are(shell: Shell) -> None:
+    configuration = shell.home / ".config" / "keepfs" / "config.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text('state-dir = "state"')
+    (shell.home / "m").mkdir()
+    aside = shell.home / "state" / "unsaved" / "1"
+    aside.mkdir(parents=True)
+    (aside / "about.json").write_text("")
+
+    for command in (("list", "m"), ("export", "m", "1", "out"), ("drop", "m", "1")):
+        said = shell.error("unsaved", *command)
+        assert f"{aside / 'about.json'} can't be understood" in said
+
+
+def test_copies_of_the_file_are_not_meant_for_a_local_store_that_is_named(shell: Shell) -> None:
+    configuration = shell.home / ".config" / "keepfs" / "config.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("copies = 3")
+    (shell.home / "file").write_bytes(b"content")
+
+    shell.run("put", "--local-store", "named", "file")
+
+    assert "no --copies" in shell.error(
+        "put", "--copies", "3", "--local-store", "x", "file", code=2
+    )
 
 
 def test_an_unknown_key_is_one_message_for_the_user(shell: Shell) -> None:

@@ -31,26 +31,6 @@ _IDS = click.IntRange(0, 2**32 - 2)
 _WORDS = {"ro": ("read_only", True)}
 
 
-def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Take defaults from the configuration file."""
-    known = {
-        parameter.name.replace("_", "-")
-        for parameter in context.command.params
-        if isinstance(parameter, Setting) and parameter.name is not None
-    }
-    try:
-        if path is not None and not path.exists():
-            raise click.UsageError(f"there is no configuration file {path}")
-        found = options.read_config_file(path or options.default_config_file(), known)
-    except (options.OptionsError, OSError) as error:
-        raise click.UsageError(str(error)) from error
-    if isinstance(found.get("umask"), int):
-        raise click.UsageError('the configuration file\'s umask is text: umask = "022"')
-    # As text, as from the environment: so both are read, and refused, alike.
-    defaults = {name.replace("-", "_"): str(value) for name, value in found.items()}
-    context.default_map = {**(context.default_map or {}), **defaults}
-
-
 def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
     """Take options as mount(8) writes them: -o allow_other,cache-size=1G."""
     by_name = {
@@ -78,15 +58,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 @click.command("mount")
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front, and log to standard error.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="KEEPFS_CONFIG",
-    expose_value=False,
-    is_eager=True,
-    callback=_read_file,
-    help="Configuration file.  [default: ~/.config/keepfs/config.toml]",
-)
+@settings.config_file
 @click.option(
     "-o",
     "words",

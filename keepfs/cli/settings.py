@@ -75,6 +75,33 @@ def setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN4
     return click.option(name, cls=Setting, envvar=attributes.pop("envvar", variable), **attributes)
 
 
+def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take defaults from the configuration file."""
+    try:
+        if path is not None and not path.exists():
+            raise click.UsageError(f"there is no configuration file {path}")
+        found = options.read_config_file(path or options.default_config_file())
+    except (options.OptionsError, OSError) as error:
+        raise click.UsageError(str(error)) from error
+    if isinstance(found.get("umask"), int):
+        raise click.UsageError('the configuration file\'s umask is text: umask = "022"')
+    # As text, as from the environment: so both are read, and refused, alike.
+    defaults = {name.replace("-", "_"): str(value) for name, value in found.items()}
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+#: Gives a command what the configuration file says of its settings.
+config_file = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="KEEPFS_CONFIG",
+    expose_value=False,
+    is_eager=True,
+    callback=_read_file,
+    help="Configuration file.  [default: ~/.config/keepfs/config.toml]",
+)
+
+
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where the blocks are, as one argument `store`."""
 
@@ -94,7 +121,9 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         directory = Path(local_store) if local_store else None
         directory, keep_services = _the_one(directory, keep_services)
         if directory is not None and copies not in {None, 1}:
-            raise click.UsageError("a local store keeps one copy of each block: no --copies")
+            if _rank("copies") <= _rank("local_store"):
+                raise click.UsageError("a local store keeps one copy of each block: no --copies")
+            copies = None  # said for services, where this would not be a local store
         store = options.StoreOptions(
             local_store=None if directory is None else absolute(directory),
             keep_services=keep_services,
@@ -199,14 +228,16 @@ def _the_one(
     """Choose between a directory and services: what the command line says comes first."""
     if local_store is None or keep_services is None:
         return local_store, keep_services
-    context = click.get_current_context()
-    first = [
-        _ORDER.index(context.get_parameter_source(name) or ParameterSource.DEFAULT)
-        for name in ("local_store", "keep_services")
-    ]
-    if first[0] == first[1]:
+    ours, theirs = _rank("local_store"), _rank("keep_services")
+    if ours == theirs:
         raise click.UsageError("a local store or Keep services, not both")
-    return (local_store, None) if first[0] < first[1] else (None, keep_services)
+    return (local_store, None) if ours < theirs else (None, keep_services)
+
+
+def _rank(name: str) -> int:
+    """Return how much the source of a parameter's value counts; 0 is the most."""
+    source = click.get_current_context().get_parameter_source(name)
+    return _ORDER.index(source or ParameterSource.DEFAULT)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import click
 
 from keepfs import mountpoint, runtime, stores, unsaved
 from keepfs.cli import failures, settings
-from keepfs.cli.settings import setting, store_settings
+from keepfs.cli.settings import config_file, setting, store_settings
 
 if TYPE_CHECKING:
     from keepfs.options import StoreOptions
@@ -41,6 +41,7 @@ _state_dir = setting(
 
 @unsaved_command.command("list")
 @_mountpoint
+@config_file
 @_state_dir
 def list_command(path: Path, state_dir: Path | None) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
@@ -73,6 +74,7 @@ def retry_command(path: Path) -> None:
 @_mountpoint
 @click.argument("name")
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+@config_file
 @_state_dir
 @store_settings
 def export_command(
@@ -98,6 +100,7 @@ def export_command(
 @unsaved_command.command("drop")
 @_mountpoint
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@config_file
 @_state_dir
 def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> None:
     """Give up the files that `list` calls NAME: their bytes are gone then."""

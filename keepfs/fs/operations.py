@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 
     from keepfs.fs.blocks import AsyncBlocks
 
+#: Entries in one answer to readdir, some 5 ms: a kernel may ask for 6,000, and everybody
+#: else waits until they are there.
+_MOST_LISTED = 256
+
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
@@ -341,12 +345,12 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """List entries from number `start_id` on, as many as fit."""
+        """List entries from number `start_id` on, as many as fit, and not too many at once."""
         listing = self._listings[fh]
         if start_id == 0:
             listing.names, listing.rest = [], iter(listing.node.names())
-        number = start_id
-        while (name := listing.name(number)) is not None:
+        number, listed = start_id, 0
+        while listed < _MOST_LISTED and (name := listing.name(number)) is not None:
             number += 1
             node = listing.node.entry_nowait(name)
             if node is None:  # removed meanwhile
@@ -354,6 +358,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, os.fsencode(name), node.attributes(), number):
                 return
             self._inodes.remember(node)
+            listed += 1
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:

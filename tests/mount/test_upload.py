@@ -264,6 +264,22 @@ def test_many_entries_are_listed_once_each_and_removed_while_listed(here: Path) 
     assert os.listdir(here) == []
 
 
+def test_a_long_directory_is_listed_in_parts_and_what_is_removed_meanwhile_left_out(
+    here: Path,
+) -> None:
+    names = [f"{number:03}" for number in range(700)]
+    for name in names:
+        os.mknod(here / name)
+
+    with os.scandir(here) as listing:
+        found = [next(listing).name]
+        for name in names[300:-1]:  # more than one part, and none of the first
+            (here / name).unlink()
+        found += [entry.name for entry in listing]
+
+    assert found == [*names[:300], names[-1]]
+
+
 def test_renaming_moves_a_file_with_its_locator(shared: KeepfsMount, here: Path) -> None:
     (here / "old").write_bytes(b"content")
     (here / "new").write_bytes(b"replaced")

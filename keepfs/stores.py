@@ -148,6 +148,10 @@ class RenewingStore:
         """Tell whether a block could be fetched without waiting for others."""
         return self._client.has_room(size)
 
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Return who sent or confirmed a block, as far as that is known, without waiting."""
+        return self._client.services_of(locator)
+
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block, verified."""
         return self._renewed(lambda: self._client.get_block(locator, keep_for=KEPT_FOR_READER))

@@ -66,6 +66,9 @@ class BlockStore(Protocol):
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block, verified."""
 
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Return who sent or confirmed a block, as far as that is known, without waiting."""
+
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block the store has, in bytes."""
 
@@ -200,6 +203,10 @@ class AsyncBlocks:
             block = await self._get(locator).wait()
             self._store.cached_block(locator, keep_for)  # it is read from now on
         return block
+
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Return who sent or confirmed a block the last time; empty if nobody did yet."""
+        return self._store.services_of(locator)
 
     def fetch_ahead(self, locator: KeepLocator) -> bool:
         """Have a block fetched that will be wanted; a failure shows when it is.

@@ -56,6 +56,7 @@ class BlockFile(FileNode):
         owner: Metadata,
     ) -> None:
         super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, _TIME_NS))
+        self._blocks = blocks
         self._reader = BlockReader(blocks, self._locator_at)
         self._locators = locators
         self._sizes = sizes
@@ -68,7 +69,7 @@ class BlockFile(FileNode):
         return self._ends[-1]
 
     def xattrs(self) -> Mapping[str, str]:
-        """Return `user.keep.…`: the locator, and when its signature ends."""
+        """Return `user.keep.…`: the locator, who sent it, and when its signature ends."""
         found = {
             "user.keep.state": "stored",
             "user.keep.locator": ",".join(map(str, self._locators)),
@@ -76,6 +77,11 @@ class BlockFile(FileNode):
         expiries = [each.perm_expiry for each in self._locators if each.perm_expiry is not None]
         if expiries:
             found["user.keep.expires"] = min(expiries).isoformat()
+        senders = dict.fromkeys(
+            name for each in self._locators for name in self._blocks.services_of(each)
+        )
+        if senders:
+            found["user.keep.services"] = " ".join(senders)
         return found
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:

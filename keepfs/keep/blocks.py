@@ -15,6 +15,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
+from cachetools import LRUCache
+
 from keepfs.keep.background import Background, BusyError
 from keepfs.keep.cache import KeepBlockCache
 from keepfs.keep.counters import Counters
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32
+#: Blocks of which it is remembered who has them; some 2 MB.
+_MOST_REMEMBERED = 10_000
 #: Seconds that closing waits for them; they were told to end.
 _CLOSING = 5.0
 _ID_CHARACTERS = string.digits + string.ascii_lowercase
@@ -69,6 +73,8 @@ class BlockClient:
         self.counters = counters or Counters()
         self._store = store
         self._background = Background(_MOST_BACKGROUND)
+        self._services_of = LRUCache[str, tuple[str, ...]](_MOST_REMEMBERED)
+        self._remembering = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +144,7 @@ class BlockClient:
         call = self._call(num_retries, request_id, headers, timeout)
         if locator.permission_expired():
             self.counters.misses.add(1)
-            return memoryview(self._store.read(locator, call)).toreadonly()
+            return memoryview(self._store.read(locator, self._noting(locator, call))).toreadonly()
         fetched: list[bool] = []
 
         def fetch() -> bytes | memoryview:
@@ -152,6 +158,14 @@ class BlockClient:
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)
         return _of_hinted_size(locator, block)
+
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Return who sent a block, or confirmed it, the last time; empty if nobody did yet.
+
+        Root URLs, or the local store's name; of the last 10,000 blocks. Doesn't wait.
+        """
+        with self._remembering:
+            return self._services_of.get(locator.md5sum, ())
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Tell whether a block is there, by beginning to fetch it, and return its size in bytes.
@@ -248,7 +262,9 @@ class BlockClient:
         call = self._call(num_retries, request_id, timeout=timeout)
         name = KeepLocator.of_block(view) if locator is None else locator
         wanted = Wanted(max(1, copies), None if classes is None else tuple(classes))
-        return self._store.write(view, name, wanted, call)
+        receipt = self._store.write(view, name, wanted, call)
+        self._note(name, *receipt.services)
+        return receipt
 
     def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free; of services, which don't say, plenty."""
@@ -287,10 +303,18 @@ class BlockClient:
     def _announcing(self, locator: KeepLocator, call: Call) -> Call:
         """Have those who only want to know the block's size told as soon as it is known."""
         return dataclasses.replace(
-            call,
+            self._noting(locator, call),
             answered=lambda size: self.block_cache.announce(locator, size),
             allocate=self.block_cache.allocate,
         )
+
+    def _noting(self, locator: KeepLocator, call: Call) -> Call:
+        """Have noted who sends the block."""
+        return dataclasses.replace(call, sent=lambda name: self._note(locator, name))
+
+    def _note(self, locator: KeepLocator, *services: str) -> None:
+        with self._remembering:
+            self._services_of[locator.md5sum] = services
 
     def _probe_expired(self, locator: KeepLocator, deadline: float) -> int | None:
         """Ask for a block that may not come from the cache, nor go there."""

@@ -132,7 +132,9 @@ class LocalStore:
 
     def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
         """Read a block and verify it; as `Store` has it."""
-        return self.get(locator, call.allocate)
+        block = self.get(locator, call.allocate)
+        call.sent(self.name)
+        return block
 
     def find(self, locator: KeepLocator, call: Call) -> Found:  # noqa: ARG002 - ditto
         """Tell a block's size; as `Store` has it."""

@@ -120,7 +120,9 @@ class RemoteStore:
             NotFoundError: No service has it.
             KeepReadError: It couldn't be read; `cause` says why.
         """
-        outcome = self._ask(locator, "GET", call).outcome()
+        service = self._ask(locator, "GET", call)
+        call.sent(service.root)
+        outcome = service.outcome()
         return (outcome and outcome.block) or b""
 
     def find(self, locator: KeepLocator, call: Call) -> Found:

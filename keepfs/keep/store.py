@@ -32,6 +32,7 @@ class Call:
         request_id: Goes with its requests.
         headers: Further ones that go with them.
         answered: Called with the block's size as soon as a service begins to send it.
+        sent: Called with the name of who sent the block, once it is verified.
         backoff: How long to wait between rounds.
         allocate: Makes the memory that a block is read into.
     """
@@ -41,6 +42,7 @@ class Call:
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     answered: Callable[[int], None] | None = None
+    sent: Callable[[str], None] = lambda _: None
     backoff: Backoff = field(default_factory=Backoff)
     allocate: Callable[[int], Room] = FreshRoom
 

@@ -215,6 +215,16 @@ class BlockStoreContract:
 
         assert store.cached_block(KeepLocator(f"{FOO}+{EXPIRED_HINT}")) is None
 
+    def test_who_sent_or_confirmed_a_block_is_known_from_then_on(self, store: BlockStore) -> None:
+        assert store.services_of(FOO) == ()
+        receipt = store.put_block(b"foo", copies=1)
+        confirmed = store.services_of(receipt.locator)
+        store.get_block(receipt.locator)
+
+        assert confirmed == receipt.services
+        assert store.services_of(FOO)
+        assert set(store.services_of(FOO)) <= set(receipt.services)
+
     # --- room ---
 
     def test_free_space_is_part_of_all_space(self, store: BlockStore) -> None:

@@ -41,6 +41,9 @@ class BlockStore(Protocol):
     def has_room(self, size: int) -> bool:
         """Tell whether a block could be fetched without waiting for others."""
 
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Return who sent or confirmed a block, as far as that is known."""
+
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block, verified. Blocks."""
 
@@ -95,6 +98,12 @@ class DictStore:
     def has_room(self, size: int) -> bool:
         """Tell whether a block is one of the store's size."""
         return size <= MAX_BLOCK_SIZE
+
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Name the store, for a block that was read or put."""
+        called = {("get_block", locator.md5sum), ("put_block", locator.md5sum)}
+        with self._lock:
+            return (self.name,) if called.intersection(self.calls) else ()
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a block."""
@@ -198,6 +207,10 @@ class FailingStore:
         """Ask the store."""
         return self._store.has_room(size)
 
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Ask the store."""
+        return self._store.services_of(locator)
+
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Fail as told, or ask the store."""
         self._meet_fate("get_block")
@@ -282,6 +295,10 @@ class GatedStore:
     def has_room(self, size: int) -> bool:
         """Ask the store."""
         return self._store.has_room(size)
+
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Ask the store."""
+        return self._store.services_of(locator)
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Wait at the gate, then ask the store."""

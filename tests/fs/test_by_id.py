@@ -263,6 +263,16 @@ async def test_hints_are_part_of_the_name_and_kept_in_the_locator() -> None:
         assert list(by_id.names()) == [name]
 
 
+async def test_who_sent_the_blocks_is_shown_once_they_were_read() -> None:
+    store = a_store()
+    async with directory_of(store) as by_id:
+        file = await found(by_id, f"{FOO},{FOO}")
+
+        assert "user.keep.services" not in file.xattrs()
+        await file.read(0, 6)
+        assert file.xattrs()["user.keep.services"] == store.name
+
+
 async def test_the_earliest_expiry_of_a_list_is_the_files() -> None:
     earlier = SIGNATURE.replace("7fffffff", "70000000")
     async with directory_of(a_store()) as by_id:

@@ -191,6 +191,10 @@ def test_the_attributes_name_locator_and_expiry(shared: KeepfsMount) -> None:
     assert os.getxattr(path, "user.keep.expires") == b"2026-12-06T06:33:20+00:00"
     assert min(os.listxattr(path)) == "user.keep.expires"
     with pytest.raises(OSError, match="No data"):
+        os.getxattr(path, "user.keep.services")
+    path.read_bytes()
+    assert os.getxattr(path, "user.keep.services").decode() == f"local:{shared.store}"
+    with pytest.raises(OSError, match="No data"):
         os.getxattr(path, "user.keep.error")
     with pytest.raises(OSError, match="not supported"):
         os.setxattr(path, "user.keep.state", b"x")

@@ -118,6 +118,21 @@ def test_cp_stores_two_copies_and_no_more_and_cat_reads_them(
     assert counts(stores, "GET") <= 2
 
 
+def test_by_id_shows_who_sent_a_block(
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
+) -> None:
+    mount, _ = cluster
+    mount.mount()
+    blocks = [os.urandom(1000), os.urandom(1000)]
+    names = [store.store_block(block) for store, block in zip(stores, blocks, strict=False)]
+    path = mount.by_id / ",".join(names)
+
+    assert path.read_bytes() == b"".join(blocks)
+
+    urls = " ".join(f"{store.url}/" for store in stores[: len(blocks)])
+    assert os.getxattr(path, "user.keep.services").decode() == urls
+
+
 def test_options_say_copies_and_classes(
     cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
 ) -> None:

@@ -27,6 +27,7 @@ from keepfs.fs.upload import UploadDirectory
 from keepfs.fs.upload_file import UploadFile
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
+from keepfs.keep.local import remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -216,6 +217,7 @@ class _Mount:
                         nursery.start_soon(self._announce)
                         nursery.start_soon(self._keep_catalog_short)
                         nursery.start_soon(self._failed.retry)
+                        nursery.start_soon(self._remove_leftovers)
                         nursery.start_soon(self._obey, signals, upload, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
@@ -265,6 +267,14 @@ class _Mount:
                 await trio.to_thread.run_sync(self._catalog.checkpoint)
             except OSError as error:
                 _log.warning("%s", error)
+
+    async def _remove_leftovers(self) -> None:
+        """Remove what killed writers left in a local store."""
+        store = self._options.store.local_store
+        if store is not None and not self._options.read_only:
+            count = await trio.to_thread.run_sync(remove_leftovers, store, abandon_on_cancel=True)
+            if count:
+                _log.info("removed %d temporary files of killed writers from %s", count, store)
 
     async def _obey(
         self, signals: AsyncIterator[int], upload: UploadDirectory, serving: trio.CancelScope

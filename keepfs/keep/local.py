@@ -8,11 +8,13 @@ leaves the whole block or none. Any thread, and any process, may use it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,8 @@ _CAUSE_BY_ERRNO = {
 }
 # Of temporary files: the SDK's own end in `.tmp` too, and neither is a digest.
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = "keepfs-", ".tmp"
+#: After which one is taken for left behind: a day.
+_LEFTOVER_AGE_NS = 24 * 3600 * 10**9
 
 
 class LocalStore:
@@ -223,6 +227,24 @@ class LocalStore:
         # Each new directory is on disk once the one it is in is.
         for made in missing:
             _sync_directory(made.parent)
+
+
+def remove_leftovers(directory: Path) -> int:
+    """Remove what writers who were killed left in a local store; return how many files. Blocks.
+
+    A temporary file that nobody has written to for a day is one: a block takes seconds.
+    What can't be removed stays.
+    """
+    removed = 0
+    youngest = time.time_ns() - _LEFTOVER_AGE_NS
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(_TEMPORARY_PREFIX) and entry.name.endswith(_TEMPORARY_SUFFIX):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime_ns < youngest:
+                        Path(entry.path).unlink()
+                        removed += 1
+    return removed
 
 
 def _fill(view: memoryview, file: io.FileIO) -> int:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from keepfs.keep import (
     NotFoundError,
     Receipt,
 )
+from keepfs.keep.local import remove_leftovers
 from tests.fakes.threads import Running, wait_until
 
 if TYPE_CHECKING:
@@ -540,3 +542,18 @@ def test_a_reader_sees_a_whole_block_or_none_while_it_is_written(
     writer.result()
 
     assert found <= {len(block)}
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(directory: Path) -> None:
+    assert remove_leftovers(directory) == 0
+    directory.mkdir()
+    kept = [FOO.md5sum, f"{FOO.md5sum}.tmp", "keepfs-notes", "keepfs-young.tmp"]
+    for name in (*kept, "keepfs-old.tmp"):
+        (directory / name).write_bytes(b"f")
+    (directory / "keepfs-directory.tmp").mkdir()
+    two_days_ago = time.time_ns() - 2 * 24 * 3600 * 10**9
+    for name in ("keepfs-directory.tmp", "keepfs-old.tmp", *kept[:3]):
+        os.utime(directory / name, ns=(two_days_ago, two_days_ago))
+
+    assert remove_leftovers(directory) == 1
+    assert names(directory) == sorted([*kept, "keepfs-directory.tmp"])

@@ -411,6 +411,21 @@ def test_nothing_the_mount_needs_may_lie_in_it(unmounted: KeepfsMount, what: str
     assert list(unmounted.path.iterdir()) == []
 
 
+def test_a_mount_clears_away_what_killed_writers_left_in_its_store(
+    unmounted: KeepfsMount,
+) -> None:
+    unmounted.store.mkdir()
+    left, young = unmounted.store / "keepfs-left.tmp", unmounted.store / "keepfs-young.tmp"
+    left.touch()
+    young.touch()
+    os.utime(left, (0, 0))
+
+    unmounted.mount()
+
+    wait_until(lambda: "removed 1 temporary files" in unmounted.log_file.read_text())
+    assert [path.name for path in unmounted.store.iterdir()] == [young.name]
+
+
 def test_a_store_that_cannot_be_used_refuses_the_mount(unmounted: KeepfsMount) -> None:
     unmounted.path.mkdir()
     (unmounted.base / "file").touch()

@@ -54,6 +54,9 @@ class BlockClient:
         num_retries: Rounds after the first, where a call doesn't say.
         counters: To count in.
 
+    Raises:
+        TypeError: `block_cache` is another kind of cache.
+
     Attributes:
         total_timeout: Seconds after which a call gives up whatever happens.
         backoff: How long to wait between rounds.
@@ -67,7 +70,7 @@ class BlockClient:
         counters: Counters | None = None,
     ) -> None:
         self.num_retries = num_retries
-        self.block_cache = block_cache or KeepBlockCache()
+        self.block_cache = _cache(block_cache)
         self.total_timeout = DEFAULT_TOTAL_TIMEOUT
         self.backoff = Backoff()
         self.counters = counters or Counters()
@@ -339,6 +342,16 @@ class BlockClient:
         if failures:
             raise failures.pop()
         return next(iter(answers), None)
+
+
+def _cache(given: object) -> KeepBlockCache:
+    """Return the cache that was given, or a new one."""
+    if given is None:
+        return KeepBlockCache()
+    if isinstance(given, KeepBlockCache):
+        return given
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    raise TypeError(f"block_cache is a {kind}: give a keepfs.keep.KeepBlockCache")
 
 
 def _is_empty(locator: KeepLocator) -> bool:

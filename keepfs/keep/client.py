@@ -57,6 +57,7 @@ class KeepClient(BlockClient):
 
     Raises:
         ArgumentError: Nothing says where the services are, or a proxy is no URL.
+        TypeError: `block_cache` is another kind of cache, the SDK's perhaps.
         ValueError: Both `api_client` and `api_token` are given, a timeout isn't
             one, or fewer than no blocks are to be fetched ahead.
     """

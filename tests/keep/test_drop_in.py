@@ -202,3 +202,11 @@ def test_a_patched_sleep_reaches_the_waits_between_rounds() -> None:
         assert list(RetryLoop(2)) == [0, 1, 2]
 
     assert sleep.call_count == 2
+
+
+def test_another_kind_of_cache_is_refused_by_name() -> None:
+    class Other:
+        pass
+
+    with pytest.raises(TypeError, match=r"block_cache is a tests\..*Other: give a keepfs\.keep"):
+        KeepClient(local_store="/nowhere", block_cache=Other())  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """How fast keepfs is: figures as ratios to baselines that are measured in the same run.
 
-    scripts/bench                     everything but what takes long; about ten minutes
+    scripts/bench                     everything but what takes long; some twenty minutes
     scripts/bench reading writing     some groups only
     scripts/bench growth memory       what takes long: cost as work grows, peak memory
     scripts/bench --like-keepstore    the same with services that hash as keepstores do
@@ -40,9 +40,9 @@ How it is done:
 - A virtual machine's host may take back free memory, and whoever is given it next
   waits for it. So memory is touched and given back just before a trial, and the
   pages of a cold file are dropped before the next is read.
-- arv-mount shows collections, so the API server has one of each trial's blocks. Its
-  own loading of that is not timed. Both its caches are measured: on the disk, which
-  is its default, and in memory as ours is.
+- arv-mount shows collections, so the API server has one of each trial's blocks.
+  arv-mount's loading of the manifest isn't timed. Both its caches are measured: on
+  the disk, which is its default, and in memory as ours is.
 
 Rooms: `build` compiles the two C programs, `services` starts the block server or
 takes what services are given, `rig` holds what a run has, `measure` measures, and

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from bench import arvmount, growth, inprocess, memory, names, reading, report, starting, writing
+from bench.measure import NotMeasuredError
 from bench.rig import MUCH_ROOM, ROOM, rig
 from bench.services import Kind
 
@@ -19,10 +20,10 @@ GROUPS = {
     "services": inprocess.measure_services,
     "inprocess": inprocess.measure,
     "reading": reading.measure,
-    "arv-mount": arvmount.measure,
     "writing": writing.measure,
     "names": names.measure,
     "starting": starting.measure,
+    "arv-mount": arvmount.measure,
     "growth": growth.measure,
     "memory": memory.measure,
 }
@@ -93,12 +94,13 @@ def main(
         room=MUCH_ROOM if "growth" in wanted else ROOM,
     ) as it:
         click.echo(report.heading(it.services.kind))
-        if "arv-mount" in wanted and (reason := arvmount.why_not()):
-            click.echo(f"not beside arv-mount: {reason}")
         for group in wanted:
-            for figure in GROUPS[group](it):
-                figures.append(figure)
-                click.echo(report.line(figure))
+            try:
+                for figure in GROUPS[group](it):
+                    figures.append(figure)
+                    click.echo(report.line(figure))
+            except NotMeasuredError as reason:
+                click.echo(f"{group}: not measured: {reason}")
     about = {
         "services": it.services.kind,
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import os
 import subprocess
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from bench import baselines
 from bench.baselines import wait_mounted
-from bench.measure import Target, compare, mb
-from bench.mounting import Mount, mounted, new_base
+from bench.measure import NotMeasuredError, Target, VerifyError, compare, mb
+from bench.mounting import Mount, environment, mounted, new_base
 from bench.reading import Reader, verify
 from tests.keepstore import portable_data_hash
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bench.measure import Figure, Taken
     from bench.rig import Rig
-    from bench.services import Services
+    from tests.keepstore import ApiControls
 
 #: Seconds it may take to end.
 _PATIENCE = 20.0
@@ -31,33 +31,28 @@ _PATIENCE = 20.0
 _TARGET = Target(2)
 
 
-def _program() -> Path:
-    return Path(sys.executable).with_name("arv-mount")
-
-
-def why_not() -> str | None:
-    """Return why nothing can be measured; None if it can."""
-    if _program().exists():
-        return None
-    return "there is no arv-mount: scripts/setup --bench installs it"
-
-
 def measure(rig: Rig) -> Iterator[Figure]:
-    """Measure reading beside arv-mount; nothing where there is none.
+    """Measure reading beside arv-mount.
 
     Cold, keepfs has the cache that it has by default; arv-mount has room for all
     that is read in a trial, since it fetches several blocks ahead. It keeps them on
     the disk by default, or in memory as keepfs does.
+
+    Raises:
+        NotMeasuredError: There is no arv-mount, it doesn't come up, or there is no
+            API server of ours to have its collections.
     """
-    if why_not() is not None:
-        return
+    program = Path(sys.executable).with_name("arv-mount")
+    if not program.exists():
+        raise NotMeasuredError("there is no arv-mount: scripts/setup --bench installs it")
+    if rig.services.api is None:
+        raise NotMeasuredError("its collections need an API server of ours: not with --services")
     roomy = str((rig.long + 2) * rig.block)
     with (
         mounted(rig, "--cache-size", str(4 * rig.block)) as mount,
         mounted(rig, "--cache-size", roomy) as caching,
-        _listed(rig) as services,
-        _mounted(rig, services, "--disk-cache", "--file-cache", roomy) as on_disk,
-        _mounted(rig, services, "--ram-cache", "--file-cache", roomy) as in_memory,
+        _mounted(rig, rig.services.api, program, "--disk-cache", roomy) as on_disk,
+        _mounted(rig, rig.services.api, program, "--ram-cache", roomy) as in_memory,
     ):
         ours = Reader(rig, mount)
         theirs = {"arv-mount": on_disk, "its --ram-cache": in_memory}
@@ -73,22 +68,20 @@ class ArvMountReader(Reader):
     Args:
         rig: Where the blocks are.
         mount: The running arv-mount.
-        services: Whose API server has the collections.
+        api: The API server that has the collections.
     """
 
-    def __init__(self, rig: Rig, mount: Mount, services: Services) -> None:
+    def __init__(self, rig: Rig, mount: Mount, api: ApiControls) -> None:
         super().__init__(rig, mount)
-        self._api = services.api
+        self._api = api
 
     def files(self, names: list[str]) -> list[Path]:
         """Make a collection with a file for each locator or comma list.
 
         arv-mount has its manifest, and knows the files, when this returns.
         """
-        manifest = _manifest(names)
+        manifest = manifest_of(names)
         name = portable_data_hash(manifest)
-        if self._api is None:
-            raise AssertionError
         self._api.configure(collections={name: manifest})
         return sorted((self.mount.path / name).iterdir())
 
@@ -99,7 +92,7 @@ class ArvMountReader(Reader):
         return taken
 
 
-def _manifest(names: list[str]) -> str:
+def manifest_of(names: list[str]) -> str:
     """Return the manifest of a collection of files 0000, 0001, ... as in Arvados."""
     files, position = [], 0
     for number, name in enumerate(names):
@@ -111,46 +104,35 @@ def _manifest(names: list[str]) -> str:
 
 
 @contextmanager
-def _listed(rig: Rig) -> Iterator[Services]:
-    """Have an API server for a while, whose collections may be set."""
-    if rig.services.api is not None:
-        yield rig.services
-        return
-    services = dataclasses.replace(rig.services)
-    services.announce(rig.base)
-    try:
-        yield services
-    finally:
-        services.close()
-
-
-@contextmanager
-def _mounted(rig: Rig, services: Services, *options: str) -> Iterator[ArvMountReader]:
+def _mounted(
+    rig: Rig, api: ApiControls, program: Path, cache: str, size: str
+) -> Iterator[ArvMountReader]:
     """Mount all collections for a while.
 
     Raises:
-        RuntimeError: It didn't come up; with the log's end.
+        NotMeasuredError: It didn't come up; with the log's end.
     """
     base = new_base(rig)
     log = base / "log"
-    words = ["--foreground", "--by-pdh", *options, str(base / "mnt")]
-    environment = {**services.environment, "HOME": str(base)}
+    words = ["--foreground", "--by-pdh", cache, "--file-cache", size, str(base / "mnt")]
     with (
         log.open("wb") as errors,
-        subprocess.Popen([_program(), *words], env=environment, stderr=errors) as process,
+        subprocess.Popen([program, *words], env=environment(rig, base), stderr=errors) as process,
     ):
         try:
             try:
                 wait_mounted(process, base / "mnt")
             except RuntimeError as error:
-                raise RuntimeError(f"{error}:\n{log.read_text()[-2000:]}") from None
-            yield ArvMountReader(rig, Mount(base / "mnt", process.pid), services)
+                raise NotMeasuredError(f"{error}:\n{log.read_text()[-2000:]}") from None
+            yield ArvMountReader(rig, Mount(base / "mnt", process.pid), api)
         finally:
             # A signal alone wakes none of its threads that wait for the kernel.
-            subprocess.run(["fusermount3", "-u", "-z", base / "mnt"], check=False)
+            unmount = ["fusermount3", "-u", "-z", str(base / "mnt")]
+            subprocess.run(unmount, stderr=errors, check=False)
             try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE)
+            finally:
                 process.kill()
 
 
@@ -163,7 +145,7 @@ def _cold(
 
     what = f"{count} blocks of one file" if together else f"{count} blocks in turn"
     return compare(
-        f"mount: cold, {what}",
+        f"beside arv-mount: cold, {what}",
         mb(rig.block * count),
         functools.partial(trial, ours),
         {name: functools.partial(trial, reader) for name, reader in theirs.items()},
@@ -186,12 +168,17 @@ def _cached(rig: Rig, ours: Reader, theirs: dict[str, ArvMountReader]) -> Figure
         verify(path, name)
         return functools.partial(trial, reader, path)
 
-    return compare(
-        f"mount: {rig.block_name} from the cache, pages dropped",
+    subject, others = cached(ours), {kind: cached(it) for kind, it in theirs.items()}
+    before = rig.services.counts()
+    figure = compare(
+        f"beside arv-mount: {rig.block_name} from the cache, pages dropped",
         mb(rig.block),
-        cached(ours),
-        {kind: cached(reader) for kind, reader in theirs.items()},
+        subject,
+        others,
         repeats=rig.repeats,
         pid=ours.mount.pid,
         target=_TARGET,
     )
+    if rig.services.counts() != before:
+        raise VerifyError("a block didn't come out of a cache")
+    return figure

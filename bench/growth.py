@@ -82,7 +82,7 @@ def _in_turn(reader: Reader, count: int) -> Taken:
 
 
 def _at_once(reader: Reader, count: int) -> Taken:
-    return reader.cold_at_once(reader.fresh.take(count))
+    return reader.cold_by_many(reader.fresh.take(count))
 
 
 def _names(rig: Rig, steps: tuple[int, ...]) -> Iterator[Figure]:

@@ -20,6 +20,10 @@ class VerifyError(Exception):
     """What was read isn't what was stored, or wasn't fetched where it should have been."""
 
 
+class NotMeasuredError(Exception):
+    """A group can't be measured here; says why."""
+
+
 @dataclass(frozen=True)
 class Taken:
     """What the timed part of a trial took.

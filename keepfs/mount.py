@@ -252,8 +252,9 @@ class _Mount:
             )
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
-        # Modules and what else there is now stay to the end: no full collection need go
+        # Modules and what else is left now stay to the end: no full collection need go
         # through them again, 20 ms in which everybody waits.
+        gc.collect()
         gc.freeze()
         _log.info("the mount on %s answers", self._options.mountpoint)
         self._reporter.ready()

@@ -127,6 +127,8 @@ CONFIG_KEYS = frozenset(
     for field in dataclasses.fields(kind)
     if field.name not in {"mountpoint", "store"}
 )
+#: Those that are paths.
+_PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))
 
 
 def parse_size(text: str) -> int:
@@ -149,15 +151,21 @@ def format_size(size: int) -> str:
     return f"{size} B"
 
 
-def default_config_file() -> Path:
-    """Return where the configuration file is looked for."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    base = home if home.is_absolute() else Path.home() / ".config"
+def default_config_file() -> Path | None:
+    """Return where the configuration file is looked for; None for whoever has no home."""
+    base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".config"
+        except RuntimeError:
+            return None
     return base / "keepfs" / "config.toml"
 
 
 def read_config_file(path: Path) -> dict[str, object]:
     """Read a configuration file; one that isn't there is empty.
+
+    A path in it that is relative is meant from where the file lies.
 
     Args:
         path: A TOML file of `CONFIG_KEYS`.
@@ -179,4 +187,6 @@ def read_config_file(path: Path) -> dict[str, object]:
     for key, value in settings.items():
         if isinstance(value, (list, dict)):
             raise OptionsError(f"{path}: {key} is one value, not a {type(value).__name__}")
+        if key in _PATHS and isinstance(value, str) and value and not value.startswith("~"):
+            settings[key] = str(path.absolute().parent / value)
     return settings

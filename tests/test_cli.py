@@ -485,7 +485,7 @@ def test_the_file_says_where_unsaved_files_are(shell: Shell) -> None:
     configuration.parent.mkdir(parents=True)
     configuration.write_text('state-dir = "state"')
     (shell.home / "m").mkdir()
-    aside = shell.home / "state" / "unsaved" / "1"
+    aside = configuration.parent / "state" / "unsaved" / "1"
     aside.mkdir(parents=True)
     (aside / "about.json").write_text("")
 

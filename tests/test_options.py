@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,9 +18,6 @@ from keepfs.options import (
     parse_size,
     read_config_file,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -80,6 +77,33 @@ def test_the_configuration_file_has_its_place(
 
     assert at_home == still_at_home == tmp_path / ".config/keepfs/config.toml"
     assert str(elsewhere) == "/elsewhere/keepfs/config.toml"
+
+
+def test_who_has_no_home_has_no_configuration_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+
+    assert default_config_file() is None
+
+
+def test_a_relative_path_is_meant_from_where_the_file_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('local-store = "blocks"\nstate-dir = "~/state"\nlog-file = "/log"\n')
+    monkeypatch.chdir(tmp_path)
+
+    for name in (path, Path("config.toml")):
+        assert read_config_file(name) == {
+            "local-store": str(tmp_path / "blocks"),
+            "state-dir": "~/state",
+            "log-file": "/log",
+        }
+    path.write_text('local-store = ""')  # none, for the SDK too
+    assert read_config_file(path) == {"local-store": ""}
 
 
 def test_a_configuration_file_that_is_not_there_is_empty(tmp_path: Path) -> None:

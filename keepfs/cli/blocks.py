@@ -14,7 +14,7 @@ import click
 
 from keepfs import stores
 from keepfs.cli import failures
-from keepfs.cli.settings import config_file, store_settings
+from keepfs.cli.settings import store_settings
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 from keepfs.keep.survey import Sighting, survey
@@ -35,7 +35,6 @@ def _client(store: StoreOptions) -> Iterator[KeepClient]:
 
 @click.command("put")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@config_file
 @store_settings
 def put_command(files: tuple[str, ...], store: StoreOptions) -> None:
     """Store each FILE; print its locator, a tab, and its name. `-` is standard input.
@@ -59,7 +58,6 @@ def put_command(files: tuple[str, ...], store: StoreOptions) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file."
 )
-@config_file
 @store_settings
 def get_command(locators: tuple[str, ...], output: Path | None, store: StoreOptions) -> None:
     """Write blocks to standard output, verified, one after the other.
@@ -80,7 +78,6 @@ def get_command(locators: tuple[str, ...], output: Path | None, store: StoreOpti
 
 @click.command("stat")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
-@config_file
 @store_settings
 def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """Print each block's size and locator, if it is there; exit with 1 if any isn't."""
@@ -99,7 +96,6 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 
 @click.command("verify")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
-@config_file
 @store_settings
 def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """Have every service check its copy of each block, without a transfer.
@@ -122,7 +118,6 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 
 @click.command("where")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
-@config_file
 @store_settings
 def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """Show which services have each block, in the order they are asked, and how fast they answer.

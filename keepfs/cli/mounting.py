@@ -58,7 +58,6 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 @click.command("mount")
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front, and log to standard error.")
-@settings.config_file
 @click.option(
     "-o",
     "words",

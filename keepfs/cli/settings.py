@@ -80,7 +80,8 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     try:
         if path is not None and not path.exists():
             raise click.UsageError(f"there is no configuration file {path}")
-        found = options.read_config_file(path or options.default_config_file())
+        file = path or options.default_config_file()
+        found = {} if file is None else options.read_config_file(file)
     except (options.OptionsError, OSError) as error:
         raise click.UsageError(str(error)) from error
     if isinstance(found.get("umask"), int):
@@ -90,7 +91,7 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
-#: Gives a command what the configuration file says of its settings.
+#: Gives a command without `store_settings` what the configuration file says of its settings.
 config_file = click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -103,7 +104,10 @@ config_file = click.option(
 
 
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where the blocks are, as one argument `store`."""
+    """Give a command the options that say where the blocks are, as one argument `store`.
+
+    It gets what the configuration file says of these, and of its other settings.
+    """
 
     @functools.wraps(command)
     def with_store(
@@ -139,7 +143,7 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         command(store=store, **others)
 
     decorated: Callable[..., None] = with_store
-    for decorate in reversed(_STORE_SETTINGS):
+    for decorate in reversed((config_file, *_STORE_SETTINGS)):
         decorated = decorate(decorated)
     return decorated
 

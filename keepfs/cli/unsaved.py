@@ -74,7 +74,6 @@ def retry_command(path: Path) -> None:
 @_mountpoint
 @click.argument("name")
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
-@config_file
 @_state_dir
 @store_settings
 def export_command(

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from keepfs.fs.blocks import AsyncBlocks
 
-#: Entries in one answer to readdir, some 5 ms: a kernel may ask for 6,000, and everybody
+#: Names looked at for one answer to readdir, some 5 ms: a kernel may ask for 6,000, and everybody
 #: else waits until they are there.
 _MOST_LISTED = 256
 
@@ -349,8 +349,11 @@ class Operations(pyfuse3.Operations):
         listing = self._listings[fh]
         if start_id == 0:
             listing.names, listing.rest = [], iter(listing.node.names())
-        number, listed = start_id, 0
-        while listed < _MOST_LISTED and (name := listing.name(number)) is not None:
+        number, is_listed = start_id, False
+        # An answer without any would be the end of the directory.
+        while (number - start_id < _MOST_LISTED or not is_listed) and (
+            name := listing.name(number)
+        ) is not None:
             number += 1
             node = listing.node.entry_nowait(name)
             if node is None:  # removed meanwhile
@@ -358,7 +361,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, os.fsencode(name), node.attributes(), number):
                 return
             self._inodes.remember(node)
-            listed += 1
+            is_listed = True
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -52,14 +52,13 @@ class KeepClient(BlockClient):
         block_cache: Shared with other clients if given; else one of 256 MiB.
         num_retries: Default for get and put.
         session: Whose adapters, TLS and proxy settings to use.
-        num_prefetch_threads: How many blocks the SDK's file readers fetch ahead,
-            2 when None; 0 turns `block_prefetch` off.
+        num_prefetch_threads: Blocks that the SDK's file readers fetch ahead, 2 when
+            None; 0 turns `block_prefetch` off.
 
     Raises:
         ArgumentError: Nothing says where the services are, or a proxy is no URL.
-        TypeError: `block_cache` is another kind of cache, the SDK's perhaps.
-        ValueError: Both `api_client` and `api_token` are given, a timeout isn't
-            one, or fewer than no blocks are to be fetched ahead.
+        TypeError, ValueError: `block_cache` is the SDK's; both `api_client` and
+            `api_token` are given; a timeout or `num_prefetch_threads` can't be.
     """
 
     DEFAULT_TIMEOUT = DEFAULT_TIMEOUT

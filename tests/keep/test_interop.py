@@ -218,46 +218,46 @@ def test_the_sdks_api_client_type_is_ours_to_use(cluster: Cluster) -> None:
 
 
 @pytest.fixture
-def api(
+def server(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[ApiControls, Any]]:
-    """An API server that lists the cluster's keepstores, and the SDK's client of it."""
-    import arvados  # noqa: PLC0415 - slow to import, and for few tests
-
+) -> Iterator[ApiControls]:
+    """An API server that lists the cluster's keepstores, for the SDK's client of it."""
     authority = Authority(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
-    with ApiControls(ApiSettings(), listening=Listening(tls=authority.certify())) as server:
-        server.list_services(cluster.entries(*cluster.stores))
-        sdks = arvados.api("v1", host=server.host, token=TEST_TOKEN)
-        yield server, sdks
-        sdks.close()
-        del sdks
-        gc.collect()  # what the SDK leaves open is to warn here, where it is expected
+    with ApiControls(ApiSettings(), listening=Listening(tls=authority.certify())) as started:
+        started.list_services(cluster.entries(*cluster.stores))
+        yield started
+        # What the SDK's client left open is to warn here, where it is expected.
+        gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore")  # the SDK's own libraries warn of themselves
 def test_the_sdks_own_api_client_finds_services_for_us(
-    cluster: Cluster, api: tuple[ApiControls, Any]
+    cluster: Cluster, server: ApiControls
 ) -> None:
-    with KeepClient(api_client=api[1], local_store="") as client:
+    import arvados  # noqa: PLC0415 - slow to import, and for few tests
+
+    api = arvados.api("v1", host=server.host, token=TEST_TOKEN)
+    with KeepClient(api_client=api, local_store="") as client:
         locator = client.put(b"found by the SDK's client", copies=1)
         client.block_cache.clear()
 
         assert client.get(locator) == b"found by the SDK's client"
         assert client.api_token == TEST_TOKEN
+    api.close()
     assert sum(cluster.counts("PUT")) == 1
 
 
 @pytest.mark.filterwarnings("ignore")  # the SDK's own libraries warn of themselves
 def test_the_sdks_collections_read_and_write_with_our_client(
-    cluster: Cluster, api: tuple[ApiControls, Any]
+    cluster: Cluster, server: ApiControls
 ) -> None:
-    from arvados.collection import Collection, CollectionReader  # noqa: PLC0415 - slow to import
+    import arvados.collection  # noqa: PLC0415 - slow to import, and for few tests
 
-    server, sdks = api
-    with KeepClient(api_client=sdks, local_store="") as client:
-        collection = Collection(None, sdks, client, replication_desired=1)
+    api = arvados.api("v1", host=server.host, token=TEST_TOKEN)
+    with KeepClient(api_client=api, local_store="") as client:
+        collection = arvados.collection.Collection(None, api, client, replication_desired=1)
         for name, content in (("one", b"one"), ("d/two", b"two" * 1000)):
             with collection.open(name, "wb") as file:
                 file.write(content)
@@ -268,7 +268,7 @@ def test_the_sdks_collections_read_and_write_with_our_client(
         server.configure(collections={name: manifest})
         client.block_cache.clear()
 
-        reader = CollectionReader(name, sdks, client)
+        reader = arvados.collection.CollectionReader(name, api, client)
 
         assert sorted(reader) == ["d", "one"]
         assert reader.open("one", "rb").read() == b"one"
@@ -276,6 +276,7 @@ def test_the_sdks_collections_read_and_write_with_our_client(
         for number in range(300):  # it prefetches at every 128th reading
             assert file.readfrom(number * 3, 3) == b"two"
         reader.stop_threads()
+    api.close()
     assert sum(cluster.counts("GET")) == len(set(re.findall(r"[0-9a-f]{32}\+", manifest)))
 
 

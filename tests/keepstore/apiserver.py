@@ -1,7 +1,8 @@
 """An Arvados API server, as far as a Keep client asks one.
 
 It lists Keep services, shows the cluster's configuration and the discovery
-document, knows tokens, and hands out collections. All is what the test says it is.
+document, knows tokens, and hands out collections, to anybody. All is what the test
+says it is.
 """
 
 from __future__ import annotations

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import baselines
 from bench.baselines import wait_mounted
 from bench.measure import NotMeasuredError, Target, VerifyError, compare, mb
 from bench.mounting import Mount, environment, mounted, new_base
-from bench.reading import Reader, verify
+from bench.reading import Reader, size_of, verify
 from tests.keepstore import portable_data_hash
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ def manifest_of(names: list[str]) -> str:
     """Return the manifest of a collection of files 0000, 0001, ... as in Arvados."""
     files, position = [], 0
     for number, name in enumerate(names):
-        size = sum(int(locator.split("+")[1]) for locator in name.split(","))
+        size = sum(size_of(locator) for locator in name.split(","))
         files.append(f"{position}:{size}:{number:04}")
         position += size
     locators = ",".join(names).split(",")
@@ -130,7 +128,7 @@ def _mounted(
             unmount = ["fusermount3", "-u", "-z", str(base / "mnt")]
             subprocess.run(unmount, stderr=errors, check=False)
             try:
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(_PATIENCE)
             finally:
                 process.kill()
@@ -159,14 +157,10 @@ def _cold(
 def _cached(rig: Rig, ours: Reader, theirs: dict[str, ArvMountReader]) -> Figure:
     (name,) = rig.blocks(1)
 
-    def trial(reader: Reader, path: Path) -> float:
-        baselines.drop_pages(path)
-        return baselines.read_file(path, reader.buffer)
-
     def cached(reader: Reader) -> Callable[[], float]:
         (path,) = reader.files([name])
         verify(path, name)
-        return functools.partial(trial, reader, path)
+        return functools.partial(reader.cached, path)
 
     subject, others = cached(ours), {kind: cached(it) for kind, it in theirs.items()}
     before = rig.services.counts()

@@ -111,7 +111,7 @@ class Reader:
         """
         paths = self.files(names)
         # Filled: zeros would be memory that is only touched when it is read into.
-        buffers = [bytearray(b".") * (_size(name) + 1) for name in names]
+        buffers = [bytearray(b".") * (size_of(name) + 1) for name in names]
         watch, gets = Stopwatch(self.mount.pid), -self._gets()
         with watch:
             at_once(
@@ -125,6 +125,11 @@ class Reader:
             if md5(memoryview(buffer)[:-1]) != name[:32]:
                 raise VerifyError(f"{path} has other bytes")
         return watch.taken()
+
+    def cached(self, path: Path) -> float:
+        """Read a file that is in a cache, but not in the kernel's pages; return the seconds."""
+        baselines.drop_pages(path)
+        return baselines.read_file(path, self.buffer)
 
     def _note(self, names: list[str], gets: int) -> None:
         """Note how often each block was fetched.
@@ -143,7 +148,8 @@ class Reader:
         return counts["GET"] if counts else 0
 
 
-def _size(locator: str) -> int:
+def size_of(locator: str) -> int:
+    """Return a block's size in bytes, as its locator says."""
     return int(locator.split("+")[1])
 
 
@@ -201,7 +207,7 @@ def verify(path: Path, name: str) -> None:
     """
     with path.open("rb", buffering=0) as file:
         for locator in name.split(","):
-            size = _size(locator)
+            size = size_of(locator)
             digest = hashlib.md5(usedforsecurity=False)
             while size:
                 piece = file.read(min(size, 2**20))
@@ -297,15 +303,11 @@ def _cached(rig: Rig, reader: Reader, blocks: list[str], memfs: Path) -> Iterato
     for path, name in zip(paths, names, strict=True):
         verify(path, name)
 
-    def dropped(path: Path) -> float:
-        baselines.drop_pages(path)
-        return baselines.read_file(path, reader.buffer)
-
     yield compare(
         f"mount: {rig.block_name} from our cache, pages dropped",
         mb(rig.block),
-        lambda: dropped(paths[0]),
-        {"memfs in C": lambda: dropped(memfs / "block-0")},
+        lambda: reader.cached(paths[0]),
+        {"memfs in C": lambda: reader.cached(memfs / "block-0")},
         repeats=rig.repeats,
         pid=reader.mount.pid,
         target=Target(0.8),

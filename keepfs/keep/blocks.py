@@ -27,7 +27,7 @@ from keepfs.keep.store import Call, Wanted
 from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from typing_extensions import Buffer
 
@@ -147,7 +147,8 @@ class BlockClient:
         call = self._call(num_retries, request_id, headers, timeout)
         if locator.permission_expired():
             self.counters.misses.add(1)
-            return memoryview(self._store.read(locator, self._noting(locator, call))).toreadonly()
+            call = dataclasses.replace(call, sent=self._noting(locator))
+            return memoryview(self._store.read(locator, call)).toreadonly()
         fetched: list[bool] = []
 
         def fetch() -> bytes | memoryview:
@@ -306,14 +307,15 @@ class BlockClient:
     def _announcing(self, locator: KeepLocator, call: Call) -> Call:
         """Have those who only want to know the block's size told as soon as it is known."""
         return dataclasses.replace(
-            self._noting(locator, call),
+            call,
+            sent=self._noting(locator),
             answered=lambda size: self.block_cache.announce(locator, size),
             allocate=self.block_cache.allocate,
         )
 
-    def _noting(self, locator: KeepLocator, call: Call) -> Call:
-        """Have noted who sends the block."""
-        return dataclasses.replace(call, sent=lambda name: self._note(locator, name))
+    def _noting(self, locator: KeepLocator) -> Callable[[str], None]:
+        """Return what notes who sends a block."""
+        return lambda name: self._note(locator, name)
 
     def _note(self, locator: KeepLocator, *services: str) -> None:
         with self._remembering:

@@ -36,6 +36,10 @@ PATIENCE = 1.0
 DEFAULT_MAX_READS = 16
 #: Most threads that write at once; each holds a block of up to 64 MiB.
 DEFAULT_MAX_WRITES = 4
+#: Most threads that sync the catalog or note state on this machine's disk.
+_MAX_DISK_TASKS = 2
+#: Most threads that spill unstored files; the disk is the limit, not their number.
+_MAX_SPILLS = 2
 
 
 #: Seconds. The kernel serialises the lookups of one directory, and a client that
@@ -184,6 +188,9 @@ class AsyncBlocks:
         self._lookups = trio.CapacityLimiter(max_reads)
         self._writes = trio.CapacityLimiter(max_writes)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
+        # Work on this machine's disk never queues behind a stalled service.
+        self._disk = trio.CapacityLimiter(_MAX_DISK_TASKS)
+        self._spills = trio.CapacityLimiter(_MAX_SPILLS)
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
         self._under_way = collections.Counter[trio.CapacityLimiter]()
 
@@ -278,9 +285,22 @@ class AsyncBlocks:
         self._start(work, self._hashes, Call[None](lambda _: then()))
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run other work that blocks, and return what it does."""
+        """Run work on this machine's disk in a thread, and return its result.
+
+        Cancellation abandons the wait, not the work.
+        """
         call = Call[_T]()
-        self._start(work, self._writes, call)
+        self._start(work, self._disk, call)
+        return await call.wait()
+
+    async def spill(self, work: Callable[[], _T]) -> _T:
+        """Run work that writes unstored bytes to this machine's disk, and return its result.
+
+        It has threads of its own: it waits neither for stores nor for syncs.
+        Cancellation abandons the wait, not the work.
+        """
+        call = Call[_T]()
+        self._start(work, self._spills, call)
         return await call.wait()
 
     async def free_space(self) -> tuple[int, int]:
@@ -314,8 +334,8 @@ class AsyncBlocks:
     async def _run(
         self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
     ) -> None:
-        # What only reads is not worth waiting for when the mount ends.
-        abandon = limiter is not self._writes
+        # Reads are abandoned when the mount ends; what stores or spills bytes is awaited.
+        abandon = limiter not in (self._writes, self._disk, self._spills)
         try:
             result = await trio.to_thread.run_sync(
                 work, limiter=limiter, abandon_on_cancel=abandon

@@ -50,7 +50,7 @@ async def put_aside(
     for file in files:
         description, pieces = about(file), file.pieces()
         try:
-            aside = await blocks.run(
+            aside = await blocks.spill(
                 lambda it=description, of=pieces: unsaved.put_aside(state_dir, it, of)  # type: ignore[misc]
             )
         except OSError as error:

@@ -1,10 +1,8 @@
 """upload/: files and folders; what is closed here is stored, and found again at the next mount.
 
-The catalog has the entries; in memory are those that are in use: a node stays
-while the kernel knows it, while it is open, and until it is stored. An entry
-that is in memory counts, whatever the catalog has of that name: it may be the
-version before. The catalog is changed first, then memory, without an await in
-between: so the two are never apart.
+The catalog has the entries. A node is in memory while the kernel knows it, it
+is open or not stored; it counts, whatever version the catalog has of its name.
+The catalog is changed first, then memory, without an await in between.
 
 For the trio thread only.
 """
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from keepfs.fs.catalog import Catalog, Entry
+    from keepfs.fs.failed import FailedFiles
     from keepfs.fs.staging import Staging
     from keepfs.keep.receipt import Receipt
 
@@ -109,8 +108,7 @@ class UploadDirectory(DirectoryNode):
     def names(self) -> Iterator[str]:
         """Go through the names of all entries, in the order of their bytes.
 
-        They may change meanwhile: one that is there all the while comes once,
-        also if it is stored in between.
+        An entry that is there all the while comes once, also if it is stored meanwhile.
         """
         after = b""
         while True:
@@ -212,8 +210,7 @@ class UploadDirectory(DirectoryNode):
     def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
         """Move an entry, over an existing one if need be, in one step.
 
-        A file that isn't stored yet leaves the one it replaces in the catalog
-        until it is: after a crash the name has the old version or the new one.
+        A file that isn't stored leaves the one it replaces in the catalog until it is.
 
         Raises:
             FUSEError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
@@ -232,6 +229,7 @@ class UploadDirectory(DirectoryNode):
                 self._move_in_catalog(node, replaced, target, name, new_name)
             self._put(name, replaced)
             target._put(new_name, node)
+            _note_moved(self._staging.failed, node, replaced)
         elif replaced is not node:
             if replaced is not None:
                 if flags & pyfuse3.RENAME_NOREPLACE:
@@ -239,6 +237,7 @@ class UploadDirectory(DirectoryNode):
                 _check_replaceable(node, replaced)
                 _prepare_to_forget(replaced)
             with target._recording(self, moved=(node,)):
+                self._note_forgotten(replaced)
                 if node.number is None:
                     self.catalog.remove(self._number, name)
                 else:
@@ -247,6 +246,7 @@ class UploadDirectory(DirectoryNode):
             if replaced is not None:
                 _forget(replaced)
             target._put(new_name, node)
+            _note_moved(self._staging.failed, node)
 
     def _move_in_catalog(
         self,
@@ -327,10 +327,17 @@ class UploadDirectory(DirectoryNode):
         return node
 
     def _remove(self, name: str) -> None:
-        _prepare_to_forget(self._entry(name))
+        node = self._entry(name)
+        _prepare_to_forget(node)
         with self._recording():
+            self._note_forgotten(node)
             self.catalog.remove(self._number, name)
         _forget(self._take(name))
+
+    def _note_forgotten(self, node: UploadNode | None) -> None:
+        """Note in the catalog that the spill record of a file without a name is obsolete."""
+        if isinstance(node, UploadFile) and node.spilled is not None:
+            self.catalog.mark_obsolete(node.spilled.name)
 
     @contextlib.contextmanager
     def _recording(
@@ -371,6 +378,11 @@ def _forget(node: UploadNode) -> None:
         node.removed()
     else:
         node.links = 0
+
+
+def _note_moved(failed: FailedFiles, *nodes: UploadNode) -> None:
+    for node in nodes:
+        failed.moved(node, is_directory=isinstance(node, UploadDirectory))
 
 
 def _check_name(name: str) -> None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from tests.mount.mounts import KeepfsMount, is_zombie, keepfs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.soak.chaos_cluster import Cluster
     from tests.soak.chaos_findings import Findings
 
@@ -35,7 +37,9 @@ _HOPELESS = 60.0
 _MORE_THREADS, _MORE_DESCRIPTORS, _MORE_CONNECTIONS = 16, 24, 16
 
 #: Tracebacks that are known to do no harm, as regular expressions.
-_HARMLESS_TRACEBACKS: tuple[str, ...] = ()
+_HARMLESS: tuple[str, ...] = ()
+#: Those of a mount that the soak has denied memory or threads.
+_OF_LIMITS = ("MemoryError", "Cannot allocate memory", "can't start new thread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class Life:
         self._read_to = 0
         self._lock = threading.Lock()
         self._ended_at: float | None = time.monotonic()
+        #: Whether it has been denied memory or threads.
+        self.is_limited = False
         #: What `keepfs unmount` said last, if it failed.
         self.unmount_said = ""
         #: The process; None while nothing is mounted, or is being ended.
@@ -165,6 +171,7 @@ class Life:
         with self._lock:
             self.pid = pid
             self.fresh = None
+        self.is_limited = False
         return True
 
     def kill(self) -> None:
@@ -232,7 +239,7 @@ class Life:
             log.seek(self._read_to)
             text = log.read()
             self._read_to = log.tell()
-        for found in tracebacks(text):
+        for found in tracebacks(text, _OF_LIMITS if self.is_limited else ()):
             self._findings.report("traceback", "the log", "none", found)
 
     def take_fresh(self) -> None:
@@ -282,8 +289,13 @@ class Life:
         return "no log"
 
 
-def tracebacks(log: str) -> list[str]:
-    """Return the tracebacks of a log that aren't known as harmless, each in one line."""
+def tracebacks(log: str, allowed: Sequence[str] = ()) -> list[str]:
+    """Return the tracebacks of a log that aren't known as harmless, each in one line.
+
+    Args:
+        log: Its text.
+        allowed: Regular expressions of more that do no harm.
+    """
     found = []
     for part in log.split("Traceback (most recent call last)")[1:]:
         # To the line that names the error: the first one that isn't indented.
@@ -291,7 +303,7 @@ def tracebacks(log: str) -> list[str]:
         ends = [i for i, line in enumerate(lines) if line and not line.startswith((" ", "\t"))]
         last = ends[0] if ends else len(lines) - 1
         text = " | ".join(line.strip() for line in lines[max(0, last - 4) : last + 1])
-        if not any(re.search(pattern, text) for pattern in _HARMLESS_TRACEBACKS):
+        if not any(re.search(pattern, text) for pattern in (*_HARMLESS, *allowed)):
             found.append(text)
     return found
 

@@ -154,9 +154,9 @@ def _epoch(draw: random.Random, number: int, seconds: float, end_once_in: int) -
     if draw.random() < 0.2:
         faults.append(_placed(draw, seconds, draw.choice(OF_ALL), ALL))
     else:
-        for target in draw.sample(others, draw.choice((0, 1, 1, 2, 2, 2))):
+        for target in draw.sample(others, draw.choice((0, 1, 1, 1, 2, 2, 2))):
             faults += _one_or_two(draw, seconds, OF_A_SERVICE, target)
-    for lane in draw.sample(sorted(OF_OTHERS), draw.choice((0, 0, 1, 1, 2))):
+    for lane in draw.sample(sorted(OF_OTHERS), draw.choice((0, 1, 1, 2))):
         kinds = [f"{lane}: {kind}" for kind in OF_OTHERS[lane]]
         fault = _placed(draw, seconds, draw.choice(kinds), ELSEWHERE)
         if fault.name == "list: smaller":  # never without the refuge
@@ -177,7 +177,7 @@ def _epoch(draw: random.Random, number: int, seconds: float, end_once_in: int) -
 def _one_or_two(
     draw: random.Random, seconds: float, kinds: Sequence[str], target: int
 ) -> list[Planned]:
-    if draw.random() < 0.75:
+    if draw.random() < 0.6:
         return [_placed(draw, seconds, draw.choice(kinds), target)]
     first = _placed(draw, seconds / 2, draw.choice(kinds), target)
     second = _placed(draw, seconds / 2, draw.choice(kinds), target)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.soak.chaos_findings import Findings
     from tests.soak.chaos_stage import Worker
 
-_WRITERS, _READERS, _FILES = 3, 2, 10
+_WRITERS, _READERS, _FILES = 6, 4, 6
 #: Attempts to mount before the state directory is set aside.
 _ATTEMPTS = 3
 #: Seconds that a mount at rest has to give back what it used.
@@ -106,7 +106,7 @@ class Chaos:
             for i in range(_WRITERS)
         ]
         self._bystander = Bystander("bystander", self._stage, seed)
-        readers = [BlockReader(f"reader{i}", self._stage, seed, big) for i in range(_READERS)]
+        readers = [BlockReader(f"reader{i}", self._stage, seed, big // 8) for i in range(_READERS)]
         self._workers: list[Worker] = [*self._writers, *readers, self._bystander]
         self._agent = Agent(self._findings, on_hang=self._life.kill)
         callback(self._agent.stop)
@@ -144,6 +144,8 @@ class Chaos:
 
     def _run_faults(self, epoch: Epoch) -> bool:
         """Begin and end the faults in their time; tell whether the mount has died of them."""
+        if any(it.name.startswith("limits: ") for it in epoch.faults):
+            self._life.is_limited = True
         begin = time.monotonic()
         begun: set[Planned] = set()
         for moment, action in _actions(epoch):

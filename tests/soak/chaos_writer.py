@@ -75,6 +75,7 @@ class Writer(Worker):
             self.draw.choice(ways)(record)
         if self.draw.random() < 0.4:
             self._look_at(record)
+        time.sleep(0.01)
 
     # --- ways to change a file --------------------------------------------------
 

@@ -138,6 +138,7 @@ class TestChecks:
         assert tracebacks("12:00 INFO all is well\n") == []
         (found,) = tracebacks(log)
         assert found.endswith("g() | ValueError: no")
+        assert tracebacks(log, ["ValueError"]) == []
 
     def test_a_leak_is_found(self) -> None:
         few: collections.Counter[str] = collections.Counter({"keepfs": 5})

@@ -231,9 +231,10 @@ class KeepBlockCache:
         with self._changed:
             running = self._fetches.get(locator.md5sum)
             if running is not None:
-                self._reserve(running)
-                self._in_flight.receive(running, size)
-                self._changed.notify_all()
+                if running not in self._in_flight:
+                    self._reserve(running)
+                if self._in_flight.receive(running, size):
+                    self._changed.notify_all()
         return self.allocate(size)
 
     def _found(self, md5sum: str, keep_for: float) -> memoryview | None:

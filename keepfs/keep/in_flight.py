@@ -122,12 +122,19 @@ class Reservations:
             del self._held[fetch]
             self.size -= fetch.size
 
-    def receive(self, fetch: Fetch, size: int) -> None:
-        """Note that a fetch has memory now, for a block of so many bytes; it keeps its bytes."""
-        if fetch in self._held:
-            self._held[fetch] = None
-            self.size += min(size, fetch.size) - fetch.size
-            fetch.size = min(size, fetch.size)
+    def receive(self, fetch: Fetch, size: int) -> bool:
+        """Note that a fetch has memory now, for a block of so many bytes; it keeps its bytes.
+
+        Returns:
+            Whether it gave some back, needing less.
+        """
+        if fetch not in self._held:
+            return False
+        self._held[fetch] = None
+        excess = max(0, fetch.size - size)
+        self.size -= excess
+        fetch.size -= excess
+        return excess > 0
 
     def fits(self, size: int) -> bool:
         """Tell whether so many bytes can be set aside beside the others."""

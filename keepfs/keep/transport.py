@@ -23,7 +23,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from keepfs.keep.pace import leave_socket, paced_connections
+from keepfs.keep.pace import leave_socket, paced_connections, tries
 from keepfs.keep.wire import Wire
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Answer:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    def status_line(self) -> str:
+        """Return status and reason as they are sent."""
+        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(self.version)
+        return f"{version or 'HTTP'} {self.status} {self.reason}".strip()
 
 
 class Sent(Protocol):
@@ -209,8 +214,37 @@ class DirectTransport:
     def _connection(self, url: urllib3.util.Url) -> HTTPConnection:
         host = (url.host or "").strip("[]")
         if url.scheme != "https":
-            return HTTPConnection(host, url.port or 80, socket_options=_SOCKET_OPTIONS)
-        return HTTPSConnection(host, url.port or 443, socket_options=_SOCKET_OPTIONS, **self._tls)
+            return _Connection(host, url.port or 80, socket_options=_SOCKET_OPTIONS)
+        return _TlsConnection(host, url.port or 443, socket_options=_SOCKET_OPTIONS, **self._tls)
+
+
+class _Connection(HTTPConnection):
+    """A connection whose TCP handshake is tried again where silence is watched meanwhile."""
+
+    def _new_conn(self) -> socket.socket:
+        limit = self.timeout
+        if not isinstance(limit, int | float):
+            return super()._new_conn()
+        failure = urllib3.exceptions.ConnectTimeoutError(self, "no time is left to connect")
+        try:
+            for seconds in tries(limit):
+                self.timeout = seconds
+                try:
+                    connected = super()._new_conn()
+                except urllib3.exceptions.NewConnectionError:  # of the same class: refused
+                    raise
+                except urllib3.exceptions.ConnectTimeoutError as error:
+                    failure = error
+                else:
+                    connected.settimeout(limit)  # of the TLS handshake, which can't be cut
+                    return connected
+        finally:
+            self.timeout = limit
+        raise failure
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    """The same, over TLS."""
 
 
 def _close_all(idle: Mapping[str, list[Wire]]) -> None:

@@ -184,10 +184,15 @@ class Pace:
                 raise self.failure
             self._socket = connected
 
-    def detach(self) -> None:
-        """Leave the socket alone from now on: others may use it."""
+    def detach(self, connected: socket.socket | None = None) -> None:
+        """Leave the socket alone from now on: others may use it.
+
+        Args:
+            connected: Only if it is this one; any when None.
+        """
         with self._lock:
-            self._socket = None
+            if connected is None or self._socket is connected:
+                self._socket = None
 
     def _end(self, now: float) -> float:
         """Tell when the rule is broken if no byte moves any more."""
@@ -305,6 +310,11 @@ class _PacedReader(io.RawIOBase):
         # Holds the socket open until the answer is read, though the
         # connection may have been closed.
         self._raw = connected.makefile("rb", buffering=0)
+        #: Whether a byte has come.
+        self.has_received = False
+        pace = _pace()
+        if pace is not None:
+            pace.attach(connected)
 
     def readable(self) -> bool:
         return True
@@ -321,9 +331,14 @@ class _PacedReader(io.RawIOBase):
             except TimeoutError:
                 continue  # the pace says whether that was too long
             pace.advance(count)
+            self.has_received = self.has_received or count > 0
             return count
 
     def close(self) -> None:
+        # urllib3 gives a connection to others as soon as its answer is closed.
+        pace = _pace()
+        if pace is not None:
+            pace.detach(self._socket)
         self._raw.close()
         super().close()
 

@@ -121,6 +121,8 @@ class RemoteStore:
         """End the exchanges under way, and close all connections."""
         self._closed = True
         self._hedges.close()
+        self.roster.close()
+        self.defaults.close()
         self._sessions.close()
         self._hedges.wait_until_idle(_CLOSING)
 

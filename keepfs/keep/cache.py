@@ -71,8 +71,9 @@ class KeepBlockCache:
 
     Invariants: cached bytes plus bytes being fetched never exceed
     `cache_max`, but for a single block larger than all of it, which is
-    fetched alone and not kept, and for a few small blocks (16 MiB together at
-    most), which never wait for large ones; at most one fetch per block is under
+    fetched alone and not kept, for a few small blocks (16 MiB together at
+    most), which never wait for large ones, and for one block more while the fetches
+    that hold all bytes stall; at most one fetch per block is under
     way; a failed fetch leaves nothing behind. A block larger than its locator said
     is kept only where it fits.
 
@@ -286,6 +287,7 @@ class KeepBlockCache:
                 self._in_flight.discard(mine)
                 if mine.block is not None:
                     self._keep(mine.locator.md5sum, mine.block, keep_for)
+                self._make_room(0)
                 self._changed.notify_all()
             mine.end()
         return mine.block
@@ -293,9 +295,10 @@ class KeepBlockCache:
     def _keep(self, md5sum: str, block: memoryview, keep_for: float) -> None:
         """Put a block in, if there is a place for it; a size hint may have been too low."""
         size = len(block)
-        if not self._in_flight.fits_with(size):
+        limit = self._in_flight.limit()
+        if self._in_flight.size + size > limit:
             return
-        fits = self._in_flight.size + self._blocks.currsize + size <= self.cache_max
+        fits = self._in_flight.size + self._blocks.currsize + size <= limit
         if not fits and self._in_flight.is_small(size) and self._blocks.patience():
             return  # it didn't wait for those who go through large blocks, nor costs them one
         self._make_room(size)
@@ -343,7 +346,7 @@ class KeepBlockCache:
                 raise KeepReadError(f"the fetch of {mine.locator.stripped()} has ended")
             fits = self._in_flight.fits(mine.size)
             taken = self._in_flight.size + mine.size
-            if fits and taken + self._blocks.currsize <= self.cache_max:
+            if fits and taken + self._blocks.currsize <= self._in_flight.limit():
                 return
             if self._in_flight.fits_beyond(mine.size):
                 if fits and not self._blocks.patience():
@@ -366,9 +369,8 @@ class KeepBlockCache:
             )
 
     def _make_room(self, size: int) -> None:
-        while (
-            self._blocks and self._in_flight.size + self._blocks.currsize + size > self.cache_max
-        ):
+        most = self._in_flight.limit() - self._in_flight.size - size
+        while self._blocks and self._blocks.currsize > most:
             self._blocks.popitem()
 
 

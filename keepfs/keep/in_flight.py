@@ -3,7 +3,8 @@
 A fetch sets its bytes aside before it asks anybody, so that no more requests are
 open than there is memory for. While no byte of the block has come it holds no
 memory: after a while it loses its bytes to a fetch that waits, and sets them aside
-anew when the block begins to come. Small blocks have bytes of their own.
+anew when the block begins to come. Small blocks have bytes of their own, and while
+all large ones stall in mid-block there is room for one more.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ _MOST_SMALL = 16
 #: Seconds after which a fetch that has received nothing loses its bytes. Guessed:
 #: a service that is well answers sooner, and a reader waits that long without complaint.
 SILENT = 2.0
+#: Seconds without a byte given back after which there is room for one more block, since
+#: those that hold the budget stall. Guessed: 64 MiB in that time are 20 MB/s.
+STUCK = 3.0
 
 
 class Fetch:
@@ -90,7 +94,7 @@ class Fetch:
 class Reservations:
     """The bytes that are set aside for fetches. Not for threads: the cache's lock guards it.
 
-    Invariant: `size` is at most the budget, but for one fetch larger than all of it, and
+    Invariant: `size` is at most `limit()`, but for one fetch larger than all of it, and
     for small blocks, which together take at most `_MOST_SMALL` times the largest of them more.
 
     Args:
@@ -101,9 +105,13 @@ class Reservations:
     def __init__(self, budget: int, clock: Callable[[], float]) -> None:
         self._budget = budget
         self._clock = clock
+        self._block = min(MAX_BLOCK_SIZE, budget)
         self._small = min(_SMALL, budget // _SMALL_SHARE)
         # When each fetch set its bytes aside; None once its block is being received.
         self._held: dict[Fetch, float | None] = {}
+        # Of these, who came when the others were stuck; and when the others last gave bytes back.
+        self._late: set[Fetch] = set()
+        self._moved_at = clock()
         #: Bytes set aside.
         self.size = 0
 
@@ -112,13 +120,22 @@ class Reservations:
 
     def add(self, fetch: Fetch) -> None:
         """Set a fetch's bytes aside, once."""
-        if fetch not in self._held:
-            self._held[fetch] = self._clock()
-            self.size += fetch.size
+        if fetch in self._held:
+            return
+        if not self._held:
+            self._moved_at = self._clock()
+        elif self.size + fetch.size > self._budget and self._is_stuck():
+            self._late.add(fetch)
+        self._held[fetch] = self._clock()
+        self.size += fetch.size
 
     def discard(self, fetch: Fetch) -> None:
         """Give a fetch's bytes back, if it has any."""
         if fetch in self._held:
+            if fetch in self._late:
+                self._late.remove(fetch)
+            else:
+                self._moved_at = self._clock()
             del self._held[fetch]
             self.size -= fetch.size
 
@@ -136,13 +153,21 @@ class Reservations:
         fetch.size -= excess
         return excess > 0
 
+    def limit(self) -> int:
+        """Return how many bytes may be set aside or cached now.
+
+        That is the budget, and one block more while those who hold it are stuck.
+        """
+        return self._budget + (self._block if self._is_stuck() else 0)
+
+    def _is_stuck(self) -> bool:
+        """Tell whether those who leave no room for a block have given nothing back for long."""
+        held = self.size - sum(each.size for each in self._late)
+        return held > self._budget - self._block and self._clock() >= self._moved_at + STUCK
+
     def fits(self, size: int) -> bool:
         """Tell whether so many bytes can be set aside beside the others."""
-        return self.size == 0 or self.size + size <= self._budget
-
-    def fits_with(self, size: int) -> bool:
-        """Tell whether the budget has room for so many bytes beside those set aside."""
-        return self.size + size <= self._budget
+        return self.size == 0 or self.size + size <= self.limit()
 
     def is_small(self, size: int) -> bool:
         """Tell whether a block of so many bytes is a small one."""
@@ -161,7 +186,7 @@ class Reservations:
         Returns:
             Seconds after which to try again; None if there is no use in it.
         """
-        waits: list[float] = []
+        waits = [it for it in (self._moved_at + STUCK - self._clock(),) if it > 0]
         for fetch, since in list(self._held.items()):  # the longest first
             if self.fits(size):
                 return 0.0

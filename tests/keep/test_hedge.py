@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SILENCE = 0.25
 #: A service that is silent is waited for longer than a test lasts.
 PATIENT = Timeouts(2, 300, 1)
+MIB = 1024 * 1024
 LARGE = bytes(range(256)) * (32 * 1024)  # 8 MiB
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
@@ -290,6 +291,28 @@ def test_a_block_takes_the_memory_of_one_however_many_services_send_it(
             gc.enable()
 
     assert set(alive) == {0}
+    assert client.block_cache.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("size", [4096, 4 * MIB], ids=["small", "large"])
+@pytest.mark.parametrize("fault", HELD, ids=lambda fault: str(fault.hold))
+def test_blocks_that_stall_in_the_only_service_that_has_them_hold_up_no_others(
+    cluster: Cluster, fault: Fault, size: int
+) -> None:
+    sick, well, _ = cluster.stores
+    stalling = [KeepLocator(sick.store_block(bytes([n]) * 4 * MIB)) for n in range(4)]
+    for each in stalling:
+        sick.always(fault, method="GET", target=each.md5sum)
+    block = b"w" * size
+    locator = KeepLocator(well.store_block(block))
+    with client_of(store_of(cluster), KeepBlockCache(16 * MIB)) as client:
+        readers = [Running(lambda it=it: client.get_block(it)) for it in stalling]  # type: ignore[misc]
+        sick.wait_held(4)
+
+        assert read(client, locator) == block
+
+    for reader in readers:
+        assert isinstance(reader.failure(), KeepReadError)
     assert client.block_cache.statistics().in_flight == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from keepfs.keep import KeepBlockCache, KeepLocator, KeepReadError
 from keepfs.keep.background import Background, BusyError
-from keepfs.keep.in_flight import SILENT, Fetch
+from keepfs.keep.in_flight import SILENT, STUCK, Fetch
 from tests.fakes.threads import Running, wait_for, wait_until
 
 if TYPE_CHECKING:
@@ -148,14 +148,14 @@ def test_a_fetch_that_has_received_nothing_gives_its_bytes_to_one_that_waits() -
     assert cache.statistics().in_flight == 0
 
 
-def test_a_fetch_that_receives_keeps_its_bytes_however_long_it_takes() -> None:
+def test_a_fetch_that_receives_keeps_its_bytes() -> None:
     clock = Clock()
     cache = KeepBlockCache(BUDGET, clock=clock)
     services = stalled(cache)
     for service in services:
         service.begin.set()
         wait_for(service.receives)
-    clock.now = 1000.0
+    clock.now = SILENT
 
     late = Service(cache, 9)
     wait_until(lambda: cache.statistics().misses == 5)
@@ -164,6 +164,51 @@ def test_a_fetch_that_receives_keeps_its_bytes_however_long_it_takes() -> None:
 
     assert ended(late) == [LARGE]
     assert not begun_early
+
+
+def test_while_all_stall_in_mid_block_there_is_room_for_one_more() -> None:
+    clock = Clock()
+    cache = KeepBlockCache(128 * MIB, clock=clock)
+    whole = 64 * MIB
+    services = [Service(cache, number, whole) for number in range(2)]
+    for service in services:
+        service.begin.set()
+        wait_for(service.receives)
+    clock.now = STUCK
+
+    one = Service(cache, 9, whole)
+    wait_for(one.asked)
+    other = Service(cache, 10, whole)
+    wait_until(lambda: cache.statistics().misses == 4)
+    figures = cache.statistics()
+    begun_early = other.asked.is_set()
+    assert ended(one) == [whole]
+    wait_for(other.asked)  # at once: the others are stuck as before
+
+    assert not begun_early
+    assert figures.in_flight == 192 * MIB
+    assert ended(other) == [whole]
+    assert cache.get_nowait(other.name.md5sum) is not None  # it is read on
+    assert ended(*services) == [whole] * 2
+    figures = cache.statistics()
+    assert figures.in_flight == 0
+    assert figures.currsize <= 128 * MIB
+
+
+def test_a_slow_fetch_that_leaves_room_makes_the_budget_no_larger() -> None:
+    clock = Clock()
+    cache = KeepBlockCache(BUDGET, clock=clock)
+    slow = Service(cache, 0)
+    slow.begin.set()
+    wait_for(slow.receives)
+    clock.now = STUCK + 1
+
+    for number in range(1, 6):
+        cache.get_or_fetch(named(number, LARGE), lambda: bytes(LARGE))
+
+    figures = cache.statistics()
+    assert figures.currsize + figures.in_flight == BUDGET
+    ended(slow)
 
 
 def test_a_fetch_that_lost_its_bytes_waits_for_others_when_its_block_begins_to_come() -> None:

@@ -21,7 +21,7 @@ from keepfs.keep.background import BusyError
 from keepfs.keep.pace import CancelledError, TooSlowError, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from keepfs.keep.service import KeepService
     from keepfs.keep.store import Call
@@ -54,20 +54,24 @@ class Sluggish:
         self._clock = clock
         self._until: dict[str, float] = {}
 
-    def note(self, silent: Iterable[KeepService], answered: KeepService | None) -> None:
+    def note(self, silent: Sequence[KeepService], answered: KeepService | None) -> None:
         """Note who was silent in a call, and who answered it."""
         if answered is None:
             return
-        for service in silent:
-            self._until[service.root] = self._clock() + _SLUGGISH
-        self._until.pop(answered.root, None)
+        if not silent and not self._until:
+            return
+        now = self._clock()
+        until = {root: end for root, end in self._until.items() if end > now}
+        until |= {service.root: now + _SLUGGISH for service in silent}
+        until.pop(answered.root, None)
+        self._until = until  # as a whole: others may be reading it
 
     def last(self, services: Iterable[KeepService]) -> list[KeepService]:
         """Move those to the end that were silent of late."""
-        found = list(services)
-        if self._until:
+        found, until = list(services), self._until
+        if until:
             now = self._clock()
-            found.sort(key=lambda service: self._until.get(service.root, now) > now)
+            found.sort(key=lambda service: until.get(service.root, now) > now)
         return found
 
 

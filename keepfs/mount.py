@@ -30,6 +30,7 @@ from keepfs.fs.upload import UploadDirectory
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
+from keepfs.keep.retry import Backoff
 from keepfs.signals import ENDS, OTHERS, Signals, stopping
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ _MAX_TASKS = 1000
 _CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
-#: Failures in a row after which pyfuse3's loop is not restarted any more.
-_MOST_LOOP_FAILURES = 8
+#: How pyfuse3's loop is restarted: nobody is answered until it is, but without
+#: memory it fails at once. After some five minutes of it the mount ends.
+_LOOP_BACKOFF, _MOST_LOOP_FAILURES = Backoff(first=0.1, cap=5.0), 64
 
 
 def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
@@ -245,7 +247,10 @@ class _Mount:
                         nursery.start_soon(supervised, name, work)
                     nursery.start_soon(self._announce)
                     await supervised(
-                        "answering the kernel's requests", _answer, most=_MOST_LOOP_FAILURES
+                        "answering the kernel's requests",
+                        _Loop().run,
+                        most=_MOST_LOOP_FAILURES,
+                        backoff=_LOOP_BACKOFF,
                     )
                     nursery.cancel_scope.cancel()
                 if not serving.cancel_called:
@@ -326,8 +331,18 @@ class _Mount:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
 
 
-async def _answer() -> None:
-    await pyfuse3.main(max_tasks=_MAX_TASKS)
+class _Loop:
+    """pyfuse3's loop, which may be run again after it has failed."""
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Answer requests until the kernel sends no more."""
+        if self._has_failed and not fuse.resend_requests():
+            _log.warning("the caller of a request that was lost hangs until the mount ends")
+        self._has_failed = True
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
 
 
 def _why_ended(path: Path) -> str:

@@ -29,7 +29,8 @@ class Background:
         """Run `work`, which raises nothing, in a thread.
 
         Raises:
-            BusyError: As many are at work as may be, or it is closed.
+            BusyError: As many are at work as may be, it is closed, or the system
+                has no thread to give.
         """
         with self._changed:
             if self._closed or len(self._threads) >= self._most:
@@ -38,7 +39,10 @@ class Background:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError) as error:
+            self._forget(thread)
+            raise BusyError(f"no thread can be started: {error}") from error
+        except BaseException:
             self._forget(thread)
             raise
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.cache import Fetch
+    from keepfs.keep.in_flight import Fetch
     from keepfs.keep.receipt import Receipt
     from keepfs.keep.store import Store
 
@@ -157,7 +157,7 @@ class BlockClient:
 
         try:
             block = self.block_cache.get_or_fetch(
-                locator, fetch, call.retries, call.remaining(), keep_for
+                locator, fetch, call.retries, call.remaining(), keep_for, claims=True
             )
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)
@@ -301,7 +301,10 @@ class BlockClient:
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._announcing(locator, self._call(num_retries=0))
         return self.block_cache.begin(
-            locator, lambda: self._store.read(locator, call), self._background.spawn
+            locator,
+            lambda: self._store.read(locator, call),
+            self._background.spawn,
+            claims=True,
         )
 
     def _announcing(self, locator: KeepLocator, call: Call) -> Call:
@@ -310,7 +313,7 @@ class BlockClient:
             call,
             sent=self._noting(locator),
             answered=lambda size: self.block_cache.announce(locator, size),
-            allocate=self.block_cache.allocate,
+            allocate=lambda size: self.block_cache.allocate_for(locator, size),
         )
 
     def _noting(self, locator: KeepLocator) -> Callable[[str], None]:

@@ -13,10 +13,11 @@ import pyfuse3
 import trio
 
 from keepfs import __version__, fuse, logs, mountpoint, runtime, stores, systemd, unsaved
-from keepfs.fs.blocks import Lookup, open_blocks
+from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.catalog import Catalog, CatalogError
 from keepfs.fs.failed import FailedFiles
+from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
 from keepfs.fs.recovery import about, put_aside, take_up
@@ -178,12 +179,7 @@ class _Mount:
 
     async def _serve(self, signals: AsyncIterator[int]) -> int:
         options = self._options
-        async with open_blocks(
-            self._store,
-            copies=self._copies,
-            lookup=self._lookup(),
-            lookup_wait=options.lookup_wait,
-        ) as blocks:
+        async with open_blocks(self._store, copies=self._copies) as blocks:
             staging = Staging(
                 blocks, options.staging_size, failed=self._failed, lend=self._buffers.lend
             )
@@ -192,7 +188,8 @@ class _Mount:
                 _given(options.uid, os.geteuid()),
                 _given(options.gid, os.getegid()),
             )
-            by_id = ByIdDirectory(self._fixed(0o555, owner), blocks)
+            lookups = Lookups(blocks, self._lookup(), options.lookup_wait)
+            by_id = ByIdDirectory(self._fixed(0o555, owner), blocks, lookups)
             upload = UploadDirectory.mounted(
                 self._fixed(0o777, owner), staging, by_id.stored, self._catalog
             )

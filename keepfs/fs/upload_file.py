@@ -24,9 +24,9 @@ from keepfs.fs.version import is_whole, name_of, xattrs_of
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from keepfs.fs.place import Place
+    from keepfs.fs.place import OnStored, Place
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
     from keepfs.unsaved import Piece
@@ -50,7 +50,7 @@ class UploadFile(FileNode):
     Args:
         metadata: What `stat` says of it.
         staging: Where its bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version.
+        on_stored: Called with each block's receipt and the file's metadata, once it is stored.
     """
 
     __slots__ = (
@@ -59,9 +59,7 @@ class UploadFile(FileNode):
         "number", "place",
     )  # fmt: skip
 
-    def __init__(
-        self, metadata: Metadata, staging: Staging, on_stored: Callable[[Receipt], None]
-    ) -> None:
+    def __init__(self, metadata: Metadata, staging: Staging, on_stored: OnStored) -> None:
         super().__init__(metadata)
         self._staging = staging
         self._block_size = staging.block_size
@@ -305,7 +303,7 @@ class UploadFile(FileNode):
         if self._stored == self._changes:
             self._staging.failed.discard(self)
         for receipt in receipts:
-            self._on_stored(receipt)
+            self._on_stored(receipt, self.metadata)
 
     async def change(self, changes: Changes) -> None:
         """Do what a setattr asks for; the owner stays who it is.

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from keepfs import __version__, fuse, logs, mountpoint, runtime, stores, systemd, unsaved
+from keepfs import (
+    __version__,
+    fuse,
+    logs,
+    mountpoint,
+    privacy,
+    runtime,
+    stores,
+    systemd,
+    unsaved,
+)
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.catalog import Catalog, CatalogError
@@ -69,6 +79,9 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     code = 1
     try:
         _check_paths(options, log_file)
+        privacy.make_directory(options.state_dir)
+        if not options.core_dumps:
+            privacy.forbid_core_dumps()
         logs.start(options.log_level, log_file)
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
@@ -249,6 +262,7 @@ class _Mount:
             )
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
+        fuse.allow_background(status.st_dev)
         # Modules and what else is left now stay to the end: no full collection need go
         # through them again, 20 ms in which everybody waits.
         gc.collect()

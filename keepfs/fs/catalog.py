@@ -23,6 +23,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
+from keepfs import privacy
 from keepfs.fs.entries import (
     COLUMNS,
     Entry,
@@ -90,7 +91,7 @@ class Catalog:
 
     Raises:
         CatalogError: Another mount has it, or it is another store's, or a
-            newer version's, or damaged.
+            newer version's, or damaged, or another user's, or a symbolic link.
     """
 
     def __init__(
@@ -104,8 +105,11 @@ class Catalog:
         self._lock: int | None = None
         self._reported: set[int] = set()
         if path is not None:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            try:
+                _check_private(path)
+                self._lock = _locked(path)
+            except privacy.NotPrivateError as error:
+                raise CatalogError(f"the catalog can't be used: {error}") from error
         try:
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path,
@@ -119,8 +123,6 @@ class Catalog:
             raise CatalogError(f"the catalog {path} can't be used: {error}{advice}") from error
 
     def _open(self, store: str) -> None:
-        if self._path is not None:
-            self._path.chmod(0o600)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         # A checkpoint syncs the disk: `checkpoint` does it, in a worker thread.
@@ -344,9 +346,20 @@ class Catalog:
             return row
 
 
+def _check_private(path: Path) -> None:
+    """Make the catalog's file if need be, for this user alone; refuse what is another's.
+
+    SQLite opens its files by their names, and would follow a symbolic link.
+    """
+    privacy.make_directory(path.parent)
+    for suffix in ("-wal", "-shm", "-journal"):
+        privacy.check_file(path.with_name(path.name + suffix))
+    os.close(privacy.open_file(path, os.O_RDWR))
+
+
 def _locked(path: Path) -> int:
     """Hold the catalog for this process alone, until the descriptor is closed."""
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = privacy.open_file(f"{path}.lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -152,7 +152,7 @@ def test_a_log_behind_a_link_is_refused_but_a_device_is_taken(tmp_path: Path) ->
 def test_no_core_dump_is_written_of_a_process_that_forbids_it() -> None:
     code = (
         "import ctypes, resource; from keepfs import privacy; privacy.forbid_core_dumps();"
-        " print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+        " print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0))"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

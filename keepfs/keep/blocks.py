@@ -94,6 +94,7 @@ class BlockClient:
         self._asking = Background(_MOST_ASKING)
         names = max(_LEAST_NAMES, self.block_cache.cache_max // _CACHE_PER_NAME)
         self._grants = Grants(names, are_needed=signs)
+        self._signs = signs
         self._answer_times = AnswerTimes()
         self._services_of = LRUCache[str, tuple[str, ...]](_MOST_REMEMBERED)
         self._remembering = threading.Lock()
@@ -197,8 +198,8 @@ class BlockClient:
             return self._services_of.get(locator.md5sum, ())
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds for which a lookup should wait: by the usual time to an answer."""
-        return self._answer_times.wait(most)
+        """Return the seconds for which a lookup should wait: for services by their usual time."""
+        return self._answer_times.wait(most) if self._signs else most
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Tell whether a block is there, by beginning to fetch it, and return its size in bytes.

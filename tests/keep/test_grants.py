@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ import pytest
 
 from keepfs.keep import Cause, KeepClient, KeepLocator, KeepReadError
 from keepfs.keep.grants import Grants
-from tests.fakes.threads import wait_until
 from tests.keep.clusters import Cluster
 from tests.keepstore import Fault, Settings, Stage
 
@@ -200,44 +198,3 @@ def test_where_nothing_is_signed_every_name_is_answered_from_memory() -> None:
 
         assert client.cached_block(FORGED) is not None
         assert sum(cluster.counts("HEAD")) == 0
-
-
-# --- lookups while all threads are busy ---
-
-
-def test_a_lookup_that_finds_no_thread_to_fetch_in_is_asked(cluster: Cluster) -> None:
-    client = cluster.client()
-    blocks = [cluster.store(b"%d" % number) for number in range(34)]
-    missing = KeepLocator(cluster.stores[0].sign("0" * 32 + "+5"))
-    cluster.stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
-    for locator in blocks[:32]:
-        client.prefetch_block(locator)
-    cluster.stores[0].wait_held(32)
-
-    with pytest.raises(KeepReadError) as caught:
-        client.probe_block(missing, 20)
-    size = client.probe_block(blocks[33], 20)
-    cluster.stores[0].clear_faults()
-    cluster.stores[0].release()
-
-    assert caught.value.cause is Cause.NOT_FOUND
-    assert size == 2
-
-
-def test_a_read_that_joins_a_lookups_fetch_makes_its_own_rounds_after_its_failure(
-    cluster: Cluster,
-) -> None:
-    client = cluster.client()  # a read makes one round too
-    locator = cluster.store(b"foo")
-    cluster.stores[0].script(Fault(status=503, hold=Stage.BEFORE_STATUS), method="GET")
-    client.prefetch_block(locator)
-    cluster.stores[0].wait_held(1)
-    joined = client.block_cache.statistics().joined
-    results: list[bytes] = []
-    reader = threading.Thread(target=lambda: results.append(bytes(client.get_block(locator))))
-    reader.start()
-    wait_until(lambda: client.block_cache.statistics().joined > joined)
-    cluster.stores[0].release()
-    reader.join(60)
-
-    assert results == [b"foo"]

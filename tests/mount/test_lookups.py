@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from tests.mount.mounts import PATIENCE, KeepfsMount, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HUNG = Fault(hold=Stage.BEFORE_STATUS)
 
@@ -83,15 +83,16 @@ def test_a_service_that_restarts_fails_no_cold_read(
     assert client.returncode == 0
 
 
-def test_a_definite_no_fails_a_lookup_at_once(over: KeepfsMount, store: KeepstoreControls) -> None:
+def test_a_definite_no_fails_a_lookup(over: KeepfsMount, store: KeepstoreControls) -> None:
     present, missing = store.store_block(b"there"), store.sign("0" * 32 + "+5")
-    forged = present.replace("+A", "+A00000000")[: len(present)]
-    forged = f"{present[:34]}+A{'0' * 40}@{present[-8:]}"
+    bare = present.partition("+A")[0]
+    forged = f"{bare}+A{'0' * 40}@{present[-8:]}"
     over.mount()
 
-    found = [stat_errno(over.by_id / name) for name in (missing, forged, present[:34], present)]
-
-    assert found == [errno.ENOENT, errno.EACCES, errno.EACCES, 0]
+    for name, number in ((missing, errno.ENOENT), (forged, errno.EACCES), (bare, errno.EACCES)):
+        # On a busy machine an answer may miss the wait; the name is trusted for seconds then.
+        wait_until(lambda it=name, wanted=number: stat_errno(over.by_id / it) == wanted)
+    assert stat_errno(over.by_id / present) == 0
 
 
 def test_a_trusted_name_is_asked_for_again_after_seconds(
@@ -173,19 +174,20 @@ def read_size(path: Path) -> int:
         return 0
 
 
+@pytest.mark.parametrize("times", [1, 300_000], ids=["small", "large"])
 def test_reads_that_hang_hold_up_neither_reads_of_other_services_nor_statfs(
-    over: KeepfsMount, store: KeepstoreControls
+    over: KeepfsMount, store: KeepstoreControls, times: int
 ) -> None:
     """More of them than there are threads for reads."""
     with KeepstoreControls() as other:
-        hung = [store.store_block(b"hung %d" % number) for number in range(40)]
-        healthy = [other.store_block(b"healthy %d" % number) for number in range(3)]
-        over.env["ARVADOS_KEEP_SERVICES"] = store.url
+        hung = [store.store_block(b"hung %d" % number * times) for number in range(40)]
+        healthy = [other.store_block(b"healthy %d" % number * times) for number in range(3)]
         over.options = (*over.options, "--lookup", "trust")
-        for locator in [*healthy]:
-            store.script(Fault(status=404), method="GET", target=locator[:32])
         over.env["ARVADOS_KEEP_SERVICES"] = f"{store.url} {other.url}"
         over.mount()
+        connection = Path(f"/sys/fs/fuse/connections/{os.minor(os.stat(over.path).st_dev)}")
+        if times > 1 and not os.access(connection / "max_background", os.W_OK):
+            pytest.skip("the kernel's limit of 12 reads ahead can't be raised here")
         for locator in hung:
             store.always(HUNG, method="GET", target=locator[:32])
         readers = [
@@ -196,7 +198,7 @@ def test_reads_that_hang_hold_up_neither_reads_of_other_services_nor_statfs(
         store.wait_begun(10, "GET")
 
         assert [(over.by_id / it).read_bytes() for it in healthy] == [
-            b"healthy %d" % number for number in range(3)
+            b"healthy %d" % number * times for number in range(3)
         ]
         assert os.statvfs(over.path).f_blocks > 0
 

@@ -168,6 +168,10 @@ class RenewingStore:
         """Return the size of a block the store has, in bytes."""
         return self._renewed(lambda: self._client.head_block(locator))
 
+    def lookup_wait(self, most: float) -> float:
+        """Return the seconds for which a lookup should wait: by the usual time to an answer."""
+        return self._client.lookup_wait(most)
+
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Begin to fetch a block; return its size once it is known to be there, None if later."""
         return self._renewed(lambda: self._client.probe_block(locator, wait))

@@ -138,6 +138,11 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     help="What the kernel may read ahead, where root mounts; 0 leaves it alone.",
 )
 @setting(
+    "--core-dumps",
+    is_flag=True,
+    help="Let the kernel write core dumps of the process: they contain the token and blocks.",
+)
+@setting(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",

@@ -16,6 +16,7 @@ import requests
 import urllib3
 
 from keepfs.keep.errors import Cause, HttpError
+from keepfs.keep.locator import KeepLocator
 from keepfs.keep.retry import Verdict
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Outcome:
         text: The locator, of a PUT.
         size: The block's bytes, of a HEAD that said it.
         is_permanent: Whether asking the same service again is of no use.
+        is_cut: Whether the connection ended in the middle of a block.
     """
 
     status: int
@@ -88,6 +90,7 @@ class Outcome:
     text: str = ""
     size: int | None = None
     is_permanent: bool = False
+    is_cut: bool = False
 
     def error(self) -> HttpError:
         """Make the error that says so; a new one each time."""
@@ -214,3 +217,21 @@ def innermost(error: BaseException) -> BaseException:
 def verdict_is_permanent(status: int) -> bool:
     """Tell whether a status says not to ask again."""
     return Verdict.of(status) is Verdict.PERMANENT
+
+
+def is_keepstores(headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
+    return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
+        "via" not in headers
+    )
+
+
+def flaw_of_written(text: str, md5sum: str, size: int) -> str:
+    """Say what is wrong with the locator that a service answers to a PUT; empty if nothing is."""
+    try:
+        locator = KeepLocator(text)
+    except ValueError:
+        return "but the answer is no locator"
+    if locator.md5sum == md5sum and locator.size == size:
+        return ""
+    return "but the answer is the locator of another block"

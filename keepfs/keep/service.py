@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from keepfs import __version__
@@ -21,15 +22,18 @@ from keepfs.keep.outcome import (
     cause_of_error,
     cause_of_read,
     cause_of_write,
+    flaw_of_written,
     innermost,
+    is_keepstores,
     verdict_is_permanent,
 )
 from keepfs.keep.pace import CancelledError, Pace
 from keepfs.keep.retry import Verdict
 from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
-from keepfs.keep.tokens import redacted
+from keepfs.keep.tokens import shown
 from keepfs.keep.transfer import (
     MOST_TEXT,
+    BodyCutError,
     content_length,
     receive_block,
     receive_text,
@@ -48,9 +52,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds of patience for a complaint's text: nobody needs it.
 _BRIEF = 1.0
-_NOT_ALLOWED = 405
-#: Characters of a status line, or of what happened, that are shown.
-_MOST_SHOWN = 200
+#: Seconds for a service to say why it cut a block short.
+_WHY_CUT = 10.0
+_NOT_ALLOWED, _BAD_GATEWAY = 405, 502
 _COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "identity"}
 
 
@@ -161,12 +165,26 @@ class KeepService:
         if method == "GET" and locator.size is None and self.last_status() == _NOT_ALLOWED:
             sized = self._sized(locator, timeout)
             return None if sized is None else self.get(sized, method, timeout)
+        if self._outcome is not None and self._outcome.is_cut:
+            self._ask_why_cut(locator, Timeouts.of(timeout))
         outcome = self._outcome
         if outcome is None or outcome.cause is not None:
             return None
         if method == "GET":
             return outcome.block
         return outcome.headers.get("x-keep-locator") or True
+
+    def _ask_why_cut(self, locator: KeepLocator, timeouts: Timeouts) -> None:
+        """Find out whether a block was cut short because the copy is: HEAD reads and checks it."""
+        cut = self._outcome
+        self.get(locator, "HEAD", replace(timeouts, read=min(timeouts.read, _WHY_CUT)))
+        why = self._outcome
+        # A keepproxy's 502 says so too, since the GET began well.
+        if cut is not None and why is not None and why.status == _BAD_GATEWAY:
+            cut = replace(cut, cause=Cause.CORRUPT, is_permanent=True)
+            if why.cause is not Cause.CORRUPT:
+                self._report_bad_copy(locator, cut.reason)
+        self._outcome = cut
 
     def _sized(
         self, locator: KeepLocator, timeout: Timeouts | float | tuple[float, ...]
@@ -298,7 +316,8 @@ class KeepService:
         text = str(happened) or type(happened).__name__
         if cause is Cause.TIMED_OUT and pace.failure is None:
             text = f"no answer in time ({text})"
-        return Outcome(0, self._redacted(text), cause)
+        is_cut = isinstance(happened, BodyCutError)
+        return Outcome(0, shown(text, self._token), cause, is_cut=is_cut)
 
     # --- answers ----------------------------------------------------------
 
@@ -311,26 +330,29 @@ class KeepService:
                 status,
                 # To a HEAD there is no text; a keepstore says 502 for nothing else.
                 is_corrupt=b"checksum mismatch" in text
-                or (method == "HEAD" and _is_keepstores(headers)),
+                or (method == "HEAD" and is_keepstores(headers)),
             )
             if cause is Cause.CORRUPT:
                 self._report_bad_copy(locator, "the service itself says so")
-            return Outcome(
-                status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
-            )
+            # A damaged copy stays damaged: it isn't fetched again in the next round.
+            is_permanent = cause is Cause.CORRUPT or verdict_is_permanent(status)
+            return Outcome(status, reason, cause, headers, is_permanent=is_permanent)
         declared = content_length(answer)
         if method == "HEAD":
             receive_text(answer)  # there is none, and thus the connection can be used again
             if declared and locator.size is not None and declared != locator.size:
                 reason = f"it has {declared} bytes, not {locator.size}"
-                return Outcome(0, reason, Cause.CORRUPT, headers)
+                return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)
         flaw, block = receive_block(answer, locator, declared, self._answered, self._allocate)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
+            # Permanent, though it may have been damaged on the way: TCP and TLS make that
+            # rare, and the other services are asked in the same round.
             self._report_bad_copy(locator, flaw)
-            return Outcome(0, f"a bad copy: {flaw}", Cause.CORRUPT, headers)
+            reason = f"a bad copy: {flaw}"
+            return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
 
@@ -347,16 +369,10 @@ class KeepService:
         if len(raw) < min(content_length(answer) or 0, MOST_TEXT):
             return Outcome(0, "the answer was cut short", Cause.UNREACHABLE, headers)
         text = raw.decode("utf-8", "replace").strip()
-        try:
-            locator = KeepLocator(text)
-        except ValueError:
-            named = "no locator"
-        else:
-            if locator.md5sum == md5sum and locator.size == size:
-                return Outcome(status, reason, headers=headers, text=text)
-            named = "the locator of another block"
-        reason = f"{reason}, but the answer is {named}"
-        return Outcome(0, reason, Cause.OTHER, headers, is_permanent=True)
+        flaw = flaw_of_written(text, md5sum, size)
+        if not flaw:
+            return Outcome(status, reason, headers=headers, text=text)
+        return Outcome(0, f"{reason}, {flaw}", Cause.OTHER, headers, is_permanent=True)
 
     def _complaint(self, answer: Answer) -> bytes:
         """Read the text of a failure, so that the connection can be used again, or give it up."""
@@ -377,20 +393,8 @@ class KeepService:
     def _status_line(self, answer: Answer) -> str:
         version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(answer.version)
         line = f"{version or 'HTTP'} {answer.status} {answer.reason}"
-        return self._redacted(line.strip())
-
-    def _redacted(self, text: str) -> str:
-        """Make a text from elsewhere fit to be shown: one short line, without the token."""
-        line = " ".join(redacted(text, self._token).split())
-        return "".join(it if it.isprintable() else "?" for it in line[:_MOST_SHOWN])
+        return shown(line.strip(), self._token)
 
 
 #: As it is here: who replaces it wants that one called.
 _PUT = KeepService.put
-
-
-def _is_keepstores(headers: Mapping[str, str]) -> bool:
-    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
-    return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
-        "via" not in headers
-    )

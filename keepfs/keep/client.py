@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from keepfs.config import local_store_directory
 from keepfs.keep import service, writer_queue, writers
 from keepfs.keep.api import ApiClient
+from keepfs.keep.attributes import Attributes
 from keepfs.keep.blocks import BlockClient
 from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from keepfs.keep.store import Store
 
 
-class KeepClient(BlockClient):
+class KeepClient(Attributes, BlockClient):
     """Reads and writes blocks.
 
     Args:
@@ -94,10 +95,11 @@ class KeepClient(BlockClient):
         self.local_store = directory or None
         self._api_client = api_client
         self._remote: RemoteStore | None = None
+        self._insecure = False
         self.counters = Counters()
         store: Store = LocalStore(directory)
         if not directory:
-            self._remote, self._api_client = connect(
+            self._remote, self._api_client, self._insecure = connect(
                 self, self.counters, api_client, proxy, api_token, session
             )
             self._remote.timeout = Timeouts.of(timeout)
@@ -135,20 +137,6 @@ class KeepClient(BlockClient):
         if isinstance(self._api_client, ApiClient):
             self._api_client.api_token = self.api_token
 
-    def current_timeout(self, attempt_number: int) -> tuple[float, float, float]:
-        """Return how patient a round is: seconds to connect, of the interval, bytes a second.
-
-        Args:
-            attempt_number: Counted from 0; the connect part doubles with it.
-        """
-        remote = self._remote
-        timeouts = remote.timeouts(remote.roster.known(), Access.READ) if remote else Timeouts()
-        return timeouts.for_attempt(attempt_number).as_tuple()
-
-    def default_copies(self) -> int | None:
-        """Return how many copies the cluster wants by default, if it says. Blocks."""
-        return self._remote.defaults.copies(self._call().remaining()) if self._remote else None
-
     # --- services ---------------------------------------------------------
 
     def _any_nondisk_services(self, service_list: Iterable[Mapping[str, Any]]) -> bool:
@@ -179,7 +167,7 @@ class KeepClient(BlockClient):
     ) -> list[str]:
         """Return the roots to ask for a block, or to store it at, in their order. Blocks.
 
-        To read, the places that the locator's hints name come last.
+        To read, the places that the locator's hints name come first, as in the SDK.
 
         Raises:
             NoKeepServersError: The services aren't known.

@@ -27,6 +27,7 @@ class Cause(enum.Enum):
     UNREACHABLE = "no service could be reached"
     CORRUPT = "every copy that was found is damaged"
     FULL = "the services have no room"
+    READ_ONLY = "all services are read-only"
     TOO_FEW_COPIES = "fewer copies were stored than wanted"
     OTHER = "something else"
 

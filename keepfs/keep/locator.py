@@ -118,6 +118,11 @@ class KeepLocator:
         md5sum = hashlib.md5(block, usedforsecurity=False).hexdigest()
         return cls(f"{md5sum}+{memoryview(block).nbytes}")
 
+    def with_size(self, size: int) -> KeepLocator:
+        """Return the same locator with a size, where it has none."""
+        digest, plus, hints = str(self).partition("+")
+        return KeepLocator(f"{digest}+{size}{plus}{hints}")
+
     def stripped(self) -> str:
         """Return the portable form: digest and size, without hints."""
         return self.md5sum if self.size is None else f"{self.md5sum}+{self.size}"

@@ -37,10 +37,11 @@ _INSUFFICIENT_STORAGE = 507
 _BAD_GATEWAY = 502
 _UNAVAILABLE = 503
 
-# Where a call's services failed in different ways, the first of these names
-# the call's failure: refusals first, being what a user can act on, then what
-# may be better in a moment, then what they said for good.
-_READ_ORDER = (
+# Precedence: where a call's services failed in different ways, the first cause of
+# these that any of them had is the call's. Refusals come first: a user can act on
+# them. Then what may pass: the block may be at a service that didn't answer, so it
+# is neither missing nor damaged. Then what is final. SEMANTICS.md has the same table.
+READ_ORDER = (
     Cause.DENIED,
     Cause.TIMED_OUT,
     Cause.UNREACHABLE,
@@ -48,7 +49,9 @@ _READ_ORDER = (
     Cause.OTHER,
     Cause.NOT_FOUND,
 )
-_WRITE_ORDER = (
+# The same for writes that stored nothing; with some copies stored it is TOO_FEW_COPIES,
+# unless all other services are full.
+WRITE_ORDER = (
     Cause.DENIED,
     Cause.TIMED_OUT,
     Cause.UNREACHABLE,
@@ -134,6 +137,14 @@ def _classes(text: str) -> Mapping[str, int] | None:
     return classes
 
 
+def copies_of_failed(headers: Mapping[str, str]) -> int:
+    """Return how many copies a keepproxy made before it gave up; 0 where it doesn't say."""
+    try:
+        return max(0, int(headers["x-keep-replicas-stored"]))
+    except (KeyError, ValueError):
+        return 0
+
+
 def cause_of_read(status: int, *, is_corrupt: bool = False) -> Cause:
     """Judge the status of a GET or HEAD that didn't succeed.
 
@@ -184,7 +195,7 @@ def cause_of_error(error: BaseException) -> Cause:
 def cause_of_reads(causes: Iterable[Cause]) -> Cause:
     """Add up why no service gave the block."""
     found = set(causes)
-    return next((cause for cause in _READ_ORDER if cause in found), Cause.UNREACHABLE)
+    return next((cause for cause in READ_ORDER if cause in found), Cause.UNREACHABLE)
 
 
 def cause_of_writes(causes: Iterable[Cause], copies: int) -> Cause:
@@ -197,7 +208,7 @@ def cause_of_writes(causes: Iterable[Cause], copies: int) -> Cause:
     found = set(causes)
     if copies and found != {Cause.FULL}:
         return Cause.TOO_FEW_COPIES
-    return next((cause for cause in _WRITE_ORDER if cause in found), Cause.TOO_FEW_COPIES)
+    return next((cause for cause in WRITE_ORDER if cause in found), Cause.TOO_FEW_COPIES)
 
 
 def innermost(error: BaseException) -> BaseException:

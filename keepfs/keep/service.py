@@ -15,7 +15,6 @@ from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
 from keepfs.keep.exchange import Exchange
-from keepfs.keep.locator import KeepLocator
 from keepfs.keep.outcome import (
     TRANSPORT_ERRORS,
     Outcome,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Room
+    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.sessions import SessionPool
     from keepfs.keep.transport import Answer
 
@@ -197,8 +197,7 @@ class KeepService:
         if size is None:
             self._outcome = refused
             return None
-        digest, plus, hints = str(locator).partition("+")
-        return KeepLocator(f"{digest}+{size}{plus}{hints}")
+        return locator.with_size(size)
 
     def put(
         self,

@@ -692,8 +692,37 @@ def test_copies_that_a_proxy_could_not_make_are_told(cluster: Cluster) -> None:
     with (
         KeepproxyControls(ProxySettings(stores=[store])) as proxy,
         KeepClient(proxy=proxy.url, api_token=TEST_TOKEN, local_store="") as client,
-        pytest.raises(KeepWriteError, match="wanted 3 copies but wrote 0") as caught,
+        pytest.raises(KeepWriteError, match="wanted 3 copies but wrote 1") as caught,
     ):
         client.put(SMALL, copies=3)
 
     assert caught.value.cause is Cause.TOO_FEW_COPIES
+
+
+@pytest.mark.parametrize("signing", [True, False])
+def test_a_proxy_is_asked_for_a_size_first(cluster: Cluster, signing: bool) -> None:  # noqa: FBT001
+    [keepstore] = cluster.stores
+    if not signing:
+        keepstore.configure(signing=False, key="")
+    digest, _, signature = keepstore.store_block(SMALL).partition("+3")
+    store = Store("zzzzz-bi6l4-000000000000000", keepstore.url)
+    with (
+        KeepproxyControls(ProxySettings(stores=[store])) as proxy,
+        KeepClient(proxy=proxy.url, api_token=TEST_TOKEN, local_store="") as client,
+    ):
+        assert client.get(f"{digest}{signature}") == SMALL
+        assert proxy.counts() == {"HEAD": 1, "GET": 1}
+
+
+def test_a_proxys_refusal_is_not_told_as_not_found(cluster: Cluster) -> None:
+    store = Store("zzzzz-bi6l4-000000000000000", cluster.stores[0].url)
+    locator = cluster.store(SMALL)
+    with (
+        KeepproxyControls(ProxySettings(stores=[store])) as proxy,
+        KeepClient(proxy=proxy.url, api_token=ELSEWHERE, local_store="") as client,
+        pytest.raises(NotFoundError, match=r"failed to read .*\(the token, or") as caught,
+    ):
+        client.get(str(locator))
+
+    assert "not found" not in str(caught.value)
+    assert caught.value.cause is DENIED

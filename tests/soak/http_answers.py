@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _METHODS = ("GET", "GET", "GET", "HEAD", "PUT")
 #: Bytes of a body that are read, and differences that are shown.
-_MOST_BODY, _MOST_SHOWN = 200_000, 5
+_MOST_BODY, _MOST_SHOWN = 1_000_000, 5
 
 _LENGTHS = ("content-length", "transfer-encoding")
 
@@ -274,7 +274,7 @@ def fuzz(count: int, seed: int) -> tuple[Counter[str], list[str]]:
         else:
             kinds["UNEXPLAINED"] += 1
             if len(unexplained) < _MOST_SHOWN:
-                unexplained.append(f"{method} {text!r}: {found}")
+                unexplained.append(f"{method} {text!r}: {found}"[:2000])
     return kinds, unexplained
 
 

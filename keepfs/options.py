@@ -37,6 +37,7 @@ class StoreOptions:
         retries: Rounds after the first; the default ones take about a minute.
         token_file: A file with the token, read again when it is refused;
             None for Arvados's own settings.
+        keep_services_from: Where `keep_services` was said, for messages.
     """
 
     local_store: Path | None = None
@@ -46,6 +47,7 @@ class StoreOptions:
     cache_size: int = 256 * MIB
     retries: int = 4
     token_file: Path | None = None
+    keep_services_from: str = ""
 
     def public_settings(self) -> dict[str, str]:
         """Return what the mount's README shows of it: never the token."""
@@ -125,7 +127,7 @@ CONFIG_KEYS = frozenset(
     field.name.replace("_", "-")
     for kind in (StoreOptions, MountOptions)
     for field in dataclasses.fields(kind)
-    if field.name not in {"mountpoint", "store"}
+    if field.name not in {"mountpoint", "store", "keep_services_from"}
 )
 #: Those that are paths.
 _PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))

@@ -48,7 +48,12 @@ def list_command(path: Path, state_dir: Path | None) -> None:
     directory = _state_dir_of(path, state_dir)
     with failures.in_one_line():
         aside = unsaved.find_all(directory)
-    running = runtime.find(mountpoint.resolve(path)) is not None
+        running = runtime.find(mountpoint.resolve(path)) is not None
+    if not running and not directory.exists():
+        raise click.ClickException(
+            f"{path} isn't mounted, and has no state directory {directory}: if it was mounted"
+            " with --state-dir, give that"
+        )
     if running:  # it has taken up what was put aside
         for about in unsaved.told(directory):
             click.echo(f"-\t{about.size}\t{about.path}\t{about.error or 'waits for its turn'}")
@@ -120,4 +125,10 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
 
 
 def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
-    return settings.absolute(state_dir or settings.default_state_dir(mountpoint.resolve(path)))
+    """Return a mount's state directory: its own if it runs, else as given, else the default."""
+    with failures.in_one_line():
+        resolved = mountpoint.resolve(path)
+        running = runtime.find(resolved)
+    if running is not None and running.state_dir:
+        return Path(running.state_dir)
+    return settings.absolute(state_dir or settings.default_state_dir(resolved))

@@ -127,6 +127,10 @@ class KeepLocator:
         """Return the portable form: digest and size, without hints."""
         return self.md5sum if self.size is None else f"{self.md5sum}+{self.size}"
 
+    def is_remote(self) -> bool:
+        """Tell whether another cluster signed it, so that services fetch the block from there."""
+        return self.perm_sig is None and any(hint.startswith("R") for hint in self.hints)
+
     def permission_hint(self) -> str | None:
         """Return the permission hint without its `+`, or None."""
         return next((part for part in self._text.split("+") if part.startswith("A")), None)

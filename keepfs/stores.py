@@ -66,7 +66,10 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
             services are, or for whom.
         OSError: The token file can't be read.
     """
-    cache = KeepBlockCache(options.cache_size, (buffers or BufferPool()).room)
+    cache = KeepBlockCache(
+        max(1, options.cache_size),  # 0 would be the default
+        allocate=(buffers or BufferPool()).room,
+    )
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)
     return KeepClient(

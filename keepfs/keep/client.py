@@ -15,6 +15,7 @@ from keepfs.keep import service, writer_queue, writers
 from keepfs.keep.api import ApiClient
 from keepfs.keep.attributes import Attributes
 from keepfs.keep.blocks import BlockClient
+from keepfs.keep.buffers import as_buffer, as_bytes
 from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
 from keepfs.keep.discovery import Access, Services, weight
@@ -268,12 +269,12 @@ class KeepClient(Attributes, BlockClient):
                     found = self._store.find(locator, call).locator or True
             return found
         blocks = [self.get_block(it, num_retries, request_id, headers) for it in locators]
-        return _as_bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
+        return as_bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
 
     def get_from_cache(self, loc: str) -> bytes | None:
         """Return a block if it is in the cache, else None. Never a request."""
         block = self.cached_block(KeepLocator(loc))
-        return None if block is None else _as_bytes(block)
+        return None if block is None else as_bytes(block)
 
     def is_cached(self, locator: str) -> bool:
         """Tell whether a block is in the cache."""
@@ -322,9 +323,10 @@ class KeepClient(Attributes, BlockClient):
             classes: Storage classes; the cluster's default when None or empty.
 
         Raises:
+            TypeError: `data` is no block.
             KeepWriteError: Not stored as wanted.
         """
-        block = data.encode() if isinstance(data, str) else data
+        block = as_buffer(data)
         if copies < 1:
             if memoryview(block).nbytes > MAX_BLOCK_SIZE:
                 raise KeepWriteError(f"a block has at most {MAX_BLOCK_SIZE} bytes")
@@ -378,11 +380,3 @@ class KeepClient(Attributes, BlockClient):
         if brought is not None and not isinstance(brought, Exception):
             return True
         return None if asked else False
-
-
-def _as_bytes(block: memoryview) -> bytes:
-    """Return the bytes behind a view, copied only where they aren't bytes already."""
-    whole = block.obj
-    if isinstance(whole, bytes) and len(whole) == block.nbytes:
-        return whole
-    return bytes(block)

@@ -9,6 +9,7 @@ Go programs read it, so one file serves all of them.
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,10 +112,19 @@ def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
     for directory in _absolute(environ.get("CONFIGURATION_DIRECTORY", "")):
         yield directory / "settings.conf"
     own = list(_absolute(environ.get("XDG_CONFIG_HOME", "")))[:1]
-    if not own and environ.get("HOME"):
-        own = [Path(environ["HOME"], ".config")]
+    home = environ["HOME"] if "HOME" in environ else _home_of_user()
+    if not own and home:
+        own = [Path(home, ".config")]
     for directory in (*own, *_absolute(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg")):
         yield directory / "arvados" / "settings.conf"
+
+
+def _home_of_user() -> str:
+    """Return the home directory of this user; empty if there is none. Services have no $HOME."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 def is_yes(text: str) -> bool:

@@ -51,15 +51,14 @@ class StoreOptions:
 
     def public_settings(self) -> dict[str, str]:
         """Return what the mount's README shows of it: never the token."""
-        classes = (
-            "the cluster's default"
-            if self.storage_classes is None
-            else ",".join(self.storage_classes)
-        )
+        cache = {"cache-size": format_size(self.cache_size)}
+        if self.local_store is not None:
+            return {"blocks": str(self.local_store), **cache}  # which knows no classes
+        classes = self.storage_classes
         return {
-            "blocks": str(self.local_store or self.keep_services or "at the cluster's services"),
-            "storage-classes": classes,
-            "cache-size": format_size(self.cache_size),
+            "blocks": self.keep_services or "at the cluster's services",
+            "storage-classes": "the cluster's default" if classes is None else ",".join(classes),
+            **cache,
         }
 
 

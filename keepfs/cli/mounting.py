@@ -166,6 +166,7 @@ def mount_command(
     Returns when the mount is ready, or fails with the reason. Every option
     is also a variable KEEPFS_<OPTION> and a key of the configuration file;
     the command line comes before the environment, and that before the file.
+    http_proxy, https_proxy and no_proxy are not used: Keep is asked directly.
     """
     with failures.in_one_line():
         path = mountpoint.resolve(mountpoint_)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import mountpoint, runtime, stores, unsaved
-from keepfs.cli import failures, settings
+from keepfs.cli import clients, failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ _state_dir = setting(
 @_mountpoint
 @config_file
 @_state_dir
-def list_command(path: Path, state_dir: Path | None) -> None:
+@clients.zero_option
+def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
     directory = _state_dir_of(path, state_dir)
     with failures.in_one_line():
@@ -56,10 +57,12 @@ def list_command(path: Path, state_dir: Path | None) -> None:
         )
     if running:  # it has taken up what was put aside
         for about in unsaved.told(directory):
-            click.echo(f"-\t{about.size}\t{about.path}\t{about.error or 'waits for its turn'}")
+            why = about.error or "waits for its turn"
+            clients.say(f"-\t{about.size}\t{about.path}\t{why}", null=null)
         return
     for file in aside:
-        click.echo(f"{file.name}\t{file.about.size}\t{file.about.path}\t{file.about.error}")
+        about = file.about
+        clients.say(f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null)
 
 
 @unsaved_command.command("retry")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.keep.local import LocalStore
+from keepfs.keep.tokens import salted_token
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -486,3 +487,25 @@ def test_a_local_store_is_a_copy(shell: Shell) -> None:
     LocalStore(shell.store).put(b"foo")
 
     assert shell.run("verify", FOO).stdout.startswith(b"ok\t")
+
+
+def test_services_that_have_no_copy_of_another_clusters_block_are_told(
+    over: Shell, stores: list[KeepstoreControls], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    with (
+        KeepstoreControls() as remote,
+        ApiControls(listening=Listening(tls=authority.certify())) as elsewhere,
+    ):
+        elsewhere.list_services([ServiceEntry.of(remote.url, 1)])
+        for store in stores:
+            store.configure(remotes={"yyyyy": elsewhere.url})
+        remote.store_block(b"foo")
+        signed = remote.sign(FOO, salted_token(TEST_TOKEN, "yyyyy"))
+        locator = signed.replace("+A", "+Ryyyyy-")
+
+        for command in ("verify", "where"):
+            assert over.run(command, locator).stdout.count(b"remote") == 3
+        said = over.error("verify", "--copies", "1", locator)
+
+    assert f"{locator}: 0 of 1 copies" in said

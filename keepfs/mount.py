@@ -275,7 +275,15 @@ class _Mount:
         upload = UploadDirectory.mounted(
             self._fixed(0o777, owner), staging, by_id.stored, self._catalog
         )
-        readme = TextFile(readme_text(__version__, self._copies, options.public_settings()), owner)
+        readme = TextFile(
+            readme_text(
+                __version__,
+                self._copies,
+                options.public_settings(),
+                is_local=options.store.local_store is not None,
+            ),
+            owner,
+        )
         root = RootDirectory({"README": readme, "by_id": by_id, "upload": upload}, owner)
         operations = Operations(
             root,

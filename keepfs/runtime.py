@@ -156,6 +156,15 @@ def find(mountpoint: Path) -> RunningMount | None:
     return _read(path) if _is_locked(path) else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped, by a signal or a debugger: it answers nothing."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] in {"T", "t"}
+
+
 def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
     """Wait until no process serves the mount point; tell whether it came to that.
 

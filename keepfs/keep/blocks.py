@@ -21,7 +21,7 @@ from keepfs.keep.answer_times import AnswerTimes
 from keepfs.keep.background import Background, BusyError
 from keepfs.keep.cache import KeepBlockCache
 from keepfs.keep.counters import Counters
-from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
+from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
 from keepfs.keep.grants import Grants
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.retry import Backoff
@@ -53,6 +53,8 @@ _LEAST_NAMES = 10_000
 _MOST_REMEMBERED = 10_000
 #: Seconds that closing waits for them; they were told to end.
 _CLOSING = 5.0
+#: Copies of a block that can be asked for: more is a mistake.
+_MOST_COPIES = 1000
 _ID_CHARACTERS = string.digits + string.ascii_lowercase
 _ID_LENGTH = 20
 
@@ -290,6 +292,7 @@ class BlockClient:
                 already; the services refuse a wrong one.
 
         Raises:
+            ArgumentError: More copies are wanted than can be.
             KeepWriteError: Not stored as wanted; `cause` says why.
         """
         view = memoryview(block).cast("B")
@@ -297,6 +300,8 @@ class BlockClient:
             raise KeepWriteError(
                 f"a block has at most {MAX_BLOCK_SIZE} bytes, this one has {view.nbytes}"
             )
+        if copies > _MOST_COPIES:
+            raise ArgumentError(f"{copies} copies of a block: no more than {_MOST_COPIES}")
         self.counters.puts.add(1)
         call = self._call(num_retries, request_id, timeout=timeout)
         name = KeepLocator.of_block(view) if locator is None else locator

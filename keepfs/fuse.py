@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 #: the poll and the read, everything stands still until the next request.
 #: A signal ends the read; so nothing stands still longer than this.
 _TICK = 0.05
+#: Reads ahead, and other requests nobody waits for, that the kernel sends at once.
+_MAX_BACKGROUND = 256
 
 
 #: A notification as in Linux's fuse.h: a header of length, code and no request's number.
@@ -93,6 +95,17 @@ def resend_requests() -> bool:
                 os.write(int(link.name), _RESEND)
                 done = True
     return done
+
+
+def allow_background(device: int) -> None:
+    """Let the kernel send more than 12 reads ahead at once; only root may, and only as a help.
+
+    Twelve that wait for a stalled service would hold up all other reads of large files.
+    """
+    connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
+    with contextlib.suppress(OSError):
+        (connection / "max_background").write_text(str(_MAX_BACKGROUND))
+        (connection / "congestion_threshold").write_text(str(_MAX_BACKGROUND * 3 // 4))
 
 
 @contextlib.contextmanager

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from keepfs import __version__, fuse, logs, mountpoint, runtime, stores, systemd
+from keepfs import __version__, fuse, logs, mountpoint, privacy, runtime, stores, systemd
 from keepfs.failed_journal import FailedJournal
-from keepfs.fs.blocks import Lookup, open_blocks
+from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.catalog import Catalog, CatalogError
 from keepfs.fs.drain import Drain
 from keepfs.fs.failed import FailedFiles
+from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
 from keepfs.fs.noting import FailureNotes
 from keepfs.fs.operations import Operations
@@ -82,6 +83,9 @@ def _run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     code = 1
     try:
         _check_paths(options, log_file)
+        privacy.make_directory(options.state_dir)
+        if not options.core_dumps:
+            privacy.forbid_core_dumps()
         logs.start(options.log_level, log_file)
         logs.report_uncaught()
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
@@ -193,12 +197,7 @@ class _Mount:
 
     async def _serve(self, signals: AsyncIterator[int]) -> int:
         options = self._options
-        async with open_blocks(
-            self._store,
-            copies=self._copies,
-            lookup=self._lookup(),
-            lookup_wait=options.lookup_wait,
-        ) as blocks:
+        async with open_blocks(self._store, copies=self._copies) as blocks:
             staging = Staging(
                 blocks,
                 options.staging_size,
@@ -271,11 +270,20 @@ class _Mount:
             _given(options.uid, os.geteuid()),
             _given(options.gid, os.getegid()),
         )
-        by_id = ByIdDirectory(self._fixed(0o555, owner), blocks)
+        lookups = Lookups(blocks, self._lookup(), options.lookup_wait)
+        by_id = ByIdDirectory(self._fixed(0o555, owner), blocks, lookups)
         upload = UploadDirectory.mounted(
             self._fixed(0o777, owner), staging, by_id.stored, self._catalog
         )
-        readme = TextFile(readme_text(__version__, self._copies, options.public_settings()), owner)
+        readme = TextFile(
+            readme_text(
+                __version__,
+                self._copies,
+                options.public_settings(),
+                is_local=options.store.local_store is not None,
+            ),
+            owner,
+        )
         root = RootDirectory({"README": readme, "by_id": by_id, "upload": upload}, owner)
         operations = Operations(
             root,
@@ -305,6 +313,7 @@ class _Mount:
             )
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
+        fuse.allow_background(status.st_dev)
         # Modules and what else is left now stay to the end: no full collection need go
         # through them again, 20 ms in which everybody waits.
         gc.collect()

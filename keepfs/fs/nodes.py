@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import errno
+import functools
 import itertools
 import os
 import stat
@@ -83,6 +84,43 @@ class Metadata:
         self.ctime_ns = time.time_ns()
         if content:
             self.mtime_ns = self.ctime_ns
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who makes a request.
+
+    Attributes:
+        uid: Its user.
+        gid: Its group.
+        pid: Its process.
+    """
+
+    uid: int
+    gid: int
+    pid: int
+
+    @classmethod
+    def of(cls, context: RequestContext) -> Caller:
+        """Return who makes the request of this context."""
+        return cls(context.uid, context.gid, context.pid)
+
+    @functools.cached_property
+    def groups(self) -> frozenset[int]:
+        """All its groups; its own alone where its process can't be looked at."""
+        try:
+            others = pyfuse3.get_sup_groups(self.pid)
+        except (OSError, RuntimeError, ValueError):
+            others = set()
+        return frozenset(others) | {self.gid}
+
+    def may_read(self, permissions: int, uid: int, gid: int) -> bool:
+        """Tell whether it may read what has these permissions and this owner and group."""
+        if self.uid == 0:
+            return True
+        if self.uid == uid:
+            return bool(permissions & 0o400)
+        return bool(permissions & (0o040 if gid in self.groups else 0o004))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +205,13 @@ class Node:
     def xattrs(self) -> Mapping[str, str]:
         """Return its extended attributes, by name (`user.keep.…`)."""
         return {}
+
+    def found_by(self, caller: Caller) -> None:
+        """Note that somebody looked it up, or opened it."""
+
+    def is_listed_for(self, caller: Caller) -> bool:
+        """Tell whether a listing that somebody reads shows it."""
+        return True
 
     def forgotten(self) -> None:
         """Note that the kernel doesn't know it any more. May not raise."""

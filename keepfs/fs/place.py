@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from keepfs.fs.catalog import Catalog, Entry
+    from keepfs.fs.catalog import Catalog
+    from keepfs.fs.entries import Entry
     from keepfs.fs.nodes import Metadata
     from keepfs.keep.receipt import Receipt
+
+
+#: Takes a stored block's receipt, and owner and mode of the file that has it.
+OnStored: TypeAlias = "Callable[[Receipt, Metadata], None]"
 
 
 class Recorded(Protocol):
@@ -40,6 +47,9 @@ class Holder(Recorded, Protocol):
 
     def let_go(self, name: str) -> bool:
         """Have an entry in memory no longer; tell whether that was all that kept this there."""
+
+    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
+        """Pass on that a stored file has other permissions now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +149,15 @@ class Place:
         Raises:
             OSError: They couldn't be written.
         """
-        if number is not None:
-            with self.directory.catalog.change():
-                self.directory.catalog.set_metadata(number, metadata)
+        if number is None:
+            return
+        catalog = self.directory.catalog
+        before = catalog.mode(number)
+        with catalog.change():
+            catalog.set_metadata(number, metadata)
+        if before != metadata.mode and stat.S_ISREG(metadata.mode):
+            with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
+                self.directory.mode_changed(catalog.receipts(number), metadata)
 
     def sync(self) -> None:
         """Make what is recorded survive a power cut. Blocks; any thread may call it."""

@@ -33,10 +33,12 @@ from keepfs.fs.upload_file import UploadFile
 from keepfs.fs.upload_symlink import UploadSymlink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from keepfs.fs.catalog import Catalog, Entry
+    from keepfs.fs.catalog import Catalog
+    from keepfs.fs.entries import Entry
     from keepfs.fs.failed import FailedFiles
+    from keepfs.fs.place import OnStored
     from keepfs.fs.staging import Staging
     from keepfs.keep.receipt import Receipt
 
@@ -56,7 +58,8 @@ class UploadDirectory(DirectoryNode):
     Args:
         metadata: What `stat` says of it.
         staging: Where its files' bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version.
+        on_stored: Called with the receipt of each block of a stored version and its file's
+            metadata, and again when the file's mode changes.
         catalog: Where names outlive the mount.
         number: The catalog's, of this directory.
     """
@@ -67,7 +70,7 @@ class UploadDirectory(DirectoryNode):
         self,
         metadata: Metadata,
         staging: Staging,
-        on_stored: Callable[[Receipt], None],
+        on_stored: OnStored,
         catalog: Catalog,
         number: int = ROOT,
     ) -> None:
@@ -86,7 +89,7 @@ class UploadDirectory(DirectoryNode):
         cls,
         metadata: Metadata,
         staging: Staging,
-        on_stored: Callable[[Receipt], None],
+        on_stored: OnStored,
         catalog: Catalog,
     ) -> UploadDirectory:
         """Make upload/ itself, as the catalog knows it; `metadata` is for the very first time."""
@@ -140,6 +143,11 @@ class UploadDirectory(DirectoryNode):
         """Have an entry in memory no longer; tell whether that was all that kept this here."""
         self._nodes.pop(name, None)
         return not self._nodes and not self.lookups
+
+    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
+        """Pass on that a stored file has other permissions now."""
+        for receipt in receipts:
+            self._on_stored(receipt, metadata)
 
     def files(self) -> Iterator[UploadFile]:
         """Go through the files of the tree that are in memory: all that aren't stored are."""
@@ -368,7 +376,8 @@ UploadNode = UploadDirectory | UploadFile | UploadSymlink
 def _prepare_to_forget(node: UploadNode) -> None:
     """Have in memory what the catalog will not have any more: the file may be open."""
     if isinstance(node, UploadFile):
-        node.load()
+        with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
+            node.load()
 
 
 def _forget(node: UploadNode) -> None:

@@ -25,9 +25,9 @@ from keepfs.keep.errors import KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from keepfs.fs.place import Place, Spilled
+    from keepfs.fs.place import OnStored, Place, Spilled
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
     from keepfs.unsaved import Piece
@@ -42,7 +42,7 @@ class UploadFile(StoringFile):
     Args:
         metadata: What `stat` says of it.
         staging: Where its bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version.
+        on_stored: Called with each block's receipt and the file's metadata, once it is stored.
     """
 
     __slots__ = (
@@ -50,9 +50,7 @@ class UploadFile(StoringFile):
         "_slots", "_staging", "number", "place", "spilled",
     )  # fmt: skip
 
-    def __init__(
-        self, metadata: Metadata, staging: Staging, on_stored: Callable[[Receipt], None]
-    ) -> None:
+    def __init__(self, metadata: Metadata, staging: Staging, on_stored: OnStored) -> None:
         super().__init__(metadata, staging.blocks, staging.failed)
         self._staging = staging
         self._block_size = staging.block_size
@@ -258,7 +256,7 @@ class UploadFile(StoringFile):
             self.spilled = None
             spilled.remove()
         for receipt in receipts:
-            self._on_stored(receipt)
+            self._on_stored(receipt, self.metadata)
 
     def _is_sending(self) -> bool:
         return any(slot.is_storing for slot in self._slots.values())

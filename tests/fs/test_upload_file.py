@@ -51,7 +51,9 @@ class Bench:
 
     def file(self) -> UploadFile:
         """Make a file and open it."""
-        file = UploadFile(Metadata(file_mode(0o644), 7, 8), self.staging, self.receipts.append)
+        file = UploadFile(
+            Metadata(file_mode(0o644), 7, 8), self.staging, lambda it, _: self.receipts.append(it)
+        )
         file.opened()
         return file
 
@@ -241,7 +243,7 @@ async def test_a_store_that_fails_unexpectedly_loses_nothing_either() -> None:
 
     store = BuggyStore()
     async with open_blocks(store, copies=1) as blocks:
-        file = UploadFile(Metadata(file_mode(0), 0, 0), Staging(blocks), lambda _: None)
+        file = UploadFile(Metadata(file_mode(0), 0, 0), Staging(blocks), lambda *_: None)
         await file.write(0, b"abc")
         with pytest.raises(ZeroDivisionError):
             await file.store()

@@ -43,7 +43,7 @@ class UploadFileModel(RuleBasedStateMachine):
     @initialize(maxsize=st.sampled_from([BLOCK // 2, 2 * BLOCK, 100 * BLOCK]))
     def make(self, maxsize: int) -> None:
         self.staging = Staging(self.loop.blocks, maxsize, BLOCK)
-        self.file = UploadFile(Metadata(file_mode(0o644), 0, 0), self.staging, lambda _: None)
+        self.file = UploadFile(Metadata(file_mode(0o644), 0, 0), self.staging, lambda *_: None)
         self.file.opened()
 
     # --- what users do -----------------------------------------------------

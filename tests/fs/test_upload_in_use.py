@@ -43,7 +43,7 @@ class Bench:
     def mount(self) -> None:
         """Mount (again): nothing is in memory then."""
         owner = Metadata(directory_mode(0o755), 1, 2, 3)
-        self.upload = UploadDirectory.mounted(owner, self._staging, lambda _: None, self._catalog)
+        self.upload = UploadDirectory.mounted(owner, self._staging, lambda *_: None, self._catalog)
         self.inodes = InodeTable(self.upload)
 
     def create(self, name: str, directory: UploadDirectory | None = None) -> UploadFile:

@@ -34,7 +34,10 @@ _MOST_RESIDENT = CACHE_SIZE + STAGING_SIZE + (64 << 20) * 10 + (150 << 20)
 #: Seconds after which a mount that doesn't end is killed.
 _HOPELESS = 60.0
 #: What a mount at rest may have more than when it was new.
-_MORE_THREADS, _MORE_DESCRIPTORS, _MORE_CONNECTIONS = 16, 24, 16
+_MORE_THREADS, _MORE_DESCRIPTORS = 16, 24
+#: Idle connections that it may keep: 32 to each of five servers. Those in use are
+#: looked for at the servers.
+_MORE_CONNECTIONS = 5 * 32
 
 #: Tracebacks that are known to do no harm, as regular expressions.
 _HARMLESS: tuple[str, ...] = ()
@@ -48,7 +51,7 @@ class Usage:
 
     Attributes:
         threads: Their names, counted.
-        descriptors: What they are open on, counted, without numbers.
+        descriptors: What they are open on, but for sockets; counted, without numbers.
         connections: Sockets that are connected over TCP.
         resident: Bytes in memory.
     """
@@ -72,7 +75,9 @@ class Usage:
             for entry in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     target = os.readlink(entry)
-                    sockets.add(target)
+                    if target.startswith("socket:"):
+                        sockets.add(target)
+                        continue
                     descriptors[re.sub(r"[0-9]+", "", target)] += 1
         connections = sum(f"socket:[{inode}]" in sockets for inode in _connected())
         resident = 0

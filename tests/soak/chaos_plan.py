@@ -147,8 +147,8 @@ def plan(
         epoch = _epoch(draw, number, draw.uniform(*lengths), end_once_in)
         faults = tuple(it for it in epoch.faults if is_wanted(it.name))
         end = epoch.end if is_wanted(epoch.end) else ""
-        if not end and any(it.name in REMEMBERED for it in faults):
-            end = "SIGKILL"
+        if not end:
+            faults = tuple(it for it in faults if it.name not in REMEMBERED)
         yield replace(epoch, faults=faults, end=end)
 
 

@@ -138,6 +138,8 @@ class Life:
         self._ended_at: float | None = time.monotonic()
         #: Whether it has been denied memory or threads.
         self.is_limited = False
+        #: Whether it was told to end the last time, and not just killed.
+        self.was_told = False
         #: What `keepfs unmount` said last, if it failed.
         self.unmount_said = ""
         #: The process; None while nothing is mounted, or is being ended.
@@ -206,6 +208,7 @@ class Life:
         pid = self.pid
         assert pid is not None
         self._gone()
+        self.was_told = self.was_told or kind != "SIGKILL"
         self._findings.log(f"the mount ends: {kind}")
         with self._findings.figuring() as figures:
             figures.ends[kind] += 1

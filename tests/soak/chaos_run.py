@@ -208,7 +208,7 @@ class Chaos:
                 continue
             try:
                 self._prepare()
-                self._verifier.after_end(orderly=orderly)
+                self._verifier.after_end(orderly=orderly, drained=self._life.was_told)
             except MountGoneError:
                 self._wait_for_death()
                 orderly = False

@@ -52,14 +52,19 @@ class Verifier:
         #: Blocks of the files as they are stored.
         self._digests: set[str] = set()
 
-    def after_end(self, *, orderly: bool) -> None:
+    def after_end(self, *, orderly: bool, drained: bool) -> None:
         """Compare all files with what they must have after an end of the mount, and go on from it.
+
+        Args:
+            orderly: Whether the mount had the time to put aside what isn't stored.
+            drained: Whether it was told to end.
 
         Raises:
             MountGoneError: The mount has ended again.
         """
         for writer in self._writers:
-            self._after_end(writer, orderly=orderly)
+            self._after_end(writer, orderly=orderly, drained=drained)
+        self._stage.life.was_told = False
         self.at_rest()
 
     def at_rest(self) -> None:
@@ -78,7 +83,7 @@ class Verifier:
         removed = self._stage.cluster.keep_only(self._digests)
         self._findings.log(f"{len(self._digests)} blocks in use, {removed} others removed")
 
-    def _after_end(self, writer: Writer, *, orderly: bool) -> None:
+    def _after_end(self, writer: Writer, *, orderly: bool, drained: bool) -> None:
         found: dict[str, Seen] = {}
         names = self._list(writer)
         for name in names:
@@ -88,7 +93,9 @@ class Verifier:
         for name, record in writer.records.items():
             beside = {other: seen for other, seen in found.items() if original_of(other) == name}
             if name in found or name not in names:
-                record.check_after_end(found.get(name), beside, self._findings, orderly=orderly)
+                record.check_after_end(
+                    found.get(name), beside, self._findings, orderly=orderly, drained=drained
+                )
                 record.adopt(found.get(name))
             self._check_new(record, name, found)
         known = set(writer.records)

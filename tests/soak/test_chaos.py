@@ -187,6 +187,18 @@ class TestLedger:
         assert self.after(record, HALF) == ["wrong bytes"]
         assert self.after(record, seen(OLD), {"f~unsaved": HALF}, orderly=True) == []
 
+    def test_half_of_a_new_file_is_right_where_the_mount_was_told_to_end(
+        self, findings: Findings
+    ) -> None:
+        record = Record("f")
+        record.begin(NEW)
+
+        record.check_after_end(HALF, {}, findings, orderly=True, drained=True)
+        assert findings.found == []
+        record.check_after_end(HALF, {}, findings, orderly=False, drained=False)
+
+        assert kinds(findings) == ["wrong bytes"]
+
     def test_what_was_kept_outlives_an_orderly_end(self, record: Record) -> None:
         record.begin(NEW)
         record.failed(NEW, 0.0, whole=True)

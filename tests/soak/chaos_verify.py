@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Seconds in which every kept file is stored once no fault is there.
 STORED_WITHIN = 90.0
 
+#: Seconds after which it is told to retry at once: at first it must do so by itself.
+_RETRY_AFTER = 6.0
+
 
 class MountGoneError(Exception):
     """The mount has ended while it was looked at."""
@@ -116,7 +119,7 @@ class Verifier:
 
     def _wait_until_stored(self) -> None:
         """Wait until nothing is unsaved any more; what takes too long is reported."""
-        begin = time.monotonic()
+        begin = told = time.monotonic()
         waiting = {
             record.path: record for writer in self._writers for record in writer.records.values()
         }
@@ -135,8 +138,10 @@ class Verifier:
                 return
             if time.monotonic() - begin > STORED_WITHIN:
                 break
-            self._tell(signal.SIGUSR1)
-            time.sleep(0.5)
+            if time.monotonic() > told + _RETRY_AFTER:
+                told = time.monotonic()
+                self._tell(signal.SIGUSR1)
+            time.sleep(0.2)
         for path, state in states.items():
             name = str(self._stage.life.mount.upload / path)
             why = self._call([Step("attribute", (name, "user.keep.error"))])[0].value

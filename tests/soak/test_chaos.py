@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.mount.mounts import why_no_mounts
 from tests.soak.chaos_agent import Step, read_steps, seen_by
 from tests.soak.chaos_cluster import COPIES, Cluster
 from tests.soak.chaos_content import ABSENT, Content, Recipe, Seen, identified, md5_of
@@ -425,6 +426,8 @@ def test_what_is_no_number_of_minutes_is_refused() -> None:
 @pytest.mark.fuse
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    if (reason := why_no_mounts()) is not None and os.environ.get("CI") != "true":
+        pytest.skip(reason)
     base = tmp_path / "soak"
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.soak.chaos", "--seed", "1", "--keep", str(base)],

@@ -150,6 +150,7 @@ class Hedge:
             try:
                 is_good = self._ask(service)
             finally:
+                service.watch(None)  # it has us: a cycle would keep the block alive
                 with self._lock:
                     self._asked.remove(service)
                     if self._receiving is service:

@@ -509,3 +509,20 @@ def test_services_that_have_no_copy_of_another_clusters_block_are_told(
         said = over.error("verify", "--copies", "1", locator)
 
     assert f"{locator}: 0 of 1 copies" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("mount", ""),
+        ("mount", "--state-dir", "", "/mnt"),
+        ("mount", "--log-file", "", "/mnt"),
+        ("unmount", ""),
+        ("unsaved", "list", ""),
+        ("get", "-o", "", FOO),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    arguments: tuple[str, ...], shell: Shell
+) -> None:
+    assert "the path is empty" in shell.error(*arguments, code=2)

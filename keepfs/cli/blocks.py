@@ -13,7 +13,7 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients
-from keepfs.cli.settings import store_settings
+from keepfs.cli.settings import FilledPath, store_settings
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=FilledPath(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write to this file; - is standard output.",
 )
 @click.option("--force", is_flag=True, help="Write to a terminal what isn't text, too.")

@@ -417,6 +417,14 @@ def test_put_with_a_wrong_token_fails(
     assert api.log() != []
 
 
+def test_put_does_not_fail_where_the_token_cannot_be_checked(
+    shell: Shell, api: ApiControls
+) -> None:
+    api.always(Fault(status=503), target="users/current")
+
+    assert shell.run("put", "-", sent=b"foo").stdout.startswith(FOO.encode())
+
+
 @pytest.mark.parametrize("command", ["get", "stat", "verify", "where"])
 def test_an_api_server_that_refuses_is_asked_once(
     command: str, shell: Shell, api: ApiControls

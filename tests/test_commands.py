@@ -296,6 +296,21 @@ def test_a_directory_that_is_not_there_is_named_as_it_was_given(shell: Shell) ->
     assert said == "Error: /nonexistent/x: No such file or directory\n"
 
 
+def test_a_file_that_cannot_be_written_to_the_end_is_named(shell: Shell) -> None:
+    locator = stored(shell, bytes(1 << 20))
+    limited = f"ulimit -f 1; exec '{sys.executable}' -m keepfs get -o out {locator}"
+    done = subprocess.run(
+        ["sh", "-c", limited],
+        capture_output=True,
+        check=False,
+        env=shell.environment,
+        cwd=shell.home,
+    )
+
+    assert (done.returncode, done.stderr) == (1, b"Error: out: File too large\n")
+    assert list(shell.home.glob("*out*")) == []
+
+
 @pytest.mark.parametrize("block", [b"\0\1", b"\xff\xfe", b"\x1b[31m"])
 def test_a_terminal_is_not_shown_what_is_no_text(block: bytes, shell: Shell) -> None:
     locator = stored(shell, block)

@@ -94,23 +94,24 @@ def get_command(
 def _written(output: Path) -> Iterator[BinaryIO]:
     """Open a file to be written; a regular one is replaced only when the new one is whole."""
     target = output.resolve()
-    if target.exists() and not target.is_file():  # a device, a pipe
-        with target.open("wb") as file:
-            yield file
-        return
     part = target.with_name(f".{target.name[:200]}.part")
     try:
-        file = part.open("wb")
-    except OSError as error:
+        if target.exists() and not target.is_file():  # a device, a pipe
+            with target.open("wb") as file:
+                yield file
+            return
+        try:
+            with part.open("wb") as file:
+                yield file
+            if target.exists():
+                part.chmod(stat.S_IMODE(target.stat().st_mode))
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # by the name that was given, not that of the part
         raise click.ClickException(f"{output}: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        if target.exists():
-            part.chmod(stat.S_IMODE(target.stat().st_mode))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:

@@ -87,6 +87,7 @@ class MountOptions:
         drain_timeout: Seconds that ending may take to store what isn't yet.
         read_ahead: Bytes the kernel may read ahead, where we may set it;
             0 leaves it as it is.
+        core_dumps: Let the kernel write core dumps of the process.
         log_level: DEBUG, INFO, WARNING or ERROR.
         log_file: An absolute path; None for the state directory's, or
             standard error in the foreground.
@@ -108,6 +109,7 @@ class MountOptions:
     request_timeout: float = 600.0
     drain_timeout: float = 300.0
     read_ahead: int = MIB
+    core_dumps: bool = False
     log_level: str = "INFO"
     log_file: Path | None = None
 

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keepfs import privacy
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -88,11 +90,12 @@ def claim(
 
     Raises:
         AlreadyServedError: Another one is, and which.
+        OSError: The run file can't be made, or isn't ours.
     """
     path = _run_file(mountpoint)
     _sweep(path)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = privacy.open_file(path, os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import daemon, mountpoint, options, runtime, unsaved
+from keepfs import daemon, failed_journal, mountpoint, options, runtime, unsaved
 from keepfs.cli import failures, settings, waiting
 from keepfs.cli.settings import Setting, setting
 
@@ -139,6 +139,11 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     default="1MiB",
     show_default=True,
     help="What the kernel may read ahead, where root mounts; 0 leaves it alone.",
+)
+@setting(
+    "--core-dumps",
+    is_flag=True,
+    help="Let the kernel write core dumps of the process: they contain the token and blocks.",
 )
 @setting(
     "--log-level",
@@ -298,17 +303,17 @@ def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None
 
 def _report_unsaved(path: Path, state_dir: Path) -> None:
     """Fail, if not everything is stored."""
-    lost = unsaved.told(state_dir)
+    lost = failed_journal.read(state_dir)
     if lost:
         names = ", ".join(about.path for about in lost)
         raise click.ClickException(
             f"unmounted, but these are LOST, as neither Keep nor {state_dir} took them: {names}"
         )
-    aside = unsaved.find_all(state_dir)
-    if aside:
+    spilled, _ = unsaved.find_all(state_dir)
+    if spilled:
         raise click.ClickException(
-            f"unmounted, but {len(aside)} of its files could not be stored, and were put aside"
-            f" until the next mount: keepfs unsaved list {path}"
+            f"unmounted, but {len(spilled)} of its files could not be stored; they are kept on the"
+            f" disk until the next mount: keepfs unsaved list {path}"
         )
 
 

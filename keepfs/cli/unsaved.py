@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import mountpoint, runtime, stores, unsaved
+from keepfs import failed_journal, mountpoint, runtime, stores, unsaved
 from keepfs.cli import clients, failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 
@@ -51,21 +51,23 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
     directory = _state_dir_of(path, state_dir)
     with failures.in_one_line():
+        spilled, flaws = unsaved.find_all(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
-        aside = [] if running else unsaved.find_all(directory)
     if not running and not directory.exists():
         raise click.ClickException(
             f"{path} isn't mounted, and has no state directory {directory}: if it was mounted"
             " with --state-dir, give that"
         )
-    if running:  # it has taken up what was put aside
-        for about in unsaved.told(directory):
+    if running:  # it has restored what was spilled
+        for about in failed_journal.read(directory):
             why = about.error or "waits for its turn"
             clients.say(f"-\t{about.size}\t{about.path}\t{why}", null=null)
-        return
-    for file in aside:
-        about = file.about
-        clients.say(f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null)
+    else:
+        for file in spilled:
+            about = file.about
+            clients.say(f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null)
+    if flaws:
+        raise click.ClickException("\n".join(flaws))
 
 
 @unsaved_command.command("retry")
@@ -126,9 +128,13 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
             f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
         )
     with failures.in_one_line():
-        for file in unsaved.find_all(_state_dir_of(path, state_dir)):
-            if file.name == name:
-                return file
+        spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
+    for file in spilled:
+        if file.name == name:
+            return file
+    for flaw in flaws:
+        if f"/{name} " in flaw:
+            raise click.ClickException(flaw)
     raise click.ClickException(f"no unsaved file is called {name}: see keepfs unsaved list {path}")
 
 

@@ -106,7 +106,7 @@ class KeepClient(Attributes, BlockClient):
             self._remote.timeout = Timeouts.of(timeout)
             self._remote.proxy_timeout = Timeouts.of(proxy_timeout)
             store = self._remote
-        super().__init__(store, block_cache, num_retries, self.counters)
+        super().__init__(store, block_cache, num_retries, self.counters, signs=not directory)
         # The SDK's names of them.
         self.upload_counter = self.counters.upload
         self.download_counter = self.counters.download
@@ -135,6 +135,7 @@ class KeepClient(Attributes, BlockClient):
     def api_token(self, token: str) -> None:
         if self._remote:
             self._remote.api_token = token
+            self._grants.clear()
         if isinstance(self._api_client, ApiClient):
             self._api_client.api_token = self.api_token
 
@@ -221,9 +222,7 @@ class KeepClient(Attributes, BlockClient):
             NotFoundError: No service has one of them, or it isn't a locator.
             KeepReadError: One couldn't be read.
         """
-        block = self._get_or_head(
-            loc_s, "GET", num_retries=num_retries, request_id=request_id, headers=headers
-        )
+        block = self._get_or_head(loc_s, "GET", num_retries, request_id, headers)
         if not isinstance(block, bytes):
             raise TypeError("a GET returns bytes")
         return block

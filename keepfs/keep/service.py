@@ -35,6 +35,7 @@ from keepfs.keep.transfer import (
     BodyCutError,
     content_length,
     receive_block,
+    receive_complaint,
     receive_text,
 )
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from keepfs.keep.buffers import Room
     from keepfs.keep.locator import KeepLocator
+    from keepfs.keep.pace import Watch
     from keepfs.keep.sessions import SessionPool
     from keepfs.keep.transport import Answer
 
@@ -93,6 +95,7 @@ class KeepService:
         self._outcome: Outcome | None = None
         self._pace: Pace | None = None
         self._cancelled = False
+        self._watch: Watch | None = None
 
     def __repr__(self) -> str:
         return f"KeepService({self.root!r})"
@@ -139,6 +142,21 @@ class KeepService:
         pace = self._pace
         if pace is not None:
             pace.cancel()
+
+    def interrupt(self, reason: OSError) -> None:
+        """End the request under way for a reason, if there is one; further ones may follow."""
+        pace = self._pace
+        if pace is not None:
+            pace.cancel(reason)
+
+    def silent_for(self) -> float:
+        """Return the seconds since a byte moved in the request under way; 0 without one."""
+        pace = self._pace
+        return 0.0 if pace is None else pace.silent_for()
+
+    def watch(self, watch: Watch) -> None:
+        """Have somebody notified of what further requests do."""
+        self._watch = watch
 
     # --- requests ---------------------------------------------------------
 
@@ -257,6 +275,8 @@ class KeepService:
     ) -> Exchange:
         """Send one request."""
         pace = Pace(timeouts, self._deadline)
+        if self._watch is not None:
+            pace.watch(self._watch)
         steps = self._steps(pace, method, path, headers, body, timeouts, read)
         return Exchange(pace, steps, self.has_succeeded)
 
@@ -299,6 +319,10 @@ class KeepService:
             outcome = self._failed(pace, error)
         finally:
             self._pace = None
+            if pace.failure is not None:
+                # It would keep frames alive, and a block's memory with them: they have
+                # the pace, and the pace has it.
+                pace.failure.__traceback__ = None
         self._outcome = outcome
         if outcome.cause is None and body is not None:
             self._counters.upload.add(body.nbytes)
@@ -322,7 +346,7 @@ class KeepService:
 
     def _read_answer(self, answer: Answer, method: str, locator: KeepLocator) -> Outcome:
         status, headers = answer.status, answer.headers
-        reason = self._status_line(answer)
+        reason = shown(answer.status_line(), self._token)
         if Verdict.of(status) is not Verdict.SUCCESS:
             text = self._complaint(answer)
             cause = cause_of_read(
@@ -343,7 +367,7 @@ class KeepService:
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)
-        flaw, block = receive_block(answer, locator, declared, self._answered, self._allocate)
+        flaw, block = receive_block(answer, locator, declared, self._answered, self._memory)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
@@ -355,9 +379,18 @@ class KeepService:
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
 
+    def _memory(self, size: int) -> Room:
+        """Make the memory for a block that begins to come. Blocks while there is none."""
+        if self._watch is not None:
+            self._watch.on_block()
+        memory = self._allocate(size)
+        if self._pace is not None:
+            self._pace.resume()  # it was no silence of the service's
+        return memory
+
     def _write_answer(self, answer: Answer, md5sum: str, size: int) -> Outcome:
         status, headers = answer.status, answer.headers
-        reason = self._status_line(answer)
+        reason = shown(answer.status_line(), self._token)
         if Verdict.of(status) is not Verdict.SUCCESS:
             self._complaint(answer)
             cause = cause_of_write(status, headers)
@@ -374,25 +407,14 @@ class KeepService:
         return Outcome(0, f"{reason}, {flaw}", Cause.OTHER, headers, is_permanent=True)
 
     def _complaint(self, answer: Answer) -> bytes:
-        """Read the text of a failure, so that the connection can be used again, or give it up."""
-        length = content_length(answer)
-        if length is None or length > MOST_TEXT:
-            return b""
+        """Read the text of a failure, in a moment."""
         if self._pace is not None:
             self._pace.hurry(_BRIEF)
-        try:
-            return receive_text(answer)
-        except TRANSPORT_ERRORS:
-            return b""  # the status is what counts
+        return receive_complaint(answer)
 
     def _report_bad_copy(self, locator: KeepLocator, flaw: str) -> None:
         self._counters.bad_copies.add(self.root)
         _log.warning("service %s has a bad copy of %s: %s", self.root, locator.stripped(), flaw)
-
-    def _status_line(self, answer: Answer) -> str:
-        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(answer.version)
-        line = f"{version or 'HTTP'} {answer.status} {answer.reason}"
-        return shown(line.strip(), self._token)
 
 
 #: As it is here: who replaces it wants that one called.

@@ -70,5 +70,7 @@ def redacted(text: str, token: str) -> str:
 
 def shown(text: str, token: str) -> str:
     """Make a text from elsewhere fit to be shown: one short line, without the token."""
-    line = " ".join(redacted(text, token).split())
-    return "".join(it if it.isprintable() else "?" for it in line[:_MOST_SHOWN])
+    line = " ".join(redacted(text, token).split())[:_MOST_SHOWN]
+    if line.isprintable():
+        return line
+    return "".join(it if it.isprintable() else "?" for it in line)

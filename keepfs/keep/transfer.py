@@ -12,6 +12,7 @@ of the exchange (`BodyCutError`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import queue
@@ -22,7 +23,7 @@ import urllib3
 
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.outcome import innermost
+from keepfs.keep.outcome import TRANSPORT_ERRORS, innermost
 from keepfs.keep.wire import CutShortError, declared_length
 
 if TYPE_CHECKING:
@@ -162,7 +163,10 @@ class _Hash:
 
 
 class _HashThread(_Hash):
-    """An MD5 computed in a thread of its own, while more bytes are received."""
+    """An MD5 computed in a thread of its own, while more bytes are received.
+
+    Where no thread can be had, by who gives it bytes.
+    """
 
     step = _STEP_FOR_THREAD
 
@@ -172,15 +176,23 @@ class _HashThread(_Hash):
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        with contextlib.suppress(RuntimeError, MemoryError):  # no thread can be started
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pieces.put(None)
-        self._thread.join()
+        if self._has_thread():
+            self._pieces.put(None)
+            self._thread.join()
 
     def update(self, piece: memoryview) -> None:
-        self._pieces.put(piece)
+        if self._has_thread():
+            self._pieces.put(piece)
+        else:
+            self._md5.update(piece)
+
+    def _has_thread(self) -> bool:
+        return self._thread.ident is not None
 
     def _run(self) -> None:
         for piece in iter(self._pieces.get, None):
@@ -190,6 +202,20 @@ class _HashThread(_Hash):
 def receive_text(answer: Answer) -> bytes:
     """Receive a short answer, or its beginning."""
     return bytes(answer.raw.read(MOST_TEXT) or b"")
+
+
+def receive_complaint(answer: Answer) -> bytes:
+    """Receive the text of a failure, so that the connection can be used again.
+
+    Empty if it is too long, or breaks off: the status is what counts.
+    """
+    length = content_length(answer)
+    if length is None or length > MOST_TEXT:
+        return b""
+    try:
+        return receive_text(answer)
+    except TRANSPORT_ERRORS:
+        return b""
 
 
 def content_length(answer: Answer) -> int | None:

@@ -860,7 +860,7 @@ def test_a_probe_that_joined_a_fetch_of_another_size_is_told(
     first.wait_held(1)
 
     with pytest.raises(KeepReadError) as caught:
-        client.probe_block(KeepLocator(f"{locator.md5sum}+99"), wait=20)
+        client.probe_block(KeepLocator(str(locator).replace("+90000+", "+99+")), wait=20)
 
     assert caught.value.cause is Cause.CORRUPT
     first.release()

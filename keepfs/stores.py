@@ -94,7 +94,9 @@ def check(client: KeepClient, options: StoreOptions) -> None:
         return
     where = _where_from(options)
     try:
-        _check_token(client, options, where)
+        unanswered = _check_token(client, options)
+        if unanswered is not None:
+            raise StoreError(f"the API server doesn't answer: {unanswered} (settings: {where})")
         check_classes(client, options)
         client.build_services_list(force_rebuild=True)
         sightings = survey(client, _NOBODYS, _CHECK_TIMEOUT)
@@ -112,16 +114,16 @@ def check(client: KeepClient, options: StoreOptions) -> None:
 
 
 def check_token(client: KeepClient, options: StoreOptions) -> None:
-    """See that the API server, where there is one, knows the token. Blocks.
+    """See that the API server, where there is one that answers, knows the token. Blocks.
 
     keepstore doesn't look at the token of a PUT: with a wrong one it stores the
     block, and signs a locator that nobody can use.
 
     Raises:
-        StoreError: It doesn't, or can't be asked.
+        StoreError: It doesn't know it.
     """
     if options.local_store is None:
-        _check_token(client, options, _where_from(options))
+        _check_token(client, options)
 
 
 def check_classes(client: KeepClient, options: StoreOptions) -> None:
@@ -262,23 +264,29 @@ def _check_directory(path: Path) -> None:
         raise StoreError(f"can't use the local store {path}: {error.strerror}") from error
 
 
-def _check_token(client: KeepClient, options: StoreOptions, where: str) -> None:
+def _check_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
+    """See that the API server knows the token; return why it can't be asked, if so.
+
+    Raises:
+        StoreError: It doesn't know it.
+    """
     settings = load_settings()
     if options.keep_services or settings.keep_services or settings.keep_proxy:
-        return  # nobody knows tokens but the services themselves
+        return None  # nobody knows tokens but the services themselves
     api = ApiClient.of_settings(settings, client.api_token)
     try:
         api.users().current().execute()
     except ApiError as error:
         if error.status_code == 403:  # noqa: PLR2004 - a scoped token may be good for Keep alone
             _log.warning("the API server doesn't say whose the token is: %s", error)
-            return
+            return None
         if error.cause is Cause.DENIED:
             token = _token_from(options)
             raise StoreError(f"the API server refuses the token from {token}: {error}") from error
-        raise StoreError(f"the API server doesn't answer: {error} (settings: {where})") from error
+        return error
     finally:
         api.close()
+    return None
 
 
 def _token_in(path: Path) -> str:

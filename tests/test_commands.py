@@ -296,6 +296,21 @@ def test_a_directory_that_is_not_there_is_named_as_it_was_given(shell: Shell) ->
     assert said == "Error: /nonexistent/x: No such file or directory\n"
 
 
+def test_a_file_that_cannot_be_written_to_the_end_is_named(shell: Shell) -> None:
+    locator = stored(shell, bytes(1 << 20))
+    limited = f"ulimit -f 1; exec '{sys.executable}' -m keepfs get -o out {locator}"
+    done = subprocess.run(
+        ["sh", "-c", limited],
+        capture_output=True,
+        check=False,
+        env=shell.environment,
+        cwd=shell.home,
+    )
+
+    assert (done.returncode, done.stderr) == (1, b"Error: out: File too large\n")
+    assert list(shell.home.glob("*out*")) == []
+
+
 @pytest.mark.parametrize("block", [b"\0\1", b"\xff\xfe", b"\x1b[31m"])
 def test_a_terminal_is_not_shown_what_is_no_text(block: bytes, shell: Shell) -> None:
     locator = stored(shell, block)
@@ -417,6 +432,14 @@ def test_put_with_a_wrong_token_fails(
     assert api.log() != []
 
 
+def test_put_does_not_fail_where_the_token_cannot_be_checked(
+    shell: Shell, api: ApiControls
+) -> None:
+    api.always(Fault(status=503), target="users/current")
+
+    assert shell.run("put", "-", sent=b"foo").stdout.startswith(FOO.encode())
+
+
 @pytest.mark.parametrize("command", ["get", "stat", "verify", "where"])
 def test_an_api_server_that_refuses_is_asked_once(
     command: str, shell: Shell, api: ApiControls
@@ -509,3 +532,20 @@ def test_services_that_have_no_copy_of_another_clusters_block_are_told(
         said = over.error("verify", "--copies", "1", locator)
 
     assert f"{locator}: 0 of 1 copies" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("mount", ""),
+        ("mount", "--state-dir", "", "/mnt"),
+        ("mount", "--log-file", "", "/mnt"),
+        ("unmount", ""),
+        ("unsaved", "list", ""),
+        ("get", "-o", "", FOO),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    arguments: tuple[str, ...], shell: Shell
+) -> None:
+    assert "the path is empty" in shell.error(*arguments, code=2)

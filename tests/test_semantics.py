@@ -25,7 +25,7 @@ def statements() -> list[str]:
     """Return the paragraphs, list items and rows of all sections."""
     _, *sections = re.split(r"^## .*\n", TEXT, flags=re.MULTILINE)
     parts = re.split(r"\n\s*\n|\n(?=- |\|)", "\n".join(sections))
-    no_statement = ("| errno", "|---")  # a table's head
+    no_statement = ("| errno", "| rank", "|---")  # a table's head
     return [it.strip() for it in parts if it.strip() and not it.startswith(no_statement)]
 
 

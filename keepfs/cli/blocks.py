@@ -13,7 +13,7 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients
-from keepfs.cli.settings import store_settings
+from keepfs.cli.settings import FilledPath, store_settings
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=FilledPath(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write to this file; - is standard output.",
 )
 @click.option("--force", is_flag=True, help="Write to a terminal what isn't text, too.")
@@ -94,23 +94,24 @@ def get_command(
 def _written(output: Path) -> Iterator[BinaryIO]:
     """Open a file to be written; a regular one is replaced only when the new one is whole."""
     target = output.resolve()
-    if target.exists() and not target.is_file():  # a device, a pipe
-        with target.open("wb") as file:
-            yield file
-        return
     part = target.with_name(f".{target.name[:200]}.part")
     try:
-        file = part.open("wb")
-    except OSError as error:
+        if target.exists() and not target.is_file():  # a device, a pipe
+            with target.open("wb") as file:
+                yield file
+            return
+        try:
+            with part.open("wb") as file:
+                yield file
+            if target.exists():
+                part.chmod(stat.S_IMODE(target.stat().st_mode))
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # by the name that was given, not that of the part
         raise click.ClickException(f"{output}: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        if target.exists():
-            part.chmod(stat.S_IMODE(target.stat().st_mode))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:

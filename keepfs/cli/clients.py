@@ -41,7 +41,7 @@ zero_option = click.option(
 @contextlib.contextmanager
 def opened(store: StoreOptions) -> Iterator[KeepClient]:
     """Open a client for one command, which fails in one line, and cleans up when it is killed."""
-    with failures.in_one_line(), _ended_by_signals():
+    with failures.in_one_line(), ended_by_signals():
         try:
             with stores.open_client(store) as client, waiting.said(store, client.is_waiting):
                 yield client
@@ -50,7 +50,7 @@ def opened(store: StoreOptions) -> Iterator[KeepClient]:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Leave by an exception on SIGTERM and SIGHUP, so that nothing is left half-written."""
     if threading.current_thread() is not threading.main_thread():
         yield

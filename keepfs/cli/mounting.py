@@ -59,7 +59,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 
 
 @click.command("mount")
-@click.argument("mountpoint_", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+@click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front, and log to standard error.")
 @click.option(
     "-o",
@@ -113,7 +113,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
 @setting(
     "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=settings.FilledPath(path_type=Path, file_okay=False),
     help="Where the names in upload/ and the log are kept; one for each mount.  [default: a"
     " directory for the mount point in /var/lib/keepfs for root, in ~/.local/state/keepfs else]",
 )
@@ -153,7 +153,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 )
 @setting(
     "--log-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=settings.FilledPath(path_type=Path, dir_okay=False),
     help="Log there.  [default: in the state directory; standard error with -f]",
 )
 def mount_command(
@@ -249,7 +249,7 @@ class _Foreground:
 
 
 @click.command("unmount")
-@click.argument("mountpoint_", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+@click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 def unmount_command(mountpoint_: Path) -> None:
     """Unmount MOUNTPOINT: returns when all is stored and the process has ended."""
     with failures.in_one_line():

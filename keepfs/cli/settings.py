@@ -34,6 +34,21 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class FilledPath(click.Path):
+    """A path with at least one character: an empty one would be the working directory."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Refuse an empty path."""
+        if not os.fspath(value):
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Octal(click.ParamType[int]):
     """File permissions, in octal."""
 
@@ -94,7 +109,7 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
 #: Gives a command without `store_settings` what the configuration file says of its settings.
 config_file = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=FilledPath(path_type=Path),
     envvar="KEEPFS_CONFIG",
     expose_value=False,
     is_eager=True,
@@ -173,7 +188,7 @@ _STORE_SETTINGS = (
     ),
     setting(
         "--token-file",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FilledPath(path_type=Path, dir_okay=False),
         help="Read the token from there, and again when it is refused, or on SIGHUP.",
     ),
     setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -31,10 +32,12 @@ def unsaved_command(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-_mountpoint = click.argument("path", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+_mountpoint = click.argument(
+    "path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path)
+)
 _state_dir = setting(
     "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=settings.FilledPath(path_type=Path, file_okay=False),
     help="As given to mount.",
 )
 
@@ -83,7 +86,7 @@ def retry_command(path: Path) -> None:
 @unsaved_command.command("export")
 @_mountpoint
 @click.argument("name")
-@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("output", type=settings.FilledPath(path_type=Path, dir_okay=False))
 @_state_dir
 @store_settings
 def export_command(
@@ -91,9 +94,10 @@ def export_command(
 ) -> None:
     """Write the file that `list` calls NAME to OUTPUT."""
     file = _named(path, state_dir, name)
-    with failures.in_one_line():
+    with failures.in_one_line(), clients.ended_by_signals(), contextlib.ExitStack() as unless_done:
         pieces = file.pieces()
         with output.open("xb") as written:
+            unless_done.callback(output.unlink, missing_ok=True)
             for piece in pieces:
                 begin = written.tell()
                 if piece.receipt is not None:
@@ -103,6 +107,7 @@ def export_command(
                     written.write(piece.staged)
                 written.truncate(begin + piece.length)
                 written.seek(begin + piece.length)
+        unless_done.pop_all()
     os.utime(output, ns=(file.about.atime_ns, file.about.mtime_ns))
 
 

@@ -295,7 +295,8 @@ class KeepBlockCache:
                 self._in_flight.discard(mine)
                 if mine.block is not None:
                     self._keep(mine.locator.md5sum, mine.block, keep_for)
-                self._make_room(0)
+                if not self._is_free(0):
+                    self._make_room(0)
                 self._changed.notify_all()
             mine.end()
         return mine.block
@@ -303,13 +304,14 @@ class KeepBlockCache:
     def _keep(self, md5sum: str, block: memoryview, keep_for: float) -> None:
         """Put a block in, if there is a place for it; a size hint may have been too low."""
         size = len(block)
-        limit = self._in_flight.limit()
-        if self._in_flight.size + size > limit:
-            return
-        fits = self._in_flight.size + self._blocks.currsize + size <= limit
-        if not fits and self._in_flight.is_small(size) and self._blocks.patience():
-            return  # it didn't wait for those who go through large blocks, nor costs them one
-        self._make_room(size)
+        if not self._is_free(size):
+            limit = self._in_flight.limit()
+            if self._in_flight.size + size > limit:
+                return
+            fits = self._in_flight.size + self._blocks.currsize + size <= limit
+            if not fits and self._in_flight.is_small(size) and self._blocks.patience():
+                return  # it didn't wait for those who go through large blocks, nor costs them one
+            self._make_room(size)
         self._blocks[md5sum] = block
         self._blocks.expect(md5sum, keep_for)
 
@@ -339,12 +341,17 @@ class KeepBlockCache:
         block to come to its end: were it taken from them, they would have it
         fetched again for each part of it, and so on by turns.
         """
-        self._waiting += 1
-        try:
-            self._wait_for_room(mine)
-        finally:
-            self._waiting -= 1
+        if not self._is_free(mine.size):
+            self._waiting += 1
+            try:
+                self._wait_for_room(mine)
+            finally:
+                self._waiting -= 1
         self._in_flight.add(mine)
+
+    def _is_free(self, size: int) -> bool:
+        """Tell whether there is room for so many bytes at nobody's cost."""
+        return self._in_flight.size + self._blocks.currsize + size <= self.cache_max
 
     def _wait_for_room(self, mine: Fetch) -> None:
         yielding_until = self._clock() + _YIELDING

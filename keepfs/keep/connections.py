@@ -90,8 +90,8 @@ class Connections:
         """
         while True:
             with self._lock:
-                expired = self._expired(root)
                 idle = self._idle.get(root)
+                expired = self._expired(idle) if idle else ()
                 wire = idle.pop().wire if idle else None
             for each in expired:
                 each.close()
@@ -115,9 +115,9 @@ class Connections:
     def give_back(self, root: str, wire: Wire) -> None:
         """Let others have a connection, after an exchange that left nothing behind."""
         with self._lock:
-            excess = self._expired(root)
             idle = self._idle.setdefault(root, [])
             self._idle.move_to_end(root)
+            excess = self._expired(idle) if idle else []
             if self._closed or len(idle) >= _MOST_IDLE:
                 excess.append(wire)
             else:
@@ -147,12 +147,12 @@ class Connections:
         _close_all(self._idle)
         self._idle.clear()
 
-    def _expired(self, root: str) -> list[Wire]:
+    def _expired(self, idle: list[_Idle]) -> list[Wire]:
         """Take out what has been idle for too long; the last one given back is the last."""
-        idle = self._idle.get(root)
-        if not idle or idle[0].since > self._clock() - IDLE_SECONDS:
+        oldest = self._clock() - IDLE_SECONDS
+        if idle[0].since > oldest:
             return []
-        kept = [each for each in idle if each.since > self._clock() - IDLE_SECONDS]
+        kept = [each for each in idle if each.since > oldest]
         expired = [each.wire for each in idle[: len(idle) - len(kept)]]
         idle[:] = kept
         return expired

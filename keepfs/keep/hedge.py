@@ -142,17 +142,15 @@ class Hedge:
     def _work(self) -> None:
         """Ask one service after another, while nobody has answered well."""
         while (service := self._next()) is not None:
+            on_silence = functools.partial(self._hedge, service)
             service.watch(
-                Watch(
-                    self._silence,
-                    functools.partial(self._hedge, service),
-                    functools.partial(self._receive, service),
-                )
+                Watch(self._silence, on_silence, functools.partial(self._receive, service))
             )
             is_good = False
             try:
                 is_good = self._ask(service)
             finally:
+                service.watch(None)  # it has us: a cycle would keep the block alive
                 with self._lock:
                     self._asked.remove(service)
                     if self._receiving is service:
@@ -169,7 +167,7 @@ class Hedge:
         with self._lock:
             if self._is_over or self._winner is not None or not self._waiting:
                 return None
-            if self._is_anybody_answering():
+            if self._asked and self._is_anybody_answering():
                 return None  # whoever asks it goes on if need be
             if self._waiting[0].last_status() is not None and not self._call.remaining():
                 return None

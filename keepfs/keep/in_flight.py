@@ -122,11 +122,12 @@ class Reservations:
         """Set a fetch's bytes aside, once."""
         if fetch in self._held:
             return
+        now = self._clock()
         if not self._held:
-            self._moved_at = self._clock()
+            self._moved_at = now
         elif self.size + fetch.size > self._budget and self._is_stuck():
             self._late.add(fetch)
-        self._held[fetch] = self._clock()
+        self._held[fetch] = now
         self.size += fetch.size
 
     def discard(self, fetch: Fetch) -> None:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds of patience for a complaint's text: nobody needs it.
+#: Seconds of patience for a complaint's text: nobody needs it; and of no wait worth noting.
 _BRIEF = 1.0
 #: Seconds for a service to say why it cut a block short.
 _WHY_CUT = 10.0
@@ -154,8 +154,8 @@ class KeepService:
         pace = self._pace
         return 0.0 if pace is None else pace.silent_for()
 
-    def watch(self, watch: Watch) -> None:
-        """Have somebody notified of what further requests do."""
+    def watch(self, watch: Watch | None) -> None:
+        """Have somebody notified of what further requests do; None: nobody any more."""
         self._watch = watch
 
     # --- requests ---------------------------------------------------------
@@ -384,7 +384,7 @@ class KeepService:
         if self._watch is not None:
             self._watch.on_block()
         memory = self._allocate(size)
-        if self._pace is not None:
+        if self._pace is not None and self._pace.silent_for() > _BRIEF:
             self._pace.resume()  # it was no silence of the service's
         return memory
 

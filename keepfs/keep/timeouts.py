@@ -54,6 +54,8 @@ class Timeouts:
 
     def for_attempt(self, attempt: int) -> Timeouts:
         """Scale for the given round, counted from 0."""
+        if not attempt:
+            return self
         cap = max(self.connect, MAX_CONNECT)
         # The exponent is bounded: 2.0**1024 overflows.
         return replace(self, connect=min(cap, self.connect * 2 ** min(attempt, 64)))

@@ -130,7 +130,7 @@ class Wire:
         """
         # A new one each time: nothing that was left of the last answer is taken for this one's.
         self._end_stream()
-        self._stream = self._socket.makefile()
+        self._stream = self._socket.reader()
         return Head.read(self._stream, self._method, can_go_on=self._is_sent)
 
     def has_answered(self) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from keepfs.keep import (
     Cause,
@@ -457,10 +458,13 @@ def test_copies_that_are_all_damaged_are_fetched_once_each(
         assert [store.counts()["GET"] for store in cluster.stores] == [1, 1]
 
 
+@pytest.mark.parametrize("is_ours", [True, False], ids=["our own HTTP", "a user's session"])
 def test_a_service_that_ends_in_the_middle_of_a_block_has_no_bad_copy(
-    caplog: pytest.LogCaptureFixture, cluster: Cluster
+    caplog: pytest.LogCaptureFixture,
+    cluster: Cluster,
+    is_ours: bool,  # noqa: FBT001 - a column
 ) -> None:
-    client = cluster.client()
+    client = cluster.client(session=None if is_ours else requests.Session())
     locator = cluster.store(LARGE)
     cluster.stores[0].always(Fault(close_after=100_000), method="GET")
 

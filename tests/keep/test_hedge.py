@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -314,6 +314,36 @@ def test_blocks_that_stall_in_the_only_service_that_has_them_hold_up_no_others(
     for reader in readers:
         assert isinstance(reader.failure(), KeepReadError)
     assert client.block_cache.statistics().in_flight == 0
+
+
+def test_what_asked_for_a_block_goes_with_the_call_and_leaves_no_garbage(
+    cluster: Cluster,
+) -> None:
+    made: list[weakref.ref[KeepService]] = []
+
+    class Noting(KeepService):
+        def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as its parent
+            super().__init__(*args, **named)
+            made.append(weakref.ref(self))
+
+    class Mine(Parts):
+        KeepService = Noting
+
+    locator = cluster.store(b"foo")
+    store, _ = connect(Mine(), Counters(), cluster.api, "", None, None)
+    store.silence = SILENCE
+    with client_of(store) as client:
+        client.get_block(locator)
+        client.block_cache.clear()
+        gc.disable()
+        try:
+            client.get_block(locator)
+            alive = [ref for ref in made[3:] if ref() is not None]
+        finally:
+            gc.enable()
+
+    assert len(made) == 6
+    assert alive == []
 
 
 def test_a_service_that_is_well_is_asked_without_a_thread(

@@ -292,10 +292,12 @@ def test_writing_the_same_bytes_again_renews_their_block(
     assert block.stat().st_mtime > 1
 
 
-def test_the_readme_says_how_long_blocks_are_kept(shared: KeepfsMount) -> None:
-    text = (shared.path / "README").read_text()
+def test_the_readme_says_how_long_blocks_are_kept(shared: KeepfsMount, over: KeepfsMount) -> None:
+    local, remote = (" ".join((it.path / "README").read_text().split()) for it in (shared, over))
 
-    assert "garbage collection removes blocks that no collection names" in " ".join(text.split())
+    assert "garbage collection removes blocks that no collection names" in remote
+    assert "garbage" not in local
+    assert "nothing removes them" in local
 
 
 def test_a_failed_store_leaves_the_file_usable(

@@ -41,6 +41,11 @@ _MORE_CONNECTIONS = 5 * 32
 
 #: Tracebacks that are known to do no harm, as regular expressions.
 _HARMLESS: tuple[str, ...] = ()
+_TRACEBACK = "Traceback (most recent call last)"
+#: What stands at the end of a traceback that another one of the same failure follows.
+_CHAINED = re.compile(
+    r"^\W*(During handling of|The above exception was).*:\s*$\s*\Z", re.MULTILINE
+)
 #: Those of a mount that the soak has denied memory or threads.
 _OF_LIMITS = ("MemoryError", "Cannot allocate memory", "can't start new thread")
 
@@ -305,12 +310,17 @@ def tracebacks(log: str, allowed: Sequence[str] = ()) -> list[str]:
         allowed: Regular expressions of more that do no harm.
     """
     found = []
-    for part in log.split("Traceback (most recent call last)")[1:]:
+    chain: list[str] = []
+    for part in log.split(_TRACEBACK)[1:]:
         # To the line that names the error: the first one that isn't indented.
         lines = part.splitlines()[1:]
         ends = [i for i, line in enumerate(lines) if line and not line.startswith((" ", "\t"))]
         last = ends[0] if ends else len(lines) - 1
-        text = " | ".join(line.strip() for line in lines[max(0, last - 4) : last + 1])
+        chain.append(" | ".join(line.strip() for line in lines[max(0, last - 4) : last + 1]))
+        if _CHAINED.search(part):
+            continue  # the next one is of the same failure
+        text = " ... ".join(chain)
+        chain = []
         if not any(re.search(pattern, text) for pattern in (*_HARMLESS, *allowed)):
             found.append(text)
     return found

@@ -141,6 +141,16 @@ class TestChecks:
         assert found.endswith("g() | ValueError: no")
         assert tracebacks(log, ["ValueError"]) == []
 
+    def test_tracebacks_of_one_failure_are_one(self) -> None:
+        log = (
+            "Traceback (most recent call last):\n  File\nIndexError: none\n\n"
+            "During handling of the above exception, another exception occurred:\n\n"
+            "Traceback (most recent call last):\n  File\nMemoryError\n12:01 INFO goes on\n"
+        )
+
+        assert len(tracebacks(log)) == 1
+        assert tracebacks(log, ["MemoryError"]) == []
+
     def test_a_leak_is_found(self) -> None:
         few: collections.Counter[str] = collections.Counter({"keepfs": 5})
         fresh = Usage(few, few, 2, 100 << 20)
@@ -442,5 +452,5 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> None
     process.communicate(timeout=60)
 
     assert process.returncode != 0
-    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-        assert str(base) not in mounts.read()
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        assert bytes(base) not in mounts.read()

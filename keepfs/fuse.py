@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,11 @@ _log = logging.getLogger(__name__)
 _TICK = 0.05
 #: Reads ahead, and other requests nobody waits for, that the kernel sends at once.
 _MAX_BACKGROUND = 256
+
+
+#: A notification as in Linux's fuse.h: a header of length, code and no request's number.
+#: The code is FUSE_NOTIFY_RESEND.
+_RESEND = struct.pack("=IiQ", 16, 7, 0)
 
 
 class MountError(Exception):
@@ -82,6 +88,24 @@ def allow_background(device: int) -> None:
     with contextlib.suppress(OSError):
         (connection / "max_background").write_text(str(_MAX_BACKGROUND))
         (connection / "congestion_threshold").write_text(str(_MAX_BACKGROUND * 3 // 4))
+
+
+def resend_requests() -> bool:
+    """Have the kernel send again the requests that were read and not answered.
+
+    After pyfuse3 failed in the middle of a request nobody can answer that one, and its
+    caller can't even be killed. Linux can do it since 6.9.
+
+    Returns:
+        Whether the kernel does it.
+    """
+    done = False
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == "/dev/fuse":  # noqa: PTH115 - the text, not a path
+                os.write(int(link.name), _RESEND)
+                done = True
+    return done
 
 
 @contextlib.contextmanager

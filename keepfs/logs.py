@@ -7,6 +7,8 @@ import logging
 import logging.handlers
 import os
 import stat
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import trio
@@ -63,6 +65,21 @@ def start(level: str, file: Path | None) -> None:
     # What libraries say at INFO is of no use to those who run a mount.
     for library in ("urllib3", "pyfuse3"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def report_uncaught() -> None:
+    """Log exceptions that nothing catches: in the background standard error is /dev/null."""
+    log = logging.getLogger("keepfs")
+
+    def in_thread(error: threading.ExceptHookArgs) -> None:
+        if error.exc_value is not None:
+            log.error("a thread failed unexpectedly", exc_info=error.exc_value)
+
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        log.error("an exception was lost in %r", error.object, exc_info=error.exc_value)
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
 
 
 def describe_tasks() -> str:

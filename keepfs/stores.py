@@ -131,14 +131,22 @@ class RenewingStore:
         with self._renewing:
             try:
                 token = _current_token(self._options)
-            except OSError as error:
-                _log.warning("can't read the token again: %s", error)
+                if not token or token == self._client.api_token:
+                    return False
+                self._client.api_token = token
+            except (OSError, ValueError, ArgumentError) as error:
+                _log.warning(
+                    "the token from %s can't be used, the old one stays: %s",
+                    _where_from(self._options),
+                    error,
+                )
                 return False
-            if not token or token == self._client.api_token:
-                return False
-            self._client.api_token = token
         _log.info("the token has been read again, from %s", _where_from(self._options))
         return True
+
+    def close(self) -> None:
+        """End the requests under way, and refuse further ones."""
+        self._client.close()
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import daemon, mountpoint, options, runtime, unsaved
+from keepfs import daemon, failed_journal, mountpoint, options, runtime, unsaved
 from keepfs.cli import failures, settings
 from keepfs.cli.settings import Setting, setting
 
@@ -233,17 +233,17 @@ def unmount_command(mountpoint_: Path) -> None:
 
 def _report_unsaved(path: Path, state_dir: Path) -> None:
     """Fail, if not everything is stored."""
-    lost = unsaved.told(state_dir)
+    lost = failed_journal.read(state_dir)
     if lost:
         names = ", ".join(about.path for about in lost)
         raise click.ClickException(
             f"unmounted, but these are LOST, as neither Keep nor {state_dir} took them: {names}"
         )
-    aside = unsaved.find_all(state_dir)
-    if aside:
+    spilled, _ = unsaved.find_all(state_dir)
+    if spilled:
         raise click.ClickException(
-            f"unmounted, but {len(aside)} of its files could not be stored, and were put aside"
-            f" until the next mount: keepfs unsaved list {path}"
+            f"unmounted, but {len(spilled)} of its files could not be stored; they are kept on the"
+            f" disk until the next mount: keepfs unsaved list {path}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import mountpoint, runtime, stores, unsaved
+from keepfs import failed_journal, mountpoint, runtime, stores, unsaved
 from keepfs.cli import failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 
@@ -47,14 +47,16 @@ def list_command(path: Path, state_dir: Path | None) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
     directory = _state_dir_of(path, state_dir)
     with failures.in_one_line():
-        aside = unsaved.find_all(directory)
+        spilled, flaws = unsaved.find_all(directory)
     running = runtime.find(mountpoint.resolve(path)) is not None
     if running:  # it has taken up what was put aside
-        for about in unsaved.told(directory):
+        for about in failed_journal.read(directory):
             click.echo(f"-\t{about.size}\t{about.path}\t{about.error or 'waits for its turn'}")
-        return
-    for file in aside:
-        click.echo(f"{file.name}\t{file.about.size}\t{file.about.path}\t{file.about.error}")
+    else:
+        for file in spilled:
+            click.echo(f"{file.name}\t{file.about.size}\t{file.about.path}\t{file.about.error}")
+    if flaws:
+        raise click.ClickException("\n".join(flaws))
 
 
 @unsaved_command.command("retry")
@@ -113,9 +115,13 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
             f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
         )
     with failures.in_one_line():
-        for file in unsaved.find_all(_state_dir_of(path, state_dir)):
-            if file.name == name:
-                return file
+        spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
+    for file in spilled:
+        if file.name == name:
+            return file
+    for flaw in flaws:
+        if f"/{name} " in flaw:
+            raise click.ClickException(flaw)
     raise click.ClickException(f"no unsaved file is called {name}: see keepfs unsaved list {path}")
 
 

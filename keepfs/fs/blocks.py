@@ -12,16 +12,16 @@ import collections
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
 import trio
 
+from keepfs.fs.call import Call
 from keepfs.fs.limits import YieldingLimiter
-from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from typing_extensions import Buffer
 
@@ -100,48 +100,6 @@ class BlocksStatistics:
     writes: int
 
 
-class Call(Generic[_T]):
-    """Work in a thread, and what came of it.
-
-    Args:
-        then: Called in the trio thread when the work has ended, before those
-            who wait go on.
-
-    Attributes:
-        result: What the work returned; None while it runs, or if it failed.
-        failure: What it raised.
-    """
-
-    def __init__(self, then: Callable[[Call[_T]], None] = lambda _: None) -> None:
-        self._then = then
-        self._done = trio.Event()
-        self.result: _T | None = None
-        self.failure: Exception | None = None
-
-    def finish(self, result: _T) -> None:
-        """Hand the result to all who wait."""
-        self.result = result
-        self._then(self)
-        self._done.set()
-
-    def fail(self, failure: Exception) -> None:
-        """Hand a failure to all who wait."""
-        self.failure = fresh_copy(failure)
-        self._then(self)
-        self._done.set()
-
-    async def wait(self) -> _T:
-        """Wait for the result. Giving up leaves the work running.
-
-        Raises:
-            Exception: What the work raised; a copy of one's own.
-        """
-        await self._done.wait()
-        if self.failure is not None:
-            raise fresh_copy(self.failure)
-        return cast("_T", self.result)
-
-
 class AsyncBlocks:
     """A `BlockStore` for trio tasks.
 
@@ -153,7 +111,8 @@ class AsyncBlocks:
     so that a stalled service holds up only those who need it.
 
     Cancelling a call doesn't end its thread: a write, once begun, is awaited
-    at the end of `open_blocks`, since the data may be nowhere else.
+    at the end of `open_blocks`, since the data may be nowhere else; unless
+    `abandon_writes` says that it is safe.
 
     Args:
         store: Where the blocks are.
@@ -183,6 +142,9 @@ class AsyncBlocks:
         # Work on this machine's disk never queues behind a stalled service.
         self._disk = trio.CapacityLimiter(_MAX_DISK_TASKS)
         self._spills = trio.CapacityLimiter(_MAX_SPILLS)
+        # The waits for work that is awaited at the end, until `abandon_writes`.
+        self._awaited: set[trio.CancelScope] = set()
+        self._abandons_writes = False
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
         self._under_way = collections.Counter[_Limiter]()
 
@@ -265,6 +227,19 @@ class AsyncBlocks:
         self._start(store, self._writes, call)
         return call
 
+    def start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Start a task of the mount, which outlives the request that starts it.
+
+        It must let no exception out: that would end the mount.
+        """
+        self._nursery.start_soon(task, *arguments)
+
+    def abandon_writes(self) -> None:
+        """Let stores and disk work be abandoned when the mount ends: all bytes are safe."""
+        self._abandons_writes = True
+        for scope in self._awaited:
+            scope.shield = False
+
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         """Run work that only computes in a thread of its own kind; `then` is called after it."""
         self._start(work, self._hashes, Call[None](lambda _: then()))
@@ -281,12 +256,18 @@ class AsyncBlocks:
     async def spill(self, work: Callable[[], _T]) -> _T:
         """Run work that writes unstored bytes to this machine's disk, and return its result.
 
-        It has threads of its own: it waits neither for stores nor for syncs.
+        It has threads of its own: it waits neither for stores nor for syncs. Where no
+        thread can be started it runs in the trio thread: bytes come before latency.
         Cancellation abandons the wait, not the work.
         """
         call = Call[_T]()
         self._start(work, self._spills, call)
-        return await call.wait()
+        try:
+            return await call.wait()
+        except RuntimeError as error:
+            if "thread" not in str(error):
+                raise
+            return work()
 
     async def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
@@ -316,13 +297,20 @@ class AsyncBlocks:
 
     async def _run(self, work: Callable[[], _T], limiter: _Limiter, call: Call[_T]) -> None:
         # Reads are abandoned when the mount ends; what stores or spills bytes is awaited.
-        abandon = limiter not in (self._writes, self._disk, self._spills)
+        awaited = limiter in (self._writes, self._disk, self._spills)
+        shield = awaited and not self._abandons_writes
         try:
-            result = await trio.to_thread.run_sync(
-                work,
-                limiter=cast("trio.CapacityLimiter", limiter),  # or what acts like one
-                abandon_on_cancel=abandon,
-            )
+            with trio.CancelScope(shield=shield) as scope:
+                if awaited:
+                    self._awaited.add(scope)
+                try:
+                    result = await trio.to_thread.run_sync(
+                        work,
+                        limiter=cast("trio.CapacityLimiter", limiter),  # or what acts like one
+                        abandon_on_cancel=True,
+                    )
+                finally:
+                    self._awaited.discard(scope)
         except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
             self._under_way[limiter] -= 1
             call.fail(error)

@@ -36,7 +36,7 @@ from keepfs.fs.entries import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from keepfs.fs.nodes import Metadata
@@ -67,6 +67,8 @@ _MIGRATIONS = (
         UNIQUE (parent, name)
     );
     """,
+    # Spill records whose file has been stored or removed since.
+    "CREATE TABLE obsolete_spills (name TEXT PRIMARY KEY) WITHOUT ROWID;",
 )
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -100,8 +102,7 @@ class Catalog:
         store: str = "",
         owner: tuple[int | None, int | None] = (None, None),
     ) -> None:
-        self._owner = owner
-        self._path = path
+        self._owner, self._path = owner, path
         self._lock: int | None = None
         self._reported: set[int] = set()
         if path is not None:
@@ -223,10 +224,12 @@ class Catalog:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                # SQLite itself rolls back after some errors; a second time would hide the first.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def add(
         self, parent: int, name: str, metadata: Metadata, size: int = 0, content: bytes = b""
@@ -298,6 +301,22 @@ class Catalog:
         self._database.execute(
             "DELETE FROM entries WHERE parent = ? AND name = ?", (parent, os.fsencode(name))
         )
+
+    def mark_obsolete(self, spilled: str) -> None:
+        """Note, within a change, that a spill record must not be restored any more."""
+        self._database.execute("INSERT OR IGNORE INTO obsolete_spills VALUES (?)", (spilled,))
+
+    def obsolete_spills(self) -> set[str]:
+        """Return the names of the spill records that must not be restored any more."""
+        with _as_os_errors():
+            return {name for (name,) in self._database.execute("SELECT * FROM obsolete_spills")}
+
+    def forget_obsolete(self, spilled: Iterable[str]) -> None:
+        """Forget spill records that are deleted."""
+        with self.change():
+            self._database.executemany(
+                "DELETE FROM obsolete_spills WHERE name = ?", ((each,) for each in spilled)
+            )
 
     def sync(self) -> None:
         """Return when everything committed is on the disk. Blocks; any thread may call it.

@@ -21,7 +21,8 @@ import trio
 from keepfs.keep.errors import Cause, KeepReadError, KeepRequestError
 
 if TYPE_CHECKING:
-    from keepfs.fs.blocks import AsyncBlocks, Call
+    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.call import Call
     from keepfs.keep.locator import KeepLocator
 
 _log = logging.getLogger(__name__)

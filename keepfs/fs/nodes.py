@@ -41,6 +41,18 @@ def new_inode() -> InodeT:
     return next(_numbers)
 
 
+#: The times there can be, in nanoseconds since 1970: those that SQLite can hold (1677 to
+#: 2262). Later and earlier ones are clamped, as Linux does where a file system can't hold one.
+_MIN_TIME_NS, _MAX_TIME_NS = -(2**63), 2**63 - 1
+#: Stands for a time that isn't given.
+_SAME = _MIN_TIME_NS - 1
+
+
+def clamped_time(time_ns: int) -> int:
+    """Return a time that can be recorded, in nanoseconds since 1970."""
+    return max(_MIN_TIME_NS, min(time_ns, _MAX_TIME_NS))
+
+
 @dataclass(slots=True)
 class Metadata:
     """What `stat` says of a node, but for its size.
@@ -58,13 +70,13 @@ class Metadata:
     uid: int
     gid: int
     atime_ns: int = field(default_factory=time.time_ns)
-    mtime_ns: int = -1
-    ctime_ns: int = -1
+    mtime_ns: int = _SAME
+    ctime_ns: int = _SAME
 
     def __post_init__(self) -> None:
-        if self.mtime_ns < 0:
+        if self.mtime_ns == _SAME:
             self.mtime_ns = self.atime_ns
-        if self.ctime_ns < 0:
+        if self.ctime_ns == _SAME:
             self.ctime_ns = self.mtime_ns
 
     def changed(self, *, content: bool = False) -> None:
@@ -264,6 +276,10 @@ class FileNode(Node):
             KeepWriteError: They aren't; they are kept, and a later call tries again.
         """
 
+    def begin_store(self) -> object:
+        """Begin to store all bytes written before, without waiting for it."""
+        return None
+
 
 class SymlinkNode(Node):
     """A symbolic link.
@@ -358,9 +374,9 @@ def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
     if changes.mode is not None:
         changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
     if changes.atime_ns is not None:
-        changed.atime_ns = changes.atime_ns
+        changed.atime_ns = clamped_time(changes.atime_ns)
     if changes.mtime_ns is not None:
-        changed.mtime_ns = changes.mtime_ns
+        changed.mtime_ns = clamped_time(changes.mtime_ns)
     changed.changed()
     return changed
 

@@ -319,11 +319,11 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        """Close for good; what mmap wrote since the last flush is stored now."""
+        """Close for good; a task of the mount stores what mmap wrote since the last flush."""
         node = self._files.remove(fh).node
         try:
             if node.needs_store:
-                await node.store()
+                node.begin_store()
         finally:
             node.closed()
 

@@ -113,6 +113,10 @@ class Requests:
                 return await self._entered(request, handling)
         except FUSEError:
             raise
+        except trio.Cancelled:
+            # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
+            # could not even be killed. The next checkpoint raises it again.
+            raise FUSEError(errno.ENOTCONN) from None
         except (KeepRequestError, OSError) as error:  # the world's fault: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING

@@ -1,10 +1,8 @@
 """upload/: files and folders; what is closed here is stored, and found again at the next mount.
 
-The catalog has the entries; in memory are those that are in use: a node stays
-while the kernel knows it, while it is open, and until it is stored. An entry
-that is in memory counts, whatever the catalog has of that name: it may be the
-version before. The catalog is changed first, then memory, without an await in
-between: so the two are never apart.
+The catalog has the entries. A node is in memory while the kernel knows it, it
+is open or not stored; it counts, whatever version the catalog has of its name.
+The catalog is changed first, then memory, without an await in between.
 
 For the trio thread only.
 """
@@ -39,9 +37,9 @@ if TYPE_CHECKING:
 
     from keepfs.fs.catalog import Catalog
     from keepfs.fs.entries import Entry
+    from keepfs.fs.failed import FailedFiles
     from keepfs.fs.place import OnStored
     from keepfs.fs.staging import Staging
-    from keepfs.keep.receipt import Receipt
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
@@ -59,13 +57,12 @@ class UploadDirectory(DirectoryNode):
     Args:
         metadata: What `stat` says of it.
         staging: Where its files' bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version and its file's
-            metadata, and again when the file's mode changes.
+        on_stored: Called with each stored block's receipt and its file's metadata, if new.
         catalog: Where names outlive the mount.
         number: The catalog's, of this directory.
     """
 
-    __slots__ = ("_nodes", "_on_stored", "_staging", "catalog", "number", "place", "unrecorded")
+    __slots__ = ("_nodes", "_staging", "catalog", "number", "on_stored", "place", "unrecorded")
 
     def __init__(
         self,
@@ -77,7 +74,7 @@ class UploadDirectory(DirectoryNode):
     ) -> None:
         super().__init__(metadata)
         self._staging = staging
-        self._on_stored = on_stored
+        self.on_stored = on_stored
         self.catalog = catalog
         self.number: int | None = number
         self.place: Place | None = None
@@ -87,11 +84,7 @@ class UploadDirectory(DirectoryNode):
 
     @classmethod
     def mounted(
-        cls,
-        metadata: Metadata,
-        staging: Staging,
-        on_stored: OnStored,
-        catalog: Catalog,
+        cls, metadata: Metadata, staging: Staging, on_stored: OnStored, catalog: Catalog
     ) -> UploadDirectory:
         """Make upload/ itself, as the catalog knows it; `metadata` is for the very first time."""
         known = catalog.root()
@@ -112,8 +105,7 @@ class UploadDirectory(DirectoryNode):
     def names(self) -> Iterator[str]:
         """Go through the names of all entries, in the order of their bytes.
 
-        They may change meanwhile: one that is there all the while comes once,
-        also if it is stored in between.
+        An entry that is there all the while comes once, also if it is stored meanwhile.
         """
         after = b""
         while True:
@@ -146,11 +138,6 @@ class UploadDirectory(DirectoryNode):
         self._nodes.pop(name, None)
         return not self._nodes and not self.lookups
 
-    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
-        """Pass on that a stored file has other permissions now."""
-        for receipt in receipts:
-            self._on_stored(receipt, metadata)
-
     def files(self) -> Iterator[UploadFile]:
         """Go through the files of the tree that are in memory: all that aren't stored are."""
         directories = [self]  # not by recursion: a tree may be deeper than that can be
@@ -174,7 +161,7 @@ class UploadDirectory(DirectoryNode):
 
     def create(self, name: str, metadata: Metadata) -> FileNode:
         """Make an empty file; the catalog learns of it when it is stored."""
-        file = UploadFile(self._owned(metadata), self._staging, self._on_stored)
+        file = UploadFile(self._owned(metadata), self._staging, self.on_stored)
         return self._add(name, file)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
@@ -220,8 +207,7 @@ class UploadDirectory(DirectoryNode):
     def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
         """Move an entry, over an existing one if need be, in one step.
 
-        A file that isn't stored yet leaves the one it replaces in the catalog
-        until it is: after a crash the name has the old version or the new one.
+        A file that isn't stored leaves the one it replaces in the catalog until it is.
 
         Raises:
             FUSEError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
@@ -240,6 +226,7 @@ class UploadDirectory(DirectoryNode):
                 self._move_in_catalog(node, replaced, target, name, new_name)
             self._put(name, replaced)
             target._put(new_name, node)
+            _note_moved(self._staging.failed, node, replaced)
         elif replaced is not node:
             if replaced is not None:
                 if flags & pyfuse3.RENAME_NOREPLACE:
@@ -247,6 +234,7 @@ class UploadDirectory(DirectoryNode):
                 _check_replaceable(node, replaced)
                 _prepare_to_forget(replaced)
             with target._recording(self, moved=(node,)):
+                self._note_forgotten(replaced)
                 if node.number is None:
                     self.catalog.remove(self._number, name)
                 else:
@@ -255,6 +243,7 @@ class UploadDirectory(DirectoryNode):
             if replaced is not None:
                 _forget(replaced)
             target._put(new_name, node)
+            _note_moved(self._staging.failed, node)
 
     def _move_in_catalog(
         self,
@@ -289,13 +278,13 @@ class UploadDirectory(DirectoryNode):
         if stat.S_ISLNK(entry.metadata.mode):
             node = UploadSymlink(entry.metadata, self.catalog.target(entry.number))
         else:
-            node = UploadFile(entry.metadata, self._staging, self._on_stored)
+            node = UploadFile(entry.metadata, self._staging, self.on_stored)
             node.take_version(entry.size)
         node.number = entry.number
         return node
 
     def _directory(self, metadata: Metadata, number: int) -> UploadDirectory:
-        return UploadDirectory(metadata, self._staging, self._on_stored, self.catalog, number)
+        return UploadDirectory(metadata, self._staging, self.on_stored, self.catalog, number)
 
     def _entry(self, name: str) -> UploadNode:
         node = self.entry_nowait(name)
@@ -335,10 +324,17 @@ class UploadDirectory(DirectoryNode):
         return node
 
     def _remove(self, name: str) -> None:
-        _prepare_to_forget(self._entry(name))
+        node = self._entry(name)
+        _prepare_to_forget(node)
         with self._recording():
+            self._note_forgotten(node)
             self.catalog.remove(self._number, name)
         _forget(self._take(name))
+
+    def _note_forgotten(self, node: UploadNode | None) -> None:
+        """Note in the catalog that the spill record of a file without a name is obsolete."""
+        if isinstance(node, UploadFile) and node.spilled is not None:
+            self.catalog.mark_obsolete(node.spilled.name)
 
     @contextlib.contextmanager
     def _recording(
@@ -380,6 +376,11 @@ def _forget(node: UploadNode) -> None:
         node.removed()
     else:
         node.links = 0
+
+
+def _note_moved(failed: FailedFiles, *nodes: UploadNode) -> None:
+    for node in nodes:
+        failed.moved(node, is_directory=isinstance(node, UploadDirectory))
 
 
 def _check_name(name: str) -> None:

@@ -34,7 +34,8 @@ class Background:
         """Run `work`, which raises nothing, in a thread.
 
         Raises:
-            BusyError: As many are at work as may be, or it is closed.
+            BusyError: As many are at work as may be, it is closed, or the system
+                has no thread to give.
         """
         with self._changed:
             if self._closed or len(self._threads) >= self._most:
@@ -43,7 +44,10 @@ class Background:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError) as error:
+            self._forget(thread)
+            raise NoThreadError(f"no thread can be started: {error}") from error
+        except BaseException:
             self._forget(thread)
             raise
 
@@ -75,6 +79,8 @@ class Background:
             try:
                 self.spawn(run)
                 break
+            except NoThreadError:
+                return None
             except BusyError:
                 if not self._wait_for_place(deadline - time.monotonic()):
                     return None
@@ -116,3 +122,7 @@ class Background:
 
 class BusyError(RuntimeError):
     """There is no thread for more work."""
+
+
+class NoThreadError(BusyError):
+    """The system gives no thread: waiting for a place would not help."""

@@ -33,18 +33,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.cache import Fetch
+    from keepfs.keep.in_flight import Fetch
     from keepfs.keep.receipt import Receipt
     from keepfs.keep.store import Store
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32
-#: Lookups at once that only ask, with HEAD; each takes a thread, and no memory for a block.
-_MOST_ASKING = 32
-#: Seconds that such a question may take: an answer that comes later helps no lookup.
-_ASKING = 30.0
-#: The effort of a fetch that a lookup begins: less than that of any read, so that a read
-#: which joined it makes its own rounds after a failure.
+#: Lookups at once that only ask, with HEAD, and the seconds that each may take.
+_MOST_ASKING, _ASKING = 32, 30.0
+#: A fetch that a lookup begins makes less effort than any read: its failure is no read's.
 _LOOKUP_EFFORT = -1
 #: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
 _CACHE_PER_NAME = 16 * 1024
@@ -181,7 +178,7 @@ class BlockClient:
 
         try:
             block = self.block_cache.get_or_fetch(
-                locator, fetch, call.retries, call.remaining(), keep_for
+                locator, fetch, call.retries, call.remaining(), keep_for, claims=True
             )
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)
@@ -336,8 +333,9 @@ class BlockClient:
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._call(num_retries=0)
+        spawn = self._background.spawn
         return self.block_cache.begin(
-            locator, lambda: self._fetch(locator, call), self._background.spawn, _LOOKUP_EFFORT
+            locator, lambda: self._fetch(locator, call), spawn, _LOOKUP_EFFORT, claims=True
         )
 
     def _fetch(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
@@ -353,7 +351,7 @@ class BlockClient:
                 call,
                 sent=lambda name: self._note(locator, name),
                 answered=answered,
-                allocate=self.block_cache.allocate,
+                allocate=lambda size: self.block_cache.allocate_for(locator, size),
             )
             block = self._store.read(locator, call)
         self._grants.answered(locator)

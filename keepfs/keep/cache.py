@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
-from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.keep.in_flight import Fetch, Reservations
 from keepfs.keep.reuse import ReuseCache
 from keepfs.keep.thrash import Thrash
 
@@ -66,57 +66,15 @@ class CacheStatistics:
         return self.refetched / self.misses if self.misses else 0.0
 
 
-class Fetch:
-    """One fetch under way, and who waits for it.
-
-    Args:
-        locator: The block's name.
-        effort: How persistent it is: its rounds after the first.
-    """
-
-    def __init__(self, locator: KeepLocator, effort: int = 0) -> None:
-        self.locator = locator
-        self.effort = effort
-        self.size = MAX_BLOCK_SIZE if locator.size is None else locator.size
-        self.done = threading.Event()
-        self.block: memoryview | None = None
-        self.failure: Exception | None = None
-        self._answered = threading.Event()
-        self._announced: int | None = None
-
-    def announce(self, size: int) -> None:
-        """Tell those who wait for no more that the block is being received."""
-        self._announced = size
-        self._answered.set()
-
-    def end(self) -> None:
-        """Wake everybody: there is a block now, or a failure."""
-        self.done.set()
-        self._answered.set()
-
-    def wait_for_size(self, timeout: float) -> int | None:
-        """Wait until the block is known to be there, and return its size.
-
-        Returns:
-            None if `timeout` seconds brought no answer.
-
-        Raises:
-            Exception: A copy of what the fetch raised.
-        """
-        if not self._answered.wait(max(0.0, timeout)):
-            return None
-        if self.failure is not None:
-            raise fresh_copy(self.failure)
-        return self._announced if self.block is None else len(self.block)
-
-
 class KeepBlockCache:
     """Blocks by their digest; the one that will be wanted last is thrown out first.
 
     Invariants: cached bytes plus bytes being fetched never exceed
     `cache_max`, but for a single block larger than all of it, which is
-    fetched alone and not kept; at most one fetch per block is under way; a
-    failed fetch leaves nothing behind. A block larger than its locator said
+    fetched alone and not kept, for a few small blocks (16 MiB together at
+    most), which never wait for large ones, and for one block more while the fetches
+    that hold all bytes stall; at most one fetch per block is under
+    way; a failed fetch leaves nothing behind. A block larger than its locator said
     is kept only where it fits.
 
     Args:
@@ -138,7 +96,7 @@ class KeepBlockCache:
         self._blocks = ReuseCache(cache_max, clock)
         self._thrash = Thrash(cache_max, clock)
         self._fetches: dict[str, Fetch] = {}
-        self._in_flight = 0
+        self._in_flight = Reservations(cache_max, clock)
         self._waiting = 0
         self._hits = self._misses = self._joined = self._refetched = 0
 
@@ -156,7 +114,7 @@ class KeepBlockCache:
     def has_room(self, size: int) -> bool:
         """Tell whether a block of so many bytes could be fetched without waiting for others."""
         with self._changed:
-            taken = self._in_flight + size
+            taken = self._in_flight.size + size
             if taken + self._blocks.currsize <= self.cache_max:
                 return True
             return taken + self._blocks.busy_size() <= self.cache_max
@@ -168,6 +126,8 @@ class KeepBlockCache:
         effort: int = 0,
         timeout: float | None = None,
         keep_for: float = 0.0,
+        *,
+        claims: bool = False,
     ) -> memoryview:
         """Return the block, from memory or by calling `fetch`; blocks meanwhile.
 
@@ -183,6 +143,8 @@ class KeepBlockCache:
             timeout: Seconds to wait for others, be it for their fetch or for
                 the room that they take; None for no limit.
             keep_for: Seconds in which the caller will go through the block in parts.
+            claims: Whether `fetch` takes its memory from `allocate_for`, as late
+                as the block begins to come.
 
         Raises:
             KeepReadError: Others took too long (cause TIMED_OUT).
@@ -190,11 +152,12 @@ class KeepBlockCache:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            block, running, is_mine = self._join(locator, effort, keep_for)
+            mine = Fetch(locator, effort, claims=claims, deadline=deadline)
+            block, running = self._join(mine, keep_for)
             if block is not None:
                 return block
-            if is_mine:
-                return self._fetch(running, fetch, deadline, keep_for)
+            if running is mine:
+                return self._fetch(mine, fetch, keep_for)
             if not running.done.wait(_left(deadline)):
                 raise _waited_too_long(locator)
             if running.block is not None:
@@ -212,34 +175,38 @@ class KeepBlockCache:
         fetch: Callable[[], bytes | memoryview],
         spawn: Callable[[Callable[[], None]], None],
         effort: int = 0,
+        *,
+        claims: bool = False,
     ) -> Fetch | memoryview:
         """Return the block if it is here, else its fetch: begun by now, or joined. Doesn't wait.
 
-        Whoever has it fetched is about to go through it.
+        Whoever has it fetched is about to go through it. If `spawn` raises, whoever
+        joined the fetch meanwhile goes on without it: a `get_or_fetch` fetches itself.
 
         Args:
             locator: The block's name.
             fetch: Returns the block's verified bytes, or raises.
             spawn: Runs what it is given in another thread.
             effort: How persistent `fetch` is.
+            claims: As of `get_or_fetch`.
         """
-        block, running, is_mine = self._join(locator, effort, KEPT_FOR_READER)
+        mine = Fetch(locator, effort, claims=claims)
+        block, running = self._join(mine, KEPT_FOR_READER)
         if block is not None:
             return block
 
         def run() -> None:
             # Whoever waits is told of the failure; nobody else needs to be.
             with contextlib.suppress(Exception):
-                self._fetch(running, fetch, None, KEPT_FOR_READER)
+                self._fetch(mine, fetch, KEPT_FOR_READER)
 
-        if is_mine:
+        if running is mine:
             try:
                 spawn(run)
-            except BaseException as error:
-                running.failure = KeepReadError(f"no thread to fetch in: {error}")
+            except BaseException:
                 with self._changed:
                     del self._fetches[locator.md5sum]
-                running.end()
+                mine.end()
                 raise
         return running
 
@@ -250,6 +217,27 @@ class KeepBlockCache:
         if running is not None:
             running.announce(size)
 
+    def allocate_for(self, locator: KeepLocator, size: int) -> Room:
+        """Return memory for a block whose fetch is under way, as it begins to come.
+
+        Waits for room if the fetch has lost its own to another meanwhile.
+
+        Args:
+            locator: The block's name.
+            size: Bytes.
+
+        Raises:
+            KeepReadError: Others take too long, or the fetch has ended meanwhile.
+        """
+        with self._changed:
+            running = self._fetches.get(locator.md5sum)
+            if running is not None:
+                if running not in self._in_flight:
+                    self._reserve(running)
+                if self._in_flight.receive(running, size):
+                    self._changed.notify_all()
+        return self.allocate(size)
+
     def _found(self, md5sum: str, keep_for: float) -> memoryview | None:
         block = self._blocks.get(md5sum)
         if block is not None:
@@ -259,22 +247,20 @@ class KeepBlockCache:
                 self._changed.notify_all()
         return block
 
-    def _join(
-        self, locator: KeepLocator, effort: int, keep_for: float
-    ) -> tuple[memoryview | None, Fetch, bool]:
-        """Return the block if it is here; else its fetch, and whether that is the caller's."""
+    def _join(self, mine: Fetch, keep_for: float) -> tuple[memoryview | None, Fetch]:
+        """Return the block if it is here; else its fetch, which is `mine` if there was none."""
+        md5sum = mine.locator.md5sum
         with self._changed:
-            block = self._found(locator.md5sum, keep_for)
+            block = self._found(md5sum, keep_for)
             if block is not None:
-                return block, Fetch(locator), False
-            running = self._fetches.get(locator.md5sum)
-            if running is not None:
+                return block, mine
+            running = self._fetches.setdefault(md5sum, mine)
+            if running is not mine:
                 self._joined += 1
-                return None, running, False
-            mine = self._fetches[locator.md5sum] = Fetch(locator, effort)
+                return None, running
             self._misses += 1
-            self._note_miss(locator.md5sum)
-            return None, mine, True
+            self._note_miss(md5sum)
+            return None, mine
 
     def _note_miss(self, md5sum: str) -> None:
         was_here = self._blocks.was_here(md5sum)
@@ -282,16 +268,11 @@ class KeepBlockCache:
         self._thrash.missed((lambda: self._blocks.size_to_keep(md5sum)) if was_here else None)
 
     def _fetch(
-        self,
-        mine: Fetch,
-        fetch: Callable[[], bytes | memoryview],
-        deadline: float | None,
-        keep_for: float,
+        self, mine: Fetch, fetch: Callable[[], bytes | memoryview], keep_for: float
     ) -> memoryview:
-        reserved = False
         try:
-            self._reserve(mine, deadline)
-            reserved = True
+            with self._changed:
+                self._reserve(mine)
             mine.block = memoryview(fetch()).toreadonly()
         except BaseException as error:
             mine.failure = (
@@ -303,15 +284,26 @@ class KeepBlockCache:
         finally:
             with self._changed:
                 del self._fetches[mine.locator.md5sum]
-                if reserved:
-                    self._in_flight -= mine.size
-                if mine.block is not None and self._has_place_for(len(mine.block)):
-                    self._make_room(len(mine.block))
-                    self._blocks[mine.locator.md5sum] = mine.block
-                    self._blocks.expect(mine.locator.md5sum, keep_for)
+                self._in_flight.discard(mine)
+                if mine.block is not None:
+                    self._keep(mine.locator.md5sum, mine.block, keep_for)
+                self._make_room(0)
                 self._changed.notify_all()
             mine.end()
         return mine.block
+
+    def _keep(self, md5sum: str, block: memoryview, keep_for: float) -> None:
+        """Put a block in, if there is a place for it; a size hint may have been too low."""
+        size = len(block)
+        limit = self._in_flight.limit()
+        if self._in_flight.size + size > limit:
+            return
+        fits = self._in_flight.size + self._blocks.currsize + size <= limit
+        if not fits and self._in_flight.is_small(size) and self._blocks.patience():
+            return  # it didn't wait for those who go through large blocks, nor costs them one
+        self._make_room(size)
+        self._blocks[md5sum] = block
+        self._blocks.expect(md5sum, keep_for)
 
     def clear(self) -> None:
         """Forget every block; fetches under way go on."""
@@ -324,7 +316,7 @@ class KeepBlockCache:
             return CacheStatistics(
                 maxsize=self.cache_max,
                 currsize=int(self._blocks.currsize),
-                in_flight=self._in_flight,
+                in_flight=self._in_flight.size,
                 blocks=len(self._blocks),
                 hits=self._hits,
                 misses=self._misses,
@@ -332,46 +324,53 @@ class KeepBlockCache:
                 refetched=self._refetched,
             )
 
-    def _reserve(self, mine: Fetch, deadline: float | None) -> None:
+    def _reserve(self, mine: Fetch) -> None:
         """Set bytes aside for a fetch, waiting for others where there is no room.
 
         For fetches under way to end, and a while for those who go through a
         block to come to its end: were it taken from them, they would have it
         fetched again for each part of it, and so on by turns.
         """
-        with self._changed:
-            self._waiting += 1
-            try:
-                self._wait_for_room(mine, deadline)
-            finally:
-                self._waiting -= 1
-            self._make_room(mine.size)
-            self._in_flight += mine.size
+        self._waiting += 1
+        try:
+            self._wait_for_room(mine)
+        finally:
+            self._waiting -= 1
+        self._in_flight.add(mine)
 
-    def _wait_for_room(self, mine: Fetch, deadline: float | None) -> None:
+    def _wait_for_room(self, mine: Fetch) -> None:
         yielding_until = self._clock() + _YIELDING
-        while True:
-            fits = self._in_flight == 0 or self._in_flight + mine.size <= self.cache_max
-            patience = None
+        patience: float | None
+        while mine not in self._in_flight:
+            if self._fetches.get(mine.locator.md5sum) is not mine:
+                raise KeepReadError(f"the fetch of {mine.locator.stripped()} has ended")
+            fits = self._in_flight.fits(mine.size)
+            taken = self._in_flight.size + mine.size
+            if fits and taken + self._blocks.currsize <= self._in_flight.limit():
+                return
+            if self._in_flight.fits_beyond(mine.size):
+                if fits and not self._blocks.patience():
+                    self._make_room(mine.size)
+                return
             if fits:
-                if self._in_flight + self._blocks.currsize + mine.size <= self.cache_max:
-                    return
                 patience = min(self._blocks.patience(), yielding_until - self._clock())
                 if patience <= 0:
+                    self._make_room(mine.size)
                     return
-            left = _left(deadline)
+            else:
+                patience = self._in_flight.take_back(mine.size)
+                if patience == 0:
+                    continue
+            left = _left(mine.deadline)
             if left == 0:
                 raise _waited_too_long(mine.locator)
             self._changed.wait(
                 min((it for it in (patience, left) if it is not None), default=None)
             )
 
-    def _has_place_for(self, size: int) -> bool:
-        """Tell whether throwing out blocks can make room; a size hint may have been too low."""
-        return self._in_flight + size <= self.cache_max
-
     def _make_room(self, size: int) -> None:
-        while self._blocks and self._in_flight + self._blocks.currsize + size > self.cache_max:
+        most = self._in_flight.limit() - self._in_flight.size - size
+        while self._blocks and self._blocks.currsize > most:
             self._blocks.popitem()
 
 

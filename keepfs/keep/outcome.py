@@ -214,3 +214,10 @@ def innermost(error: BaseException) -> BaseException:
 def verdict_is_permanent(status: int) -> bool:
     """Tell whether a status says not to ask again."""
     return Verdict.of(status) is Verdict.PERMANENT
+
+
+def is_keepstores(headers: Mapping[str, str]) -> bool:
+    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
+    return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
+        "via" not in headers
+    )

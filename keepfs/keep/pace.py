@@ -18,10 +18,11 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Callable  # noqa: TC003 - NamedTuple looks at it
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from typing_extensions import Buffer
     from urllib3.connectionpool import HTTPConnectionPool
@@ -43,6 +44,21 @@ class TooSlowError(TimeoutError):
 
 class CancelledError(ConnectionError):
     """Somebody else ended the exchange: what it was for is done, or given up."""
+
+
+class Watch(NamedTuple):
+    """What an exchange tells while it lasts; in the thread that is in it.
+
+    Attributes:
+        silence: Seconds without a byte after which `on_silence` is called, again and again.
+        on_silence: Must not take long.
+        on_block: Called when a block begins to come, before there is memory for it.
+            It may wait, and ends the request by an `OSError`.
+    """
+
+    silence: float
+    on_silence: Callable[[], None]
+    on_block: Callable[[], None]
 
 
 class Pace:
@@ -69,6 +85,8 @@ class Pace:
         self._marks = deque([(self._moved_at, 0)])
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._watch: Watch | None = None
+        self._called_at = self._moved_at
         #: Why it ended early, once it did.
         self.failure: OSError | None = None
 
@@ -80,8 +98,18 @@ class Pace:
         """Bring the deadline nearer: what is left isn't worth more time."""
         self._deadline = min(self._deadline, self._clock() + seconds)
 
+    def watch(self, watch: Watch) -> None:
+        """Have silence noticed, by the thread that waits in `patience`."""
+        self._watch = watch
+
+    def silent_for(self) -> float:
+        """Return the seconds since the last byte moved. Any thread may ask."""
+        return self._clock() - self._moved_at
+
     def patience(self) -> float:
         """Return the seconds to wait for the next byte, above 0.
+
+        Shorter than the pace allows where silence is watched.
 
         Raises:
             TooSlowError: None are left.
@@ -98,7 +126,20 @@ class Pace:
             raise self._fail(
                 TooSlowError(f"only {moved} bytes in {now - self._marks[0][0]:.1f} seconds")
             )
-        return max(_SHORTEST, min(end, self._deadline) - now)
+        end = min(end, self._deadline)
+        if self._watch is not None:
+            end = min(end, self._next_call(now, self._watch))
+        return max(_SHORTEST, end - now)
+
+    def _next_call(self, now: float, watch: Watch) -> float:
+        """Call whoever watches if it is time; tell when it will be again."""
+        due = self._moved_at + watch.silence
+        if now < due:
+            return due
+        if now >= self._called_at + watch.silence:
+            self._called_at = now
+            watch.on_silence()
+        return self._called_at + watch.silence
 
     def left(self) -> float:
         """Return the seconds that silence may last, at least 0; nothing ends by asking."""
@@ -122,11 +163,15 @@ class Pace:
         self._moved_at = self._clock()
         self._marks = deque([(self._moved_at, self._total)])
 
-    def cancel(self) -> None:
-        """End the exchange from another thread, now or as soon as it starts."""
+    def cancel(self, reason: OSError | None = None) -> None:
+        """End the exchange from another thread, now or as soon as it starts.
+
+        Args:
+            reason: What its thread is to raise; a `CancelledError` when None.
+        """
         with self._lock:
             if self.failure is None:
-                self.failure = CancelledError("given up")
+                self.failure = reason or CancelledError("given up")
             if self._socket is not None:
                 # It wakes the thread that waits in it.
                 with contextlib.suppress(OSError):
@@ -139,10 +184,15 @@ class Pace:
                 raise self.failure
             self._socket = connected
 
-    def detach(self) -> None:
-        """Leave the socket alone from now on: others may use it."""
+    def detach(self, connected: socket.socket | None = None) -> None:
+        """Leave the socket alone from now on: others may use it.
+
+        Args:
+            connected: Only if it is this one; any when None.
+        """
         with self._lock:
-            self._socket = None
+            if connected is None or self._socket is connected:
+                self._socket = None
 
     def _end(self, now: float) -> float:
         """Tell when the rule is broken if no byte moves any more."""
@@ -179,6 +229,25 @@ def pacing(pace: Pace, *, goes_on: bool = False) -> Iterator[None]:
         _current.pace = None
         if not goes_on:
             pace.detach()
+
+
+def tries(limit: float) -> Iterator[float]:
+    """Cut a wait that can't be interrupted into several, so that silence is noticed in it.
+
+    Args:
+        limit: Seconds that they may take together.
+
+    Yields:
+        Seconds that the next try may take.
+
+    Raises:
+        TooSlowError: The exchange's time is up.
+        CancelledError: It was cancelled.
+    """
+    pace = _pace()
+    end = time.monotonic() + limit
+    while (left := end - time.monotonic()) > 0:
+        yield left if pace is None else min(left, pace.patience())
 
 
 def leave_socket() -> None:
@@ -241,6 +310,11 @@ class _PacedReader(io.RawIOBase):
         # Holds the socket open until the answer is read, though the
         # connection may have been closed.
         self._raw = connected.makefile("rb", buffering=0)
+        #: Whether a byte has come.
+        self.has_received = False
+        pace = _pace()
+        if pace is not None:
+            pace.attach(connected)
 
     def readable(self) -> bool:
         return True
@@ -257,9 +331,14 @@ class _PacedReader(io.RawIOBase):
             except TimeoutError:
                 continue  # the pace says whether that was too long
             pace.advance(count)
+            self.has_received = self.has_received or count > 0
             return count
 
     def close(self) -> None:
+        # urllib3 gives a connection to others as soon as its answer is closed.
+        pace = _pace()
+        if pace is not None:
+            pace.detach(self._socket)
         self._raw.close()
         super().close()
 
@@ -267,11 +346,12 @@ class _PacedReader(io.RawIOBase):
 def _set_timeout(connected: socket.socket, patience: float) -> None:
     """Let a socket wait for so many seconds, or somewhat less.
 
-    Mostly nothing is done: setting it is a system call.
+    Mostly nothing is done: setting it is a system call. A long wait is set a little
+    shorter, so that the next, which may be shorter by microseconds, needs no call.
     """
     now = connected.gettimeout()
     if now is None or not now <= patience <= 2 * now:
-        connected.settimeout(patience)
+        connected.settimeout(patience if patience < 1 else patience * 0.9)
 
 
 class _Connection(Protocol):

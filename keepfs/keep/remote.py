@@ -11,10 +11,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from keepfs.keep.background import Background
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.failures import read_error, write_error
+from keepfs.keep.hedge import SILENCE, Hedge, Sluggish
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
 from keepfs.keep.retry import RetryLoop
@@ -41,6 +43,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+#: Threads at once that ask another service where one is silent. A mount has 16 readers
+#: and fetches 32 blocks in the background.
+_MOST_HEDGES = 64
+#: Seconds that closing waits for them; their exchanges are cancelled.
+_CLOSING = 5.0
 #: Bytes; a nominal figure, as other network file systems give.
 _PLENTY = 1 << 50
 
@@ -87,6 +94,10 @@ class RemoteStore:
         self._counters = counters
         self._parts = parts
         self._token = clean_token(api_token)
+        #: Seconds of silence after which a reader asks the next service too.
+        self.silence = SILENCE
+        self._hedges = Background(_MOST_HEDGES)
+        self._sluggish = Sluggish()
         self._closed = False
         self._warned_of_classes = False
 
@@ -109,7 +120,11 @@ class RemoteStore:
     def close(self) -> None:
         """End the exchanges under way, and close all connections."""
         self._closed = True
+        self._hedges.close()
+        self.roster.close()
+        self.defaults.close()
         self._sessions.close()
+        self._hedges.wait_until_idle(_CLOSING)
 
     # --- reading ----------------------------------------------------------
 
@@ -179,12 +194,18 @@ class RemoteStore:
         timeouts: Timeouts,
         call: Call,
     ) -> KeepService | None:
-        for service in [asked[root] for root in roots if asked[root].usable()]:
-            if service.last_status() is not None and not call.remaining():
-                break
-            if service.get(locator, method, timeouts) is not None:
-                return service
-        return None
+        def ask(service: KeepService) -> bool:
+            return service.get(locator, method, timeouts) is not None
+
+        services = self._sluggish.last(asked[root] for root in roots if asked[root].usable())
+        answered = None
+        while services and answered is None:
+            hedge = Hedge(services, ask, call, self._hedges.spawn, self.silence)
+            answered = hedge.run()
+            self._sluggish.note(hedge.silent, answered)
+            # Whom another displaced gets its chance, now that the other came to nothing.
+            services = hedge.displaced if len(hedge.displaced) < len(services) else []
+        return answered
 
     @staticmethod
     def _nobody_has_it(asked: Mapping[str, KeepService]) -> bool:

@@ -1,27 +1,26 @@
-"""Roster: the services there are, asked for when it matters and never twice at once.
+"""Roster: the services there are, asked for when it matters.
 
 The API server is asked in a thread of its own. Callers join the request that
 is under way, each no longer than its own patience lasts, and nobody waits who
-could go on with the list as it was.
+could go on with the list as it was. A list that can't be had, or is of no use, never
+replaces the one there is; it is asked for again after a pause.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-from keepfs.keep.discovery import Services
-from keepfs.keep.errors import Cause, KeepRequestError, NoKeepServersError
-from keepfs.keep.outcome import cause_of_error
+from keepfs.keep.discovery import Access, Services
+from keepfs.keep.errors import KeepRequestError, NoKeepServersError
+from keepfs.keep.joined import Joined, Pause, TooLateError, UselessAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 #: Seconds after which a list is asked for again in passing. Guessed: a
 #: cluster's services change a few times a year.
@@ -31,6 +30,7 @@ _OLD = 600.0
 _YOUNG = 30.0
 #: Seconds to wait for a newer list where there is one to go on with. Guessed.
 _PATIENCE = 30.0
+_LIST = "list of services"
 
 
 class ApiClient(Protocol):
@@ -43,64 +43,9 @@ class ApiClient(Protocol):
         """Return the cluster's public configuration."""
 
 
-class Joined(Generic[_T]):
-    """A function that runs once at a time, however many call for it.
-
-    Args:
-        function: What to run; in a daemon thread of its own.
-    """
-
-    def __init__(self, function: Callable[[], _T]) -> None:
-        self._function = function
-        self._lock = threading.Lock()
-        self._run: _Run[_T] | None = None
-
-    def start(self) -> _Run[_T]:
-        """Join the run under way, or start one. Returns at once."""
-        with self._lock:
-            if self._run is None or self._run.done.is_set():
-                self._run = _Run()
-                threading.Thread(
-                    target=self._run.execute, args=(self._function,), daemon=True
-                ).start()
-            return self._run
-
-
-class _Run(Generic[_T]):
-    """One run, and what came of it."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self._result: list[_T] = []
-        self._failure: tuple[str, Cause] = ("", Cause.OTHER)
-
-    def execute(self, function: Callable[[], _T]) -> None:
-        """Run it; no error leaves."""
-        try:
-            self._result.append(function())
-        except Exception as error:  # noqa: BLE001 - the API client may be anybody's
-            # Only what it says is kept: its traceback would keep frames alive.
-            self._failure = (f"{type(error).__name__}: {error}", cause_of_error(error))
-        finally:
-            self.done.set()
-
-    def wait(self, timeout: float) -> _T:
-        """Wait for the result.
-
-        Raises:
-            NoKeepServersError: It failed, or takes longer than `timeout` seconds.
-        """
-        if not self.done.wait(max(0.0, timeout)):
-            raise NoKeepServersError("the API server takes too long", cause=Cause.TIMED_OUT)
-        if self._result:
-            return self._result[0]
-        text, cause = self._failure
-        raise NoKeepServersError(f"the API server gave no list of services ({text})", cause=cause)
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A list, and when it was had."""
+    """A list, and when it was asked for."""
 
     services: Services
     at: float
@@ -125,8 +70,9 @@ class Roster:
         self._seen = None if fixed is None else _Seen(fixed, self._clock())
         self._doubted: Services | None = None
         self._api_client = api_client
-        self._asking = Joined(self._ask)
-        self._asking_first = Joined(self._ask_unless_known)
+        self._pause = Pause(self._clock)
+        self._asking = Joined(self._ask, _LIST, self._clock)
+        self._asking_first = Joined(self._ask_unless_known, _LIST, self._clock)
 
     def known(self) -> Services | None:
         """Return the list as it is known, without asking."""
@@ -141,10 +87,11 @@ class Roster:
         """
         seen = self._seen
         if seen is None:
-            return self._asking_first.start().wait(timeout).services
+            return self._asking_first.call(timeout).services
         if not seen.services.is_fixed:
             age = self._clock() - seen.at
-            if age > _OLD or (age > _YOUNG and self._doubted is seen.services):
+            is_old = age > _OLD or (age > _YOUNG and self._doubted is seen.services)
+            if is_old and self._pause.is_over():
                 self._asking.start()
         return seen.services
 
@@ -160,15 +107,25 @@ class Roster:
         seen = self._seen
         if seen is not None and (seen.services.is_fixed or seen.services is not stale):
             return seen.services
-        try:
-            limit = timeout if seen is None else min(timeout, _PATIENCE)
-            asking = self._asking_first if seen is None else self._asking
-            return asking.start().wait(limit).services
-        except NoKeepServersError as error:
-            if seen is None:
-                raise
-            _log.warning("going on with the known Keep services: %s", error)
+        if seen is None:
+            return self._asking_first.call(timeout).services
+        if not self._pause.is_over():
             return seen.services
+        run = self._asking.start()
+        try:
+            # Others may have waited for the same request for long.
+            patience = max(0.0, run.begun + _PATIENCE - self._clock())
+            return run.wait(min(timeout, patience)).services
+        except TooLateError as error:
+            self._note_failure(error)
+        except NoKeepServersError:
+            pass  # noted by the thread that asked
+        return seen.services
+
+    def close(self) -> None:
+        """Let nobody wait for a list any more."""
+        self._asking.close()
+        self._asking_first.close()
 
     def doubt(self, services: Services) -> None:
         """Note that a service of this list didn't answer: the list may be old."""
@@ -190,21 +147,55 @@ class Roster:
     def _ask(self) -> _Seen:
         if self._api_client is None:
             raise KeepRequestError("there is no API client to ask")
-        answer = self._api_client.keep_services().accessible().execute()
-        self._seen = _Seen(Services.of_list(answer.get("items", ())), self._clock())
+        begun = self._clock()
+        try:
+            answer = self._api_client.keep_services().accessible().execute()
+            services = _sensible(answer.get("items", ()))
+        except Exception as error:
+            self._note_failure(error)
+            raise
+        self._pause.end()
+        if self._seen is None or begun >= self._seen.at:  # else this request had hung
+            self._seen = _Seen(services, begun)
         return self._seen
+
+    def _note_failure(self, error: Exception) -> None:
+        if self._pause.begin() and self._seen is not None:
+            _log.warning("going on with the known Keep services: %s", error)
+
+
+def _sensible(items: Any) -> Services:  # noqa: ANN401 - what the server says
+    """Take a list that names a service that can be asked.
+
+    Raises:
+        UselessAnswerError: It names none.
+    """
+    services = Services.of_list(items)
+    if not services.allowing(Access.READ):
+        raise UselessAnswerError(
+            f"of {len(items)} services on it, none can be asked" if items else "it is empty"
+        )
+    return services
 
 
 class Defaults:
     """What the cluster's configuration says of blocks: asked once, when first wanted.
 
+    Where it can't be had, it is asked for again after a pause, and nobody waits for
+    it longer than 30 s.
+
     Args:
         api_client: Whom to ask; None where there is none.
+        clock: Instead of `time.monotonic`.
     """
 
-    def __init__(self, api_client: ApiClient | None) -> None:
+    def __init__(
+        self, api_client: ApiClient | None, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._clock = clock or time.monotonic
         self._api_client = api_client
-        self._asking = Joined(self._ask)
+        self._pause = Pause(self._clock)
+        self._asking = Joined(self._ask, "configuration", self._clock)
         self._config: Mapping[str, Any] | None = None if api_client else {}
 
     def storage_classes(self, timeout: float) -> tuple[str, ...]:
@@ -226,11 +217,20 @@ class Defaults:
     def _get(self, timeout: float) -> Mapping[str, Any]:
         if self._config is not None:
             return self._config
-        try:
-            return self._asking.start().wait(timeout)
-        except NoKeepServersError as error:
-            _log.warning("the cluster's defaults are unknown: %s", error)
+        if not self._pause.is_over():
             return {}
+        run = self._asking.start()
+        try:
+            patience = max(0.0, run.begun + _PATIENCE - self._clock())
+            return run.wait(min(timeout, patience))
+        except NoKeepServersError as error:
+            if self._pause.begin():
+                _log.warning("the cluster's defaults are unknown: %s", error)
+            return {}
+
+    def close(self) -> None:
+        """Let nobody wait for the configuration any more."""
+        self._asking.close()
 
     def _ask(self) -> Mapping[str, Any]:
         if self._config is not None:  # it came while somebody was about to ask

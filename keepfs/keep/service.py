@@ -22,16 +22,19 @@ from keepfs.keep.outcome import (
     cause_of_read,
     cause_of_write,
     innermost,
+    is_keepstores,
     verdict_is_permanent,
 )
 from keepfs.keep.pace import CancelledError, Pace
 from keepfs.keep.retry import Verdict
 from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
-from keepfs.keep.tokens import redacted
+from keepfs.keep.tokens import shown
 from keepfs.keep.transfer import (
     MOST_TEXT,
     content_length,
+    locator_of,
     receive_block,
+    receive_complaint,
     receive_text,
 )
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Room
+    from keepfs.keep.pace import Watch
     from keepfs.keep.sessions import SessionPool
     from keepfs.keep.transport import Answer
 
@@ -49,8 +53,6 @@ _log = logging.getLogger(__name__)
 #: Seconds of patience for a complaint's text: nobody needs it.
 _BRIEF = 1.0
 _NOT_ALLOWED = 405
-#: Characters of a status line, or of what happened, that are shown.
-_MOST_SHOWN = 200
 _COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "identity"}
 
 
@@ -89,6 +91,7 @@ class KeepService:
         self._outcome: Outcome | None = None
         self._pace: Pace | None = None
         self._cancelled = False
+        self._watch: Watch | None = None
 
     def __repr__(self) -> str:
         return f"KeepService({self.root!r})"
@@ -135,6 +138,21 @@ class KeepService:
         pace = self._pace
         if pace is not None:
             pace.cancel()
+
+    def interrupt(self, reason: OSError) -> None:
+        """End the request under way for a reason, if there is one; further ones may follow."""
+        pace = self._pace
+        if pace is not None:
+            pace.cancel(reason)
+
+    def silent_for(self) -> float:
+        """Return the seconds since a byte moved in the request under way; 0 without one."""
+        pace = self._pace
+        return 0.0 if pace is None else pace.silent_for()
+
+    def watch(self, watch: Watch) -> None:
+        """Have somebody notified of what further requests do."""
+        self._watch = watch
 
     # --- requests ---------------------------------------------------------
 
@@ -240,6 +258,8 @@ class KeepService:
     ) -> Exchange:
         """Send one request."""
         pace = Pace(timeouts, self._deadline)
+        if self._watch is not None:
+            pace.watch(self._watch)
         steps = self._steps(pace, method, path, headers, body, timeouts, read)
         return Exchange(pace, steps, self.has_succeeded)
 
@@ -282,6 +302,10 @@ class KeepService:
             outcome = self._failed(pace, error)
         finally:
             self._pace = None
+            if pace.failure is not None:
+                # It would keep frames alive, and a block's memory with them: they have
+                # the pace, and the pace has it.
+                pace.failure.__traceback__ = None
         self._outcome = outcome
         if outcome.cause is None and body is not None:
             self._counters.upload.add(body.nbytes)
@@ -298,20 +322,20 @@ class KeepService:
         text = str(happened) or type(happened).__name__
         if cause is Cause.TIMED_OUT and pace.failure is None:
             text = f"no answer in time ({text})"
-        return Outcome(0, self._redacted(text), cause)
+        return Outcome(0, shown(text, self._token), cause)
 
     # --- answers ----------------------------------------------------------
 
     def _read_answer(self, answer: Answer, method: str, locator: KeepLocator) -> Outcome:
         status, headers = answer.status, answer.headers
-        reason = self._status_line(answer)
+        reason = shown(answer.status_line(), self._token)
         if Verdict.of(status) is not Verdict.SUCCESS:
             text = self._complaint(answer)
             cause = cause_of_read(
                 status,
                 # To a HEAD there is no text; a keepstore says 502 for nothing else.
                 is_corrupt=b"checksum mismatch" in text
-                or (method == "HEAD" and _is_keepstores(headers)),
+                or (method == "HEAD" and is_keepstores(headers)),
             )
             if cause is Cause.CORRUPT:
                 self._report_bad_copy(locator, "the service itself says so")
@@ -325,7 +349,7 @@ class KeepService:
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers)
             return Outcome(status, reason, headers=headers, size=declared)
-        flaw, block = receive_block(answer, locator, declared, self._answered, self._allocate)
+        flaw, block = receive_block(answer, locator, declared, self._answered, self._memory)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
@@ -334,9 +358,18 @@ class KeepService:
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
 
+    def _memory(self, size: int) -> Room:
+        """Make the memory for a block that begins to come. Blocks while there is none."""
+        if self._watch is not None:
+            self._watch.on_block()
+        memory = self._allocate(size)
+        if self._pace is not None:
+            self._pace.resume()  # it was no silence of the service's
+        return memory
+
     def _write_answer(self, answer: Answer, md5sum: str, size: int) -> Outcome:
         status, headers = answer.status, answer.headers
-        reason = self._status_line(answer)
+        reason = shown(answer.status_line(), self._token)
         if Verdict.of(status) is not Verdict.SUCCESS:
             self._complaint(answer)
             cause = cause_of_write(status, headers)
@@ -346,51 +379,22 @@ class KeepService:
         raw = receive_text(answer)
         if len(raw) < min(content_length(answer) or 0, MOST_TEXT):
             return Outcome(0, "the answer was cut short", Cause.UNREACHABLE, headers)
-        text = raw.decode("utf-8", "replace").strip()
-        try:
-            locator = KeepLocator(text)
-        except ValueError:
-            named = "no locator"
-        else:
-            if locator.md5sum == md5sum and locator.size == size:
-                return Outcome(status, reason, headers=headers, text=text)
-            named = "the locator of another block"
-        reason = f"{reason}, but the answer is {named}"
+        flaw, text = locator_of(raw, md5sum, size)
+        if not flaw:
+            return Outcome(status, reason, headers=headers, text=text)
+        reason = f"{reason}, but the answer is {flaw}"
         return Outcome(0, reason, Cause.OTHER, headers, is_permanent=True)
 
     def _complaint(self, answer: Answer) -> bytes:
-        """Read the text of a failure, so that the connection can be used again, or give it up."""
-        length = content_length(answer)
-        if length is None or length > MOST_TEXT:
-            return b""
+        """Read the text of a failure, in a moment."""
         if self._pace is not None:
             self._pace.hurry(_BRIEF)
-        try:
-            return receive_text(answer)
-        except TRANSPORT_ERRORS:
-            return b""  # the status is what counts
+        return receive_complaint(answer)
 
     def _report_bad_copy(self, locator: KeepLocator, flaw: str) -> None:
         self._counters.bad_copies.add(self.root)
         _log.warning("service %s has a bad copy of %s: %s", self.root, locator.stripped(), flaw)
 
-    def _status_line(self, answer: Answer) -> str:
-        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(answer.version)
-        line = f"{version or 'HTTP'} {answer.status} {answer.reason}"
-        return self._redacted(line.strip())
-
-    def _redacted(self, text: str) -> str:
-        """Make a text from elsewhere fit to be shown: one short line, without the token."""
-        line = " ".join(redacted(text, self._token).split())
-        return "".join(it if it.isprintable() else "?" for it in line[:_MOST_SHOWN])
-
 
 #: As it is here: who replaces it wants that one called.
 _PUT = KeepService.put
-
-
-def _is_keepstores(headers: Mapping[str, str]) -> bool:
-    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
-    return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
-        "via" not in headers
-    )

@@ -75,9 +75,15 @@ def survey(
                 root, outcome.cause, outcome.status, outcome.reason, seconds
             )
 
-    threads = [threading.Thread(target=ask, args=(root,), daemon=True) for root in roots]
-    for thread in threads:
-        thread.start()
+    threads = []
+    for root in roots:
+        thread = threading.Thread(target=ask, args=(root,), daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):  # no thread can be started
+            ask(root)
+        else:
+            threads.append(thread)
     for thread in threads:
         thread.join()
     return [sightings[root] for root in roots]

@@ -16,6 +16,8 @@ from keepfs.keep.errors import ArgumentError
 _SALTED_LENGTH = 40
 _OBSOLETE = re.compile(r"[0-9a-z]{41,}\Z", re.ASCII)
 _PARTS_OF_V2 = 3
+#: Characters of a text from elsewhere that are shown.
+_MOST_SHOWN = 200
 
 
 def clean_token(token: str) -> str:
@@ -64,3 +66,11 @@ def redacted(text: str, token: str) -> str:
     for secret in filter(None, secrets):
         text = text.replace(secret, "[token]")
     return text
+
+
+def shown(text: str, token: str) -> str:
+    """Make a text from elsewhere fit to be shown: one short line, without the token."""
+    line = " ".join(redacted(text, token).split())[:_MOST_SHOWN]
+    if line.isprintable():
+        return line
+    return "".join(it if it.isprintable() else "?" for it in line)

@@ -7,6 +7,7 @@ hashes to the locator's digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import queue
@@ -17,7 +18,7 @@ import urllib3
 
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.outcome import innermost
+from keepfs.keep.outcome import TRANSPORT_ERRORS, innermost
 from keepfs.keep.wire import declared_length
 
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ class _Hash:
 
 
 class _HashThread(_Hash):
-    """An MD5 computed in a thread of its own, while more bytes are received."""
+    """An MD5 computed in a thread of its own, while more bytes are received.
+
+    Where no thread can be had, by who gives it bytes.
+    """
 
     step = _STEP_FOR_THREAD
 
@@ -126,15 +130,23 @@ class _HashThread(_Hash):
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        with contextlib.suppress(RuntimeError, MemoryError):  # no thread can be started
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pieces.put(None)
-        self._thread.join()
+        if self._has_thread():
+            self._pieces.put(None)
+            self._thread.join()
 
     def update(self, piece: memoryview) -> None:
-        self._pieces.put(piece)
+        if self._has_thread():
+            self._pieces.put(piece)
+        else:
+            self._md5.update(piece)
+
+    def _has_thread(self) -> bool:
+        return self._thread.ident is not None
 
     def _run(self) -> None:
         for piece in iter(self._pieces.get, None):
@@ -144,6 +156,36 @@ class _HashThread(_Hash):
 def receive_text(answer: Answer) -> bytes:
     """Receive a short answer, or its beginning."""
     return bytes(answer.raw.read(MOST_TEXT) or b"")
+
+
+def receive_complaint(answer: Answer) -> bytes:
+    """Receive the text of a failure, so that the connection can be used again.
+
+    Empty if it is too long, or breaks off: the status is what counts.
+    """
+    length = content_length(answer)
+    if length is None or length > MOST_TEXT:
+        return b""
+    try:
+        return receive_text(answer)
+    except TRANSPORT_ERRORS:
+        return b""
+
+
+def locator_of(answered: bytes, md5sum: str, size: int) -> tuple[str, str]:
+    """Read the locator in a service's answer to a PUT of a block.
+
+    Returns:
+        What the answer is instead of the block's locator, empty if it is that,
+        and its text.
+    """
+    text = answered.decode("utf-8", "replace").strip()
+    try:
+        locator = KeepLocator(text)
+    except ValueError:
+        return "no locator", text
+    is_this = locator.md5sum == md5sum and locator.size == size
+    return "" if is_this else "the locator of another block", text
 
 
 def content_length(answer: Answer) -> int | None:

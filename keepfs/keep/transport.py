@@ -10,21 +10,16 @@ cookies, or reads `~/.netrc`, which would replace the token.
 from __future__ import annotations
 
 import functools
-import socket
-import threading
-import weakref
-from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from keepfs.keep.pace import leave_socket, paced_connections
-from keepfs.keep.wire import Wire
+from keepfs.keep.connections import Connections, parsed
+from keepfs.keep.pace import CancelledError, leave_socket, paced_connections
+from keepfs.keep.wire import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,17 +27,7 @@ if TYPE_CHECKING:
     from urllib3.connectionpool import HTTPConnectionPool
     from urllib3.poolmanager import PoolManager
 
-#: Idle connections that are kept to each service.
-_MOST_IDLE = 32
-#: Services to which connections are kept.
-_MOST_SERVICES = 64
-# As the SDK: dead peers are noticed though nothing is sent.
-_SOCKET_OPTIONS = [
-    *HTTPConnection.default_socket_options,
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 75),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 75),
-]
+    from keepfs.keep.wire import Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +57,11 @@ class Answer:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    def status_line(self) -> str:
+        """Return status and reason as they are sent."""
+        version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(self.version)
+        return f"{version or 'HTTP'} {self.status} {self.reason}".strip()
 
 
 class Sent(Protocol):
@@ -130,13 +120,7 @@ class DirectTransport:
     """
 
     def __init__(self, verify: str | Literal[True, False]) -> None:
-        self._tls = _tls_settings(verify)
-        # The connections that nobody uses, by root; the last one used is the last.
-        self._idle: OrderedDict[str, list[Wire]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._closed = False
-        # Of a client that nobody closed.
-        weakref.finalize(self, _close_all, self._idle)
+        self._connections = Connections(verify)
 
     def send(
         self,
@@ -148,88 +132,55 @@ class DirectTransport:
         timeouts: tuple[float, float],
     ) -> Sent:
         """Send one request; as `Transport` has it."""
-        url = _parsed(root)
-        wire = self._wire(root, url, timeouts[0])
-        try:
-            wire.send(method, (url.path or "/") + path, headers, body)
-        except ValueError as error:
-            wire.close()
-            raise urllib3.exceptions.HTTPError(str(error)) from error
-        except BaseException:
-            wire.close()
-            raise
-        return _SentDirectly(wire, lambda: self._take_back(root, wire))
+        target = (parsed(root).path or "/") + path
+
+        def send(wire: Wire) -> Wire:
+            try:
+                wire.send(method, target, headers, body)
+            except ValueError as error:
+                wire.close()
+                raise urllib3.exceptions.HTTPError(str(error)) from error
+            except BaseException:
+                wire.close()
+                raise
+            return wire
+
+        wire = self._connections.take(root, timeouts[0])
+        was_used = wire.was_used
+        return _SentDirectly(
+            send(wire),
+            lambda wire: self._connections.give_back(root, wire),
+            (lambda: send(self._connections.connect(root, timeouts[0]))) if was_used else None,
+        )
 
     def has_idle(self, root: str) -> bool:
         """Tell whether there is a connection to a service that nobody uses."""
-        with self._lock:
-            return bool(self._idle.get(root))
+        return self._connections.has_idle(root)
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when they are given back."""
-        with self._lock:
-            self._closed = True
-            idle = self._idle.copy()
-            self._idle.clear()
-        _close_all(idle)
-
-    def _wire(self, root: str, url: urllib3.util.Url, timeout: float) -> Wire:
-        """Take an idle connection, or make one."""
-        while True:
-            with self._lock:
-                idle = self._idle.get(root)
-                wire = idle.pop() if idle else None
-            if wire is None:
-                break
-            if wire.is_usable():
-                return wire
-            wire.close()
-        wire = Wire(self._connection(url), url.netloc or "")
-        try:
-            wire.connect(timeout)
-        except BaseException:  # of TLS, perhaps, over a socket that is open
-            wire.close()
-            raise
-        return wire
-
-    def _take_back(self, root: str, wire: Wire) -> None:
-        excess: list[Wire] = []
-        with self._lock:
-            idle = self._idle.setdefault(root, [])
-            self._idle.move_to_end(root)
-            if self._closed or len(idle) >= _MOST_IDLE:
-                excess.append(wire)
-            else:
-                idle.append(wire)
-            if len(self._idle) > _MOST_SERVICES:  # hints may name any number
-                excess += self._idle.popitem(last=False)[1]
-        for each in excess:
-            each.close()
-
-    def _connection(self, url: urllib3.util.Url) -> HTTPConnection:
-        host = (url.host or "").strip("[]")
-        if url.scheme != "https":
-            return HTTPConnection(host, url.port or 80, socket_options=_SOCKET_OPTIONS)
-        return HTTPSConnection(host, url.port or 443, socket_options=_SOCKET_OPTIONS, **self._tls)
-
-
-def _close_all(idle: Mapping[str, list[Wire]]) -> None:
-    for wires in idle.values():
-        for wire in wires:
-            wire.close()
+        self._connections.close()
 
 
 class _SentDirectly:
     """A request on a connection of our own.
 
+    A kept connection may have ended without our knowing. If it brings no byte of an
+    answer, the request is sent once more, on a new one: the service hasn't begun to
+    answer, and each request may be made twice.
+
     Args:
         wire: It was sent by this.
         give_back: Lets others use the connection.
+        send_again: Sends it on a new connection; None where this one is new.
     """
 
-    def __init__(self, wire: Wire, give_back: Callable[[], None]) -> None:
+    def __init__(
+        self, wire: Wire, give_back: Callable[[Wire], None], send_again: Callable[[], Wire] | None
+    ) -> None:
         self._wire = wire
         self._give_back = give_back
+        self._send_again = send_again
         self._is_received = False
 
     def __enter__(self) -> Self:
@@ -243,23 +194,27 @@ class _SentDirectly:
         return self._wire.fileno()
 
     def receive(self) -> Answer:
-        head = self._wire.receive()
+        try:
+            head = self._wire.receive()
+        except CancelledError:
+            raise
+        except BROKEN:
+            if self._send_again is None or self._wire.has_answered():
+                raise
+            self._wire.close()
+            self._wire = self._send_again()
+            head = self._wire.receive()
         self._is_received = True
-        body = head.body
+        body, wire = head.body, self._wire
 
         def end() -> None:
             if body.is_complete() and body.can_go_on:
                 leave_socket()  # before others have it
-                self._give_back()
+                self._give_back(wire)
             else:
-                self._wire.close()
+                wire.close()
 
         return Answer(head.status, head.reason, head.version, head.headers, body, end)
-
-
-@functools.lru_cache(maxsize=_MOST_SERVICES)
-def _parsed(root: str) -> urllib3.util.Url:
-    return urllib3.util.parse_url(root)
 
 
 class SessionTransport:
@@ -348,17 +303,6 @@ def adopt(template: requests.Session) -> None:
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
-
-
-def _tls_settings(verify: str | Literal[True, False]) -> dict[str, Any]:
-    """Put into urllib3's words what certificates are checked against."""
-    if verify is False:
-        # It was asked for; saying so at every request helps nobody.
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        return {"cert_reqs": "CERT_NONE", "assert_hostname": False}
-    bundle = requests.utils.DEFAULT_CA_BUNDLE_PATH if verify is True else verify
-    kind = "ca_cert_dir" if Path(bundle).is_dir() else "ca_certs"
-    return {"cert_reqs": "CERT_REQUIRED", kind: bundle}
 
 
 def _pace_connections(manager: PoolManager) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from urllib3.util.connection import is_connection_dropped
@@ -30,6 +31,9 @@ _MOST_LINE, _MOST_LINES = 65536, 100
 ONE_PIECE = 16 * 1024
 #: So many digits, and no more: Python refuses to read a number of thousands.
 _STATUS, _LENGTH = re.compile(r"[1-9][0-9]{2}\Z"), re.compile(r"[0-9]{1,19}\Z")
+#: What is raised where the other side has ended a connection.
+BROKEN = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_CANT_SEND = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _NO_BODY = frozenset({204, 304})
 _CONTINUE = range(100, 200)
 
@@ -48,6 +52,8 @@ class Wire:
         self._socket: Any = None
         self._stream: io.BufferedReader | None = None
         self._method, self._is_sent = "", False
+        #: Whether a request was sent on it.
+        self.was_used = False
 
     def connect(self, timeout: float) -> None:
         """Connect, within so many seconds for each address.
@@ -89,8 +95,9 @@ class Wire:
         """
         head = _head_of(method, target, self._host, headers, body)
         self._method, self._is_sent = method, False
+        self.was_used = True
         # An answer may come before everything is sent, and be why no more can be.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(*_CANT_SEND):
             if body is not None and body.nbytes <= ONE_PIECE:
                 self._socket.sendall(head + body.tobytes())
             else:
@@ -110,6 +117,10 @@ class Wire:
         self._end_stream()
         self._stream = self._socket.makefile()
         return Head.read(self._stream, self._method, can_go_on=self._is_sent)
+
+    def has_answered(self) -> bool:
+        """Tell whether any byte has come of the answer to what was sent."""
+        return self._stream is not None and bool(self._stream.raw.has_received)  # type: ignore[attr-defined] # ours
 
 
 class Head:

@@ -253,10 +253,17 @@ class KeepWriterThreadPool:
         if others and self._needs_one_thread():
             own.run_for_all()
             return
+        started = []
         for worker in others:
-            worker.start()
+            try:
+                worker.start()
+            except (RuntimeError, MemoryError) as error:
+                # Those that run store the block at one service after another.
+                _log.debug("no further thread to store in: %s", error)
+                break
+            started.append(worker)
         own.run()
-        for worker in others:
+        for worker in started:
             worker.join()
 
     def _needs_one_thread(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, Call, open_blocks
+from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, open_blocks
 from keepfs.keep import KeepLocator, KeepReadError, KeepWriteError, NotFoundError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import wait_until
@@ -18,6 +18,7 @@ from tests.fakes.threads import wait_until
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from keepfs.fs.call import Call
     from keepfs.keep import Receipt
 
 

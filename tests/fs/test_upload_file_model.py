@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.fs.staging import Staging
-from keepfs.fs.upload_file import State, UploadFile
+from keepfs.fs.storing import State
+from keepfs.fs.upload_file import UploadFile
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore

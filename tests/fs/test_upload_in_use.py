@@ -16,8 +16,9 @@ from keepfs.fs.catalog import Catalog
 from keepfs.fs.inodes import InodeTable
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.staging import Staging
+from keepfs.fs.storing import State
 from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import State, UploadFile
+from keepfs.fs.upload_file import UploadFile
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:

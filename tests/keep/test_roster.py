@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from keepfs.keep import Cause, NoKeepServersError
 from keepfs.keep.discovery import Services
-from keepfs.keep.roster import Defaults, Joined, Roster
+from keepfs.keep.joined import Joined, Pause
+from keepfs.keep.roster import Defaults, Roster
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running, wait_for, wait_until
 from tests.keep.clusters import StandInApi
@@ -51,6 +53,11 @@ def api_of(*lists: Any) -> StandInApi:  # noqa: ANN401 - lists, or errors
     api = StandInApi()
     api.lists = list(lists)
     return api
+
+
+def requests_under_way() -> list[threading.Thread]:
+    """Return the threads that ask an API server."""
+    return [each for each in threading.enumerate() if "_execute" in each.name]
 
 
 def test_the_first_list_is_asked_for_when_it_is_wanted() -> None:
@@ -230,10 +237,225 @@ def test_a_run_is_shared_only_while_it_lasts() -> None:
     assert joined.start().wait(PATIENCE) == 2
 
 
+# --- lists that are of no use, and API servers that are away ---
+
+NOBODY = [
+    pytest.param([], "it is empty", id="empty"),
+    pytest.param([{"uuid": "x"}], "of 1 services on it, none can be asked", id="senseless"),
+    pytest.param(
+        [record(1) | {"service_type": "gateway:x"}], "none can be asked", id="gateways only"
+    ),
+]
+
+
+@pytest.mark.parametrize(("useless", "why"), NOBODY)
+def test_a_list_of_no_use_leaves_the_known_one_and_is_asked_for_again_soon(
+    useless: list[dict[str, Any]], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    api = api_of([record(1)], useless, [record(2)])
+    roster = Roster(api, clock=clock)
+    first = roster.current(PATIENCE)
+    caplog.clear()
+
+    assert roster.refreshed(first, PATIENCE) is first
+    assert roster.refreshed(first, PATIENCE) is first
+    asked = api.asked
+    clock.advance(2)
+    assert roots(roster.refreshed(first, PATIENCE)) == ["http://keep2:25107/"]
+
+    assert asked == 2
+    told = [line for line in caplog.messages if "going on" in line]
+    assert len(told) == 1
+    assert why in told[0]
+
+
+@pytest.mark.parametrize(("useless", "why"), NOBODY)
+def test_a_first_list_of_no_use_is_told_and_asked_for_again(
+    useless: list[dict[str, Any]], why: str
+) -> None:
+    roster = Roster(api_of(useless, [record(1)]))
+
+    with pytest.raises(NoKeepServersError, match=why) as caught:
+        roster.current(PATIENCE)
+    assert caught.value.cause is Cause.UNREACHABLE
+    assert roots(roster.current(PATIENCE)) == ["http://keep1:25107/"]
+
+
+def test_an_api_server_that_is_away_is_asked_once_a_minute_however_many_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    api = api_of([record(1)], RuntimeError("down"))
+    roster = Roster(api, clock=clock)
+    first = roster.current(PATIENCE)
+    clock.advance(601)
+
+    for _ in range(3600):  # a read a second
+        roster.current(0)
+        wait_until(lambda: not requests_under_way())
+        assert roster.refreshed(first, PATIENCE) is first
+        wait_until(lambda: not requests_under_way())
+        clock.advance(1)
+
+    assert 60 <= api.asked <= 70
+    assert caplog.text.count("going on with the known Keep services") == api.asked - 1
+
+
+def test_a_pause_grows_with_each_failure_and_ends_with_a_success() -> None:
+    clock = FakeClock()
+    pause = Pause(clock)
+    lengths = []
+    for _ in range(8):
+        assert pause.begin()
+        assert not pause.begin()
+        begun = clock.now
+        while not pause.is_over():
+            clock.advance(1)
+        lengths.append(clock.now - begun)
+    pause.begin()
+    pause.end()
+
+    assert lengths == [2, 4, 8, 16, 32, 60, 60, 60]
+    assert pause.is_over()
+    assert pause.begin()
+    clock.advance(2)
+    assert pause.is_over()
+
+
+def test_nobody_waits_for_an_api_server_that_hangs_who_has_a_list() -> None:
+    clock = FakeClock()
+    api = GatedApi([record(1)], [record(2)])
+    roster = Roster(api, clock=clock)
+    api.gate.release()
+    first = roster.current(PATIENCE)
+    refresher = Running(lambda: roster.refreshed(first, 0.01))
+    assert refresher.result() is first  # given up
+
+    assert roster.refreshed(first, PATIENCE) is first  # at once: there is a pause
+    clock.advance(31)
+    assert roster.refreshed(first, PATIENCE) is first  # at once: the request is old
+    api.gate.release()
+    wait_until(lambda: roots(roster.known()) == ["http://keep2:25107/"])
+
+
+def test_a_request_that_hangs_is_followed_by_others_up_to_a_bound() -> None:
+    clock = FakeClock()
+    gate = threading.Event()
+    runs: list[int] = []
+
+    def hang() -> int:
+        number = len(runs)
+        runs.append(number)
+        wait_for(gate)
+        return number
+
+    joined = Joined(hang, clock=clock)
+    started = []
+    for _ in range(6):
+        started.append(joined.start())
+        wait_until(lambda: len(runs) == len(set(map(id, started))))
+        assert joined.start() is started[-1]
+        clock.advance(91)
+    waiting = [Running(lambda run=run: run.wait(PATIENCE)) for run in started]  # type: ignore[misc]
+    gate.set()
+
+    assert len({id(each) for each in started}) == 3
+    assert {each.result() for each in waiting} <= {0, 1, 2}
+    assert joined.start().wait(PATIENCE) == 3
+
+
+def test_who_waits_for_a_request_that_hangs_gets_the_answer_of_the_next() -> None:
+    gates = [threading.Event(), threading.Event()]
+    left = list(gates)
+
+    def ask() -> int:
+        gate = left.pop(0)
+        wait_for(gate)
+        return len(left)
+
+    clock = FakeClock()
+    joined = Joined(ask, clock=clock)
+    waiting = Running(lambda: joined.start().wait(PATIENCE))
+    wait_until(lambda: len(left) == 1)
+    clock.advance(91)
+
+    gates[1].set()
+    assert joined.call(PATIENCE) == 0
+    assert waiting.result() == 0
+    gates[0].set()
+
+
+def test_what_a_hung_request_brings_in_the_end_replaces_no_newer_list() -> None:
+    clock = FakeClock()
+    api = GatedApi([record(1)], [record(3)], [record(2)])
+    roster = Roster(api, clock=clock)
+    api.gate.release()
+    first = roster.current(PATIENCE)
+    assert api.begun.acquire(timeout=PATIENCE)
+    gates: list[threading.Semaphore] = [threading.Semaphore(0), threading.Semaphore(0)]
+    answers = iter(gates)
+
+    def execute() -> dict[str, Any]:
+        gate = next(answers)
+        items = [record(2)] if gate is gates[0] else [record(3)]
+        api.begun.release()
+        assert gate.acquire(timeout=PATIENCE)
+        return {"items": items}
+
+    api.execute = execute  # type: ignore[method-assign] # the first hangs, the second doesn't
+    clock.advance(601)
+    roster.current(0)
+    assert api.begun.acquire(timeout=PATIENCE)
+    clock.advance(91)
+    later = Running(lambda: roster.refreshed(first, PATIENCE))
+    assert api.begun.acquire(timeout=PATIENCE)
+    gates[1].release()
+    assert roots(later.result()) == ["http://keep3:25107/"]
+
+    gates[0].release()
+    wait_until(lambda: not requests_under_way())
+    assert roots(roster.known()) == ["http://keep3:25107/"]
+
+
+def test_closing_lets_nobody_wait() -> None:
+    api = GatedApi([record(1)])
+    roster = Roster(api)
+    waiting = Running(lambda: roster.current(PATIENCE))
+    assert api.begun.acquire(timeout=PATIENCE)
+
+    roster.close()
+
+    assert "the client is closed" in str(waiting.failure())
+    with pytest.raises(NoKeepServersError, match="the client is closed"):
+        roster.current(PATIENCE)
+    api.gate.release()
+
+
+def test_where_no_thread_can_be_had_the_request_fails_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    roster = Roster(api_of([record(1)]))
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NoKeepServersError, match="can't start new thread"):
+            roster.current(PATIENCE)
+
+    assert roots(roster.current(PATIENCE)) == ["http://keep1:25107/"]
+
+
 # --- defaults ---
 
 
-def defaults_of(config: Any) -> tuple[Defaults, list[int]]:  # noqa: ANN401 - what a server may say
+def defaults_of(
+    config: Any,  # noqa: ANN401 - what a server may say
+    clock: FakeClock | None = None,
+) -> tuple[Defaults, list[int]]:
     """Make the defaults of a cluster, and count how often it was asked."""
     asked: list[int] = []
 
@@ -244,7 +466,7 @@ def defaults_of(config: Any) -> tuple[Defaults, list[int]]:  # noqa: ANN401 - wh
                 raise config
             return config
 
-    return Defaults(Api()), asked
+    return Defaults(Api(), clock), asked
 
 
 def test_the_configuration_is_asked_for_once() -> None:
@@ -271,13 +493,18 @@ def test_a_class_that_does_not_say_is_no_default_and_the_others_still_are() -> N
 def test_a_configuration_that_cannot_be_had_is_asked_for_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    defaults, asked = defaults_of(RuntimeError("down"))
+    clock = FakeClock()
+    defaults, asked = defaults_of(RuntimeError("down"), clock)
 
     assert defaults.storage_classes(PATIENCE) == ()
+    assert defaults.copies(PATIENCE) is None  # at once
+    before = list(asked)
+    clock.advance(2)
     assert defaults.copies(PATIENCE) is None
 
+    assert before == [1]
     assert asked == [1, 1]
-    assert "defaults are unknown" in caplog.text
+    assert caplog.text.count("defaults are unknown: the API server gave no configuration") == 2
 
 
 def test_without_an_api_client_there_are_no_defaults() -> None:

@@ -1,0 +1,198 @@
+"""Joined: one request to the API server for all who want its answer, and when to make it again."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from keepfs.keep.errors import Cause, NoKeepServersError
+from keepfs.keep.outcome import cause_of_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+#: Seconds after which a request that brought nothing is taken for hung, and another is
+#: made beside it: longer than our own API client takes at most.
+_HUNG = 90.0
+#: Requests at once, hung ones included.
+_MOST_RUNS = 3
+#: Seconds to pause after a failure; doubled for each further one, up to the second.
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
+
+
+class Joined(Generic[_T]):
+    """A function that runs once at a time, however many call for it.
+
+    A run that hangs doesn't stop further ones: after a while another is started
+    beside it, up to a bound. Nothing can end a thread that hangs; it is a daemon, and
+    what it brings in the end counts for all who still wait.
+
+    Args:
+        function: What to run; in a daemon thread of its own.
+        what: It brings, for messages.
+        clock: Instead of `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], _T],
+        what: str = "answer",
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._function = function
+        self._what = what
+        self._clock = clock or time.monotonic
+        self._lock = threading.Lock()
+        self._runs: list[Run[_T]] = []  # those under way
+        self._is_closed = False
+
+    def start(self) -> Run[_T]:
+        """Join the run under way, or start one. Returns at once."""
+        with self._lock:
+            now = self._clock()
+            if self._runs:
+                last = self._runs[-1]
+                if now - last.begun < _HUNG or len(self._runs) >= _MOST_RUNS:
+                    return last
+            run = Run[_T](now, self._what)
+            if self._is_closed:
+                run.fail(ConnectionError("the client is closed"))
+                return run
+            self._runs.append(run)
+        thread = threading.Thread(target=self._execute, args=(run,), daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            self._end(run)
+            run.fail(error)
+        return run
+
+    def call(self, timeout: float) -> _T:
+        """Wait for the result of a run, of a further one if the first hangs.
+
+        Raises:
+            NoKeepServersError: It failed, or takes longer than `timeout` seconds.
+        """
+        end = self._clock() + timeout
+        while True:
+            run = self.start()
+            left = max(0.0, end - self._clock())
+            if run.done.wait(min(left, max(1.0, run.begun + _HUNG - self._clock()))) or not left:
+                return run.wait(0)
+
+    def close(self) -> None:
+        """Let nobody wait any more; further runs fail."""
+        with self._lock:
+            self._is_closed = True
+            runs = list(self._runs)
+        for run in runs:
+            run.fail(ConnectionError("the client is closed"))
+
+    def _execute(self, run: Run[_T]) -> None:
+        try:
+            result = self._function()
+        except Exception as error:  # noqa: BLE001 - the API client may be anybody's
+            self._end(run)
+            run.fail(error)
+        except BaseException:
+            self._end(run)
+            run.fail(RuntimeError("the thread was ended"))
+            raise
+        else:
+            for each in self._end(run):
+                each.succeed(result)
+
+    def _end(self, run: Run[_T]) -> list[Run[_T]]:
+        """Let others start; return the runs under way, this one included."""
+        with self._lock:
+            found = list(self._runs)
+            self._runs.remove(run)
+            return found
+
+
+class Run(Generic[_T]):
+    """One run, and what came of it first.
+
+    Args:
+        begun: When.
+        what: It brings.
+    """
+
+    def __init__(self, begun: float, what: str) -> None:
+        self.begun = begun
+        self._what = what
+        self.done = threading.Event()
+        self._result: list[_T] = []
+        self._failure: tuple[str, Cause] = ("", Cause.OTHER)
+
+    def succeed(self, result: _T) -> None:
+        """Wake all who wait, with a result."""
+        if not self.done.is_set():
+            self._result.append(result)
+            self.done.set()
+
+    def fail(self, error: Exception) -> None:
+        """Wake all who wait, with what an error says."""
+        if not self.done.is_set():
+            # Its traceback would keep frames alive.
+            kind = "" if isinstance(error, UselessAnswerError) else f"{type(error).__name__}: "
+            self._failure = (f"{kind}{error}", cause_of_error(error))
+            self.done.set()
+
+    def wait(self, timeout: float) -> _T:
+        """Wait for the result.
+
+        Raises:
+            TooLateError: It takes longer than `timeout` seconds.
+            NoKeepServersError: It failed.
+        """
+        if not self.done.wait(max(0.0, timeout)):
+            raise TooLateError("the API server takes too long", cause=Cause.TIMED_OUT)
+        if self._result:
+            return self._result[0]
+        text, cause = self._failure
+        raise NoKeepServersError(f"the API server gave no {self._what} ({text})", cause=cause)
+
+
+class TooLateError(NoKeepServersError):
+    """The API server hasn't answered yet."""
+
+
+class UselessAnswerError(NoKeepServersError):
+    """The API server gave an answer that is of no use."""
+
+
+class Pause:
+    """When to ask again after a failure: soon at first, then once a minute. For any thread.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._until = -math.inf
+
+    def is_over(self) -> bool:
+        """Tell whether to ask."""
+        return self._clock() >= self._until
+
+    def begin(self) -> bool:
+        """Note a failure; False if it is one of those that the pause is for already."""
+        if not self.is_over():
+            return False
+        # The exponent is bounded: 2.0**1024 overflows.
+        length = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures, 64))
+        self._failures += 1
+        self._until = self._clock() + length
+        return True
+
+    def end(self) -> None:
+        """Note a success."""
+        self._failures = 0
+        self._until = -math.inf

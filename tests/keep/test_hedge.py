@@ -1,0 +1,426 @@
+"""Services that are silent: another is asked too, and nobody waits for the silent one."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepReadError
+from keepfs.keep.blocks import BlockClient
+from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.connect import connect
+from keepfs.keep.counters import Counters
+from keepfs.keep.discovery import Access, Services, probe_order
+from keepfs.keep.hedge import Sluggish
+from keepfs.keep.service import KeepService
+from keepfs.keep.sessions import SessionPool
+from keepfs.keep.store import Call
+from keepfs.keep.timeouts import Timeouts
+from keepfs.keep.writers import KeepWriterThreadPool
+from tests.fakes.clock import FakeClock
+from tests.fakes.threads import Running, wait_until
+from tests.keep.clusters import AT_ONCE, Cluster, root
+from tests.keepstore import Fault, Stage, silent_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.keep.remote import RemoteStore
+
+#: Seconds of silence after which the next service is asked, in these tests.
+SILENCE = 0.25
+#: A service that is silent is waited for longer than a test lasts.
+PATIENT = Timeouts(2, 300, 1)
+MIB = 1024 * 1024
+LARGE = bytes(range(256)) * (32 * 1024)  # 8 MiB
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
+
+class Parts:
+    """The classes that a store works with."""
+
+    KeepService = KeepService
+    KeepWriterThreadPool = KeepWriterThreadPool
+
+
+def store_of(cluster: Cluster, proxy: str = "", timeouts: Timeouts = PATIENT) -> RemoteStore:
+    """Make a store that soon asks another service; a client closes it."""
+    store, _ = connect(Parts(), Counters(), cluster.api, proxy, None, None)
+    store.silence = SILENCE
+    store.timeout = store.proxy_timeout = timeouts
+    return store
+
+
+def client_of(store: RemoteStore, cache: KeepBlockCache | None = None) -> BlockClient:
+    """Make a client that doesn't wait between rounds."""
+    client = BlockClient(store, cache)
+    client.backoff = AT_ONCE
+    return client
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Check that the threads of this test have ended, those that are cancelled too."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: not set(threading.enumerate()) - before)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Run three keepstores."""
+    with Cluster(3) as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[BlockClient]:
+    """Make a client of them that soon asks another one."""
+    with client_of(store_of(cluster)) as made:
+        yield made
+
+
+def read(client: BlockClient, locator: KeepLocator, retries: int = 0) -> bytes:
+    """Read a block in a thread, so that a test ends that waits for ever."""
+    return bytes(Running(lambda: client.get_block(locator, retries)).result())
+
+
+HELD = [Fault(hold=Stage.BEFORE_STATUS), Fault(hold=Stage.BEFORE_BODY), Fault(hold=Stage.MID_BODY)]
+
+
+@pytest.mark.parametrize("fault", HELD, ids=lambda fault: str(fault.hold))
+def test_a_block_comes_from_the_next_service_where_the_first_is_silent(
+    cluster: Cluster, client: BlockClient, fault: Fault
+) -> None:
+    locator = cluster.store(LARGE)
+    first = cluster.by_probe_order(locator)[0]
+    first.always(fault, method="GET")
+
+    assert read(client, locator) == LARGE
+
+    assert client.services_of(locator) != (root(first),)
+    first.release()
+    first.wait_ended(1, "GET")
+
+
+def test_whether_a_block_is_there_is_told_by_the_next_service_where_the_first_is_silent(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(b"foo")
+    cluster.by_probe_order(locator)[0].always(Fault(hold=Stage.BEFORE_STATUS))
+
+    assert Running(lambda: client.head_block(locator)).result() == 3
+
+
+def test_the_first_good_answer_wins_though_it_is_the_silent_services(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(b"foo")
+    first, second, _ = cluster.by_probe_order(locator)
+    first.always(Fault(hold=Stage.BEFORE_STATUS))
+    second.always(Fault(hold=Stage.BEFORE_STATUS))
+    reading = Running(lambda: client.get_block(locator))
+    first.wait_held(1)
+    second.wait_held(1)
+    cluster.stores[0].clear_faults()
+
+    first.release()
+
+    assert bytes(reading.result()) == b"foo"
+
+
+def test_a_service_that_fails_is_followed_by_the_next_while_the_first_is_silent(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(b"foo")
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(Fault(hold=Stage.BEFORE_STATUS))
+    second.always(Fault(status=404))
+
+    assert read(client, locator) == b"foo"
+
+    assert client.services_of(locator) == (root(third),)
+
+
+def test_a_bad_copy_does_not_win(cluster: Cluster, client: BlockClient) -> None:
+    locator = cluster.store(b"foo")
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(Fault(hold=Stage.BEFORE_STATUS))
+    second.always(Fault(body=b"bar"))
+
+    assert read(client, locator) == b"foo"
+
+    assert client.services_of(locator) == (root(third),)
+
+
+def test_a_service_whose_place_was_taken_by_a_bad_copy_is_asked_again(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(LARGE)
+    first, second, third = cluster.by_probe_order(locator)
+    first.script(Fault(hold=Stage.MID_BODY), method="GET")
+    second.always(Fault(body=bytes(len(LARGE))), method="GET")
+    third.always(Fault(status=404), method="GET")
+
+    assert read(client, locator) == LARGE
+
+    assert first.counts()["GET"] == 2
+
+
+def test_what_each_service_said_is_told_if_none_answers_well(cluster: Cluster) -> None:
+    locator = cluster.store(b"foo")
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(Fault(hold=Stage.BEFORE_STATUS))
+    second.always(Fault(status=503))
+    third.always(Fault(status=404))
+
+    with client_of(store_of(cluster, timeouts=Timeouts(2, 1, 1))) as client:
+        failure = Running(lambda: client.get_block(locator)).failure()
+
+    assert isinstance(failure, KeepReadError)
+    assert failure.cause is Cause.TIMED_OUT
+    said = {name: str(error) for name, error in failure.request_errors().items()}
+    assert set(said) == {root(first), root(second), root(third)}
+    assert "bytes in 1.0 seconds" in said[root(first)]
+    assert "503" in said[root(second)]
+
+
+def test_no_more_than_three_services_are_asked_at_once() -> None:
+    with Cluster(5) as cluster, client_of(store_of(cluster)) as client:
+        locator = cluster.store(b"foo")
+        ranked = cluster.by_probe_order(locator)
+        for each in ranked[:4]:
+            each.always(Fault(hold=Stage.BEFORE_STATUS))
+        reading = Running(lambda: client.get_block(locator))
+        for each in ranked[:3]:
+            each.wait_held(1)
+        ranked[1].clear_faults()
+        ranked[1].always(Fault(status=503))
+        asked = [each.counts() for each in ranked[3:]]
+
+        ranked[0].always(Fault(status=503))
+        ranked[1].release()
+
+        assert bytes(reading.result()) == b"foo"
+    assert asked == [{}, {}]
+
+
+def test_the_connection_of_a_service_that_lost_is_not_used_again(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(b"foo")
+    first, second, _ = cluster.by_probe_order(locator)
+    first.script(Fault(), Fault(hold=Stage.BEFORE_STATUS), method="HEAD")
+    assert client.head_block(locator) == 3  # on the connection that is used again
+    assert Running(lambda: client.head_block(locator)).result() == 3
+
+    second.always(Fault(status=404))
+    only = KeepLocator(first.store_block(b"only there"))
+    assert read(client, only) == b"only there"
+
+    connections = [entry.connection for entry in first.log()]
+    assert connections[0] == connections[1] != connections[2]
+
+
+def test_a_service_that_was_silent_is_asked_last_for_a_while(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(b"foo")
+    first, second, _ = cluster.by_probe_order(locator)
+    first.always(Fault(hold=Stage.BEFORE_STATUS))
+    assert read(client, locator) == b"foo"
+    client.block_cache.clear()
+
+    assert read(client, locator) == b"foo"
+
+    assert (first.counts()["GET"], second.counts()["GET"]) == (1, 2)
+
+
+def test_a_service_is_asked_in_its_turn_again_after_a_while_or_when_it_has_answered() -> None:
+    clock = FakeClock()
+    sluggish = Sluggish(clock)
+    pool = SessionPool(verify=True)
+    one, two = (KeepService(f"http://{name}/", pool, {}) for name in "ab")
+
+    sluggish.note([one], two)
+    assert sluggish.last([one, two]) == [two, one]
+    sluggish.note([], one)
+    assert sluggish.last([one, two]) == [one, two]
+    sluggish.note([one], None)  # nobody was better
+    assert sluggish.last([one, two]) == [one, two]
+    sluggish.note([one], two)
+    clock.advance(31)
+    assert sluggish.last([one, two]) == [one, two]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(hold=Stage.MID_BODY),
+        Fault(pause={Stage.MID_BODY: 2 * SILENCE}),
+        Fault(pause={Stage.BEFORE_STATUS: 2 * SILENCE}, send_rate=64e6),
+    ],
+    ids=["stalled", "pausing", "late"],
+)
+def test_a_block_takes_the_memory_of_one_however_many_services_send_it(
+    cluster: Cluster, fault: Fault
+) -> None:
+    made: list[weakref.ref[FreshRoom]] = []
+    alive: list[int] = []
+
+    def allocate(size: int) -> FreshRoom:
+        alive.append(sum(each() is not None for each in made))
+        room = FreshRoom(size)
+        made.append(weakref.ref(room))
+        return room
+
+    locator = cluster.store(LARGE)
+    for each in cluster.by_probe_order(locator)[:2]:
+        each.always(fault, method="GET")
+    with client_of(store_of(cluster), KeepBlockCache(allocate=allocate)) as client:
+        gc.disable()  # nothing may depend on it
+        try:
+            assert read(client, locator) == LARGE
+        finally:
+            gc.enable()
+
+    assert set(alive) == {0}
+    assert client.block_cache.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("size", [4096, 4 * MIB], ids=["small", "large"])
+@pytest.mark.parametrize("fault", HELD, ids=lambda fault: str(fault.hold))
+def test_blocks_that_stall_in_the_only_service_that_has_them_hold_up_no_others(
+    cluster: Cluster, fault: Fault, size: int
+) -> None:
+    sick, well, _ = cluster.stores
+    stalling = [KeepLocator(sick.store_block(bytes([n]) * 4 * MIB)) for n in range(4)]
+    for each in stalling:
+        sick.always(fault, method="GET", target=each.md5sum)
+    block = b"w" * size
+    locator = KeepLocator(well.store_block(block))
+    with client_of(store_of(cluster), KeepBlockCache(16 * MIB)) as client:
+        readers = [Running(lambda it=it: client.get_block(it)) for it in stalling]  # type: ignore[misc]
+        sick.wait_held(4)
+
+        assert read(client, locator) == block
+
+    for reader in readers:
+        assert isinstance(reader.failure(), KeepReadError)
+    assert client.block_cache.statistics().in_flight == 0
+
+
+def test_a_service_that_is_well_is_asked_without_a_thread(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locator = cluster.store(b"foo")
+    client.head_block(locator)  # the list of services comes by a thread
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+
+    assert bytes(client.get_block(locator)) == b"foo"
+    assert client.head_block(locator) == 3
+    assert started == []
+
+
+class NoThreads:
+    """Has the system give no threads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __enter__(self) -> None:
+        def refuse(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        self._monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    def __exit__(self, *_: object) -> None:
+        self._monkeypatch.undo()
+
+
+def test_where_no_thread_can_be_had_a_block_is_received_all_the_same(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locator = cluster.store(LARGE)
+    client.head_block(locator)
+    cluster.by_probe_order(locator)[0].script(Fault(pause={Stage.MID_BODY: 0.3}))
+
+    with NoThreads(monkeypatch):
+        block = client.get_block(locator)
+
+    assert bytes(block) == LARGE
+
+
+def test_closing_ends_the_threads_that_ask(cluster: Cluster, client: BlockClient) -> None:
+    locator = cluster.store(b"foo")
+    for each in cluster.stores:
+        each.always(Fault(hold=Stage.BEFORE_STATUS))
+    reading = Running(lambda: client.get_block(locator))
+    for each in cluster.stores:
+        each.wait_held(1)
+    others = [each for each in threading.enumerate() if "_run" in each.name]
+
+    client.close()
+
+    assert isinstance(reading.failure(), KeepReadError)
+    wait_until(lambda: not any(each.is_alive() for each in others))
+
+
+def test_an_unexpected_failure_in_a_thread_is_raised_where_the_block_was_wanted(
+    cluster: Cluster,
+) -> None:
+    locator = cluster.store(b"foo")
+    first, *_ = cluster.by_probe_order(locator)
+    first.always(Fault(hold=Stage.BEFORE_STATUS))
+    store = store_of(cluster, timeouts=Timeouts(2, 0.5, 1))
+
+    def answered(_size: int) -> None:
+        raise ValueError("a bug")
+
+    with client_of(store) as client:
+        call = Call(PATIENT.read + 1e9, answered=answered)
+        with pytest.raises(ValueError, match="a bug"):
+            Running(lambda: store.read(locator, call)).result()
+        assert client.block_cache.statistics().in_flight == 0
+
+
+def test_a_service_that_does_not_take_the_connection_is_silent_too(cluster: Cluster) -> None:
+    with silent_port() as port:
+        good = cluster.stores[0]
+        uris = f"http://127.0.0.1:{port}/ {good.url}/"
+        services = Services.of_uris(uris)
+        names = {KeepLocator(good.store_block(b"%d" % n)): b"%d" % n for n in range(100)}
+        locator, block = next(
+            (name, block)
+            for name, block in names.items()
+            if str(port) in probe_order(name, services.records, Access.READ)[0].root
+        )
+        store = store_of(cluster, uris, Timeouts(60, 300, 1))
+        with client_of(store) as client:
+            assert read(client, locator) == block
+
+
+def test_a_refused_hedge_is_not_a_failure(
+    cluster: Cluster,
+    client: BlockClient,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    locator = cluster.store(b"foo")
+    client.head_block(locator)
+    first = cluster.by_probe_order(locator)[0]
+    first.script(Fault(pause={Stage.BEFORE_STATUS: 0.5}), method="GET")
+
+    with NoThreads(monkeypatch):
+        block = client.get_block(locator)
+
+    assert bytes(block) == b"foo"
+    assert "is silent, but no other service is asked" in caplog.text

@@ -1,0 +1,99 @@
+"""Where the system gives no more threads: the work is done without, or one call fails."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator, KeepReadError
+from keepfs.keep.survey import survey
+from tests.fakes.threads import wait_until
+from tests.keep.clusters import StandInApi
+from tests.keepstore import KeepstoreControls, ServiceEntry, start_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+LARGE = bytes(range(256)) * (32 * 1024)  # 8 MiB: hashed by a thread, where there is one
+
+
+@pytest.fixture
+def stores() -> Iterator[list[KeepstoreControls]]:
+    """Run two keepstores in processes of their own: they need threads too."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(start_process(KeepstoreControls)) for _ in range(2)]
+
+
+@pytest.fixture
+def client(stores: list[KeepstoreControls]) -> Iterator[KeepClient]:
+    """Make a client of them."""
+    entries = [ServiceEntry.of(store.url, number) for number, store in enumerate(stores)]
+    with KeepClient(
+        StandInApi(entries), proxy="", local_store="", block_cache=KeepBlockCache()
+    ) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def no_threads() -> Iterator[None]:
+    """Let no thread be started meanwhile."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+@pytest.mark.parametrize("block", [b"foo", LARGE], ids=["small", "large"])
+def test_a_block_is_stored_and_read(client: KeepClient, block: bytes) -> None:
+    client.build_services_list()
+    client.put(b"x", copies=2)  # the cluster's defaults are known
+
+    with no_threads():
+        locator = client.put(block, copies=2)
+        found = client.get(locator)
+
+    assert found == block
+    assert client.block_cache.statistics().in_flight == 0
+
+
+def test_every_service_is_asked_whether_it_has_a_block(client: KeepClient) -> None:
+    locator = KeepLocator(client.put(b"foo", copies=2))
+
+    with no_threads():
+        sightings = survey(client, locator)
+
+    assert [each.cause for each in sightings] == [None, None]
+
+
+def test_a_block_that_was_to_be_fetched_ahead_is_fetched_when_it_is_read(
+    client: KeepClient,
+) -> None:
+    locator = KeepLocator(client.put(b"foo", copies=2))
+
+    with no_threads():
+        client.prefetch_block(locator)
+        told = client.probe_block(locator, 60)
+        found = bytes(client.get_block(locator))
+
+    assert told is None
+    assert found == b"foo"
+
+
+def test_without_a_list_of_services_one_call_fails_and_the_next_works(
+    client: KeepClient, stores: list[KeepstoreControls]
+) -> None:
+    locator = stores[0].store_block(b"foo")
+    before = threading.active_count()
+
+    with no_threads(), pytest.raises(KeepReadError, match="can't start new thread"):
+        client.get(locator)
+
+    assert client.get(locator) == b"foo"
+    wait_until(lambda: threading.active_count() <= before)

@@ -63,9 +63,9 @@ def test_random_writes_of_two_jobs_are_read_back(tmp_path: Path) -> None:
 
 
 def test_faults_that_come_and_go_break_no_promise(tmp_path: Path) -> None:
-    scale = Scale(epochs=(5, 8), end_once_in=2, big_once_in=0, without=("odd times",))
+    scale = Scale(epochs=(5, 8), end_once_in=2, big_once_in=0)
 
-    findings = chaos.soak(tmp_path, minutes=0.4, seed=15, scale=scale)
+    findings = chaos.soak(tmp_path, minutes=0.4, seed=28, scale=scale)
 
     assert [str(it) for it in findings.found] == []
     assert findings.figures.operations.total() > 100

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.soak.chaos_content import ABSENT, Content
+from tests.soak.chaos_content import ABSENT, Content, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +83,13 @@ class Record:
             findings.content(self.path, seen, [self.acknowledged, *self.later], self.later)
 
     def check_after_end(
-        self, there: Seen | None, beside: Mapping[str, Seen], findings: Findings, *, orderly: bool
+        self,
+        there: Seen | None,
+        beside: Mapping[str, Seen],
+        findings: Findings,
+        *,
+        orderly: bool,
+        drained: bool = False,
     ) -> None:
         """Compare what the next mount shows after an end of the one before.
 
@@ -93,9 +99,12 @@ class Record:
             findings: Gets what is wrong.
             orderly: Whether the mount ended as it should, and had the time to
                 put aside what isn't stored.
+            drained: Whether it was told to end, if only to be killed meanwhile. Then
+                it stores what is open: half of a file that has no other version.
         """
         may = [self.acknowledged, *self.later, *filter(None, (self.kept, self.safe))]
-        findings.content(self.path, there, may)
+        is_new = drained and self.acknowledged is ABSENT
+        findings.content(self.path, there, may, self.later if is_new else ())
         for name, seen in beside.items():
             if self.acknowledged.is_seen(seen) or _are_equal(seen, there):
                 findings.report(
@@ -116,13 +125,16 @@ class Record:
 
     def adopt(self, there: Seen | None) -> None:
         """Go on from what was found: it is what the file has from now on."""
-        known = [self.acknowledged, *self.later, *filter(None, (self.kept, self.safe))]
+        unsaved = filter(None, (self.kept, self.safe, self.live))
+        known = [self.acknowledged, *self.later, *unsaved]
         for content in reversed(known):
             if content.is_seen(there):
                 break
         else:
-            # Reported already. What it has is not known, so nothing builds on it.
-            content = ABSENT if there is None else Content("unknown", b"", there.size, there.md5)
+            # A first part, or reported already: nothing builds on it.
+            content = ABSENT
+            if there is not None:
+                content = Content(f"{there}, as found", Recipe("", 0), there.size, there.md5)
         self.ended(content)
 
     def put_aside(self) -> None:

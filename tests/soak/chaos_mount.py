@@ -34,10 +34,18 @@ _MOST_RESIDENT = CACHE_SIZE + STAGING_SIZE + (64 << 20) * 10 + (150 << 20)
 #: Seconds after which a mount that doesn't end is killed.
 _HOPELESS = 60.0
 #: What a mount at rest may have more than when it was new.
-_MORE_THREADS, _MORE_DESCRIPTORS, _MORE_CONNECTIONS = 16, 24, 16
+_MORE_THREADS, _MORE_DESCRIPTORS = 16, 24
+#: Idle connections that it may keep: 32 to each of five servers. Those in use are
+#: looked for at the servers.
+_MORE_CONNECTIONS = 5 * 32
 
 #: Tracebacks that are known to do no harm, as regular expressions.
 _HARMLESS: tuple[str, ...] = ()
+_TRACEBACK = "Traceback (most recent call last)"
+#: What stands at the end of a traceback that another one of the same failure follows.
+_CHAINED = re.compile(
+    r"^\W*(During handling of|The above exception was).*:\s*$\s*\Z", re.MULTILINE
+)
 #: Those of a mount that the soak has denied memory or threads.
 _OF_LIMITS = ("MemoryError", "Cannot allocate memory", "can't start new thread")
 
@@ -48,7 +56,7 @@ class Usage:
 
     Attributes:
         threads: Their names, counted.
-        descriptors: What they are open on, counted, without numbers.
+        descriptors: What they are open on, but for sockets; counted, without numbers.
         connections: Sockets that are connected over TCP.
         resident: Bytes in memory.
     """
@@ -72,7 +80,9 @@ class Usage:
             for entry in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     target = os.readlink(entry)
-                    sockets.add(target)
+                    if target.startswith("socket:"):
+                        sockets.add(target)
+                        continue
                     descriptors[re.sub(r"[0-9]+", "", target)] += 1
         connections = sum(f"socket:[{inode}]" in sockets for inode in _connected())
         resident = 0
@@ -133,6 +143,8 @@ class Life:
         self._ended_at: float | None = time.monotonic()
         #: Whether it has been denied memory or threads.
         self.is_limited = False
+        #: Whether it was told to end the last time, and not just killed.
+        self.was_told = False
         #: What `keepfs unmount` said last, if it failed.
         self.unmount_said = ""
         #: The process; None while nothing is mounted, or is being ended.
@@ -201,6 +213,7 @@ class Life:
         pid = self.pid
         assert pid is not None
         self._gone()
+        self.was_told = self.was_told or kind != "SIGKILL"
         self._findings.log(f"the mount ends: {kind}")
         with self._findings.figuring() as figures:
             figures.ends[kind] += 1
@@ -297,12 +310,17 @@ def tracebacks(log: str, allowed: Sequence[str] = ()) -> list[str]:
         allowed: Regular expressions of more that do no harm.
     """
     found = []
-    for part in log.split("Traceback (most recent call last)")[1:]:
+    chain: list[str] = []
+    for part in log.split(_TRACEBACK)[1:]:
         # To the line that names the error: the first one that isn't indented.
         lines = part.splitlines()[1:]
         ends = [i for i, line in enumerate(lines) if line and not line.startswith((" ", "\t"))]
         last = ends[0] if ends else len(lines) - 1
-        text = " | ".join(line.strip() for line in lines[max(0, last - 4) : last + 1])
+        chain.append(" | ".join(line.strip() for line in lines[max(0, last - 4) : last + 1]))
+        if _CHAINED.search(part):
+            continue  # the next one is of the same failure
+        text = " ... ".join(chain)
+        chain = []
         if not any(re.search(pattern, text) for pattern in (*_HARMLESS, *allowed)):
             found.append(text)
     return found

@@ -55,6 +55,8 @@ OF_OTHERS = {
 }
 #: While these last, it isn't known what must succeed.
 UNCERTAIN = frozenset({"list: a proxy", "token: refused", "limits: memory", "limits: threads"})
+#: What the mount remembers when they are over, so that it must end then.
+REMEMBERED = frozenset({"list: a proxy", "list: smaller"})
 #: How a mount may end.
 ENDS = ("SIGTERM", "two SIGTERM", "SIGKILL", "SIGKILL while it drains", "unmount")
 
@@ -144,7 +146,10 @@ def plan(
     for number in itertools.count():
         epoch = _epoch(draw, number, draw.uniform(*lengths), end_once_in)
         faults = tuple(it for it in epoch.faults if is_wanted(it.name))
-        yield replace(epoch, faults=faults, end=epoch.end if is_wanted(epoch.end) else "")
+        end = epoch.end if is_wanted(epoch.end) else ""
+        if not end:
+            faults = tuple(it for it in faults if it.name not in REMEMBERED)
+        yield replace(epoch, faults=faults, end=end)
 
 
 def _epoch(draw: random.Random, number: int, seconds: float, end_once_in: int) -> Epoch:
@@ -166,7 +171,8 @@ def _epoch(draw: random.Random, number: int, seconds: float, end_once_in: int) -
         (draw.uniform(0, seconds), draw.choice(("SIGHUP", "SIGUSR1")))
         for _ in range(draw.choice((0, 0, 1, 2)))
     ]
-    end = draw.choice(ENDS) if draw.randrange(end_once_in) == 0 else ""
+    ends = draw.randrange(end_once_in) == 0 or any(it.name in REMEMBERED for it in faults)
+    end = draw.choice(ENDS) if ends else ""
     returns_full = draw.random() < 0.3
     quiesces = draw.random() < 0.25
     return Epoch(

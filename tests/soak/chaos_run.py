@@ -153,6 +153,8 @@ class Chaos:
                 if self._life.died():
                     return True
                 time.sleep(min(0.1, left))
+            if action == "":
+                break
             if isinstance(action, str):
                 self._findings.log(f"signal: {action}")
                 self._faulty.tell(signal.Signals[action])
@@ -208,7 +210,7 @@ class Chaos:
                 continue
             try:
                 self._prepare()
-                self._verifier.after_end(orderly=orderly)
+                self._verifier.after_end(orderly=orderly, drained=self._life.was_told)
             except MountGoneError:
                 self._wait_for_death()
                 orderly = False
@@ -255,7 +257,6 @@ class Chaos:
     def _quiesce(self) -> None:
         """Have everybody rest, and look for what is left of the faults."""
         self._stop_workers(self._findings.bound * 3)
-        self._faulty.tell(signal.SIGUSR1)
         try:
             self._verifier.at_rest()
             self._life.check_leaks(_REST)
@@ -311,7 +312,10 @@ class Chaos:
 
 
 def _actions(epoch: Epoch) -> Iterator[tuple[float, Planned | str]]:
-    """Go through what happens in an epoch: each fault twice, when it comes and when it goes."""
+    """Go through what happens in an epoch: each fault twice, when it comes and when it goes.
+
+    The last is nothing, at the end of the epoch.
+    """
     actions: list[tuple[float, Planned | str]] = list(epoch.signals)
     for planned in epoch.faults:
         actions.append((planned.begin, planned))
@@ -319,4 +323,4 @@ def _actions(epoch: Epoch) -> Iterator[tuple[float, Planned | str]]:
             actions.append((planned.end, planned))
     actions.sort(key=lambda it: it[0])
     yield from actions
-    yield epoch.seconds, "SIGUSR1"
+    yield epoch.seconds, ""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Seconds in which every kept file is stored once no fault is there.
 STORED_WITHIN = 90.0
 
+#: Seconds after which it is told to retry at once: at first it must do so by itself.
+_RETRY_AFTER = 6.0
+
 
 class MountGoneError(Exception):
     """The mount has ended while it was looked at."""
@@ -52,14 +55,19 @@ class Verifier:
         #: Blocks of the files as they are stored.
         self._digests: set[str] = set()
 
-    def after_end(self, *, orderly: bool) -> None:
+    def after_end(self, *, orderly: bool, drained: bool) -> None:
         """Compare all files with what they must have after an end of the mount, and go on from it.
+
+        Args:
+            orderly: Whether the mount had the time to put aside what isn't stored.
+            drained: Whether it was told to end.
 
         Raises:
             MountGoneError: The mount has ended again.
         """
         for writer in self._writers:
-            self._after_end(writer, orderly=orderly)
+            self._after_end(writer, orderly=orderly, drained=drained)
+        self._stage.life.was_told = False
         self.at_rest()
 
     def at_rest(self) -> None:
@@ -78,7 +86,7 @@ class Verifier:
         removed = self._stage.cluster.keep_only(self._digests)
         self._findings.log(f"{len(self._digests)} blocks in use, {removed} others removed")
 
-    def _after_end(self, writer: Writer, *, orderly: bool) -> None:
+    def _after_end(self, writer: Writer, *, orderly: bool, drained: bool) -> None:
         found: dict[str, Seen] = {}
         names = self._list(writer)
         for name in names:
@@ -88,7 +96,9 @@ class Verifier:
         for name, record in writer.records.items():
             beside = {other: seen for other, seen in found.items() if original_of(other) == name}
             if name in found or name not in names:
-                record.check_after_end(found.get(name), beside, self._findings, orderly=orderly)
+                record.check_after_end(
+                    found.get(name), beside, self._findings, orderly=orderly, drained=drained
+                )
                 record.adopt(found.get(name))
             self._check_new(record, name, found)
         known = set(writer.records)
@@ -109,7 +119,7 @@ class Verifier:
 
     def _wait_until_stored(self) -> None:
         """Wait until nothing is unsaved any more; what takes too long is reported."""
-        begin = time.monotonic()
+        begin = told = time.monotonic()
         waiting = {
             record.path: record for writer in self._writers for record in writer.records.values()
         }
@@ -128,8 +138,10 @@ class Verifier:
                 return
             if time.monotonic() - begin > STORED_WITHIN:
                 break
-            self._tell(signal.SIGUSR1)
-            time.sleep(0.5)
+            if time.monotonic() > told + _RETRY_AFTER:
+                told = time.monotonic()
+                self._tell(signal.SIGUSR1)
+            time.sleep(0.2)
         for path, state in states.items():
             name = str(self._stage.life.mount.upload / path)
             why = self._call([Step("attribute", (name, "user.keep.error"))])[0].value

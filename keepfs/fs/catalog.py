@@ -102,8 +102,7 @@ class Catalog:
         store: str = "",
         owner: tuple[int | None, int | None] = (None, None),
     ) -> None:
-        self._owner = owner
-        self._path = path
+        self._owner, self._path = owner, path
         self._lock: int | None = None
         self._reported: set[int] = set()
         if path is not None:

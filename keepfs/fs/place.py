@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from keepfs.fs.catalog import Catalog
     from keepfs.fs.entries import Entry
@@ -37,19 +37,18 @@ class Holder(Recorded, Protocol):
 
     Attributes:
         catalog: Where its entries are recorded.
+        on_stored: Called with each stored block's receipt and its file's metadata, if new.
         place: Its own; None for upload/ itself, and once it is removed.
         unrecorded: The names there of files that the catalog doesn't know yet.
     """
 
     catalog: Catalog
+    on_stored: OnStored
     place: Place | None
     unrecorded: dict[str, None]
 
     def let_go(self, name: str) -> bool:
         """Have an entry in memory no longer; tell whether that was all that kept this there."""
-
-    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
-        """Pass on that a stored file has other permissions now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,8 @@ class Place:
             catalog.set_metadata(number, metadata)
         if before != metadata.mode and stat.S_ISREG(metadata.mode):
             with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
-                self.directory.mode_changed(catalog.receipts(number), metadata)
+                for receipt in catalog.receipts(number):
+                    self.directory.on_stored(receipt, metadata)
 
     def sync(self) -> None:
         """Make what is recorded survive a power cut. Blocks; any thread may call it."""

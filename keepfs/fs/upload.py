@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from keepfs.fs.failed import FailedFiles
     from keepfs.fs.place import OnStored
     from keepfs.fs.staging import Staging
-    from keepfs.keep.receipt import Receipt
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
@@ -58,13 +57,12 @@ class UploadDirectory(DirectoryNode):
     Args:
         metadata: What `stat` says of it.
         staging: Where its files' bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version and its file's
-            metadata, and again when the file's mode changes.
+        on_stored: Called with each stored block's receipt and its file's metadata, if new.
         catalog: Where names outlive the mount.
         number: The catalog's, of this directory.
     """
 
-    __slots__ = ("_nodes", "_on_stored", "_staging", "catalog", "number", "place", "unrecorded")
+    __slots__ = ("_nodes", "_staging", "catalog", "number", "on_stored", "place", "unrecorded")
 
     def __init__(
         self,
@@ -76,7 +74,7 @@ class UploadDirectory(DirectoryNode):
     ) -> None:
         super().__init__(metadata)
         self._staging = staging
-        self._on_stored = on_stored
+        self.on_stored = on_stored
         self.catalog = catalog
         self.number: int | None = number
         self.place: Place | None = None
@@ -86,11 +84,7 @@ class UploadDirectory(DirectoryNode):
 
     @classmethod
     def mounted(
-        cls,
-        metadata: Metadata,
-        staging: Staging,
-        on_stored: OnStored,
-        catalog: Catalog,
+        cls, metadata: Metadata, staging: Staging, on_stored: OnStored, catalog: Catalog
     ) -> UploadDirectory:
         """Make upload/ itself, as the catalog knows it; `metadata` is for the very first time."""
         known = catalog.root()
@@ -144,11 +138,6 @@ class UploadDirectory(DirectoryNode):
         self._nodes.pop(name, None)
         return not self._nodes and not self.lookups
 
-    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
-        """Pass on that a stored file has other permissions now."""
-        for receipt in receipts:
-            self._on_stored(receipt, metadata)
-
     def files(self) -> Iterator[UploadFile]:
         """Go through the files of the tree that are in memory: all that aren't stored are."""
         directories = [self]  # not by recursion: a tree may be deeper than that can be
@@ -172,7 +161,7 @@ class UploadDirectory(DirectoryNode):
 
     def create(self, name: str, metadata: Metadata) -> FileNode:
         """Make an empty file; the catalog learns of it when it is stored."""
-        file = UploadFile(self._owned(metadata), self._staging, self._on_stored)
+        file = UploadFile(self._owned(metadata), self._staging, self.on_stored)
         return self._add(name, file)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
@@ -289,13 +278,13 @@ class UploadDirectory(DirectoryNode):
         if stat.S_ISLNK(entry.metadata.mode):
             node = UploadSymlink(entry.metadata, self.catalog.target(entry.number))
         else:
-            node = UploadFile(entry.metadata, self._staging, self._on_stored)
+            node = UploadFile(entry.metadata, self._staging, self.on_stored)
             node.take_version(entry.size)
         node.number = entry.number
         return node
 
     def _directory(self, metadata: Metadata, number: int) -> UploadDirectory:
-        return UploadDirectory(metadata, self._staging, self._on_stored, self.catalog, number)
+        return UploadDirectory(metadata, self._staging, self.on_stored, self.catalog, number)
 
     def _entry(self, name: str) -> UploadNode:
         node = self.entry_nowait(name)

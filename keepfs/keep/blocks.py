@@ -39,12 +39,9 @@ if TYPE_CHECKING:
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32
-#: Lookups at once that only ask, with HEAD; each takes a thread, and no memory for a block.
-_MOST_ASKING = 32
-#: Seconds that such a question may take: an answer that comes later helps no lookup.
-_ASKING = 30.0
-#: The effort of a fetch that a lookup begins: less than that of any read, so that a read
-#: which joined it makes its own rounds after a failure.
+#: Lookups at once that only ask, with HEAD, and the seconds that each may take.
+_MOST_ASKING, _ASKING = 32, 30.0
+#: A fetch that a lookup begins makes less effort than any read: its failure is no read's.
 _LOOKUP_EFFORT = -1
 #: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
 _CACHE_PER_NAME = 16 * 1024
@@ -341,12 +338,9 @@ class BlockClient:
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._call(num_retries=0)
+        spawn = self._background.spawn
         return self.block_cache.begin(
-            locator,
-            lambda: self._fetch(locator, call),
-            self._background.spawn,
-            _LOOKUP_EFFORT,
-            claims=True,
+            locator, lambda: self._fetch(locator, call), spawn, _LOOKUP_EFFORT, claims=True
         )
 
     def _fetch(self, locator: KeepLocator, call: Call) -> bytes | memoryview:

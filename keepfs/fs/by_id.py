@@ -16,7 +16,6 @@ import bisect
 import collections
 import errno
 import itertools
-import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from keepfs.fs.nodes import (
     Node,
     file_mode,
 )
+from keepfs.fs.owners import Owners
 from keepfs.fs.reading import BlockReader
 from keepfs.keep.errors import Cause, KeepReadError
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
@@ -68,6 +68,7 @@ class BlockFile(FileNode):
         sizes: Bytes of each.
         blocks: Where the blocks are.
         owner: Whose user and group it has, unless it was uploaded.
+        owners: Of uploaded blocks.
 
     Attributes:
         is_seen: Whether the store has said that it has the first block.
@@ -79,14 +80,12 @@ class BlockFile(FileNode):
         sizes: tuple[int, ...],
         blocks: AsyncBlocks,
         owner: Metadata,
+        owners: Owners,
     ) -> None:
         super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, _TIME_NS))
         self.is_seen = False
+        self._owners = owners
         self._finders: set[int] = set()
-        #: Permissions of the files in upload/ that have the block, by user and group.
-        self._uploads: dict[tuple[int, int], int] = {}
-        self._common = self.metadata
-        self._is_public = True
         self._blocks = blocks
         self._reader = BlockReader(blocks, self._locator_at)
         self._locators = locators
@@ -122,6 +121,9 @@ class BlockFile(FileNode):
 
     def attributes(self) -> EntryAttributes:
         """Return what `stat` says, for as long as it is sure to be true."""
+        uploaded = self._owners.metadata(self._locators)
+        if uploaded is not None:
+            self.metadata = uploaded
         attributes = super().attributes()
         if not self.is_current:
             attributes.entry_timeout = attributes.attr_timeout = TRUSTED_TIMEOUT
@@ -129,27 +131,9 @@ class BlockFile(FileNode):
         ends = [it.perm_expiry.timestamp() for it in self._locators if it.perm_expiry is not None]
         now = time.time_ns() / 1e9
         attributes.entry_timeout = min([ENDLESS, *(max(0.0, end - now) for end in ends)])
-        if self._uploads:
+        if uploaded is not None:
             attributes.attr_timeout = UPLOADED_TIMEOUT
         return attributes
-
-    def uploaded(self, file: Metadata, *, is_new: bool) -> None:
-        """Take the permissions of a file in upload/ that has the block.
-
-        A name that was found without them stays readable for everybody. So does
-        one that files of several owners have: each of them knows the content.
-
-        Args:
-            file: Its owner and mode.
-            is_new: Whether the name is known for this file alone.
-        """
-        self._is_public = self._is_public and not is_new
-        self._uploads[file.uid, file.gid] = stat.S_IMODE(file.mode) & 0o444
-        if self._is_public or len(self._uploads) > 1:
-            self.metadata = self._common
-            return
-        mode = file_mode(self._uploads[file.uid, file.gid])
-        self.metadata = Metadata(mode, file.uid, file.gid, _TIME_NS)
 
     def found_by(self, caller: Caller) -> None:
         """Note that somebody looked it up, or opened it."""
@@ -160,7 +144,7 @@ class BlockFile(FileNode):
         return (
             caller.uid == 0
             or caller.uid in self._finders
-            or any(caller.may_read(mode, *owner) for owner, mode in self._uploads.items())
+            or self._owners.may_all_be_read(self._locators, caller)
         )
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
@@ -213,6 +197,7 @@ class ByIdDirectory(DirectoryNode):
         super().__init__(metadata)
         self._blocks = blocks
         self._lookups = lookups or Lookups(blocks)
+        self._owners = Owners(Metadata(file_mode(0o444), metadata.uid, metadata.gid, _TIME_NS))
         self._known: collections.OrderedDict[str, BlockFile] = collections.OrderedDict()
 
     @property
@@ -277,10 +262,8 @@ class ByIdDirectory(DirectoryNode):
         if locator.size is None:
             return
         name = str(locator)
-        is_new = name not in self._known
-        block = self._remember(name, (locator,), (locator.size,))
-        block.is_seen = True
-        block.uploaded(file, is_new=is_new)
+        self._owners.add(locator, file)
+        self._remember(name, (locator,), (locator.size,)).is_seen = True
 
     def _remember(
         self, name: str, locators: tuple[KeepLocator, ...], sizes: tuple[int, ...]
@@ -288,7 +271,7 @@ class ByIdDirectory(DirectoryNode):
         # Another lookup of the name may have come first: the kernel is to see one file.
         file = self._known.get(name)
         if file is None:
-            file = BlockFile(locators, sizes, self._blocks, self.metadata)
+            file = BlockFile(locators, sizes, self._blocks, self.metadata, self._owners)
             self._known[name] = file
             if len(self._known) > MAX_KNOWN_NAMES:
                 self._known.popitem(last=False)

@@ -101,6 +101,19 @@ def test_a_private_file_of_upload_is_private_in_by_id_too(mount: KeepfsMount) ->
     assert run_as(BOB, 'cat "$1"', mount.by_id / public).stdout == b"for all"
 
 
+def test_another_name_of_a_private_block_is_private_too(mount: KeepfsMount) -> None:
+    """With another hint, without a size, or as a part of a list."""
+    secret = store_as(ALICE, mount, "secret", SECRET)
+    public = store_as(ALICE, mount, "public", b"for all", umask="022")
+    digest, _, signature = secret.split("+")
+    others = (f"{secret}+Zx", f"{digest}+{signature}", f"{secret},{secret}", f"{public},{secret}")
+
+    for name in others:
+        done = run_as(BOB, 'cat "$1"', mount.by_id / name)
+        assert (done.stdout, b"Permission denied" in done.stderr) == (b"", True)
+        assert SECRET in run_as(ALICE, 'cat "$1"', mount.by_id / name).stdout
+
+
 def test_chmod_in_upload_counts_in_by_id_within_seconds(mount: KeepfsMount) -> None:
     locator = store_as(ALICE, mount, "file", SECRET)
     assert b"denied" in run_as(BOB, 'cat "$1"', mount.by_id / locator).stderr

@@ -1,0 +1,86 @@
+"""Owners: whose files in upload/ have a block, and who may read it in by_id/.
+
+A block that was stored from upload/ has the owner, group and read permissions of
+its file under every name in by_id/: with other hints, without a size, or as a
+part of a list. The signature tells such names from those that somebody got
+elsewhere, whose right to read is their own; where nothing is signed the digest
+alone counts. For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import collections
+import stat
+from typing import TYPE_CHECKING, TypeAlias
+
+from keepfs.fs.nodes import Metadata, file_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keepfs.fs.nodes import Caller
+    from keepfs.keep.locator import KeepLocator
+
+#: Blocks whose owners are remembered; some 5 MB.
+MAX_BLOCKS = 10_000
+
+_ALL_MAY_READ = 0o444
+# Read permissions of the files that have a block, by their user and group.
+_Permissions: TypeAlias = "dict[tuple[int, int], int]"
+
+
+class Owners:
+    """The owners of the blocks that were stored last.
+
+    Args:
+        common: Owner, group and times of blocks that nobody stored here.
+    """
+
+    def __init__(self, common: Metadata) -> None:
+        self._common = common
+        self._owners = collections.OrderedDict[tuple[str, str | None], _Permissions]()
+
+    def add(self, locator: KeepLocator, file: Metadata) -> None:
+        """Note owner and mode of a file that has a block, or its new mode."""
+        key = (locator.md5sum, locator.permission_hint())
+        owners = self._owners.setdefault(key, {})
+        owners[file.uid, file.gid] = stat.S_IMODE(file.mode) & _ALL_MAY_READ
+        self._owners.move_to_end(key)
+        if len(self._owners) > MAX_BLOCKS:
+            self._owners.popitem(last=False)
+
+    def metadata(self, locators: Iterable[KeepLocator]) -> Metadata | None:
+        """Return owner and mode of a name of these blocks; None if nobody stored any here.
+
+        Files of several owners may have one block: each of them knows its
+        content, and it is for all then.
+        """
+        known = [it for it in map(self._of, locators) if it is not None]
+        if not known:
+            return None
+        single = [next(iter(it.items())) for it in known if len(it) == 1]
+        owners, permissions = {owner for owner, _ in single}, _ALL_MAY_READ
+        for _, mode in single:
+            permissions &= mode
+        uid, gid = self._common.uid, self._common.gid
+        if len(owners) == 1:
+            ((uid, gid),) = owners
+        elif permissions & 0o004:
+            permissions = _ALL_MAY_READ
+        elif owners:
+            permissions = 0
+        return Metadata(file_mode(permissions), uid, gid, self._common.mtime_ns)
+
+    def may_all_be_read(self, locators: Iterable[KeepLocator], caller: Caller) -> bool:
+        """Tell whether somebody may read a file in upload/ that has the block, for each block."""
+        return all(
+            owners is not None
+            and any(caller.may_read(mode, *owner) for owner, mode in owners.items())
+            for owners in map(self._of, locators)
+        )
+
+    def _of(self, locator: KeepLocator) -> _Permissions | None:
+        unsigned = self._owners.get((locator.md5sum, None))
+        if unsigned is not None:
+            return unsigned
+        return self._owners.get((locator.md5sum, locator.permission_hint()))

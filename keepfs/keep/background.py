@@ -46,7 +46,7 @@ class Background:
             thread.start()
         except (RuntimeError, MemoryError) as error:
             self._forget(thread)
-            raise BusyError(f"no thread can be started: {error}") from error
+            raise NoThreadError(f"no thread can be started: {error}") from error
         except BaseException:
             self._forget(thread)
             raise
@@ -79,6 +79,8 @@ class Background:
             try:
                 self.spawn(run)
                 break
+            except NoThreadError:
+                return None
             except BusyError:
                 if not self._wait_for_place(deadline - time.monotonic()):
                     return None
@@ -120,3 +122,7 @@ class Background:
 
 class BusyError(RuntimeError):
     """There is no thread for more work."""
+
+
+class NoThreadError(BusyError):
+    """The system gives no thread: waiting for a place would not help."""

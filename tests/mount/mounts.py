@@ -145,7 +145,7 @@ class KeepfsMount:
 
     def is_mounted(self) -> bool:
         """Tell whether anything is mounted here, dead or alive."""
-        return f" {self.path} " in Path("/proc/self/mountinfo").read_text()
+        return f" {self.path} " in Path("/proc/self/mountinfo").read_text(errors="replace")
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send the process a signal, and wait until it has ended."""

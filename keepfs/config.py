@@ -9,6 +9,7 @@ Go programs read it, so one file serves all of them.
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ class Settings:
         keep_services: Base URLs, blank-separated, instead of discovery.
         keep_proxy: The same, where `keep_services` is empty.
         source: The settings file that was read, or None.
+        from_environment: Names of what the environment says.
     """
 
     api_host: str = ""
@@ -48,6 +50,13 @@ class Settings:
     keep_services: str = ""
     keep_proxy: str = ""
     source: Path | None = None
+    from_environment: frozenset[str] = frozenset()
+
+    def origin(self, name: str) -> str:
+        """Say where a setting comes from: the environment, or which file."""
+        if name in self.from_environment or self.source is None:
+            return f"{name} in the environment"
+        return f"{name} in {self.source}"
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -64,15 +73,25 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     values: dict[str, str] = {}
     if source is not None:
         values = parse_settings(source.read_text(encoding="utf-8", errors="replace"))
-    values.update({k: v for k, v in environ.items() if k.startswith("ARVADOS_")})
+    ours = {k: v for k, v in environ.items() if k.startswith("ARVADOS_")}
+    values.update(ours)
     return Settings(
-        api_host=values.get("ARVADOS_API_HOST", "").strip(),
+        api_host=_host_in(values.get("ARVADOS_API_HOST", "")),
         api_token=values.get("ARVADOS_API_TOKEN", "").strip(),
         insecure=is_yes(values.get("ARVADOS_API_HOST_INSECURE", "")),
         keep_services=values.get("ARVADOS_KEEP_SERVICES", "").strip(),
         keep_proxy=values.get("ARVADOS_KEEP_PROXY", "").strip(),
         source=source,
+        from_environment=frozenset(ours),
     )
+
+
+def _host_in(text: str) -> str:
+    """Take a host as people write it: an URL with https is as good as its host."""
+    text = text.strip()
+    if text.lower().startswith("https://"):
+        text = text[len("https://") :].rstrip("/")
+    return text
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -93,10 +112,19 @@ def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
     for directory in _absolute(environ.get("CONFIGURATION_DIRECTORY", "")):
         yield directory / "settings.conf"
     own = list(_absolute(environ.get("XDG_CONFIG_HOME", "")))[:1]
-    if not own and environ.get("HOME"):
-        own = [Path(environ["HOME"], ".config")]
+    home = environ["HOME"] if "HOME" in environ else _home_of_user()
+    if not own and home:
+        own = [Path(home, ".config")]
     for directory in (*own, *_absolute(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg")):
         yield directory / "arvados" / "settings.conf"
+
+
+def _home_of_user() -> str:
+    """Return the home directory of this user; empty if there is none. Services have no $HOME."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 def is_yes(text: str) -> bool:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_READY = b"ready"
+_READY = "ready"
+#: Seconds that a mount may take before the user hears what it waits for.
+_SLOW = 2.0
 
 
 class Reporter(Protocol):
@@ -36,10 +39,15 @@ class PipeReporter:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
+        self._warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Note what the user is to hear, if the mount comes up all the same."""
+        self._warnings.append(" ".join(text.split()))
 
     def ready(self) -> None:
         """The mount answers."""
-        self._say(_READY)
+        self._say("\n".join([_READY, *self._warnings]).encode(errors="replace"))
 
     def failed(self, reason: str) -> None:
         """There will be no mount; one line says why."""
@@ -52,7 +60,11 @@ class PipeReporter:
             self._descriptor = None
 
 
-def run_in_background(run: Callable[[Reporter], int]) -> str | None:
+def run_in_background(
+    run: Callable[[PipeReporter], int],
+    slow: Callable[[], None] = lambda: None,
+    warned: Callable[[str], None] = lambda _: None,
+) -> str | None:
     """Run a mount in a process of its own; return when it is ready, or can't be.
 
     The child leads a session of its own, with nothing open from the terminal.
@@ -60,6 +72,8 @@ def run_in_background(run: Callable[[Reporter], int]) -> str | None:
 
     Args:
         run: Serves the mount to its end; returns the exit code.
+        slow: Called once, if nothing is known after 2 seconds.
+        warned: Called with each warning of a mount that is ready.
 
     Returns:
         None when the mount is ready, else why not.
@@ -72,14 +86,19 @@ def run_in_background(run: Callable[[Reporter], int]) -> str | None:
         os.close(reading)
         _become_daemon(run, PipeReporter(writing))
     os.close(writing)
+    if not select.select([reading], [], [], _SLOW)[0]:
+        slow()
     with open(reading, "rb") as report:  # noqa: PTH123 - a descriptor
         text = report.read()
-    if text == _READY:
+    first, *warnings = text.decode(errors="replace").split("\n")
+    if first == _READY:
+        for warning in warnings:
+            warned(warning)
         return None
     return text.decode(errors="replace") or "the mount's process ended without a word; see its log"
 
 
-def _become_daemon(run: Callable[[Reporter], int], reporter: PipeReporter) -> NoReturn:
+def _become_daemon(run: Callable[[PipeReporter], int], reporter: PipeReporter) -> NoReturn:
     code = 1
     try:
         os.setsid()

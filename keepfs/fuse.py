@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,13 @@ _log = logging.getLogger(__name__)
 #: the poll and the read, everything stands still until the next request.
 #: A signal ends the read; so nothing stands still longer than this.
 _TICK = 0.05
+#: Reads ahead, and other requests nobody waits for, that the kernel sends at once.
+_MAX_BACKGROUND = 256
+
+
+#: A notification as in Linux's fuse.h: a header of length, code and no request's number.
+#: The code is FUSE_NOTIFY_RESEND.
+_RESEND = struct.pack("=IiQ", 16, 7, 0)
 
 
 class MountError(Exception):
@@ -69,6 +77,35 @@ def set_read_ahead(device: int, size: int) -> None:
             Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
                 str(size // 1024)
             )
+
+
+def resend_requests() -> bool:
+    """Have the kernel send again the requests that were read and not answered.
+
+    After pyfuse3 failed in the middle of a request nobody can answer that one, and its
+    caller can't even be killed. Linux can do it since 6.9.
+
+    Returns:
+        Whether the kernel does it.
+    """
+    done = False
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == "/dev/fuse":  # noqa: PTH115 - the text, not a path
+                os.write(int(link.name), _RESEND)
+                done = True
+    return done
+
+
+def allow_background(device: int) -> None:
+    """Let the kernel send more than 12 reads ahead at once; only root may, and only as a help.
+
+    Twelve that wait for a stalled service would hold up all other reads of large files.
+    """
+    connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
+    with contextlib.suppress(OSError):
+        (connection / "max_background").write_text(str(_MAX_BACKGROUND))
+        (connection / "congestion_threshold").write_text(str(_MAX_BACKGROUND * 3 // 4))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import logging.handlers
+import os
+import stat
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import trio
+
+from keepfs import privacy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,18 +23,41 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _MAX_BYTES, _KEPT = 10 * 2**20, 3
 
 
+class _PrivateFileHandler(logging.handlers.RotatingFileHandler):
+    """Writes to a file that only its owner can read; a device is written to as it is."""
+
+    def _open(self) -> io.TextIOWrapper:
+        def opened(path: str, flags: int) -> int:
+            try:
+                kind = stat.S_IFMT(os.lstat(path).st_mode)
+            except FileNotFoundError:
+                kind = stat.S_IFREG
+            if kind in {stat.S_IFREG, stat.S_IFLNK}:
+                return privacy.open_file(path, flags)
+            return os.open(path, flags & ~os.O_CREAT)
+
+        file = open(  # noqa: SIM115 - an opener
+            self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=opened
+        )
+        assert isinstance(file, io.TextIOWrapper)  # noqa: S101 - for the type
+        return file
+
+
 def start(level: str, file: Path | None) -> None:
     """Log from now on; to `file`, or to standard error without one.
 
+    The file is for its owner alone (mode 0600).
+
     Raises:
-        OSError: The file can't be written.
+        OSError: The file can't be written, or isn't ours: a symbolic link or
+            another user's.
     """
     handler: logging.Handler
     if file is None:
         handler = logging.StreamHandler()
     else:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
+        handler = _PrivateFileHandler(
             file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8", errors="replace"
         )
     handler.setFormatter(logging.Formatter(_FORMAT))
@@ -35,6 +65,21 @@ def start(level: str, file: Path | None) -> None:
     # What libraries say at INFO is of no use to those who run a mount.
     for library in ("urllib3", "pyfuse3"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def report_uncaught() -> None:
+    """Log exceptions that nothing catches: in the background standard error is /dev/null."""
+    log = logging.getLogger("keepfs")
+
+    def in_thread(error: threading.ExceptHookArgs) -> None:
+        if error.exc_value is not None:
+            log.error("a thread failed unexpectedly", exc_info=error.exc_value)
+
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        log.error("an exception was lost in %r", error.object, exc_info=error.exc_value)
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
 
 
 def describe_tasks() -> str:

@@ -6,49 +6,54 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from keepfs import __version__, fuse, logs, mountpoint, runtime, stores, systemd, unsaved
-from keepfs.fs.blocks import Lookup, open_blocks
+from keepfs import __version__, fuse, logs, mountpoint, privacy, runtime, stores, systemd
+from keepfs.failed_journal import FailedJournal
+from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.catalog import Catalog, CatalogError
+from keepfs.fs.drain import Drain
 from keepfs.fs.failed import FailedFiles
+from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
+from keepfs.fs.noting import FailureNotes
 from keepfs.fs.operations import Operations
-from keepfs.fs.recovery import about, put_aside, take_up
+from keepfs.fs.recovery import Spills
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
-from keepfs.fs.staging import Staging
+from keepfs.fs.staging import SLOT_OVERHEAD, Staging
+from keepfs.fs.supervision import supervised
 from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import UploadFile
 from keepfs.keep.buffers import BufferPool
-from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
+from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
+from keepfs.keep.retry import Backoff
+from keepfs.signals import ENDS, OTHERS, Signals, stopping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from keepfs.daemon import Reporter
+    from keepfs.fs.blocks import AsyncBlocks
     from keepfs.options import MountOptions
-    from keepfs.unsaved import UnsavedFile
 
 _log = logging.getLogger(__name__)
 
 #: Requests answered at once. pyfuse3's own limit of 99 lets the hundredth
 #: waiting one stop the whole mount; a task costs little.
 _MAX_TASKS = 1000
-#: The signals that end a mount, and those that do something else.
-_ENDS = (signal.SIGTERM, signal.SIGINT)
-_OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 #: Seconds between two looks at the length of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
+#: How pyfuse3's loop is restarted: nobody is answered until it is, but without
+#: memory it fails at once. After some five minutes of it the mount ends.
+_LOOP_BACKOFF, _MOST_LOOP_FAILURES = Backoff(first=0.1, cap=5.0), 64
 
 
 def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
@@ -60,15 +65,29 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         foreground: Log to standard error, unless a file is named.
 
     Returns:
-        The exit code: 0, or 1 if there was no mount or something is lost.
+        The exit code: 0, or 1 if there was no mount or something is not stored.
     """
+    try:
+        return _run(options, reporter, foreground=foreground)
+    except BaseException:
+        # In the background nobody sees the traceback but the log.
+        _log.critical("the mount ended unexpectedly", exc_info=True)
+        raise
+
+
+def _run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
+    """Do the same; what is expected to fail is reported, anything else raised."""
     log_file = options.log_file
     if log_file is None and not foreground:
         log_file = options.state_dir / "log"
     code = 1
     try:
         _check_paths(options, log_file)
+        privacy.make_directory(options.state_dir)
+        if not options.core_dumps:
+            privacy.forbid_core_dumps()
         logs.start(options.log_level, log_file)
+        logs.report_uncaught()
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
             buffers = BufferPool()
@@ -161,16 +180,16 @@ class _Mount:
         self._claim = claim
         self._reporter = reporter
         self._requests = Requests(options.request_timeout)
-        self._failed = FailedFiles(self._on_failed_changed)
-        self._taken_up: dict[UploadFile, UnsavedFile] = {}
-        self._drained = False
+        self._failed = FailedFiles()
+        self._notes = FailureNotes(FailedJournal(options.state_dir), self._failed)
+        self._was_mounted = False
 
     async def serve(self) -> int:
         """Mount, serve, drain, unmount; return the exit code."""
-        with trio.open_signal_receiver(*_ENDS, *_OTHERS) as signals:
+        with trio.open_signal_receiver(*ENDS, *OTHERS) as signals:
             code = await self._serve(signals)
-            # To the very end: a signal that comes while the rest is being
-            # stored must not end that. Those that came are done with.
+            # Keep the handlers installed until exit: a late signal must not kill
+            # the drain. Those that came are handled.
             with trio.move_on_after(0):
                 async for _ in signals:
                     pass
@@ -178,61 +197,103 @@ class _Mount:
 
     async def _serve(self, signals: AsyncIterator[int]) -> int:
         options = self._options
-        async with open_blocks(
-            self._store,
-            copies=self._copies,
-            lookup=self._lookup(),
-            lookup_wait=options.lookup_wait,
-        ) as blocks:
+        async with open_blocks(self._store, copies=self._copies) as blocks:
             staging = Staging(
-                blocks, options.staging_size, failed=self._failed, lend=self._buffers.lend
-            )
-            owner = Metadata(
-                directory_mode(0),
-                _given(options.uid, os.geteuid()),
-                _given(options.gid, os.getegid()),
-            )
-            by_id = ByIdDirectory(self._fixed(0o555, owner), blocks)
-            upload = UploadDirectory.mounted(
-                self._fixed(0o777, owner), staging, by_id.stored, self._catalog
-            )
-            readme = TextFile(
-                readme_text(__version__, self._copies, options.public_settings()), owner
-            )
-            root = RootDirectory({"README": readme, "by_id": by_id, "upload": upload}, owner)
-            operations = Operations(
-                root,
                 blocks,
-                self._requests,
-                Ownership(options.uid, options.gid),
-                read_only=options.read_only,
-                direct_io=options.direct_io,
+                options.staging_size,
+                failed=self._failed,
+                lend=self._buffers.lend,
+                overhead=SLOT_OVERHEAD,
             )
+            operations, upload = self._tree(blocks, staging)
+            spills = Spills(blocks, options.state_dir, self._catalog)
             if not options.read_only:
-                self._taken_up = await take_up(blocks, options.state_dir, upload)
-            with fuse.mounted(operations, options):
+                await spills.restore(upload, staging)
+            drain = Drain(upload, spills, blocks, self._store.close, options.drain_timeout)
+            async with trio.open_nursery() as to_the_end:
+                serving = trio.CancelScope()
+                handling = Signals(signals, self._store, self._failed, drain, serving)
+                to_the_end.start_soon(supervised, "handling signals", handling.run)
+                to_the_end.start_soon(
+                    supervised, "noting what is not stored", lambda: self._notes.run(blocks)
+                )
                 try:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._requests.watch)
-                        nursery.start_soon(self._announce)
-                        nursery.start_soon(self._keep_catalog_short)
-                        nursery.start_soon(self._failed.retry)
-                        nursery.start_soon(self._remove_leftovers)
-                        nursery.start_soon(self._obey, signals, upload, nursery.cancel_scope)
-                        await pyfuse3.main(max_tasks=_MAX_TASKS)
-                        nursery.cancel_scope.cancel()
+                    with serving:
+                        await self._serve_mounted(operations, serving)
                 finally:
-                    systemd.notify("STOPPING=1")
-                # Nothing can be added any more: what there is now is all there is.
-                await self._drain(upload)
-            not_stored = [file for file in upload.files() if file.needs_saving]
-            lost = await put_aside(blocks, options.state_dir, not_stored)
-            for file in set(not_stored) - set(lost):
-                if file in self._taken_up:  # it is aside anew
-                    self._taken_up.pop(file).remove()
-            if not lost:  # else `keepfs unmount` finds them there
-                unsaved.forget_told(options.state_dir)
-        return 1 if not_stored else 0
+                    # Whatever ended it: what is not stored is safe before the process ends.
+                    with trio.CancelScope(shield=True):
+                        if self._was_mounted:
+                            await drain.store()
+                        count, lost = await drain.finish()
+                        await self._notes.end(lost)
+                to_the_end.cancel_scope.cancel()
+        return 1 if count else 0
+
+    async def _serve_mounted(self, operations: Operations, serving: trio.CancelScope) -> None:
+        """Mount, answer requests until unmounted or cancelled, and unmount."""
+        options = self._options
+        with fuse.mounted(operations, options):
+            self._was_mounted = True
+            try:
+                async with trio.open_nursery() as nursery:
+                    for name, work in (
+                        ("the watch over requests", self._requests.watch),
+                        ("the catalog's checkpoints", self._keep_catalog_short),
+                        ("retrying what is not stored", self._failed.retry),
+                        ("removing leftovers", self._remove_leftovers),
+                    ):
+                        nursery.start_soon(supervised, name, work)
+                    nursery.start_soon(self._announce)
+                    await supervised(
+                        "answering the kernel's requests",
+                        _Loop().run,
+                        most=_MOST_LOOP_FAILURES,
+                        backoff=_LOOP_BACKOFF,
+                    )
+                    nursery.cancel_scope.cancel()
+                if not serving.cancel_called:
+                    _log.info("%s", _why_ended(options.mountpoint))
+            finally:
+                systemd.notify(stopping(options.drain_timeout))
+        # An aborted connection leaves its mount behind.
+        entry = mountpoint.mounted_at(options.mountpoint)
+        if entry is not None and entry.kind == mountpoint.FILE_SYSTEM_TYPE:
+            with contextlib.suppress(mountpoint.MountpointError):
+                mountpoint.detach(options.mountpoint, lazy=True)
+
+    def _tree(self, blocks: AsyncBlocks, staging: Staging) -> tuple[Operations, UploadDirectory]:
+        """Build the directories and the handlers."""
+        options = self._options
+        owner = Metadata(
+            directory_mode(0),
+            _given(options.uid, os.geteuid()),
+            _given(options.gid, os.getegid()),
+        )
+        lookups = Lookups(blocks, self._lookup(), options.lookup_wait)
+        by_id = ByIdDirectory(self._fixed(0o555, owner), blocks, lookups)
+        upload = UploadDirectory.mounted(
+            self._fixed(0o777, owner), staging, by_id.stored, self._catalog
+        )
+        readme = TextFile(
+            readme_text(
+                __version__,
+                self._copies,
+                options.public_settings(),
+                is_local=options.store.local_store is not None,
+            ),
+            owner,
+        )
+        root = RootDirectory({"README": readme, "by_id": by_id, "upload": upload}, owner)
+        operations = Operations(
+            root,
+            blocks,
+            self._requests,
+            Ownership(options.uid, options.gid),
+            read_only=options.read_only,
+            direct_io=options.direct_io,
+        )
+        return operations, upload
 
     def _lookup(self) -> Lookup:
         """Choose how to look names up: a directory is asked, not read, for a name."""
@@ -252,6 +313,7 @@ class _Mount:
             )
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
+        fuse.allow_background(status.st_dev)
         # Modules and what else is left now stay to the end: no full collection need go
         # through them again, 20 ms in which everybody waits.
         gc.collect()
@@ -277,73 +339,26 @@ class _Mount:
             if count:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
 
-    async def _obey(
-        self, signals: AsyncIterator[int], upload: UploadDirectory, serving: trio.CancelScope
-    ) -> None:
-        """On SIGTERM or SIGINT store what isn't, then end serving; a second one ends at once.
 
-        On SIGHUP read the token again, on SIGUSR1 try at once what failed, on
-        SIGUSR2 log what every task waits for.
-        """
-        async for number in signals:
-            if number == signal.SIGHUP:
-                await trio.to_thread.run_sync(self._store.renew)
-            elif number == signal.SIGUSR1:
-                self._failed.retry_now()
-            elif number == signal.SIGUSR2:
-                _log.info("what every task waits for:\n%s", logs.describe_tasks())
-            else:
-                _log.info("%s: storing what is not stored yet", signal.Signals(number).name)
-                systemd.notify("STOPPING=1")
-                break
-        async with trio.open_nursery() as nursery:
+class _Loop:
+    """pyfuse3's loop, which may be run again after it has failed."""
 
-            async def impatient() -> None:
-                async for number in signals:
-                    if number in _ENDS:
-                        _log.warning("%s again: not waiting", signal.Signals(number).name)
-                        nursery.cancel_scope.cancel()
+    def __init__(self) -> None:
+        self._has_failed = False
 
-            nursery.start_soon(impatient)
-            await self._drain(upload)
-            nursery.cancel_scope.cancel()
-        serving.cancel()
+    async def run(self) -> None:
+        """Answer requests until the kernel sends no more."""
+        if self._has_failed and not fuse.resend_requests():
+            _log.warning("the caller of a request that was lost hangs until the mount ends")
+        self._has_failed = True
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
 
-    async def _drain(self, upload: UploadDirectory) -> None:
-        """Store what isn't stored yet, within the time allowed.
 
-        The second time only what came since: what failed once is put aside.
-        """
-        waiting = [
-            file
-            for file in upload.files()
-            if (file.needs_store if self._drained else file.needs_saving)
-        ]
-        self._drained = True
-        with trio.move_on_after(self._options.drain_timeout):
-            for file in waiting:
-                try:
-                    await file.store()
-                except KeepRequestError as error:
-                    _log.error("not stored: %s: %s", file.path, error)
-                    if error.cause in {Cause.UNREACHABLE, Cause.TIMED_OUT}:
-                        return  # so will be the others
-                except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
-                    _log.exception("not stored: %s", file.path)
-
-    def _tell_failed(self) -> None:
-        """Let `keepfs unsaved` know which files aren't stored."""
-        try:
-            files = [it for it in self._failed.files() if isinstance(it, UploadFile)]
-            unsaved.tell(self._options.state_dir, [about(file) for file in files])
-        except OSError as error:
-            _log.warning("can't note which files are unsaved: %s", error)
-
-    def _on_failed_changed(self) -> None:
-        self._tell_failed()
-        waiting = set(self._failed.files())
-        for file in [file for file in self._taken_up if file not in waiting]:
-            self._taken_up.pop(file).remove()
+def _why_ended(path: Path) -> str:
+    """Say why the kernel sends no more requests."""
+    if mountpoint.mounted_at(path) is None:
+        return f"{path} has been unmounted"
+    return f"the kernel ended the connection of {path}: it was aborted"
 
 
 def _in_words(error: BaseException) -> str:

@@ -99,6 +99,12 @@ def mounted_at(mountpoint: Path) -> MountEntry | None:
     return here[-1] if here else None
 
 
+def kind_of_device(device: int) -> str | None:
+    """Return the type of the file system with a device number, as st_dev has it, if mounted."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return next((entry.kind for entry in mounts() if entry.device == number), None)
+
+
 def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
     """See that a resolved path can be mounted on; nothing of ours is mounted there.
 

@@ -37,6 +37,7 @@ class StoreOptions:
         retries: Rounds after the first; the default ones take about a minute.
         token_file: A file with the token, read again when it is refused;
             None for Arvados's own settings.
+        keep_services_from: Where `keep_services` was said, for messages.
     """
 
     local_store: Path | None = None
@@ -46,18 +47,18 @@ class StoreOptions:
     cache_size: int = 256 * MIB
     retries: int = 4
     token_file: Path | None = None
+    keep_services_from: str = ""
 
     def public_settings(self) -> dict[str, str]:
         """Return what the mount's README shows of it: never the token."""
-        classes = (
-            "the cluster's default"
-            if self.storage_classes is None
-            else ",".join(self.storage_classes)
-        )
+        cache = {"cache-size": format_size(self.cache_size)}
+        if self.local_store is not None:
+            return {"blocks": str(self.local_store), **cache}  # which knows no classes
+        classes = self.storage_classes
         return {
-            "blocks": str(self.local_store or self.keep_services or "at the cluster's services"),
-            "storage-classes": classes,
-            "cache-size": format_size(self.cache_size),
+            "blocks": self.keep_services or "at the cluster's services",
+            "storage-classes": "the cluster's default" if classes is None else ",".join(classes),
+            **cache,
         }
 
 
@@ -86,6 +87,7 @@ class MountOptions:
         drain_timeout: Seconds that ending may take to store what isn't yet.
         read_ahead: Bytes the kernel may read ahead, where we may set it;
             0 leaves it as it is.
+        core_dumps: Let the kernel write core dumps of the process.
         log_level: DEBUG, INFO, WARNING or ERROR.
         log_file: An absolute path; None for the state directory's, or
             standard error in the foreground.
@@ -107,6 +109,7 @@ class MountOptions:
     request_timeout: float = 600.0
     drain_timeout: float = 300.0
     read_ahead: int = MIB
+    core_dumps: bool = False
     log_level: str = "INFO"
     log_file: Path | None = None
 
@@ -125,7 +128,7 @@ CONFIG_KEYS = frozenset(
     field.name.replace("_", "-")
     for kind in (StoreOptions, MountOptions)
     for field in dataclasses.fields(kind)
-    if field.name not in {"mountpoint", "store"}
+    if field.name not in {"mountpoint", "store", "keep_services_from"}
 )
 #: Those that are paths.
 _PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))

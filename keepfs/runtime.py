@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keepfs import privacy
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -88,11 +90,12 @@ def claim(
 
     Raises:
         AlreadyServedError: Another one is, and which.
+        OSError: The run file can't be made, or isn't ours.
     """
     path = _run_file(mountpoint)
     _sweep(path)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = privacy.open_file(path, os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -151,6 +154,15 @@ def find(mountpoint: Path) -> RunningMount | None:
     """Return the running mount at a resolved mount point, or None."""
     path = _run_file(mountpoint)
     return _read(path) if _is_locked(path) else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped, by a signal or a debugger: it answers nothing."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] in {"T", "t"}
 
 
 def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:

@@ -34,6 +34,7 @@ DEFAULT_COPIES = 2
 _CHECK_TIMEOUT = 10.0
 #: Seconds between two complaints about a refused token.
 _COMPLAINT_INTERVAL = 60.0
+_REFUSALS = frozenset({401, 403})
 
 #: A block nobody has, of a digest that is hardly anyone's: asking for it shows who answers.
 _NOBODYS = KeepLocator("0" * 32 + "+1")
@@ -65,7 +66,10 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
             services are, or for whom.
         OSError: The token file can't be read.
     """
-    cache = KeepBlockCache(options.cache_size, (buffers or BufferPool()).room)
+    cache = KeepBlockCache(
+        max(1, options.cache_size),  # 0 would be the default
+        allocate=(buffers or BufferPool()).room,
+    )
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)
     return KeepClient(
@@ -80,6 +84,8 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
 def check(client: KeepClient, options: StoreOptions) -> None:
     """See that the token is good and a service answers, before anyone relies on it. Blocks.
 
+    Logs a warning where a proxy refuses to read with the token.
+
     Raises:
         StoreError: They don't; the message names what to look at.
     """
@@ -89,6 +95,7 @@ def check(client: KeepClient, options: StoreOptions) -> None:
     where = _where_from(options)
     try:
         _check_token(client, options, where)
+        check_classes(client, options)
         client.build_services_list(force_rebuild=True)
         sightings = survey(client, _NOBODYS, _CHECK_TIMEOUT)
     except KeepRequestError as error:
@@ -98,6 +105,40 @@ def check(client: KeepClient, options: StoreOptions) -> None:
     if not any(each.status for each in sightings):
         said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
         raise StoreError(f"no Keep service answers: {said} (settings: {where})")
+    if all(each.is_proxy and each.status in _REFUSALS for each in sightings):
+        said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
+        # Not an error: it may be a token that allows uploads only.
+        _log.warning("the Keep proxy refuses the token: %s (settings: %s)", said, where)
+
+
+def check_token(client: KeepClient, options: StoreOptions) -> None:
+    """See that the API server, where there is one, knows the token. Blocks.
+
+    keepstore doesn't look at the token of a PUT: with a wrong one it stores the
+    block, and signs a locator that nobody can use.
+
+    Raises:
+        StoreError: It doesn't, or can't be asked.
+    """
+    if options.local_store is None:
+        _check_token(client, options, _where_from(options))
+
+
+def check_classes(client: KeepClient, options: StoreOptions) -> None:
+    """See that the cluster has the storage classes that are wanted, where it says. Blocks.
+
+    Raises:
+        StoreError: It hasn't.
+    """
+    if options.storage_classes is None or options.local_store is not None:
+        return
+    known = client.storage_classes()
+    unknown = sorted(set(options.storage_classes) - known)
+    if known and unknown:
+        raise StoreError(
+            f"the cluster has no storage class {unknown[0]!r};"
+            f" there are: {', '.join(sorted(known))}"
+        )
 
 
 def copies_of(client: KeepClient, options: StoreOptions) -> int:
@@ -131,14 +172,22 @@ class RenewingStore:
         with self._renewing:
             try:
                 token = _current_token(self._options)
-            except OSError as error:
-                _log.warning("can't read the token again: %s", error)
+                if not token or token == self._client.api_token:
+                    return False
+                self._client.api_token = token
+            except (OSError, ValueError, ArgumentError) as error:
+                _log.warning(
+                    "the token from %s can't be used, the old one stays: %s",
+                    _where_from(self._options),
+                    error,
+                )
                 return False
-            if not token or token == self._client.api_token:
-                return False
-            self._client.api_token = token
-        _log.info("the token has been read again, from %s", _where_from(self._options))
+        _log.info("the token has been read again, from %s", _token_from(self._options))
         return True
+
+    def close(self) -> None:
+        """End the requests under way, and refuse further ones."""
+        self._client.close()
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None."""
@@ -159,6 +208,10 @@ class RenewingStore:
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block the store has, in bytes."""
         return self._renewed(lambda: self._client.head_block(locator))
+
+    def lookup_wait(self, most: float) -> float:
+        """Return the seconds for which a lookup should wait: by the usual time to an answer."""
+        return self._client.lookup_wait(most)
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Begin to fetch a block; return its size once it is known to be there, None if later."""
@@ -186,17 +239,18 @@ class RenewingStore:
                 raise
             # Another thread may have read it while this one was being refused.
             if not self.renew() and self._client.api_token == before:
-                self._complain()
+                self._complain(error)
                 raise
         return ask()
 
-    def _complain(self) -> None:
+    def _complain(self, error: KeepRequestError) -> None:
         now = time.monotonic()
         if now - self._complained >= _COMPLAINT_INTERVAL:
             self._complained = now
             _log.warning(
-                "Keep refuses the token or a locator's signature; a new token is taken from %s",
-                _where_from(self._options),
+                "%s; if it is the token, a new one is taken from %s",
+                error.message,
+                _token_from(self._options),
             )
 
 
@@ -220,7 +274,8 @@ def _check_token(client: KeepClient, options: StoreOptions, where: str) -> None:
             _log.warning("the API server doesn't say whose the token is: %s", error)
             return
         if error.cause is Cause.DENIED:
-            raise StoreError(f"the API server refuses the token from {where}: {error}") from error
+            token = _token_from(options)
+            raise StoreError(f"the API server refuses the token from {token}: {error}") from error
         raise StoreError(f"the API server doesn't answer: {error} (settings: {where})") from error
     finally:
         api.close()
@@ -239,8 +294,21 @@ def _current_token(options: StoreOptions) -> str:
     return load_settings().api_token
 
 
-def _where_from(options: StoreOptions) -> str:
+def _token_from(options: StoreOptions) -> str:
+    """Say where the token comes from."""
     if options.token_file is not None:
         return str(options.token_file)
-    source = load_settings().source
-    return "the environment" if source is None else f"the environment and {source}"
+    return load_settings().origin("ARVADOS_API_TOKEN")
+
+
+def _where_from(options: StoreOptions) -> str:
+    """Say where the services, and the token, come from."""
+    settings = load_settings()
+    services = settings.origin("ARVADOS_API_HOST")
+    if options.keep_services:
+        services = f"--keep-services from {options.keep_services_from or 'the caller'}"
+    elif settings.keep_services:
+        services = settings.origin("ARVADOS_KEEP_SERVICES")
+    elif settings.keep_proxy:
+        services = settings.origin("ARVADOS_KEEP_PROXY")
+    return f"{services}; token from {_token_from(options)}"

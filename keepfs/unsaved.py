@@ -1,9 +1,12 @@
-"""Files that couldn't be stored: their bytes on this machine's disk, until they can be.
+"""Spill records: files that could not be stored, on this machine's disk until they can be.
 
-Each is a directory of its own in the state directory, open to its owner
-alone: `about.json` says what it is, `bytes` has what isn't in Keep. Both are
-synced, `about.json` last: one that is there is whole. The bytes are checked
-when they are read. Blocking; no trio, no FUSE.
+Each record is a directory of its own in `unsaved/` of the state directory,
+open to its owner alone: `about.json` describes the file, `bytes` has what
+isn't in Keep. Both are synced, `about.json` last: a record that has one is
+complete. Nothing in a record is trusted: lengths and paths are checked before
+anything is allocated or made, bytes against their digest when they are read.
+
+Blocking; no trio, no FUSE.
 """
 
 from __future__ import annotations
@@ -13,26 +16,33 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from keepfs.keep.locator import KeepLocator
+from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
 _ABOUT, _BYTES = "about.json", "bytes"
-#: What a running mount says of its files that aren't stored.
-_LIVE = "unsaved.json"
+_FOLDER = "unsaved"
+#: Bytes of `about.json` at most: some 200 for each of the 65,536 blocks of the largest file.
+_MAX_ABOUT = 64 * 2**20
+#: Bytes of a name, and of a path, as Linux has them.
+_MAX_NAME, _MAX_PATH = 255, 4096
+#: The times that the catalog can hold, in nanoseconds since 1970.
+_TIMES = range(-(2**63), 2**63)
+_IDS = range(2**32)
 
 
 class UnsavedError(Exception):
-    """An unsaved file can't be read; one line says why."""
+    """A spill record can't be read; one line says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,9 @@ class About:
         mtime_ns: Last change of the content.
         version: Names the stored version that it was to replace; empty if there was none.
         error: Why it couldn't be stored.
+        is_partial: Whether its writer had not closed it: it must not replace
+            the stored version.
+        replaces: Names of earlier records of the same file.
     """
 
     path: str
@@ -75,11 +88,13 @@ class About:
     mtime_ns: int = 0
     version: str = ""
     error: str = ""
+    is_partial: bool = False
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class UnsavedFile:
-    """A file that was put aside.
+    """A spill record.
 
     Attributes:
         directory: Where.
@@ -98,81 +113,189 @@ class UnsavedFile:
         """Read its bytes, and check them.
 
         Raises:
-            UnsavedError: They aren't what was put aside.
+            UnsavedError: They aren't what was spilled.
         """
         try:
-            described = json.loads((self.directory / _ABOUT).read_text())["pieces"]
-            with (self.directory / _BYTES).open("rb") as file:
+            described = _read_about(self.directory)["pieces"]
+            expected = sum(each["staged"] or 0 for each in described)
+            with _opened(self.directory / _BYTES) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != expected:
+                    raise ValueError(f"{_BYTES} has {size} bytes instead of {expected}")  # noqa: TRY301 - one message for all flaws
                 return [_read_piece(each, file.read(each["staged"] or 0)) for each in described]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnsavedError(f"{self.directory} can't be read: {error}") from error
 
     def remove(self) -> None:
-        """Forget it; after a crash in the middle it is forgotten as well."""
-        (self.directory / _ABOUT).unlink(missing_ok=True)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Delete it; one that is half deleted after a crash is no record any more."""
+        with contextlib.suppress(OSError):
+            (self.directory / _ABOUT).unlink(missing_ok=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def put_aside(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile:
-    """Put a file aside; when this returns, it survives a power cut.
+def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile:
+    """Write a record; when this returns, it survives a power cut.
 
     Raises:
-        OSError: The disk doesn't take it.
+        OSError: The disk doesn't take it; nothing of it is left.
     """
-    parent = state_dir / "unsaved"
+    parent = state_dir / _FOLDER
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = parent / os.path.basename(tempfile.mkdtemp(prefix="", dir=parent))  # noqa: PTH119
-    described = []
-    with _created(directory / _BYTES) as file:
-        for piece in pieces:
-            staged = None if piece.staged is None else memoryview(piece.staged).cast("B")
-            if staged is not None:
-                file.write(staged)
-            described.append(_describe(piece, staged))
-    text = json.dumps({**asdict(about), "pieces": described}, indent=1)
-    with _created(directory / f"{_ABOUT}.new") as file:
-        file.write(text.encode())
-    (directory / f"{_ABOUT}.new").rename(directory / _ABOUT)
-    for each in (directory, parent):
-        _sync_directory(each)
+    directory = Path(tempfile.mkdtemp(prefix="", dir=parent))
+    try:
+        described = []
+        with _created(directory / _BYTES) as file:
+            for piece in pieces:
+                staged = None if piece.staged is None else memoryview(piece.staged).cast("B")
+                if staged is not None:
+                    file.write(staged)
+                described.append(_describe(piece, staged))
+        text = json.dumps({**asdict(about), "pieces": described}, indent=1)
+        with _created(directory / f"{_ABOUT}.new") as file:
+            file.write(text.encode())
+        (directory / f"{_ABOUT}.new").rename(directory / _ABOUT)
+        for each in (directory, parent, state_dir):
+            _sync_directory(each)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     return UnsavedFile(directory, about)
 
 
-def find_all(state_dir: Path) -> list[UnsavedFile]:
-    """Return the files that were put aside, the oldest first.
+def find_all(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
+    """Return the records, the oldest first, and a line about each that can't be used.
 
-    Raises:
-        UnsavedError: One can't be understood.
+    A record that a later one replaces is left out, without a line.
     """
-    found = []
-    for path in sorted((state_dir / "unsaved").glob(f"*/{_ABOUT}"), key=_changed_at):
+    found, flaws = _scan(state_dir)
+    replaced = _replaced(found)
+    return [each for each in found if each.name not in replaced], flaws
+
+
+def sweep(state_dir: Path, obsolete: Collection[str]) -> None:
+    """Delete what is no record any more.
+
+    That is: records that are `obsolete`, that a later record replaces, or
+    that a killed process left incomplete. A damaged record stays. For a
+    process that has the state directory to itself.
+    """
+    gone = {*obsolete, *_replaced(_scan(state_dir)[0])}
+    for directory in _directories(state_dir):
+        if directory.name in gone or _is_incomplete(directory):
+            UnsavedFile(directory, About("", 0)).remove()
+
+
+def _scan(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
+    found, flaws = [], []
+    known = {each.name for each in fields(About)}
+    for directory in _directories(state_dir):
+        if not os.path.lexists(directory / _ABOUT):
+            continue
         try:
-            described = json.loads(path.read_text())
-            described.pop("pieces")
-            found.append(UnsavedFile(path.parent, About(**described)))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UnsavedError(f"{path} can't be understood: {error}") from error
-    return found
+            _check_directory(directory)
+            described = _read_about(directory)
+            about = About(**{key: value for key, value in described.items() if key in known})
+            found.append(UnsavedFile(directory, about))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            flaws.append(f"{directory} is no spill record that can be used: {error}")
+    return found, flaws
 
 
-def tell(state_dir: Path, files: Sequence[About]) -> None:
-    """Let others know which files of the running mount aren't stored, and why."""
-    with tempfile.NamedTemporaryFile("w", dir=state_dir, delete=False) as file:
-        json.dump([asdict(each) for each in files], file)
-    os.replace(file.name, state_dir / _LIVE)  # noqa: PTH105 - names, not paths
+def _replaced(records: Iterable[UnsavedFile]) -> set[str]:
+    return {name for each in records for name in each.about.replaces}
 
 
-def told(state_dir: Path) -> list[About]:
-    """Return what the running mount has told; nothing where none runs."""
+def _directories(state_dir: Path) -> list[Path]:
+    """Return what may be a record, the oldest first."""
     try:
-        return [About(**each) for each in json.loads((state_dir / _LIVE).read_text())]
-    except (OSError, ValueError, TypeError):
+        return sorted((state_dir / _FOLDER).iterdir(), key=_changed_at)
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def forget_told(state_dir: Path) -> None:
-    """Take back what was told: the mount has ended."""
-    (state_dir / _LIVE).unlink(missing_ok=True)
+def _is_incomplete(directory: Path) -> bool:
+    """Tell whether a killed process left this; nothing else in it is touched."""
+    if directory.is_symlink() or not directory.is_dir():
+        return False
+    return {each.name for each in directory.iterdir()} <= {_BYTES, f"{_ABOUT}.new"}
+
+
+def _check_directory(directory: Path) -> None:
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise ValueError("it isn't a directory")
+    if status.st_uid != os.geteuid():
+        raise ValueError(f"it belongs to user {status.st_uid}")
+
+
+def _read_about(directory: Path) -> dict[str, Any]:
+    """Read and check what a record says of itself.
+
+    Raises:
+        ValueError: It can't be; or a KeyError or TypeError.
+        OSError: It can't be read.
+    """
+    with _opened(directory / _ABOUT) as file:
+        if os.fstat(file.fileno()).st_size > _MAX_ABOUT:
+            raise ValueError(f"{_ABOUT} is too long")
+        described = json.loads(file.read())
+    if not isinstance(described, dict):
+        raise TypeError(f"{_ABOUT} holds no object")
+    described["replaces"] = tuple(described.get("replaces", ()))
+    _check_about(described)
+    return described
+
+
+def _check_about(described: dict[str, Any]) -> None:
+    _check_path(described["path"])
+    pieces = described["pieces"]
+    for number, piece in enumerate(pieces, 1):
+        _check_piece(piece, is_last=number == len(pieces))
+    if not pieces or described["size"] != sum(piece["length"] for piece in pieces):
+        raise ValueError("the pieces don't make up the size")
+    for key, allowed in (
+        ("uid", _IDS), ("gid", _IDS), ("atime_ns", _TIMES), ("mtime_ns", _TIMES),
+    ):  # fmt: skip
+        _check_number(key, described[key], allowed)
+    _check_number("mode", described["mode"], range(2**16))
+    if not stat.S_ISREG(described["mode"]):
+        raise ValueError("mode is not that of a file")
+    for key in ("version", "error"):
+        if not isinstance(described[key], str):
+            raise TypeError(f"{key} is no text")
+    if not isinstance(described.get("is_partial", False), bool):
+        raise TypeError("is_partial is neither true nor false")
+    if not all(isinstance(each, str) for each in described["replaces"]):
+        raise TypeError("replaces is no list of names")
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, str) or "\0" in path or len(os.fsencode(path)) > _MAX_PATH:
+        raise ValueError("the path can't be")
+    for name in path.split("/"):
+        if name in {"", ".", ".."} or len(os.fsencode(name)) > _MAX_NAME:
+            raise ValueError(f"the path has a part that is no name: {path[:100]!r}")
+
+
+def _check_piece(piece: dict[str, Any], *, is_last: bool) -> None:
+    length = _check_number("length", piece["length"], range(MAX_BLOCK_SIZE + 1))
+    if length == 0 and not is_last:
+        raise ValueError("a piece in the middle is empty")
+    if piece["receipt"] is not None:
+        receipt = _receipt(piece["receipt"])
+        size = receipt.locator.size
+        if size is None or size > length:
+            raise ValueError(f"the block {receipt.locator.md5sum} is longer than its piece")
+    elif piece["staged"] is not None:
+        _check_number("staged", piece["staged"], range(length + 1))
+        if not isinstance(piece["sha256"], str):
+            raise TypeError("sha256 is no text")
+
+
+def _check_number(key: str, value: object, allowed: range) -> int:
+    if type(value) is not int or value not in allowed:
+        raise ValueError(f"{key} is {str(value)[:40]}, not from {allowed[0]} to {allowed[-1]}")
+    return value
 
 
 def _describe(piece: Piece, staged: memoryview | None) -> dict[str, Any]:
@@ -185,21 +308,36 @@ def _describe(piece: Piece, staged: memoryview | None) -> dict[str, Any]:
     }
 
 
+def _receipt(described: Any) -> Receipt:  # noqa: ANN401 - of a file that anybody may have changed
+    locator, copies, services = described
+    _check_number("copies", copies, range(2**31))
+    if not isinstance(services, list) or not all(isinstance(each, str) for each in services):
+        raise TypeError("services is no list of names")
+    return Receipt(KeepLocator(locator), copies, tuple(services))
+
+
 def _read_piece(described: dict[str, Any], staged: bytes) -> Piece:
-    receipt = described["receipt"]
-    if receipt is not None:
-        locator, copies, services = receipt
-        found = Receipt(KeepLocator(locator), copies, tuple(services))
-        return Piece(described["length"], found)
+    if described["receipt"] is not None:
+        return Piece(described["length"], _receipt(described["receipt"]))
     if described["staged"] is None:
         return Piece(described["length"])
     if hashlib.sha256(staged).hexdigest() != described["sha256"]:
-        raise ValueError("the bytes aren't those that were put aside")
+        raise ValueError("the bytes aren't those that were spilled")
     return Piece(described["length"], staged=staged)
 
 
 @contextlib.contextmanager
-def _created(path: Path) -> Any:  # noqa: ANN401 - a binary file
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of ours to read; neither a symlink, nor what could block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{path.name} is no file")
+        yield file
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[_Whole]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         yield _Whole(file)
@@ -220,7 +358,7 @@ class _Whole:
 
 def _changed_at(path: Path) -> int:
     with contextlib.suppress(OSError):
-        return path.stat().st_mtime_ns
+        return path.lstat().st_mtime_ns
     return 0
 
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "keepfs").rglob("*.py"))
-MOST_LINES = 400
+MOST_LINES = 450
 
 
 def dotted(path: Path) -> str:

@@ -23,7 +23,7 @@ from keepfs.keep.local import LocalStore
 from keepfs.options import CONFIG_KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
@@ -307,24 +307,15 @@ def test_locate_refuses_what_is_in_no_mount(shell: Shell) -> None:
     assert "none: No such file" in shell.error("locate", "none")
 
 
-def with_attributes(path: Path, attributes: Mapping[str, str]) -> None:
-    """Give a file what a file in upload/ has, where its file system can."""
+def test_locate_does_not_believe_attributes_that_were_copied_elsewhere(shell: Shell) -> None:
+    path = shell.file("copied", b"")
     try:
-        for name, text in attributes.items():
-            os.setxattr(path, name, text.encode())
+        os.setxattr(path, "user.keep.state", b"stored")
+        os.setxattr(path, "user.keep.locator", FOO.encode())
     except OSError as error:
         pytest.skip(f"no extended attributes here: {error}")
 
-
-def test_locate_prints_the_locator_or_why_there_is_none(shell: Shell) -> None:
-    there, dirty, failed = (shell.file(name, b"") for name in ("there", "dirty", "failed"))
-    with_attributes(there, {"user.keep.state": "stored", "user.keep.locator": FOO})
-    with_attributes(dirty, {"user.keep.state": "dirty", "user.other": "x"})
-    with_attributes(failed, {"user.keep.state": "failed", "user.keep.error": "no room"})
-
-    assert shell.run("locate", there).stdout.decode() == f"{FOO}\t{there}\n"
-    assert "isn't stored yet (dirty): close it" in shell.error("locate", dirty)
-    assert "isn't stored yet (failed): no room" in shell.error("locate", failed)
+    assert "isn't a file in a mount of keepfs" in shell.error("locate", path)
 
 
 # --- the options of mount, and where they come from ----------------------------------------
@@ -491,7 +482,7 @@ def test_the_file_says_where_unsaved_files_are(shell: Shell) -> None:
 
     for command in (("list", "m"), ("export", "m", "1", "out"), ("drop", "m", "1")):
         said = shell.error("unsaved", *command)
-        assert f"{aside / 'about.json'} can't be understood" in said
+        assert f"{aside} is no spill record that can be used" in said
 
 
 def test_copies_of_the_file_are_not_meant_for_a_local_store_that_is_named(shell: Shell) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -77,8 +79,16 @@ def test_without_a_place_of_ones_own_it_is_in_the_home_directory(own: dict[str, 
     assert paths == ["/home/x/.config/arvados/settings.conf", "/etc/xdg/arvados/settings.conf"]
 
 
+def test_without_the_variable_the_users_home_is_looked_up() -> None:
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+
+    assert f"{home}/.config/arvados/settings.conf" in map(str, settings_files({}))
+
+
 def test_without_a_home_there_is_only_the_machines_file() -> None:
-    assert [str(path) for path in settings_files({})] == ["/etc/xdg/arvados/settings.conf"]
+    assert [str(path) for path in settings_files({"HOME": ""})] == [
+        "/etc/xdg/arvados/settings.conf"
+    ]
 
 
 def test_only_the_first_file_that_exists_is_read(tmp_path: Path) -> None:

@@ -151,7 +151,6 @@ def test_the_public_settings_say_where_the_blocks_are_and_never_the_token(tmp_pa
 
     assert local.public_settings() == {
         "blocks": str(tmp_path),
-        "storage-classes": "the cluster's default",
         "cache-size": "256 MiB",
         "staging-size": "512 MiB",
         "read-only": "no",

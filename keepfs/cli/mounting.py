@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import daemon, mountpoint, options, runtime, unsaved
-from keepfs.cli import failures, settings
+from keepfs import daemon, failed_journal, mountpoint, options, runtime, unsaved
+from keepfs.cli import failures, settings, waiting
 from keepfs.cli.settings import Setting, setting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keepfs.daemon import Reporter
 
 # What mount(8) and fstab pass along that says nothing about a file system.
@@ -138,6 +141,11 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     help="What the kernel may read ahead, where root mounts; 0 leaves it alone.",
 )
 @setting(
+    "--core-dumps",
+    is_flag=True,
+    help="Let the kernel write core dumps of the process: they contain the token and blocks.",
+)
+@setting(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
@@ -163,6 +171,7 @@ def mount_command(
     Returns when the mount is ready, or fails with the reason. Every option
     is also a variable KEEPFS_<OPTION> and a key of the configuration file;
     the command line comes before the environment, and that before the file.
+    http_proxy, https_proxy and no_proxy are not used: Keep is asked directly.
     """
     with failures.in_one_line():
         path = mountpoint.resolve(mountpoint_)
@@ -181,21 +190,61 @@ def mount_command(
 
         return mount.run(told, reporter, foreground=foreground)
 
+    is_new = not told.state_dir.exists()
     if foreground:
-        raise SystemExit(serve(_Foreground()))
-    reason = daemon.run_in_background(serve)
+        person = _Foreground()
+        with waiting.said(store, person.waits):
+            code = serve(person)
+        if is_new and not person.was_ready:
+            _remove_state(path, told.state_dir)
+        raise SystemExit(code)
+    reason = daemon.run_in_background(
+        lambda pipe: _serve_telling(serve, pipe),
+        lambda: waiting.say(store),
+        lambda warning: click.echo(f"Warning: {warning}", err=True),
+    )
     if reason is not None:
+        if is_new:
+            _remove_state(path, told.state_dir)
         raise click.ClickException(reason)
+
+
+def _serve_telling(serve: Callable[[Reporter], int], pipe: daemon.PipeReporter) -> int:
+    """Serve a mount; what is wrong with its store is told at the terminal too, not only logged."""
+
+    class Telling(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            pipe.warn(record.getMessage())
+
+    logging.getLogger("keepfs.stores").addHandler(Telling(logging.WARNING))
+    return serve(pipe)
+
+
+def _remove_state(path: Path, state_dir: Path) -> None:
+    """Remove the state directory that a failed mount has made: there is only a log in it."""
+    with contextlib.suppress(OSError):
+        if runtime.find(path) is None and {it.name for it in state_dir.iterdir()} <= {"log"}:
+            (state_dir / "log").unlink(missing_ok=True)
+            state_dir.rmdir()
 
 
 class _Foreground:
     """Tells the person in front of the terminal."""
 
+    def __init__(self) -> None:
+        self.was_ready = self._has_failed = False
+
+    def waits(self) -> bool:
+        """Tell whether the mount is still to come up."""
+        return not (self.was_ready or self._has_failed)
+
     def ready(self) -> None:
         """Say nothing: the log does."""
+        self.was_ready = True
 
     def failed(self, reason: str) -> None:
         """Say why."""
+        self._has_failed = True
         click.echo(f"Error: {reason}", err=True)
 
 
@@ -211,6 +260,7 @@ def unmount_command(mountpoint_: Path) -> None:
             raise click.ClickException(f"{path} isn't a mount of keepfs, but of {entry.kind}")
         if entry is None and running is None:
             raise click.ClickException(f"nothing is mounted on {path}")
+        _check_not_stopped(path, running)
         if entry is not None:
             try:
                 mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
@@ -221,24 +271,49 @@ def unmount_command(mountpoint_: Path) -> None:
             # mount as well, and the kernel keeps it alive for that.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running.pid, signal.SIGTERM)
-            runtime.wait_until_ended(path)
+            _wait_for(path, running)
         if running is not None and running.state_dir:
             _report_unsaved(path, Path(running.state_dir))
 
 
+def _wait_for(path: Path, running: runtime.RunningMount) -> None:
+    """Wait until the mount's process has ended, however long it stores; say so."""
+    has_said = False
+    while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+        _check_not_stopped(path, running)
+        if not has_said:
+            has_said = True
+            click.echo(
+                f"keepfs: waiting until process {running.pid} has stored everything", err=True
+            )
+
+
+def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:
+    """See that the mount's process can do anything at all.
+
+    Raises:
+        click.ClickException: It is stopped, and would be waited for in vain.
+    """
+    if running is not None and runtime.is_stopped(running.pid):
+        raise click.ClickException(
+            f"{path} can't be unmounted: its process {running.pid} is stopped;"
+            f" kill -CONT {running.pid}, then try again"
+        )
+
+
 def _report_unsaved(path: Path, state_dir: Path) -> None:
     """Fail, if not everything is stored."""
-    lost = unsaved.told(state_dir)
+    lost = failed_journal.read(state_dir)
     if lost:
         names = ", ".join(about.path for about in lost)
         raise click.ClickException(
             f"unmounted, but these are LOST, as neither Keep nor {state_dir} took them: {names}"
         )
-    aside = unsaved.find_all(state_dir)
-    if aside:
+    spilled, _ = unsaved.find_all(state_dir)
+    if spilled:
         raise click.ClickException(
-            f"unmounted, but {len(aside)} of its files could not be stored, and were put aside"
-            f" until the next mount: keepfs unsaved list {path}"
+            f"unmounted, but {len(spilled)} of its files could not be stored; they are kept on the"
+            f" disk until the next mount: keepfs unsaved list {path}"
         )
 
 

@@ -133,6 +133,7 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
             keep_services=keep_services,
             storage_classes=None if storage_classes is None else _words(storage_classes),
             token_file=None if token_file is None else absolute(token_file),
+            keep_services_from=_source_of("keep_services"),
             copies=copies,
             cache_size=cache_size,
             retries=retries,
@@ -162,7 +163,7 @@ _STORE_SETTINGS = (
     ),
     setting(
         "--copies",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1000),
         help="Of each block.  [default: the cluster's, else 2; 1 with a local store]",
     ),
     setting(
@@ -244,16 +245,36 @@ def _rank(name: str) -> int:
     return _ORDER.index(source or ParameterSource.DEFAULT)
 
 
+def _source_of(name: str) -> str:
+    """Say where a parameter's value comes from."""
+    source = click.get_current_context().get_parameter_source(name)
+    return {
+        ParameterSource.COMMANDLINE: "the command line",
+        ParameterSource.ENVIRONMENT: f"KEEPFS_{name.upper()} in the environment",
+        ParameterSource.DEFAULT_MAP: "the configuration file",
+    }.get(source or ParameterSource.DEFAULT, "")
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def default_state_dir(path: Path) -> Path:
-    """Return the state directory of a mount point: named for it, so that people find it."""
+    """Return the state directory of a mount point: named for it, so that people find it.
+
+    Raises:
+        click.UsageError: The user has no home directory.
+    """
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
     name = f"{str(path).strip('/').replace('/', '-')[:60] or 'root'}-{digest}"
     if os.geteuid() == 0:
         return Path("/var/lib/keepfs") / name
     import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
 
-    return Path(platformdirs.user_state_dir("keepfs")) / name
+    try:
+        return Path(platformdirs.user_state_dir("keepfs")) / name
+    except RuntimeError as error:
+        raise click.UsageError(
+            "can't tell where to keep the mount's state, as there is no home directory:"
+            " set HOME, or give --state-dir"
+        ) from error

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import mountpoint, runtime, stores, unsaved
-from keepfs.cli import failures, settings
+from keepfs import failed_journal, mountpoint, runtime, stores, unsaved
+from keepfs.cli import clients, failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 
 if TYPE_CHECKING:
@@ -43,18 +43,28 @@ _state_dir = setting(
 @_mountpoint
 @config_file
 @_state_dir
-def list_command(path: Path, state_dir: Path | None) -> None:
+@clients.zero_option
+def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
     directory = _state_dir_of(path, state_dir)
     with failures.in_one_line():
-        aside = unsaved.find_all(directory)
-    running = runtime.find(mountpoint.resolve(path)) is not None
-    if running:  # it has taken up what was put aside
-        for about in unsaved.told(directory):
-            click.echo(f"-\t{about.size}\t{about.path}\t{about.error or 'waits for its turn'}")
-        return
-    for file in aside:
-        click.echo(f"{file.name}\t{file.about.size}\t{file.about.path}\t{file.about.error}")
+        spilled, flaws = unsaved.find_all(directory)
+        running = runtime.find(mountpoint.resolve(path)) is not None
+    if not running and not directory.exists():
+        raise click.ClickException(
+            f"{path} isn't mounted, and has no state directory {directory}: if it was mounted"
+            " with --state-dir, give that"
+        )
+    if running:  # it has restored what was spilled
+        for about in failed_journal.read(directory):
+            why = about.error or "waits for its turn"
+            clients.say(f"-\t{about.size}\t{about.path}\t{why}", null=null)
+    else:
+        for file in spilled:
+            about = file.about
+            clients.say(f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null)
+    if flaws:
+        raise click.ClickException("\n".join(flaws))
 
 
 @unsaved_command.command("retry")
@@ -113,11 +123,21 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
             f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
         )
     with failures.in_one_line():
-        for file in unsaved.find_all(_state_dir_of(path, state_dir)):
-            if file.name == name:
-                return file
+        spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
+    for file in spilled:
+        if file.name == name:
+            return file
+    for flaw in flaws:
+        if f"/{name} " in flaw:
+            raise click.ClickException(flaw)
     raise click.ClickException(f"no unsaved file is called {name}: see keepfs unsaved list {path}")
 
 
 def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
-    return settings.absolute(state_dir or settings.default_state_dir(mountpoint.resolve(path)))
+    """Return a mount's state directory: its own if it runs, else as given, else the default."""
+    with failures.in_one_line():
+        resolved = mountpoint.resolve(path)
+        running = runtime.find(resolved)
+    if running is not None and running.state_dir:
+        return Path(running.state_dir)
+    return settings.absolute(state_dir or settings.default_state_dir(resolved))

@@ -10,49 +10,44 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import enum
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
 import trio
 
-from keepfs.keep.errors import fresh_copy
+from keepfs.fs.call import Call
+from keepfs.fs.limits import YieldingLimiter
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from typing_extensions import Buffer
 
     from keepfs.keep.receipt import Receipt
 
 _T = TypeVar("_T")
+_Limiter: TypeAlias = trio.CapacityLimiter | YieldingLimiter
 
 #: Seconds for which who reads a block in order is believed to be still there.
 #: Guessed: longer than a program stops for between two reads.
 PATIENCE = 1.0
 #: Most threads that read at once; each may hold a block of up to 64 MiB.
 DEFAULT_MAX_READS = 16
+#: How many times as many, where some are stalled. A stalled read costs a thread; the memory of
+#: its block counts against the cache's budget.
+_STALLED_READS = 8
 #: Most threads that write at once; each holds a block of up to 64 MiB.
 DEFAULT_MAX_WRITES = 4
+#: How many times as many, where some are stalled, and the seconds after which a store counts
+#: so. A stalled store costs a thread; its bytes count against the staging area. Guessed: a
+#: block takes some 2 s over 1 Gbit/s, with the service's disk.
+_STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
 #: Most threads that sync the catalog or note state on this machine's disk.
 _MAX_DISK_TASKS = 2
 #: Most threads that spill unstored files; the disk is the limit, not their number.
 _MAX_SPILLS = 2
-
-
-#: Seconds. The kernel serialises the lookups of one directory, and a client that
-#: waits in one can't be killed: so a lookup may not wait for a slow service.
-DEFAULT_LOOKUP_WAIT = 2.0
-
-
-class Lookup(enum.Enum):
-    """How a lookup learns whether a block is there."""
-
-    FETCH = "fetch"  # begin to fetch it: who looks it up will read it
-    HEAD = "head"  # ask for it alone: for slow links, and for a directory
-    TRUST = "trust"  # believe its name
 
 
 class BlockStore(Protocol):
@@ -75,6 +70,9 @@ class BlockStore(Protocol):
 
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block the store has, in bytes."""
+
+    def lookup_wait(self, most: float) -> float:
+        """Return the seconds for which a lookup should wait, `most` at most, without waiting."""
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Begin to fetch a block; return its size once it is known to be there.
@@ -106,48 +104,6 @@ class BlocksStatistics:
     writes: int
 
 
-class Call(Generic[_T]):
-    """Work in a thread, and what came of it.
-
-    Args:
-        then: Called in the trio thread when the work has ended, before those
-            who wait go on.
-
-    Attributes:
-        result: What the work returned; None while it runs, or if it failed.
-        failure: What it raised.
-    """
-
-    def __init__(self, then: Callable[[Call[_T]], None] = lambda _: None) -> None:
-        self._then = then
-        self._done = trio.Event()
-        self.result: _T | None = None
-        self.failure: Exception | None = None
-
-    def finish(self, result: _T) -> None:
-        """Hand the result to all who wait."""
-        self.result = result
-        self._then(self)
-        self._done.set()
-
-    def fail(self, failure: Exception) -> None:
-        """Hand a failure to all who wait."""
-        self.failure = fresh_copy(failure)
-        self._then(self)
-        self._done.set()
-
-    async def wait(self) -> _T:
-        """Wait for the result. Giving up leaves the work running.
-
-        Raises:
-            Exception: What the work raised; a copy of one's own.
-        """
-        await self._done.wait()
-        if self.failure is not None:
-            raise fresh_copy(self.failure)
-        return cast("_T", self.result)
-
-
 class AsyncBlocks:
     """A `BlockStore` for trio tasks.
 
@@ -155,16 +111,19 @@ class AsyncBlocks:
     hold up the `close` of a file being written. Tasks that want one block
     wait for one thread.
 
+    A read or lookup that takes longer than two seconds, or a write longer than
+    five, gives its place to another, so that a stalled service holds up only
+    those who need it.
+
     Cancelling a call doesn't end its thread: a write, once begun, is awaited
-    at the end of `open_blocks`, since the data may be nowhere else.
+    at the end of `open_blocks`, since the data may be nowhere else; unless
+    `abandon_writes` says that it is safe.
 
     Args:
         store: Where the blocks are.
         nursery: Where the threads are waited for.
         copies: Replicas to be confirmed of each block.
-        lookup: How a lookup learns whether a block is there.
-        lookup_wait: Seconds after which a lookup believes the name.
-        max_reads: Most threads that read at once.
+        max_reads: Most threads that read at once, without stalled ones.
         max_writes: Most threads that write at once.
     """
 
@@ -174,25 +133,25 @@ class AsyncBlocks:
         nursery: trio.Nursery,
         *,
         copies: int,
-        lookup: Lookup = Lookup.HEAD,
-        lookup_wait: float = DEFAULT_LOOKUP_WAIT,
         max_reads: int = DEFAULT_MAX_READS,
         max_writes: int = DEFAULT_MAX_WRITES,
     ) -> None:
         self.copies = copies
-        self._lookup = lookup
-        self._lookup_wait = lookup_wait
         self._store = store
         self._nursery = nursery
-        self._reads = trio.CapacityLimiter(max_reads)
-        self._lookups = trio.CapacityLimiter(max_reads)
-        self._writes = trio.CapacityLimiter(max_writes)
+        self._reads = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
+        self._lookups = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
+        self._asking_for_space = trio.CapacityLimiter(1)
+        self._writes = YieldingLimiter(max_writes, _STALLED_WRITES * max_writes, _WRITE_PATIENCE)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
         # Work on this machine's disk never queues behind a stalled service.
         self._disk = trio.CapacityLimiter(_MAX_DISK_TASKS)
         self._spills = trio.CapacityLimiter(_MAX_SPILLS)
+        # The waits for work that is awaited at the end, until `abandon_writes`.
+        self._awaited: set[trio.CancelScope] = set()
+        self._abandons_writes = False
         self._gets: dict[KeepLocator, Call[memoryview]] = {}
-        self._under_way = collections.Counter[trio.CapacityLimiter]()
+        self._under_way = collections.Counter[_Limiter]()
 
     async def get(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview:
         """Return a block, verified, from memory or from the store.
@@ -229,30 +188,23 @@ class AsyncBlocks:
         self._get(locator)
         return True
 
-    async def find(self, locator: KeepLocator) -> int:
-        """Return the size of a block the store has, in bytes, as `lookup` says.
+    def lookup_wait(self, most: float) -> float:
+        """Return the seconds for which a lookup should wait: by the usual time to an answer."""
+        return self._store.lookup_wait(most)
 
-        Raises:
-            KeepReadError: It hasn't, or couldn't say.
-        """
-        if self._lookup is not Lookup.HEAD and locator.size is not None:
-            if self._lookup is Lookup.TRUST:
-                return locator.size
-            known = await self._probe(locator)
-            # Not known yet: the name is believed, and the read will tell.
-            return locator.size if known is None else known
-        return await self._head(locator)
-
-    async def _probe(self, locator: KeepLocator) -> int | None:
+    def probe(self, locator: KeepLocator, wait: float) -> Call[int | None]:
+        """Begin to fetch a block; the result is its size, or None if unknown after `wait` s."""
         call = Call[int | None]()
-        wait = self._lookup_wait
         self._start(lambda: self._store.probe_block(locator, wait), self._lookups, call)
-        return await call.wait()
+        return call
 
-    async def _head(self, locator: KeepLocator) -> int:
-        call = Call[int]()
+    def head(
+        self, locator: KeepLocator, then: Callable[[Call[int]], None] = lambda _: None
+    ) -> Call[int]:
+        """Ask for a block's size."""
+        call = Call(then)
         self._start(lambda: self._store.head_block(locator), self._lookups, call)
-        return await call.wait()
+        return call
 
     def put(
         self,
@@ -280,6 +232,19 @@ class AsyncBlocks:
         self._start(store, self._writes, call)
         return call
 
+    def start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Start a task of the mount, which outlives the request that starts it.
+
+        It must let no exception out: that would end the mount.
+        """
+        self._nursery.start_soon(task, *arguments)
+
+    def abandon_writes(self) -> None:
+        """Let stores and disk work be abandoned when the mount ends: all bytes are safe."""
+        self._abandons_writes = True
+        for scope in self._awaited:
+            scope.shield = False
+
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         """Run work that only computes in a thread of its own kind; `then` is called after it."""
         self._start(work, self._hashes, Call[None](lambda _: then()))
@@ -296,17 +261,23 @@ class AsyncBlocks:
     async def spill(self, work: Callable[[], _T]) -> _T:
         """Run work that writes unstored bytes to this machine's disk, and return its result.
 
-        It has threads of its own: it waits neither for stores nor for syncs.
+        It has threads of its own: it waits neither for stores nor for syncs. Where no
+        thread can be started it runs in the trio thread: bytes come before latency.
         Cancellation abandons the wait, not the work.
         """
         call = Call[_T]()
         self._start(work, self._spills, call)
-        return await call.wait()
+        try:
+            return await call.wait()
+        except RuntimeError as error:
+            if "thread" not in str(error):
+                raise
+            return work()
 
     async def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
         call = Call[tuple[int, int]]()
-        self._start(self._store.free_space, self._reads, call)
+        self._start(self._store.free_space, self._asking_for_space, call)
         return await call.wait()
 
     def statistics(self) -> BlocksStatistics:
@@ -325,21 +296,26 @@ class AsyncBlocks:
             self._start(lambda: self._store.get_block(locator), self._reads, running)
         return running
 
-    def _start(
-        self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
-    ) -> None:
+    def _start(self, work: Callable[[], _T], limiter: _Limiter, call: Call[_T]) -> None:
         self._under_way[limiter] += 1
         self._nursery.start_soon(self._run, work, limiter, call)
 
-    async def _run(
-        self, work: Callable[[], _T], limiter: trio.CapacityLimiter, call: Call[_T]
-    ) -> None:
+    async def _run(self, work: Callable[[], _T], limiter: _Limiter, call: Call[_T]) -> None:
         # Reads are abandoned when the mount ends; what stores or spills bytes is awaited.
-        abandon = limiter not in (self._writes, self._disk, self._spills)
+        awaited = limiter in (self._writes, self._disk, self._spills)
+        shield = awaited and not self._abandons_writes
         try:
-            result = await trio.to_thread.run_sync(
-                work, limiter=limiter, abandon_on_cancel=abandon
-            )
+            with trio.CancelScope(shield=shield) as scope:
+                if awaited:
+                    self._awaited.add(scope)
+                try:
+                    result = await trio.to_thread.run_sync(
+                        work,
+                        limiter=cast("trio.CapacityLimiter", limiter),  # or what acts like one
+                        abandon_on_cancel=True,
+                    )
+                finally:
+                    self._awaited.discard(scope)
         except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
             self._under_way[limiter] -= 1
             call.fail(error)
@@ -353,8 +329,6 @@ async def open_blocks(
     store: BlockStore,
     *,
     copies: int,
-    lookup: Lookup = Lookup.HEAD,
-    lookup_wait: float = DEFAULT_LOOKUP_WAIT,
     max_reads: int = DEFAULT_MAX_READS,
     max_writes: int = DEFAULT_MAX_WRITES,
 ) -> AsyncIterator[AsyncBlocks]:
@@ -364,8 +338,6 @@ async def open_blocks(
             store,
             nursery,
             copies=copies,
-            lookup=lookup,
-            lookup_wait=lookup_wait,
             max_reads=max_reads,
             max_writes=max_writes,
         )

@@ -1,8 +1,11 @@
 """by_id/: any locator is the name of a file, and so are several joined by commas.
 
 A name that isn't a locator is answered at once. One that is, is asked for
-once; after that everything but the bytes is known from the name alone, and
-never changes. The listing shows the names that were found.
+until its block was seen; after that everything but the bytes is known from the
+name alone, until its signature expires.
+
+The listing shows the names that were found or uploaded, to each user those that
+the user has looked up, or may read in upload/.
 
 For the trio thread only.
 """
@@ -13,16 +16,30 @@ import bisect
 import collections
 import errno
 import itertools
+import stat
+import time
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FUSEError
 
-from keepfs.fs.nodes import DirectoryNode, FileNode, Metadata, Node, file_mode
+from keepfs.fs.lookups import Lookups
+from keepfs.fs.nodes import (
+    ENDLESS,
+    Caller,
+    DirectoryNode,
+    FileNode,
+    Metadata,
+    Node,
+    file_mode,
+)
 from keepfs.fs.reading import BlockReader
+from keepfs.keep.errors import Cause, KeepReadError
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from pyfuse3 import EntryAttributes
 
     from keepfs.fs.blocks import AsyncBlocks
     from keepfs.keep.receipt import Receipt
@@ -30,6 +47,11 @@ if TYPE_CHECKING:
 #: Seconds for which the kernel remembers that a name wasn't found: it may be
 #: stored any moment.
 NOT_FOUND_TIMEOUT = 1.0
+#: Seconds for which the kernel remembers a name whose block nobody has seen yet.
+TRUSTED_TIMEOUT = 2.0
+#: Seconds for which the kernel remembers the permissions of an uploaded block: those of its
+#: file may change.
+UPLOADED_TIMEOUT = 1.0
 #: Names listed at most, the ones found last; 2 MB of memory.
 MAX_KNOWN_NAMES = 10_000
 
@@ -45,7 +67,10 @@ class BlockFile(FileNode):
         locators: Of the blocks, in order.
         sizes: Bytes of each.
         blocks: Where the blocks are.
-        owner: Whose user and group it has.
+        owner: Whose user and group it has, unless it was uploaded.
+
+    Attributes:
+        is_seen: Whether the store has said that it has the first block.
     """
 
     def __init__(
@@ -56,6 +81,12 @@ class BlockFile(FileNode):
         owner: Metadata,
     ) -> None:
         super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, _TIME_NS))
+        self.is_seen = False
+        self._finders: set[int] = set()
+        #: Permissions of the files in upload/ that have the block, by user and group.
+        self._uploads: dict[tuple[int, int], int] = {}
+        self._common = self.metadata
+        self._is_public = True
         self._blocks = blocks
         self._reader = BlockReader(blocks, self._locator_at)
         self._locators = locators
@@ -84,8 +115,67 @@ class BlockFile(FileNode):
             found["user.keep.services"] = " ".join(senders)
         return found
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the name is good without asking: seen, and its signatures haven't expired."""
+        return self.is_seen and not any(it.permission_expired() for it in self._locators)
+
+    def attributes(self) -> EntryAttributes:
+        """Return what `stat` says, for as long as it is sure to be true."""
+        attributes = super().attributes()
+        if not self.is_current:
+            attributes.entry_timeout = attributes.attr_timeout = TRUSTED_TIMEOUT
+            return attributes
+        ends = [it.perm_expiry.timestamp() for it in self._locators if it.perm_expiry is not None]
+        now = time.time_ns() / 1e9
+        attributes.entry_timeout = min([ENDLESS, *(max(0.0, end - now) for end in ends)])
+        if self._uploads:
+            attributes.attr_timeout = UPLOADED_TIMEOUT
+        return attributes
+
+    def uploaded(self, file: Metadata, *, is_new: bool) -> None:
+        """Take the permissions of a file in upload/ that has the block.
+
+        A name that was found without them stays readable for everybody. So does
+        one that files of several owners have: each of them knows the content.
+
+        Args:
+            file: Its owner and mode.
+            is_new: Whether the name is known for this file alone.
+        """
+        self._is_public = self._is_public and not is_new
+        self._uploads[file.uid, file.gid] = stat.S_IMODE(file.mode) & 0o444
+        if self._is_public or len(self._uploads) > 1:
+            self.metadata = self._common
+            return
+        mode = file_mode(self._uploads[file.uid, file.gid])
+        self.metadata = Metadata(mode, file.uid, file.gid, _TIME_NS)
+
+    def found_by(self, caller: Caller) -> None:
+        """Note that somebody looked it up, or opened it."""
+        self._finders.add(caller.uid)
+
+    def is_listed_for(self, caller: Caller) -> bool:
+        """Tell whether somebody has found it, or may read a file in upload/ that has the block."""
+        return (
+            caller.uid == 0
+            or caller.uid in self._finders
+            or any(caller.may_read(mode, *owner) for owner, mode in self._uploads.items())
+        )
+
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes there are from `offset` on, out of verified blocks."""
+        try:
+            content = await self._read(offset, size)
+        except KeepReadError as error:
+            if error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
+                self.is_seen = False
+            raise
+        if content and offset < self._ends[0]:
+            self.is_seen = True
+        return content
+
+    async def _read(self, offset: int, size: int) -> bytes | memoryview:
         end = min(offset + size, self.size)
         pieces = []
         while offset < end:
@@ -114,11 +204,15 @@ class ByIdDirectory(DirectoryNode):
     Args:
         metadata: What `stat` says of it.
         blocks: Where the blocks are.
+        lookups: How names are looked up; with the defaults when None.
     """
 
-    def __init__(self, metadata: Metadata, blocks: AsyncBlocks) -> None:
+    def __init__(
+        self, metadata: Metadata, blocks: AsyncBlocks, lookups: Lookups | None = None
+    ) -> None:
         super().__init__(metadata)
         self._blocks = blocks
+        self._lookups = lookups or Lookups(blocks)
         self._known: collections.OrderedDict[str, BlockFile] = collections.OrderedDict()
 
     @property
@@ -127,14 +221,14 @@ class ByIdDirectory(DirectoryNode):
         return NOT_FOUND_TIMEOUT
 
     async def lookup(self, name: str) -> Node:
-        """Find a block by its locator; one that was found before without asking.
+        """Find a block by its locator; one that was seen before without asking.
 
         Raises:
             FUSEError: ENOENT, the name isn't a locator.
-            KeepReadError: No service has the block, or they couldn't say.
+            KeepReadError: No service has the block, or they refuse the name.
         """
         known = self._known.get(name)
-        if known is not None:
+        if known is not None and known.is_current:
             self._known.move_to_end(name)
             return known
         try:
@@ -143,14 +237,26 @@ class ByIdDirectory(DirectoryNode):
             raise FUSEError(errno.ENOENT) from None
         if any(each.size is not None and each.size > MAX_BLOCK_SIZE for each in locators):
             raise FUSEError(errno.ENOENT)
-        # Of a list the first block tells: fetching all of it might fill the cache.
-        sizes = [
-            await self._blocks.find(locator)
-            if number == 0 or locator.size is None
-            else locator.size
+        try:
+            # Of a list the first block tells: fetching all of it might fill the cache.
+            findings = [
+                await self._lookups.find(locator)
+                for number, locator in enumerate(locators)
+                if number == 0 or locator.size is None
+            ]
+        except KeepReadError as error:
+            if known is not None and error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
+                self._known.pop(name, None)
+            raise
+        asked = iter(findings)
+        sizes = tuple(
+            next(asked).size if number == 0 or locator.size is None else locator.size
             for number, locator in enumerate(locators)
-        ]
-        return self._remember(name, locators, tuple(sizes))
+        )
+        file = self._remember(name, locators, sizes)
+        file.is_seen = file.is_seen or findings[0].is_seen
+        self._known.move_to_end(name)
+        return file
 
     def names(self) -> Iterable[str]:
         """Return the names that were found, or uploaded; nobody is asked."""
@@ -160,11 +266,21 @@ class ByIdDirectory(DirectoryNode):
         """Return a block that was found before, or None."""
         return self._known.get(name)
 
-    def stored(self, receipt: Receipt) -> None:
-        """Note a block that has just been stored."""
+    def stored(self, receipt: Receipt, file: Metadata) -> None:
+        """Note a block that has just been stored, or whose file has other permissions now.
+
+        Args:
+            receipt: The block's.
+            file: Owner and mode of the file in upload/ that has it.
+        """
         locator = receipt.locator
-        if str(locator) not in self._known and locator.size is not None:
-            self._remember(str(locator), (locator,), (locator.size,))
+        if locator.size is None:
+            return
+        name = str(locator)
+        is_new = name not in self._known
+        block = self._remember(name, (locator,), (locator.size,))
+        block.is_seen = True
+        block.uploaded(file, is_new=is_new)
 
     def _remember(
         self, name: str, locators: tuple[KeepLocator, ...], sizes: tuple[int, ...]

@@ -8,6 +8,9 @@ power cut; it takes as long as the disk does, so it is for worker threads.
 
 Of a file only its stored version is here; what isn't stored yet has no entry,
 or that of the version before.
+
+A damaged entry is reported once in the log, and hides no other: it is listed,
+and reading it fails.
 """
 
 from __future__ import annotations
@@ -15,19 +18,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
+import logging
 import os
 import sqlite3
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from keepfs.fs.nodes import Metadata
-from keepfs.keep.locator import KeepLocator
-from keepfs.keep.receipt import Receipt
+from keepfs import privacy
+from keepfs.fs.entries import (
+    COLUMNS,
+    Entry,
+    damage_of,
+    damaged_entry,
+    entry_of,
+    receipts_as_text,
+    receipts_of,
+    values_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from keepfs.fs.nodes import Metadata
+    from keepfs.keep.receipt import Receipt
+
+_log = logging.getLogger(__name__)
 
 #: The number of upload/ itself.
 ROOT = 1
@@ -52,34 +67,17 @@ _MIGRATIONS = (
         UNIQUE (parent, name)
     );
     """,
+    # Spill records whose file has been stored or removed since.
+    "CREATE TABLE obsolete_spills (name TEXT PRIMARY KEY) WITHOUT ROWID;",
 )
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 #: Bytes of the log after which it is worth a checkpoint.
 _LONG_LOG = 4 * 2**20
 
-_COLUMNS = "number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size"
-
 
 class CatalogError(Exception):
     """The catalog can't be used; one line says why, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the catalog knows of a name.
-
-    Attributes:
-        number: Never used twice.
-        name: In its directory.
-        metadata: What `stat` says, but for the size.
-        size: Bytes of the file, or of the symlink's target.
-    """
-
-    number: int
-    name: str
-    metadata: Metadata
-    size: int
 
 
 class Catalog:
@@ -95,7 +93,7 @@ class Catalog:
 
     Raises:
         CatalogError: Another mount has it, or it is another store's, or a
-            newer version's, or damaged.
+            newer version's, or damaged, or another user's, or a symbolic link.
     """
 
     def __init__(
@@ -107,9 +105,13 @@ class Catalog:
         self._owner = owner
         self._path = path
         self._lock: int | None = None
+        self._reported: set[int] = set()
         if path is not None:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            try:
+                _check_private(path)
+                self._lock = _locked(path)
+            except privacy.NotPrivateError as error:
+                raise CatalogError(f"the catalog can't be used: {error}") from error
         try:
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path,
@@ -123,8 +125,6 @@ class Catalog:
             raise CatalogError(f"the catalog {path} can't be used: {error}{advice}") from error
 
     def _open(self, store: str) -> None:
-        if self._path is not None:
-            self._path.chmod(0o600)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         # A checkpoint syncs the disk: `checkpoint` does it, in a worker thread.
@@ -164,12 +164,13 @@ class Catalog:
 
     def root(self) -> Metadata | None:
         """Return what is known of upload/ itself; None at the very first."""
-        row = self._one(f"SELECT {_COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
-        return None if row is None else self._entry(row).metadata
+        row = self._one(f"SELECT {COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
+        # A damaged one is made anew.
+        return None if row is None or damage_of(row) else self._entry(row).metadata
 
     def child(self, parent: int, name: str) -> Entry | None:
         """Return an entry of a directory, if there is one of that name."""
-        query = f"SELECT {_COLUMNS} FROM entries WHERE parent = ? AND name = ?"  # noqa: S608
+        query = f"SELECT {COLUMNS} FROM entries WHERE parent = ? AND name = ?"  # noqa: S608
         row = self._one(query, parent, os.fsencode(name))
         return None if row is None else self._entry(row)
 
@@ -183,10 +184,28 @@ class Catalog:
         """Tell whether a directory has entries."""
         return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
+    def mode(self, number: int) -> object:
+        """Return an entry's mode; None if there is no such entry."""
+        row = self._one("SELECT mode FROM entries WHERE number = ?", number)
+        return None if row is None else row[0]
+
     def receipts(self, number: int) -> tuple[Receipt, ...]:
-        """Return the receipts of a file's blocks."""
-        row = self._one("SELECT content FROM entries WHERE number = ?", number)
-        return () if row is None else _receipts(row[0])
+        """Return the receipts of a file's blocks.
+
+        Raises:
+            OSError: EIO, the entry is damaged.
+        """
+        row = self._one(f"SELECT {COLUMNS}, content FROM entries WHERE number = ?", number)  # noqa: S608
+        if row is None:
+            return ()
+        damage = damage_of(row[:-1])
+        if not damage:
+            try:
+                return receipts_of(row[-1], size=row[8])
+            except ValueError as error:
+                damage = str(error)
+        self._report(number, row[1], damage)
+        raise OSError(errno.EIO, f"the entry {number} of the catalog is damaged: {damage}")
 
     def target(self, number: int) -> bytes:
         """Return what a symlink points to."""
@@ -206,17 +225,19 @@ class Catalog:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                # SQLite itself rolls back after some errors; a second time would hide the first.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def add(
         self, parent: int, name: str, metadata: Metadata, size: int = 0, content: bytes = b""
     ) -> int:
         """Put an entry in, in place of one of that name; return its number."""
         self.remove(parent, name)
-        values = (parent, os.fsencode(name), *_values(metadata), size, content)
+        values = (parent, os.fsencode(name), *values_of(metadata), size, content)
         found = self._database.execute(
             "INSERT INTO entries (parent, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns,"
             " size, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -227,8 +248,8 @@ class Catalog:
     def add_root(self, metadata: Metadata) -> None:
         """Put upload/ itself in."""
         self._database.execute(
-            "INSERT INTO entries VALUES (?, 0, x'', ?, ?, ?, ?, ?, ?, 0, x'')",
-            (ROOT, *_values(metadata)),
+            "INSERT OR REPLACE INTO entries VALUES (?, 0, x'', ?, ?, ?, ?, ?, ?, 0, x'')",
+            (ROOT, *values_of(metadata)),
         )
 
     def add_file(
@@ -236,14 +257,14 @@ class Catalog:
     ) -> int:
         """Put a stored file in, in place of an entry of that name; return its number."""
         size = sum(receipt.locator.size or 0 for receipt in receipts)
-        return self.add(parent, name, metadata, size, _text(receipts))
+        return self.add(parent, name, metadata, size, receipts_as_text(receipts))
 
     def set_version(self, number: int, metadata: Metadata, receipts: Sequence[Receipt]) -> None:
         """Note a file's new version."""
         size = sum(receipt.locator.size or 0 for receipt in receipts)
         self._database.execute(
             "UPDATE entries SET size = ?, content = ? WHERE number = ?",
-            (size, _text(receipts), number),
+            (size, receipts_as_text(receipts), number),
         )
         self.set_metadata(number, metadata)
 
@@ -252,7 +273,7 @@ class Catalog:
         self._database.execute(
             "UPDATE entries SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?,"
             " ctime_ns = ? WHERE number = ?",
-            (*_values(metadata), number),
+            (*values_of(metadata), number),
         )
 
     def move(self, number: int, parent: int, name: str) -> None:
@@ -282,6 +303,22 @@ class Catalog:
             "DELETE FROM entries WHERE parent = ? AND name = ?", (parent, os.fsencode(name))
         )
 
+    def mark_obsolete(self, spilled: str) -> None:
+        """Note, within a change, that a spill record must not be restored any more."""
+        self._database.execute("INSERT OR IGNORE INTO obsolete_spills VALUES (?)", (spilled,))
+
+    def obsolete_spills(self) -> set[str]:
+        """Return the names of the spill records that must not be restored any more."""
+        with _as_os_errors():
+            return {name for (name,) in self._database.execute("SELECT * FROM obsolete_spills")}
+
+    def forget_obsolete(self, spilled: Iterable[str]) -> None:
+        """Forget spill records that are deleted."""
+        with self.change():
+            self._database.executemany(
+                "DELETE FROM obsolete_spills WHERE name = ?", ((each,) for each in spilled)
+            )
+
     def sync(self) -> None:
         """Return when everything committed is on the disk. Blocks; any thread may call it.
 
@@ -308,26 +345,41 @@ class Catalog:
                 with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as database:
                     database.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
-    def _entry(self, row: tuple[bytes, ...]) -> Entry:
-        number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size = row
-        # Equal times are one number in memory: there may be very many entries.
-        mtime_ns = atime_ns if mtime_ns == atime_ns else mtime_ns
-        ctime_ns = mtime_ns if ctime_ns == mtime_ns else ctime_ns
-        metadata = Metadata(*map(int, (mode, uid, gid, atime_ns, mtime_ns, ctime_ns)))
-        owner, group = self._owner
-        metadata.uid = metadata.uid if owner is None else owner
-        metadata.gid = metadata.gid if group is None else group
-        return Entry(int(number), os.fsdecode(name), metadata, int(size))
+    def _entry(self, row: tuple[Any, ...]) -> Entry:
+        damage = damage_of(row)
+        if damage:
+            self._report(row[0], row[1], damage)
+            return damaged_entry(row, self._owner)
+        return entry_of(row, self._owner)
 
-    def _one(self, query: str, *values: int | bytes) -> tuple[bytes, ...] | None:
+    def _report(self, number: int, name: bytes, damage: str) -> None:
+        if number not in self._reported:
+            self._reported.add(number)
+            _log.error(
+                "the catalog %s: the entry %d, %r, is damaged: %s; the others are not affected",
+                *(self._path, number, os.fsdecode(name), damage),
+            )
+
+    def _one(self, query: str, *values: int | bytes) -> tuple[Any, ...] | None:
         with _as_os_errors():
-            row: tuple[bytes, ...] | None = self._database.execute(query, values).fetchone()
+            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
             return row
+
+
+def _check_private(path: Path) -> None:
+    """Make the catalog's file if need be, for this user alone; refuse what is another's.
+
+    SQLite opens its files by their names, and would follow a symbolic link.
+    """
+    privacy.make_directory(path.parent)
+    for suffix in ("-wal", "-shm", "-journal"):
+        privacy.check_file(path.with_name(path.name + suffix))
+    os.close(privacy.open_file(path, os.O_RDWR))
 
 
 def _locked(path: Path) -> int:
     """Hold the catalog for this process alone, until the descriptor is closed."""
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = privacy.open_file(f"{path}.lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -347,25 +399,3 @@ def _as_os_errors() -> Iterator[None]:
         is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         number = errno.ENOSPC if is_full else errno.EIO
         raise OSError(number, f"the catalog can't be written or read: {error}") from error
-
-
-def _values(metadata: Metadata) -> tuple[int, ...]:
-    return (
-        metadata.mode,
-        metadata.uid,
-        metadata.gid,
-        metadata.atime_ns,
-        metadata.mtime_ns,
-        metadata.ctime_ns,
-    )
-
-
-def _text(receipts: Sequence[Receipt]) -> bytes:
-    return json.dumps([[str(it.locator), it.copies, it.services] for it in receipts]).encode()
-
-
-def _receipts(text: bytes) -> tuple[Receipt, ...]:
-    return tuple(
-        Receipt(KeepLocator(locator), copies, tuple(services))
-        for locator, copies, services in json.loads(text)
-    )

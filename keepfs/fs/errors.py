@@ -24,6 +24,7 @@ ERRNO_BY_CAUSE: Mapping[Cause, int] = {
     Cause.UNREACHABLE: errno.EHOSTUNREACH,
     Cause.CORRUPT: errno.EIO,
     Cause.FULL: errno.ENOSPC,
+    Cause.READ_ONLY: errno.EROFS,
     Cause.TOO_FEW_COPIES: errno.EIO,
     Cause.OTHER: errno.EIO,
 }

@@ -1,17 +1,23 @@
-"""Files whose store has failed: tried again in the background, with back-off.
+"""Files whose store has failed: each is retried in the background, with its own back-off.
+
+One file never holds up the others: its back-off is its own, any exception of
+it is caught, and a retry that hangs gives its place to the next file.
 
 For the trio thread only.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
+import math
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.retry import Backoff
 
 if TYPE_CHECKING:
@@ -22,10 +28,16 @@ _log = logging.getLogger(__name__)
 #: How long to wait between two attempts; a service that comes back is found
 #: within a minute.
 _BACKOFF = Backoff(first=4.0, factor=2.0, cap=60.0)
+#: Retries at once, so that a flood of them leaves threads for new files. Guessed.
+_MAX_RETRIES = 2
+#: Seconds after which a retry that has not ended gives its place to the next file. Guessed.
+_PATIENCE = 10.0
+#: Retries under way in all, those that hang included. Guessed.
+_MAX_UNDER_WAY = 16
 
 
 class Storable(Protocol):
-    """A file, as far as this room knows files."""
+    """A file, as far as this module knows files."""
 
     @property
     def path(self) -> str:
@@ -37,78 +49,166 @@ class Storable(Protocol):
 
     @property
     def is_being_changed(self) -> bool:
-        """Whether somebody has it open who changed it since the last attempt."""
+        """Whether it is open and was changed since the last attempt."""
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether a task is storing it."""
 
     async def store(self) -> None:
-        """Store it, or raise."""
+        """Store it, or raise. Cancellation ends the wait only."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A file that waits.
+
+    Attributes:
+        failures: Failed attempts so far.
+        due: When it is retried, on trio's clock.
+    """
+
+    failures: int
+    due: float
 
 
 class FailedFiles:
     """The files that wait for another attempt.
 
     Args:
-        on_change: Called when a file has come, or gone.
-        backoff: How long to wait between two attempts.
+        on_change: Called with a file that was added, has failed again or was discarded.
+        backoff: How long to wait between two attempts for a file.
     """
 
     def __init__(
-        self, on_change: Callable[[], None] = lambda: None, backoff: Backoff = _BACKOFF
+        self,
+        on_change: Callable[[Storable], None] = lambda _: None,
+        backoff: Backoff = _BACKOFF,
     ) -> None:
-        self._on_change = on_change
+        self.on_change = on_change
         self._backoff = backoff
-        self._files: dict[Storable, None] = {}
+        self._files: dict[Storable, _Entry] = {}
+        # (due, number, file); an entry that is out of date is skipped.
+        self._queue: list[tuple[float, int, Storable]] = []
+        self._numbers = itertools.count()
         self._wake = trio.Event()
-        self._retry_now = False
+        self._under_way = 0
+        self._places = trio.Semaphore(_MAX_RETRIES)
 
-    def add(self, file: Storable) -> None:
-        """Note a file whose store has failed."""
-        is_new = file not in self._files
-        self._files[file] = None
-        if len(self._files) == 1 and is_new:
-            self._wake.set()
-        self._on_change()
+    def __contains__(self, file: Storable) -> bool:
+        return file in self._files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, file: Storable, *, at_once: bool = False) -> None:
+        """Note a failed attempt to store a file; the next one comes after its back-off.
+
+        Args:
+            file: What failed.
+            at_once: Retry now: an earlier mount has waited.
+        """
+        entry = self._files.get(file)
+        failures = 0 if entry is None or at_once else entry.failures
+        draw = random.random()  # noqa: S311 - to spread attempts
+        wait = 0.0 if at_once else self._backoff.wait(failures, draw)
+        self._files[file] = _Entry(failures + (not at_once), 0.0)
+        self._schedule(file, wait)
+        self.on_change(file)
 
     def discard(self, file: Storable) -> None:
         """Note that a file is stored, or removed."""
-        if file in self._files:
-            del self._files[file]
-            self._on_change()
+        if self._files.pop(file, None) is not None:
+            self.on_change(file)
+
+    def moved(self, node: object, *, is_directory: bool) -> None:
+        """Note that a file, or the files below a directory, may have other paths than before."""
+        for file in list(self._files):
+            if is_directory or file is node:
+                self.on_change(file)
 
     def files(self) -> list[Storable]:
         """Return the files, those that failed first first."""
         return list(self._files)
 
     def retry_now(self) -> None:
-        """Try all of them at once, not when it is their turn."""
-        self._retry_now = True
-        self._wake.set()
+        """Retry all of them at once, not when their back-off ends."""
+        self._under_way = 0  # retries that hang must not keep the user's from starting
+        for file in self._files:
+            self._schedule(file, 0.0)
 
     async def retry(self) -> None:
-        """Try them again and again; runs until cancelled."""
-        attempt = 0
-        while True:
-            if not self._files:
-                attempt = 0
-                await self._wake.wait()
-            self._wake = trio.Event()
-            if not self._retry_now:
-                draw = random.random()  # noqa: S311 - to spread attempts
-                with trio.move_on_after(self._backoff.wait(attempt, draw)):
-                    await self._wake.wait()
-            self._retry_now = False
-            attempt = 0 if await self._try_all() else attempt + 1
+        """Retry the files as they become due; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                file = await self._next_due()
+                await self._places.acquire()
+                nursery.start_soon(self._retry_one, file)
 
-    async def _try_all(self) -> bool:
-        """Try each; stop at the first that fails, as the next would too. Tell whether none did."""
-        for file in self.files():
-            if file.is_being_changed:
-                continue  # half of a new version is none; its close will store it
-            try:
-                await file.store()
-            except (KeepRequestError, OSError) as error:
-                _log.info("still not stored: %s", error)
-                return False
-            if not file.needs_saving:
-                self.discard(file)
-                _log.info("stored at last: %s", file.path)
-        return True
+    async def _retry_one(self, file: Storable) -> None:
+        """Retry a file; after a while another may be retried meanwhile."""
+        self._under_way += 1
+        place = [self._places]
+        try:
+            with trio.move_on_after(_PATIENCE):
+                await self._attempt(file)
+                return
+            place.pop().release()
+            await self._attempt(file)  # joins the attempt under way
+        finally:
+            for each in place:
+                each.release()
+            self._under_way = max(0, self._under_way - 1)
+            self._wake.set()
+
+    async def _attempt(self, file: Storable) -> None:
+        try:
+            await file.store()
+        except Exception as error:  # noqa: BLE001 - any failure is this file's own
+            _log.info("still not stored: %s: %s", file.path, error)
+            entry = self._files.get(file)
+            if entry is not None and entry.due <= trio.current_time():
+                self.add(file)  # it was not reported by the attempt
+            return
+        if file.needs_saving:  # changed meanwhile; its close stores it
+            if file in self._files:
+                self._schedule(file, self._backoff.first)
+        else:
+            self.discard(file)
+            _log.info("stored after a failure: %s", file.path)
+
+    async def _next_due(self) -> Storable:
+        """Wait until a file is due, and return it."""
+        while True:
+            self._wake = trio.Event()
+            now, wait = trio.current_time(), math.inf
+            if self._under_way < _MAX_UNDER_WAY:
+                file, wait = self._pop_due(now)
+                if file is not None:
+                    return file
+            with trio.move_on_after(wait):
+                await self._wake.wait()
+
+    def _pop_due(self, now: float) -> tuple[Storable | None, float]:
+        """Return the file that is due; or None, and the seconds until one is."""
+        while self._queue:
+            due, _, file = self._queue[0]
+            entry = self._files.get(file)
+            if entry is None or entry.due != due:
+                heapq.heappop(self._queue)  # discarded, or scheduled anew
+            elif due > now:
+                return None, due - now
+            elif file.is_being_changed or file.is_storing:
+                # Half of a new version is none: its close stores it. An attempt reports itself.
+                heapq.heappop(self._queue)
+                self._schedule(file, self._backoff.first)
+            else:
+                heapq.heappop(self._queue)
+                return file, 0.0
+        return None, math.inf
+
+    def _schedule(self, file: Storable, wait: float) -> None:
+        entry = self._files[file]
+        entry.due = trio.current_time() + wait
+        heapq.heappush(self._queue, (entry.due, next(self._numbers), file))
+        self._wake.set()

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import pyfuse3
 from pyfuse3 import FUSEError
 
+from keepfs.fs.requests import Overdue
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyfuse3 import FileHandleT, InodeT
 
-    from keepfs.fs.nodes import DirectoryNode, Node
+    from keepfs.fs.nodes import Caller, DirectoryNode, FileNode, Node
 
 _HandleT = TypeVar("_HandleT")
 
@@ -106,16 +108,37 @@ class HandleTable(Generic[_HandleT]):
         return handle
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is open.
+
+    Attributes:
+        node: The file.
+        pid: Who opened it.
+        stores: Whether its close waits for the store. Not of those who only read: they aren't
+            told what became of another's bytes.
+        overdue: Its reads that have been given up.
+    """
+
+    node: FileNode
+    pid: int
+    stores: bool
+    overdue: Overdue = field(default_factory=Overdue)
+
+
 @dataclass(slots=True)
 class Listing:
     """A directory that is being read.
 
     Attributes:
+        node: The directory.
+        caller: Who reads it.
         names: Those gone through so far: a reader may go back to any.
         rest: Those that follow.
     """
 
     node: DirectoryNode
+    caller: Caller
     names: list[str] = field(default_factory=list)
     rest: Iterator[str] = field(default_factory=lambda: iter(()))
 

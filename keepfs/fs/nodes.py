@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import errno
+import functools
 import itertools
 import os
 import stat
@@ -40,6 +41,18 @@ def new_inode() -> InodeT:
     return next(_numbers)
 
 
+#: The times there can be, in nanoseconds since 1970: those that SQLite can hold (1677 to
+#: 2262). Later and earlier ones are clamped, as Linux does where a file system can't hold one.
+_MIN_TIME_NS, _MAX_TIME_NS = -(2**63), 2**63 - 1
+#: Stands for a time that isn't given.
+_SAME = _MIN_TIME_NS - 1
+
+
+def clamped_time(time_ns: int) -> int:
+    """Return a time that can be recorded, in nanoseconds since 1970."""
+    return max(_MIN_TIME_NS, min(time_ns, _MAX_TIME_NS))
+
+
 @dataclass(slots=True)
 class Metadata:
     """What `stat` says of a node, but for its size.
@@ -57,13 +70,13 @@ class Metadata:
     uid: int
     gid: int
     atime_ns: int = field(default_factory=time.time_ns)
-    mtime_ns: int = -1
-    ctime_ns: int = -1
+    mtime_ns: int = _SAME
+    ctime_ns: int = _SAME
 
     def __post_init__(self) -> None:
-        if self.mtime_ns < 0:
+        if self.mtime_ns == _SAME:
             self.mtime_ns = self.atime_ns
-        if self.ctime_ns < 0:
+        if self.ctime_ns == _SAME:
             self.ctime_ns = self.mtime_ns
 
     def changed(self, *, content: bool = False) -> None:
@@ -71,6 +84,43 @@ class Metadata:
         self.ctime_ns = time.time_ns()
         if content:
             self.mtime_ns = self.ctime_ns
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who makes a request.
+
+    Attributes:
+        uid: Its user.
+        gid: Its group.
+        pid: Its process.
+    """
+
+    uid: int
+    gid: int
+    pid: int
+
+    @classmethod
+    def of(cls, context: RequestContext) -> Caller:
+        """Return who makes the request of this context."""
+        return cls(context.uid, context.gid, context.pid)
+
+    @functools.cached_property
+    def groups(self) -> frozenset[int]:
+        """All its groups; its own alone where its process can't be looked at."""
+        try:
+            others = pyfuse3.get_sup_groups(self.pid)
+        except (OSError, RuntimeError, ValueError):
+            others = set()
+        return frozenset(others) | {self.gid}
+
+    def may_read(self, permissions: int, uid: int, gid: int) -> bool:
+        """Tell whether it may read what has these permissions and this owner and group."""
+        if self.uid == 0:
+            return True
+        if self.uid == uid:
+            return bool(permissions & 0o400)
+        return bool(permissions & (0o040 if gid in self.groups else 0o004))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +206,13 @@ class Node:
         """Return its extended attributes, by name (`user.keep.…`)."""
         return {}
 
+    def found_by(self, caller: Caller) -> None:
+        """Note that somebody looked it up, or opened it."""
+
+    def is_listed_for(self, caller: Caller) -> bool:
+        """Tell whether a listing that somebody reads shows it."""
+        return True
+
     def forgotten(self) -> None:
         """Note that the kernel doesn't know it any more. May not raise."""
 
@@ -218,6 +275,10 @@ class FileNode(Node):
         Raises:
             KeepWriteError: They aren't; they are kept, and a later call tries again.
         """
+
+    def begin_store(self) -> object:
+        """Begin to store all bytes written before, without waiting for it."""
+        return None
 
 
 class SymlinkNode(Node):
@@ -313,9 +374,9 @@ def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
     if changes.mode is not None:
         changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
     if changes.atime_ns is not None:
-        changed.atime_ns = changes.atime_ns
+        changed.atime_ns = clamped_time(changes.atime_ns)
     if changes.mtime_ns is not None:
-        changed.mtime_ns = changes.mtime_ns
+        changed.mtime_ns = clamped_time(changes.mtime_ns)
     changed.changed()
     return changed
 

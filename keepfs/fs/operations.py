@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -17,8 +16,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from keepfs.fs.errors import errno_of
 from keepfs.fs.free_space import FreeSpace
-from keepfs.fs.inodes import HandleTable, InodeTable, Listing
+from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
 from keepfs.fs.nodes import (
+    Caller,
     Changes,
     DirectoryNode,
     FileNode,
@@ -52,18 +52,6 @@ if TYPE_CHECKING:
 _MOST_LISTED = 256
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenFile:
-    """A file that is open, who opened it, and whether its close has to wait for the store.
-
-    Not of those who only read: they aren't told what became of another's bytes.
-    """
-
-    node: FileNode
-    pid: int
-    stores: bool
-
-
 class Operations(pyfuse3.Operations):
     """The handlers of a mount.
 
@@ -95,7 +83,7 @@ class Operations(pyfuse3.Operations):
         self._read_only = read_only
         self._direct_io = direct_io
         self._inodes = InodeTable(root)
-        self._files = HandleTable[_OpenFile]()
+        self._files = HandleTable[OpenFile]()
         self._listings = HandleTable[Listing]()
         self._free_space = FreeSpace(blocks)
 
@@ -108,7 +96,9 @@ class Operations(pyfuse3.Operations):
         """Find an entry; where it isn't found, the kernel may remember that a while."""
         parent = self._directory(parent_inode)
         try:
-            return self._told(await parent.lookup(os.fsdecode(name)))
+            node = await parent.lookup(os.fsdecode(name))
+            node.found_by(Caller.of(ctx))
+            return self._told(node)
         except Exception as error:
             if parent.not_found_timeout and errno_of(error) == errno.ENOENT:
                 nothing = EntryAttributes()
@@ -297,7 +287,8 @@ class Operations(pyfuse3.Operations):
         self, fh: FileHandleT, off: int, size: int
     ) -> Buffer:
         """Return bytes; fewer than asked for only at the end of the file."""
-        return await self._files[fh].node.read(off, size)
+        file = self._files[fh]
+        return await file.overdue.read(file.node.read, off, size)
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -328,11 +319,11 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        """Close for good; what mmap wrote since the last flush is stored now."""
+        """Close for good; a task of the mount stores what mmap wrote since the last flush."""
         node = self._files.remove(fh).node
         try:
             if node.needs_store:
-                await node.store()
+                node.begin_store()
         finally:
             node.closed()
 
@@ -341,7 +332,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Begin to read a directory."""
-        return self._listings.add(Listing(self._directory(inode)))
+        return self._listings.add(Listing(self._directory(inode), Caller.of(ctx)))
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
@@ -356,7 +347,7 @@ class Operations(pyfuse3.Operations):
         ) is not None:
             number += 1
             node = listing.node.entry_nowait(name)
-            if node is None:  # removed meanwhile
+            if node is None or not node.is_listed_for(listing.caller):  # None: removed meanwhile
                 continue
             if not pyfuse3.readdir_reply(token, os.fsencode(name), node.attributes(), number):
                 return
@@ -383,7 +374,8 @@ class Operations(pyfuse3.Operations):
 
     def _opened(self, node: FileNode, ctx: RequestContext, *, stores: bool) -> FileInfo:
         node.opened()
-        file = _OpenFile(node, ctx.pid, stores)
+        node.found_by(Caller.of(ctx))
+        file = OpenFile(node, ctx.pid, stores)
         direct = self._direct_io and node.may_change
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)

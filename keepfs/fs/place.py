@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from keepfs.fs.catalog import Catalog
+    from keepfs.fs.entries import Entry
     from keepfs.fs.nodes import Metadata
     from keepfs.keep.receipt import Receipt
+
+
+#: Takes a stored block's receipt, and owner and mode of the file that has it.
+OnStored: TypeAlias = "Callable[[Receipt, Metadata], None]"
 
 
 class Recorded(Protocol):
@@ -41,6 +48,27 @@ class Holder(Recorded, Protocol):
     def let_go(self, name: str) -> bool:
         """Have an entry in memory no longer; tell whether that was all that kept this there."""
 
+    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
+        """Pass on that a stored file has other permissions now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spilled:
+    """The spill record of a file: its unstored bytes on this machine's disk.
+
+    Attributes:
+        name: Of the record.
+        path: The path below upload/ that it has.
+        changes: Which changes of the file it has; see `StoringFile.changes`.
+        remove: Deletes the record, once the catalog says that it is obsolete.
+            Doesn't wait.
+    """
+
+    name: str
+    path: str
+    changes: int
+    remove: Callable[[], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -69,8 +97,30 @@ class Place:
         while place is not None and place.directory.let_go(place.name):
             place = place.directory.place
 
-    def record_version(self, file: Recorded, receipts: Sequence[Receipt]) -> None:
+    @property
+    def has_version(self) -> bool:
+        """Whether the catalog has a stored version under this name."""
+        return self._entry() is not None
+
+    def version(self) -> tuple[Receipt, ...]:
+        """Return the receipts of the version that the catalog has under this name."""
+        entry = self._entry()
+        return () if entry is None else self.directory.catalog.receipts(entry.number)
+
+    def _entry(self) -> Entry | None:
+        """Return the catalog's entry of this name: the file itself, or the one it will replace."""
+        number = self.directory.number
+        return None if number is None else self.directory.catalog.child(number, self.name)
+
+    def record_version(
+        self, file: Recorded, receipts: Sequence[Receipt], spilled: str = ""
+    ) -> None:
         """Note in the catalog that a file is stored.
+
+        Args:
+            file: What is stored.
+            receipts: Of its blocks.
+            spilled: The name of the spill record that this makes obsolete.
 
         Raises:
             OSError: It couldn't be written.
@@ -84,6 +134,8 @@ class Place:
                 catalog.set_metadata(parent, directory.metadata)
             else:
                 catalog.set_version(number, file.metadata, receipts)
+            if spilled:
+                catalog.mark_obsolete(spilled)
         file.number = number
         directory.unrecorded.pop(self.name, None)
 
@@ -97,9 +149,15 @@ class Place:
         Raises:
             OSError: They couldn't be written.
         """
-        if number is not None:
-            with self.directory.catalog.change():
-                self.directory.catalog.set_metadata(number, metadata)
+        if number is None:
+            return
+        catalog = self.directory.catalog
+        before = catalog.mode(number)
+        with catalog.change():
+            catalog.set_metadata(number, metadata)
+        if before != metadata.mode and stat.S_ISREG(metadata.mode):
+            with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
+                self.directory.mode_changed(catalog.receipts(number), metadata)
 
     def sync(self) -> None:
         """Make what is recorded survive a power cut. Blocks; any thread may call it."""

@@ -1,26 +1,32 @@
-"""Files that couldn't be stored: put aside when the mount ends, taken up by the next.
+"""Spills: files that could not be stored, written to the disk and restored by the next mount.
 
 For the trio thread; disks are waited for in worker threads.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FUSEError
 
 from keepfs import unsaved
+from keepfs.fs.call import Call
 from keepfs.fs.nodes import Metadata, Node, directory_mode
+from keepfs.fs.place import Spilled
+from keepfs.fs.staged import zeros
 from keepfs.fs.upload import UploadDirectory
 from keepfs.fs.upload_file import UploadFile
 from keepfs.unsaved import About, UnsavedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.catalog import Catalog
+    from keepfs.fs.staging import Staging
     from keepfs.unsaved import Piece, UnsavedFile
 
 _log = logging.getLogger(__name__)
@@ -42,66 +48,182 @@ def about(file: UploadFile) -> About:
     )
 
 
-async def put_aside(
-    blocks: AsyncBlocks, state_dir: Path, files: Iterable[UploadFile]
-) -> list[UploadFile]:
-    """Put files aside, on the disk; return those that it didn't take."""
-    lost = []
-    for file in files:
-        description, pieces = about(file), file.pieces()
-        try:
-            aside = await blocks.spill(
-                lambda it=description, of=pieces: unsaved.put_aside(state_dir, it, of)  # type: ignore[misc]
-            )
-        except OSError as error:
-            _log.error("LOST, since it can't be put aside either: %s: %s", file.path, error)
-            lost.append(file)
-        else:
-            _log.warning("not stored, put aside as %s: %s", aside.name, file.path)
-    return lost
+class Spills:
+    """The spill records of one mount.
 
+    A record is obsolete as soon as its file is stored or removed: the catalog
+    says so in the same transaction, so that a crash restores no old content.
 
-async def take_up(
-    blocks: AsyncBlocks, state_dir: Path, upload: UploadDirectory
-) -> dict[UploadFile, UnsavedFile]:
-    """Make what earlier mounts put aside files of upload/ again, which wait to be stored.
-
-    One whose name has got another version meanwhile comes back as `NAME~unsaved`.
-
-    Returns:
-        What is to be removed when the file is stored.
+    Args:
+        blocks: Runs disk work in threads.
+        state_dir: Where the records are.
+        catalog: Notes which are obsolete.
     """
-    taken: dict[UploadFile, UnsavedFile] = {}
-    try:
-        found = await blocks.run(lambda: unsaved.find_all(state_dir))
-    except UnsavedError as error:
-        _log.error("unsaved files stay aside: %s", error)
-        return taken
-    for aside in found:
+
+    def __init__(self, blocks: AsyncBlocks, state_dir: Path, catalog: Catalog) -> None:
+        self._blocks = blocks
+        self._state_dir = state_dir
+        self._catalog = catalog
+        self._under_way: dict[UploadFile, Call[bool]] = {}
+
+    async def spill(self, file: UploadFile, *, is_partial: bool = False) -> bool:
+        """Write a file's unstored content to the disk, unless a record has it already.
+
+        Cancellation ends the wait only: a task of the mount writes the record.
+
+        Args:
+            file: Not stored.
+            is_partial: Its writer has not closed it, so it must not replace
+                the stored version.
+
+        Returns:
+            Whether a record has it now; the log says why not.
+        """
+        wanted, path = file.changes, file.path
+        while file.needs_saving:
+            record = file.spilled
+            if record is not None and record.changes >= wanted and record.path == path:
+                break
+            running = self._under_way.get(file)
+            if running is None:
+                running = self._under_way[file] = Call[bool]()
+                self._blocks.start(self._spill, file, is_partial, running)
+            if not await running.wait():
+                return False
+        return True
+
+    async def _spill(self, file: UploadFile, is_partial: bool, outcome: Call[bool]) -> None:  # noqa: FBT001 - as a task's argument
+        """Write a record once; no exception leaves."""
+        before, changes, path = file.spilled, file.changes, file.path
+        is_written = False
         try:
-            pieces = await blocks.run(aside.pieces)
-        except UnsavedError as error:
-            _log.error("an unsaved file stays aside: %s", error)
+            description = dataclasses.replace(
+                about(file), is_partial=is_partial, replaces=(before.name,) if before else ()
+            )
+            pieces = file.pieces()
+            record = await self._blocks.spill(
+                lambda: unsaved.spill(self._state_dir, description, pieces)
+            )
+            if before:
+                before.remove()
+            file.spilled = self._spilled(record, path, changes)
+            is_written = True
+            if file.needs_saving:
+                _log.warning(
+                    "not stored, written to the disk as %s: %s (%s)",
+                    record.name,
+                    path,
+                    "its writer had not closed it; kept beside the stored version"
+                    if is_partial
+                    else description.error or "there was no time to store it",
+                )
+            else:
+                self._drop(file)  # stored or removed meanwhile
+        except Exception as error:  # noqa: BLE001 - of one file: the others are still to be spilled
+            _log.error("can't write %s to the disk: %s", path, error)
+        finally:
+            del self._under_way[file]
+            outcome.finish(is_written)
+
+    async def restore(self, upload: UploadDirectory, staging: Staging) -> None:
+        """Make what earlier mounts spilled files of upload/ again, queued to be stored.
+
+        One whose name has got another version meanwhile comes back as
+        `NAME~unsaved`. A record that can't be used stays where it is, and the
+        log says so.
+        """
+        obsolete = self._catalog.obsolete_spills()
+        await self._blocks.spill(lambda: unsaved.sweep(self._state_dir, obsolete))
+        self._catalog.forget_obsolete(obsolete)
+        found, flaws = await self._blocks.spill(lambda: unsaved.find_all(self._state_dir))
+        for flaw in flaws:
+            _log.error("%s; it stays there", flaw)
+        for record in found:
+            try:
+                await self._restore_one(record, upload, staging)
+            except Exception as error:  # noqa: BLE001 - of one record: the others are restored
+                _log.error("an unsaved file stays on the disk: %s", error)
+
+    async def _restore_one(
+        self, record: UnsavedFile, upload: UploadDirectory, staging: Staging
+    ) -> None:
+        pieces = await self._blocks.spill(record.pieces)
+        staged = sum(memoryview(it.staged).nbytes for it in pieces if it.staged is not None)
+        if staging.currsize + staged > staging.maxsize and staging.currsize:
+            raise UnsavedError(f"{record.directory}: --staging-size is used up")
+        if any(it.length != staging.block_size for it in pieces[:-1]):
+            raise UnsavedError(f"{record.directory} is not cut into blocks of a file")
+        described = record.about
+        directory, name = _directory_of(described, upload)
+        there = directory.entry_nowait(name)
+        stored = there.version if isinstance(there, UploadFile) else ""
+        if stored and await self._blocks.spill(lambda: _digests(pieces)) == _stripped(stored):
+            _log.info("stored before the last mount ended: %s", described.path)
+            await self._blocks.spill(record.remove)
+            return
+        is_same = isinstance(there, UploadFile) and _stripped(stored) == _stripped(
+            described.version
+        )
+        if isinstance(there, UploadFile) and is_same and not described.is_partial:
+            file = there
+        else:
+            file = _made(directory, name, described)
+        file.restore(
+            Metadata(
+                described.mode,
+                described.uid,
+                described.gid,
+                described.atime_ns,
+                described.mtime_ns,
+            ),
+            pieces,
+        )
+        file.spilled = self._spilled(record, file.path, file.changes)
+        _log.info("restored what was not stored: %s", file.path)
+
+    def _spilled(self, record: UnsavedFile, path: str, changes: int) -> Spilled:
+        def remove() -> None:
+            self._blocks.start(self._remove, record)
+
+        return Spilled(record.name, path, changes, remove)
+
+    def _drop(self, file: UploadFile) -> None:
+        if file.spilled is not None:
+            with self._catalog.change():
+                self._catalog.mark_obsolete(file.spilled.name)
+            file.spilled.remove()
+            file.spilled = None
+
+    async def _remove(self, record: UnsavedFile) -> None:
+        """Delete a record, and what the catalog says of it; no exception leaves."""
+        try:
+            await self._blocks.spill(record.remove)
+            self._catalog.forget_obsolete([record.name])
+        except Exception as error:  # noqa: BLE001 - the next mount deletes it
+            _log.warning("can't delete the spill record %s: %s", record.directory, error)
+
+
+def _digests(pieces: list[Piece]) -> list[str]:
+    """Return the digest of each block that pieces would make. Blocks."""
+    found = []
+    for piece in pieces:
+        if piece.receipt is not None and piece.receipt.locator.size == piece.length:
+            found.append(piece.receipt.locator.stripped())
             continue
-        file = _place_for(aside, upload)
-        _restore(file, aside.about, pieces)
-        taken[file] = aside
-        _log.info("taking up what wasn't stored: %s", file.path)
-    return taken
+        staged = memoryview(b"" if piece.staged is None else piece.staged).cast("B")
+        md5 = hashlib.md5(staged, usedforsecurity=False)
+        md5.update(zeros(piece.length - staged.nbytes))
+        found.append(f"{md5.hexdigest()}+{piece.length}")
+    return found
 
 
-def _restore(file: UploadFile, described: About, pieces: list[Piece]) -> None:
-    file.restore(
-        Metadata(
-            described.mode, described.uid, described.gid, described.atime_ns, described.mtime_ns
-        ),
-        pieces,
-    )
+def _stripped(version: str) -> list[str]:
+    """Return a version's locators without their hints: signatures change."""
+    return ["+".join(each.split("+")[:2]) for each in version.split(",") if each]
 
 
-def _place_for(aside: UnsavedFile, upload: UploadDirectory) -> UploadFile:
-    """Find the file to restore, or make it, with the directories above it."""
-    described = aside.about
+def _directory_of(described: About, upload: UploadDirectory) -> tuple[UploadDirectory, str]:
+    """Return where to restore a file, with the directories above it made anew if need be."""
     *above, name = described.path.split("/")
     directory = upload
     for part in above:
@@ -110,17 +232,14 @@ def _place_for(aside: UnsavedFile, upload: UploadDirectory) -> UploadFile:
             owner = Metadata(directory_mode(0o755), described.uid, described.gid)
             node = directory.mkdir(part, owner)
         if not isinstance(node, UploadDirectory):
-            return _made(upload, name, described)  # a file stands in the way: to the top with it
+            return upload, name  # a file has the directory's name
         directory = node
-    there = directory.entry_nowait(name)
-    if isinstance(there, UploadFile) and there.version == described.version:
-        return there
-    return _made(directory, name, described)
+    return directory, name
 
 
 def _made(directory: UploadDirectory, name: str, described: About) -> UploadFile:
     """Make a file of that name, or the first like it that is free."""
-    free = name
+    free = f"{name}~unsaved" if described.is_partial else name
     number = 0
     while directory.entry_nowait(free) is not None:
         number += 1

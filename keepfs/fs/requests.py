@@ -38,6 +38,9 @@ _T = TypeVar("_T")
 #: this long at most; guessed to be short for people, and cheap.
 WATCH_INTERVAL = 0.1
 
+#: Seconds within which the kernel has asked again for a range that was given up.
+_ASKED_AGAIN = 1.0
+
 # Signals that don't end a process when nothing is done about them.
 _HARMLESS = sum(
     1 << (number - 1)
@@ -110,6 +113,10 @@ class Requests:
                 return await self._entered(request, handling)
         except FUSEError:
             raise
+        except trio.Cancelled:
+            # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
+            # could not even be killed. The next checkpoint raises it again.
+            raise FUSEError(errno.ENOTCONN) from None
         except (KeepRequestError, OSError) as error:  # the world's fault: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
@@ -171,6 +178,41 @@ class Requests:
             answered=self._answered,
             given_up=self._given_up,
         )
+
+
+class Overdue:
+    """The reads of one open file that were given up at their deadline.
+
+    The kernel asks again at once for what it couldn't read ahead. Without this
+    a reader would wait for two deadlines.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int, float]] = []
+
+    async def read(self, read: Callable[[int, int], Awaitable[_T]], offset: int, size: int) -> _T:
+        """Read, but do not wait for what was given up a moment ago.
+
+        Args:
+            read: Reads `size` bytes from `offset` on.
+            offset: Where.
+            size: How many bytes.
+
+        Raises:
+            FUSEError: ETIMEDOUT, a read of the range was given up less than a
+                second ago and the bytes are still not here.
+        """
+        now = trio.current_time()
+        self._ranges = [it for it in self._ranges if it[2] > now]
+        if any(begin < offset + size and offset < end for begin, end, _ in self._ranges):
+            with trio.move_on_after(0):  # what is in memory comes without waiting
+                return await read(offset, size)
+            raise FUSEError(errno.ETIMEDOUT)
+        try:
+            return await read(offset, size)
+        except trio.Cancelled:
+            self._ranges.append((offset, offset + size, trio.current_time() + _ASKED_AGAIN))
+            raise
 
 
 class HasRequests(Protocol):

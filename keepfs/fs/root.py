@@ -28,19 +28,29 @@ Read it back:
     cat by_id/<locator>
 
 The names in upload/ are kept on this machine, and are there again at the next
-mount. Keep's garbage collection removes blocks that no collection names,
-usually two weeks after they were last stored.
+mount. {kept}
 
 This mount's settings:
 {settings}"""
 
 
-def readme_text(version: str, copies: int, settings: Mapping[str, str]) -> str:
+_COLLECTED = """\
+Keep's garbage collection removes blocks that no collection names,
+usually two weeks after they were last stored."""
+_KEPT = """\
+The blocks are files in a directory of this machine; nothing
+removes them."""
+
+
+def readme_text(
+    version: str, copies: int, settings: Mapping[str, str], *, is_local: bool = False
+) -> str:
     """Compose the README; `settings` never include a token."""
     width = max(map(len, settings), default=0)
     return _README.format(
         version=version,
         copies="the copy is" if copies == 1 else f"{copies} copies are",
+        kept=_KEPT if is_local else _COLLECTED,
         settings="".join(f"    {name:{width}}  {value}\n" for name, value in settings.items()),
     )
 

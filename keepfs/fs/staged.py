@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: Bytes that are worth a thread's time: hashing them takes ten times as long
 #: as the way to the thread and back.
 _PIECE = 1024 * 1024
-#: Bytes that memory of one's own grows to at first, and by which factor then.
-_FIRST, _GROWTH = 64 * 1024, 4
+#: Bytes that memory of one's own has at first, and the factor by which it grows.
+_FIRST, _GROWTH = 256, 4
 
 _zeros = memoryview(b"")
 
@@ -65,8 +65,7 @@ class StagedBytes:
 
     def footprint(self, size: int) -> int:
         """Return the bytes of memory that so many bytes take."""
-        whole = self._lend is not None and self._room_for(size) == self._capacity
-        return self._capacity if whole or self._is_lent else size
+        return max(self._room_for(size), len(self._memory))
 
     def write(self, begin: int, content: memoryview | bytes | bytearray) -> None:
         """Put bytes at `begin`; zeros fill the gap before them, if there is one."""

@@ -1,10 +1,8 @@
 """upload/: files and folders; what is closed here is stored, and found again at the next mount.
 
-The catalog has the entries; in memory are those that are in use: a node stays
-while the kernel knows it, while it is open, and until it is stored. An entry
-that is in memory counts, whatever the catalog has of that name: it may be the
-version before. The catalog is changed first, then memory, without an await in
-between: so the two are never apart.
+The catalog has the entries. A node is in memory while the kernel knows it, it
+is open or not stored; it counts, whatever version the catalog has of its name.
+The catalog is changed first, then memory, without an await in between.
 
 For the trio thread only.
 """
@@ -35,9 +33,12 @@ from keepfs.fs.upload_file import UploadFile
 from keepfs.fs.upload_symlink import UploadSymlink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from keepfs.fs.catalog import Catalog, Entry
+    from keepfs.fs.catalog import Catalog
+    from keepfs.fs.entries import Entry
+    from keepfs.fs.failed import FailedFiles
+    from keepfs.fs.place import OnStored
     from keepfs.fs.staging import Staging
     from keepfs.keep.receipt import Receipt
 
@@ -57,7 +58,8 @@ class UploadDirectory(DirectoryNode):
     Args:
         metadata: What `stat` says of it.
         staging: Where its files' bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version.
+        on_stored: Called with the receipt of each block of a stored version and its file's
+            metadata, and again when the file's mode changes.
         catalog: Where names outlive the mount.
         number: The catalog's, of this directory.
     """
@@ -68,7 +70,7 @@ class UploadDirectory(DirectoryNode):
         self,
         metadata: Metadata,
         staging: Staging,
-        on_stored: Callable[[Receipt], None],
+        on_stored: OnStored,
         catalog: Catalog,
         number: int = ROOT,
     ) -> None:
@@ -87,7 +89,7 @@ class UploadDirectory(DirectoryNode):
         cls,
         metadata: Metadata,
         staging: Staging,
-        on_stored: Callable[[Receipt], None],
+        on_stored: OnStored,
         catalog: Catalog,
     ) -> UploadDirectory:
         """Make upload/ itself, as the catalog knows it; `metadata` is for the very first time."""
@@ -109,8 +111,7 @@ class UploadDirectory(DirectoryNode):
     def names(self) -> Iterator[str]:
         """Go through the names of all entries, in the order of their bytes.
 
-        They may change meanwhile: one that is there all the while comes once,
-        also if it is stored in between.
+        An entry that is there all the while comes once, also if it is stored meanwhile.
         """
         after = b""
         while True:
@@ -142,6 +143,11 @@ class UploadDirectory(DirectoryNode):
         """Have an entry in memory no longer; tell whether that was all that kept this here."""
         self._nodes.pop(name, None)
         return not self._nodes and not self.lookups
+
+    def mode_changed(self, receipts: Iterable[Receipt], metadata: Metadata) -> None:
+        """Pass on that a stored file has other permissions now."""
+        for receipt in receipts:
+            self._on_stored(receipt, metadata)
 
     def files(self) -> Iterator[UploadFile]:
         """Go through the files of the tree that are in memory: all that aren't stored are."""
@@ -212,8 +218,7 @@ class UploadDirectory(DirectoryNode):
     def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
         """Move an entry, over an existing one if need be, in one step.
 
-        A file that isn't stored yet leaves the one it replaces in the catalog
-        until it is: after a crash the name has the old version or the new one.
+        A file that isn't stored leaves the one it replaces in the catalog until it is.
 
         Raises:
             FUSEError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
@@ -232,6 +237,7 @@ class UploadDirectory(DirectoryNode):
                 self._move_in_catalog(node, replaced, target, name, new_name)
             self._put(name, replaced)
             target._put(new_name, node)
+            _note_moved(self._staging.failed, node, replaced)
         elif replaced is not node:
             if replaced is not None:
                 if flags & pyfuse3.RENAME_NOREPLACE:
@@ -239,6 +245,7 @@ class UploadDirectory(DirectoryNode):
                 _check_replaceable(node, replaced)
                 _prepare_to_forget(replaced)
             with target._recording(self, moved=(node,)):
+                self._note_forgotten(replaced)
                 if node.number is None:
                     self.catalog.remove(self._number, name)
                 else:
@@ -247,6 +254,7 @@ class UploadDirectory(DirectoryNode):
             if replaced is not None:
                 _forget(replaced)
             target._put(new_name, node)
+            _note_moved(self._staging.failed, node)
 
     def _move_in_catalog(
         self,
@@ -327,10 +335,17 @@ class UploadDirectory(DirectoryNode):
         return node
 
     def _remove(self, name: str) -> None:
-        _prepare_to_forget(self._entry(name))
+        node = self._entry(name)
+        _prepare_to_forget(node)
         with self._recording():
+            self._note_forgotten(node)
             self.catalog.remove(self._number, name)
         _forget(self._take(name))
+
+    def _note_forgotten(self, node: UploadNode | None) -> None:
+        """Note in the catalog that the spill record of a file without a name is obsolete."""
+        if isinstance(node, UploadFile) and node.spilled is not None:
+            self.catalog.mark_obsolete(node.spilled.name)
 
     @contextlib.contextmanager
     def _recording(
@@ -361,7 +376,8 @@ UploadNode = UploadDirectory | UploadFile | UploadSymlink
 def _prepare_to_forget(node: UploadNode) -> None:
     """Have in memory what the catalog will not have any more: the file may be open."""
     if isinstance(node, UploadFile):
-        node.load()
+        with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
+            node.load()
 
 
 def _forget(node: UploadNode) -> None:
@@ -371,6 +387,11 @@ def _forget(node: UploadNode) -> None:
         node.removed()
     else:
         node.links = 0
+
+
+def _note_moved(failed: FailedFiles, *nodes: UploadNode) -> None:
+    for node in nodes:
+        failed.moved(node, is_directory=isinstance(node, UploadDirectory))
 
 
 def _check_name(name: str) -> None:

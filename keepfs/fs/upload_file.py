@@ -9,24 +9,25 @@ changes are stored by later calls.
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 from typing import TYPE_CHECKING
 
 import trio
 from pyfuse3 import FUSEError
 
-from keepfs.fs.nodes import Changes, FileNode, Metadata, changed_metadata
+from keepfs.fs.nodes import Changes, Metadata, changed_metadata
 from keepfs.fs.reading import BlockReader
 from keepfs.fs.staged import zeros
 from keepfs.fs.staging import Slot, Staging, store_slots
+from keepfs.fs.storing import StoringFile
 from keepfs.fs.version import is_whole, name_of, xattrs_of
+from keepfs.keep.errors import KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from keepfs.fs.place import Place
+    from keepfs.fs.place import OnStored, Place, Spilled
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
     from keepfs.unsaved import Piece
@@ -35,34 +36,22 @@ if TYPE_CHECKING:
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
 
 
-class State(enum.Enum):
-    """What `user.keep.state` says."""
-
-    STORED = "stored"
-    DIRTY = "dirty"
-    STORING = "storing"
-    FAILED = "failed"
-
-
-class UploadFile(FileNode):
+class UploadFile(StoringFile):
     """A file whose bytes are in Keep, or on the way there.
 
     Args:
         metadata: What `stat` says of it.
         staging: Where its bytes are until they are stored.
-        on_stored: Called with the receipt of each block of a stored version.
+        on_stored: Called with each block's receipt and the file's metadata, once it is stored.
     """
 
     __slots__ = (
-        "_block_size", "_changes", "_is_loaded", "_mutating", "_on_stored", "_openings",
-        "_reader", "_receipts", "_size", "_slots", "_staging", "_stored", "_tried", "_unrecorded",
-        "number", "place",
+        "_block_size", "_is_loaded", "_mutating", "_on_stored", "_reader", "_receipts", "_size",
+        "_slots", "_staging", "number", "place", "spilled",
     )  # fmt: skip
 
-    def __init__(
-        self, metadata: Metadata, staging: Staging, on_stored: Callable[[Receipt], None]
-    ) -> None:
-        super().__init__(metadata)
+    def __init__(self, metadata: Metadata, staging: Staging, on_stored: OnStored) -> None:
+        super().__init__(metadata, staging.blocks, staging.failed)
         self._staging = staging
         self._block_size = staging.block_size
         self._on_stored = on_stored
@@ -70,19 +59,15 @@ class UploadFile(FileNode):
         self._slots: dict[int, Slot] = {}
         self._mutating: trio.Lock | None = None  # until it is needed, as is the next
         self._reader: BlockReader | None = None
-        self._openings = 0
-        # Changes so far; how many of them a store was tried for, and succeeded for.
-        self._changes = 1
-        self._tried = self._stored = 0
         self._receipts: tuple[Receipt, ...] = ()
         #: Whether slots and receipts are here; else the catalog has them.
         self._is_loaded = True
-        #: Why what is stored isn't recorded, if that is so.
-        self._unrecorded: OSError | None = None
         #: Where it is recorded; None once it has no name.
         self.place: Place | None = None
         #: The catalog's; None until a version is stored.
         self.number: int | None = None
+        #: The spill record that has its unstored bytes, if there is one.
+        self.spilled: Spilled | None = None
 
     def take_version(self, size: int) -> None:
         """Be a file that is stored, of so many bytes, as the catalog has it."""
@@ -95,38 +80,25 @@ class UploadFile(FileNode):
         return self._size
 
     @property
-    def state(self) -> State:
-        """Whether all of it is in the store."""
-        if self._stored == self._changes:
-            return State.STORED
-        if any(slot.is_storing for slot in self._slots.values()):
-            return State.STORING
+    def failure(self) -> Exception | None:
+        """Why the last attempt to store it, or one of its blocks, failed; or None."""
         if self._failure is not None:
-            return State.FAILED
-        return State.DIRTY
+            return self._failure
+        failures = (slot.failure for slot in self._slots.values())
+        return next((each for each in failures if each is not None), None)
 
     @property
-    def needs_store(self) -> bool:
-        """Whether there are changes that no store has been tried for."""
-        return self.links > 0 and self._tried < self._changes
-
-    @property
-    def is_being_changed(self) -> bool:
-        """Whether somebody has it open who changed it since the last attempt to store it."""
-        return self._openings > 0 and self.needs_store
-
-    @property
-    def needs_saving(self) -> bool:
-        """Whether it would be missed, and isn't all in the store."""
-        return self.links > 0 and self._stored < self._changes
+    def is_overwriting(self) -> bool:
+        """Whether a stored version has its name in the catalog."""
+        return self.place is not None and self.place.has_version
 
     def xattrs(self) -> Mapping[str, str]:
         """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
         found = {"user.keep.state": self.state.value}
         if self._stored == self._changes:
             found |= xattrs_of(self._stored_receipts())
-        elif self._failure is not None:
-            found["user.keep.error"] = str(self._failure)
+        elif self.failure is not None:
+            found["user.keep.error"] = self.error
         return found
 
     @property
@@ -135,14 +107,9 @@ class UploadFile(FileNode):
         return "" if self.place is None else self.place.path
 
     @property
-    def error(self) -> str:
-        """Why the last attempt to store it failed; empty if it didn't."""
-        return "" if self._failure is None else str(self._failure)
-
-    @property
     def version(self) -> str:
-        """Name the stored version, if there is one."""
-        return name_of(self._stored_receipts())
+        """Name the stored version that the catalog has under its name; empty without one."""
+        return "" if self.place is None else name_of(self.place.version())
 
     def pieces(self) -> list[Piece]:
         """Return what the file consists of, slot by slot; staged bytes aren't copied."""
@@ -151,7 +118,7 @@ class UploadFile(FileNode):
         return [slot.piece() for slot in slots]
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
-        """Be the file that an earlier mount couldn't store."""
+        """Be the file that an earlier mount could not store; it is queued for a retry at once."""
         self.load()
         for slot in self._slots.values():
             slot.drop()
@@ -162,7 +129,8 @@ class UploadFile(FileNode):
             slot.restore(piece)
         self.metadata = metadata
         self._changes += 1
-        self._staging.failed.add(self)
+        self._tried = self._changes
+        self._staging.failed.add(self, at_once=True)
 
     @property
     def may_change(self) -> bool:
@@ -184,7 +152,8 @@ class UploadFile(FileNode):
 
     def forgotten(self) -> None:
         """Leave memory, if the catalog has all of it and nobody has it open."""
-        if self.place is not None and not self._openings and not self.needs_saving:
+        in_use = self._openings or self._attempt is not None or self.needs_saving
+        if self.place is not None and not in_use:
             self.place.leave()
 
     def removed(self) -> None:
@@ -192,6 +161,9 @@ class UploadFile(FileNode):
         self.links = 0
         self.metadata.changed()
         self._staging.failed.discard(self)
+        if self.spilled is not None:
+            self.spilled.remove()
+            self.spilled = None
         self._discard_if_unreachable()
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
@@ -267,45 +239,33 @@ class UploadFile(FileNode):
                 self._size = size
             self._changed()
 
-    async def store(self) -> None:
-        """Return when everything written before is stored with the wanted copies.
-
-        Without changes since the last store there is nothing to do; a removed
-        file is not stored, as nobody could find it.
-
-        Raises:
-            KeepWriteError: A block isn't stored. All bytes are kept, and the
-                next call tries again.
-        """
-        wanted = self._changes
-        if self._stored >= wanted or not self.links:
-            return
+    async def _store_once(self, changes: int) -> None:
         slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
-        try:
-            receipts = await store_slots(slots)
-        except Exception:
-            self._tried = max(self._tried, wanted)
-            if self.links:
-                self._staging.failed.add(self)
-            raise
-        # Not before: who gave up waiting hasn't tried, and release does it again.
-        self._tried = max(self._tried, wanted)
-        whole = is_whole(receipts, len(slots), self._block_size)
-        if not self.links or self._stored >= wanted or not whole:
-            return  # removed or cut meanwhile, or another has stored it
+        receipts = await store_slots(slots)
+        if not self.links:
+            return
+        if not is_whole(receipts, len(slots), self._block_size):
+            if self._changes == changes:
+                raise KeepWriteError("the blocks that were stored make up no version")
+            return  # cut meanwhile
+        spilled = self.spilled
         if self.place is not None:
-            try:
-                self.place.record_version(self, receipts)
-            except OSError as error:
-                self._unrecorded = error.with_traceback(None)
-                self._staging.failed.add(self)
-                raise
-        self._unrecorded = None
-        self._stored, self._receipts = wanted, tuple(receipts)
-        if self._stored == self._changes:
-            self._staging.failed.discard(self)
+            self.place.record_version(self, receipts, "" if spilled is None else spilled.name)
+        self._stored, self._receipts = changes, tuple(receipts)
+        if spilled is not None:
+            self.spilled = None
+            spilled.remove()
         for receipt in receipts:
-            self._on_stored(receipt)
+            self._on_stored(receipt, self.metadata)
+
+    def _is_sending(self) -> bool:
+        return any(slot.is_storing for slot in self._slots.values())
+
+    def _attempt_ended(self) -> None:
+        self._discard_if_unreachable()
+        self._rest()
+        if not self.lookups:  # the kernel forgot it while it was stored
+            self.forgotten()
 
     async def change(self, changes: Changes) -> None:
         """Do what a setattr asks for; the owner stays who it is.
@@ -357,16 +317,12 @@ class UploadFile(FileNode):
     def _rest(self) -> None:
         """Let go of slots and receipts, if the catalog has them and nobody uses them."""
         is_changing = self._mutating is not None and self._mutating.locked()
-        if self._openings or self.needs_saving or self.number is None or is_changing:
+        in_use = self._openings or self._attempt is not None or is_changing
+        if in_use or self.needs_saving or self.number is None:
             return
         if all(slot.is_stored and not slot.is_storing for slot in self._slots.values()):
             self._slots, self._receipts, self._mutating, self._reader = {}, (), None, None
             self._is_loaded = False
-
-    @property
-    def _failure(self) -> Exception | None:
-        failures = [slot.failure for slot in self._slots.values()]
-        return next((it for it in [*failures, self._unrecorded] if it is not None), None)
 
     def _cut(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Cut a range at block borders: (slot's number, begin and end in the slot)."""

@@ -7,6 +7,7 @@ It acts like the SDK's client as far as that goes, so either can be given to
 from __future__ import annotations
 
 import json
+import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ _CONNECT = 10.0
 #: Bytes of the largest answer that is read: a list of services takes 400 each.
 _MOST_BYTES = 16 * 1024 * 1024
 _DENIED = frozenset({401, 403})
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?\Z", re.ASCII)
 
 
 class ApiError(HttpError):
@@ -132,6 +134,11 @@ class ApiClient:
                 f"no Keep services are configured: {' and '.join(missing)} not set, neither in"
                 " the environment nor in ~/.config/arvados/settings.conf; to go without a"
                 " cluster, give local_store=DIRECTORY or set KEEP_LOCAL_STORE"
+            )
+        if not _HOST.match(settings.api_host):
+            raise ArgumentError(
+                f"{settings.origin('ARVADOS_API_HOST')} is {settings.api_host!r}: give HOST or"
+                " HOST:PORT; the API server is always asked over https"
             )
         root = f"https://{settings.api_host}/"
         return cls(root, token, insecure=settings.insecure)

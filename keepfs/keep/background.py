@@ -6,10 +6,15 @@ They are few, they are known, and they end with the client.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from keepfs.keep.errors import fresh_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_T = TypeVar("_T")
 
 
 class Background:
@@ -46,6 +51,42 @@ class Background:
             self._forget(thread)
             raise
 
+    def call(self, work: Callable[[], _T], deadline: float) -> _T | None:
+        """Run `work` in a thread and return its result; None if there is none at the deadline.
+
+        Waits for a free thread too. Work that has begun goes on after the deadline.
+
+        Args:
+            work: What to run.
+            deadline: On the monotonic clock.
+
+        Raises:
+            Exception: A copy of what `work` raised.
+        """
+        results: list[_T] = []
+        failures: list[Exception] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                failures.append(fresh_copy(error))
+            finally:
+                done.set()
+
+        while True:
+            try:
+                self.spawn(run)
+                break
+            except BusyError:
+                if not self._wait_for_place(deadline - time.monotonic()):
+                    return None
+        done.wait(max(0.0, deadline - time.monotonic()))
+        if failures:
+            raise failures.pop()
+        return results[0] if results else None
+
     def wait_until_idle(self, timeout: float) -> bool:
         """Wait until nobody is at work, for `timeout` seconds at most; tell whether it is so."""
         with self._changed:
@@ -55,6 +96,15 @@ class Background:
         """Take no more work. What is under way goes on."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
+
+    def _wait_for_place(self, timeout: float) -> bool:
+        """Wait until there is a thread for more work; False after `timeout` s, or if closed."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or len(self._threads) < self._most, max(0.0, timeout)
+            )
+            return not self._closed and len(self._threads) < self._most
 
     def _run(self, work: Callable[[], None]) -> None:
         try:

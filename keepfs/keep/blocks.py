@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Self
 
 from cachetools import LRUCache
 
+from keepfs.keep.answer_times import AnswerTimes
 from keepfs.keep.background import Background, BusyError
 from keepfs.keep.cache import KeepBlockCache
 from keepfs.keep.counters import Counters
-from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
+from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
+from keepfs.keep.grants import Grants
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.store import Call, Wanted
 from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Buffer
 
@@ -37,10 +39,22 @@ if TYPE_CHECKING:
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32
+#: Lookups at once that only ask, with HEAD; each takes a thread, and no memory for a block.
+_MOST_ASKING = 32
+#: Seconds that such a question may take: an answer that comes later helps no lookup.
+_ASKING = 30.0
+#: The effort of a fetch that a lookup begins: less than that of any read, so that a read
+#: which joined it makes its own rounds after a failure.
+_LOOKUP_EFFORT = -1
+#: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
+_CACHE_PER_NAME = 16 * 1024
+_LEAST_NAMES = 10_000
 #: Blocks of which it is remembered who has them; some 2 MB.
 _MOST_REMEMBERED = 10_000
 #: Seconds that closing waits for them; they were told to end.
 _CLOSING = 5.0
+#: Copies of a block that can be asked for: more is a mistake.
+_MOST_COPIES = 1000
 _ID_CHARACTERS = string.digits + string.ascii_lowercase
 _ID_LENGTH = 20
 
@@ -53,6 +67,7 @@ class BlockClient:
         block_cache: Shared with other clients if given; else one of 256 MiB.
         num_retries: Rounds after the first, where a call doesn't say.
         counters: To count in.
+        signs: Whether the store may check signatures; see `keepfs.keep.grants`.
 
     Raises:
         TypeError: `block_cache` is another kind of cache.
@@ -68,6 +83,8 @@ class BlockClient:
         block_cache: KeepBlockCache | None = None,
         num_retries: int = 0,
         counters: Counters | None = None,
+        *,
+        signs: bool = True,
     ) -> None:
         self.num_retries = num_retries
         self.block_cache = _cache(block_cache)
@@ -76,6 +93,11 @@ class BlockClient:
         self.counters = counters or Counters()
         self._store = store
         self._background = Background(_MOST_BACKGROUND)
+        self._asking = Background(_MOST_ASKING)
+        names = max(_LEAST_NAMES, self.block_cache.cache_max // _CACHE_PER_NAME)
+        self._grants = Grants(names, are_needed=signs)
+        self._signs = signs
+        self._answer_times = AnswerTimes()
         self._services_of = LRUCache[str, tuple[str, ...]](_MOST_REMEMBERED)
         self._remembering = threading.Lock()
 
@@ -88,16 +110,19 @@ class BlockClient:
     def close(self) -> None:
         """End what is under way, and close all connections. Further requests fail."""
         self._background.close()
+        self._asking.close()
         self._store.close()
         self._background.wait_until_idle(_CLOSING)
+        self._asking.wait_until_idle(_CLOSING)
 
     # --- reading ----------------------------------------------------------
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None.
 
-        A locator whose signature has expired is never answered from memory:
-        whether it may still be read is the services' to say.
+        A name that the services might refuse is not answered from memory: one
+        whose signature has expired, or that they have not answered to
+        (`keepfs.keep.grants`).
 
         Args:
             locator: The block's name.
@@ -109,7 +134,7 @@ class BlockClient:
         """
         if _is_empty(locator):
             return memoryview(b"")
-        if locator.permission_expired():
+        if not self._grants.allows(locator):
             return None
         block = self.block_cache.get_nowait(locator.md5sum, keep_for)
         return None if block is None else _of_hinted_size(locator, block)
@@ -147,13 +172,14 @@ class BlockClient:
         call = self._call(num_retries, request_id, headers, timeout)
         if locator.permission_expired():
             self.counters.misses.add(1)
-            call = dataclasses.replace(call, sent=self._noting(locator))
-            return memoryview(self._store.read(locator, call)).toreadonly()
+            call = dataclasses.replace(call, sent=lambda name: self._note(locator, name))
+            with self._grants.judged(locator):
+                return memoryview(self._store.read(locator, call)).toreadonly()
         fetched: list[bool] = []
 
         def fetch() -> bytes | memoryview:
             fetched.append(True)
-            return self._store.read(locator, self._announcing(locator, call))
+            return self._fetch(locator, call)
 
         try:
             block = self.block_cache.get_or_fetch(
@@ -161,6 +187,8 @@ class BlockClient:
             )
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)
+        if not fetched and not self._grants.allows(locator):
+            self._find(locator, call)  # the block came under another name
         return _of_hinted_size(locator, block)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
@@ -171,11 +199,17 @@ class BlockClient:
         with self._remembering:
             return self._services_of.get(locator.md5sum, ())
 
+    def lookup_wait(self, most: float) -> float:
+        """Return the seconds for which a lookup should wait: for services by their usual time."""
+        return self._answer_times.wait(most) if self._signs else most
+
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Tell whether a block is there, by beginning to fetch it, and return its size in bytes.
 
         The fetch makes one round, in a thread of the client, and runs on into
-        the cache; whoever reads the block meanwhile joins it.
+        the cache; whoever reads the block meanwhile joins it. Where nothing can
+        be fetched (no thread is free) or the block is here under another name,
+        the services are asked with HEAD instead.
 
         Args:
             locator: The block's name.
@@ -193,24 +227,27 @@ class BlockClient:
         if _is_empty(locator):
             return 0
         deadline = time.monotonic() + wait
-        if locator.permission_expired():
-            return self._probe_expired(locator, deadline)
-        while True:
+        while not locator.permission_expired():
             try:
                 begun = self._begin(locator)
             except BusyError:
-                return None
+                break
+            is_mine = not isinstance(begun, memoryview) and begun.locator == locator
+            if not is_mine and not self._grants.allows(locator):
+                break
             if isinstance(begun, memoryview):
                 return len(_of_hinted_size(locator, begun))
             try:
                 size = begun.wait_for_size(deadline - time.monotonic())
             except Exception:
-                if begun.locator == locator or time.monotonic() >= deadline:
+                if is_mine or time.monotonic() >= deadline:
                     raise
                 continue  # it failed for others' hints, perhaps; ours may do
             if size is not None and locator.size not in {None, size}:
                 raise _wrong_size(locator, size)
             return size
+        call = self._call(num_retries=0, timeout=_ASKING)
+        return self._asking.call(lambda: self._find(locator, call), deadline)
 
     def prefetch_block(self, locator: KeepLocator) -> None:
         """Begin to fetch a block into the cache, if there is a thread for it. Doesn't wait."""
@@ -227,7 +264,7 @@ class BlockClient:
         """
         if _is_empty(locator):
             return 0
-        return self._store.find(locator, self._call(timeout=timeout)).size
+        return self._find(locator, self._call(timeout=timeout))
 
     # --- writing ----------------------------------------------------------
 
@@ -255,6 +292,7 @@ class BlockClient:
                 already; the services refuse a wrong one.
 
         Raises:
+            ArgumentError: More copies are wanted than can be.
             KeepWriteError: Not stored as wanted; `cause` says why.
         """
         view = memoryview(block).cast("B")
@@ -262,12 +300,15 @@ class BlockClient:
             raise KeepWriteError(
                 f"a block has at most {MAX_BLOCK_SIZE} bytes, this one has {view.nbytes}"
             )
+        if copies > _MOST_COPIES:
+            raise ArgumentError(f"{copies} copies of a block: no more than {_MOST_COPIES}")
         self.counters.puts.add(1)
         call = self._call(num_retries, request_id, timeout=timeout)
         name = KeepLocator.of_block(view) if locator is None else locator
         wanted = Wanted(max(1, copies), None if classes is None else tuple(classes))
         receipt = self._store.write(view, name, wanted, call)
         self._note(name, *receipt.services)
+        self._grants.received(receipt.locator)
         return receipt
 
     def free_space(self) -> tuple[int, int]:
@@ -299,54 +340,45 @@ class BlockClient:
         return "req-" + "".join(random.choices(_ID_CHARACTERS, k=_ID_LENGTH))  # noqa: S311
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
-        call = self._announcing(locator, self._call(num_retries=0))
+        call = self._call(num_retries=0)
         return self.block_cache.begin(
             locator,
-            lambda: self._store.read(locator, call),
+            lambda: self._fetch(locator, call),
             self._background.spawn,
+            _LOOKUP_EFFORT,
             claims=True,
         )
 
-    def _announcing(self, locator: KeepLocator, call: Call) -> Call:
-        """Have those who only want to know the block's size told as soon as it is known."""
-        return dataclasses.replace(
-            call,
-            sent=self._noting(locator),
-            answered=lambda size: self.block_cache.announce(locator, size),
-            allocate=lambda size: self.block_cache.allocate_for(locator, size),
-        )
+    def _fetch(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
+        """Read a block for the cache; lookups that wait learn its size as soon as it is known."""
+        with self._grants.judged(locator), self._answer_times.measured() as first_answer:
 
-    def _noting(self, locator: KeepLocator) -> Callable[[str], None]:
-        """Return what notes who sends a block."""
-        return lambda name: self._note(locator, name)
+            def answered(size: int) -> None:
+                first_answer()
+                self._grants.answered(locator)
+                self.block_cache.announce(locator, size)
+
+            call = dataclasses.replace(
+                call,
+                sent=lambda name: self._note(locator, name),
+                answered=answered,
+                allocate=lambda size: self.block_cache.allocate_for(locator, size),
+            )
+            block = self._store.read(locator, call)
+        self._grants.answered(locator)
+        return block
+
+    def _find(self, locator: KeepLocator, call: Call) -> int:
+        """Ask for a block's size with HEAD."""
+        with self._grants.judged(locator), self._answer_times.measured() as answered:
+            size = self._store.find(locator, call).size
+            answered()
+        self._grants.answered(locator)
+        return size
 
     def _note(self, locator: KeepLocator, *services: str) -> None:
         with self._remembering:
             self._services_of[locator.md5sum] = services
-
-    def _probe_expired(self, locator: KeepLocator, deadline: float) -> int | None:
-        """Ask for a block that may not come from the cache, nor go there."""
-        answers: list[int] = []
-        failures: list[KeepReadError] = []
-        done = threading.Event()
-        call = self._call(num_retries=0)
-
-        def ask() -> None:
-            try:
-                answers.append(self._store.find(locator, call).size)
-            except KeepReadError as error:
-                failures.append(error.fresh())
-            finally:
-                done.set()
-
-        try:
-            self._background.spawn(ask)
-        except BusyError:
-            return None
-        done.wait(max(0.0, deadline - time.monotonic()))
-        if failures:
-            raise failures.pop()
-        return next(iter(answers), None)
 
 
 def _cache(given: object) -> KeepBlockCache:

@@ -16,9 +16,12 @@ import ctypes
 import io
 import mmap
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: Buffers kept though nobody uses them: what two transfers begin with.
 _MOST_IDLE = 2
@@ -128,3 +131,28 @@ class BufferPool:
     def idle(self) -> int:
         """Count the buffers that nobody uses."""
         return len(self._idle)
+
+
+def as_buffer(data: Buffer | str) -> Buffer:
+    """Return what is to be stored as a buffer.
+
+    Raises:
+        TypeError: It is neither bytes nor text.
+    """
+    if isinstance(data, str):
+        return data.encode()
+    try:
+        memoryview(data)
+    except TypeError:
+        raise TypeError(
+            f"a block is bytes, another buffer of them, or str, not {type(data).__name__}"
+        ) from None
+    return data
+
+
+def as_bytes(block: memoryview) -> bytes:
+    """Return the bytes behind a view, copied only where they aren't bytes already."""
+    whole = block.obj
+    if isinstance(whole, bytes) and len(whole) == block.nbytes:
+        return whole
+    return bytes(block)

@@ -78,7 +78,10 @@ class KeepBlockCache:
     is kept only where it fits.
 
     Args:
-        cache_max: Bytes.
+        cache_max: Bytes; the default where it is 0, as in the SDK.
+        max_slots: The SDK's; ignored, as bytes alone are the bound.
+        disk_cache: The SDK's; ignored: blocks are kept in memory.
+        disk_cache_dir: The SDK's; ignored.
         allocate: Makes the memory that its blocks are fetched into.
         clock: Seconds, instead of `time.monotonic`.
     """
@@ -86,9 +89,14 @@ class KeepBlockCache:
     def __init__(
         self,
         cache_max: int = DEFAULT_CACHE_MAX,
+        max_slots: int = 0,  # noqa: ARG002 - the SDK's
+        disk_cache: object = False,  # noqa: ARG002, FBT002 - the SDK's
+        disk_cache_dir: object = None,  # noqa: ARG002 - the SDK's
+        *,
         allocate: Callable[[int], Room] = FreshRoom,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        cache_max = cache_max or DEFAULT_CACHE_MAX
         self.cache_max = cache_max
         self.allocate = allocate
         self._clock = clock

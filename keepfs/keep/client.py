@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from keepfs.config import local_store_directory
 from keepfs.keep import service, writer_queue, writers
 from keepfs.keep.api import ApiClient
+from keepfs.keep.attributes import Attributes
 from keepfs.keep.blocks import BlockClient
+from keepfs.keep.buffers import as_buffer, as_bytes
 from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
 from keepfs.keep.discovery import Access, Services, weight
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from keepfs.keep.store import Store
 
 
-class KeepClient(BlockClient):
+class KeepClient(Attributes, BlockClient):
     """Reads and writes blocks.
 
     Args:
@@ -94,16 +96,17 @@ class KeepClient(BlockClient):
         self.local_store = directory or None
         self._api_client = api_client
         self._remote: RemoteStore | None = None
+        self._insecure = False
         self.counters = Counters()
         store: Store = LocalStore(directory)
         if not directory:
-            self._remote, self._api_client = connect(
+            self._remote, self._api_client, self._insecure = connect(
                 self, self.counters, api_client, proxy, api_token, session
             )
             self._remote.timeout = Timeouts.of(timeout)
             self._remote.proxy_timeout = Timeouts.of(proxy_timeout)
             store = self._remote
-        super().__init__(store, block_cache, num_retries, self.counters)
+        super().__init__(store, block_cache, num_retries, self.counters, signs=not directory)
         # The SDK's names of them.
         self.upload_counter = self.counters.upload
         self.download_counter = self.counters.download
@@ -132,22 +135,9 @@ class KeepClient(BlockClient):
     def api_token(self, token: str) -> None:
         if self._remote:
             self._remote.api_token = token
+            self._grants.clear()
         if isinstance(self._api_client, ApiClient):
             self._api_client.api_token = self.api_token
-
-    def current_timeout(self, attempt_number: int) -> tuple[float, float, float]:
-        """Return how patient a round is: seconds to connect, of the interval, bytes a second.
-
-        Args:
-            attempt_number: Counted from 0; the connect part doubles with it.
-        """
-        remote = self._remote
-        timeouts = remote.timeouts(remote.roster.known(), Access.READ) if remote else Timeouts()
-        return timeouts.for_attempt(attempt_number).as_tuple()
-
-    def default_copies(self) -> int | None:
-        """Return how many copies the cluster wants by default, if it says. Blocks."""
-        return self._remote.defaults.copies(self._call().remaining()) if self._remote else None
 
     # --- services ---------------------------------------------------------
 
@@ -179,7 +169,7 @@ class KeepClient(BlockClient):
     ) -> list[str]:
         """Return the roots to ask for a block, or to store it at, in their order. Blocks.
 
-        To read, the places that the locator's hints name come last.
+        To read, the places that the locator's hints name come first, as in the SDK.
 
         Raises:
             NoKeepServersError: The services aren't known.
@@ -232,9 +222,7 @@ class KeepClient(BlockClient):
             NotFoundError: No service has one of them, or it isn't a locator.
             KeepReadError: One couldn't be read.
         """
-        block = self._get_or_head(
-            loc_s, "GET", num_retries=num_retries, request_id=request_id, headers=headers
-        )
+        block = self._get_or_head(loc_s, "GET", num_retries, request_id, headers)
         if not isinstance(block, bytes):
             raise TypeError("a GET returns bytes")
         return block
@@ -280,12 +268,12 @@ class KeepClient(BlockClient):
                     found = self._store.find(locator, call).locator or True
             return found
         blocks = [self.get_block(it, num_retries, request_id, headers) for it in locators]
-        return _as_bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
+        return as_bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
 
     def get_from_cache(self, loc: str) -> bytes | None:
         """Return a block if it is in the cache, else None. Never a request."""
         block = self.cached_block(KeepLocator(loc))
-        return None if block is None else _as_bytes(block)
+        return None if block is None else as_bytes(block)
 
     def is_cached(self, locator: str) -> bool:
         """Tell whether a block is in the cache."""
@@ -334,9 +322,10 @@ class KeepClient(BlockClient):
             classes: Storage classes; the cluster's default when None or empty.
 
         Raises:
+            TypeError: `data` is no block.
             KeepWriteError: Not stored as wanted.
         """
-        block = data.encode() if isinstance(data, str) else data
+        block = as_buffer(data)
         if copies < 1:
             if memoryview(block).nbytes > MAX_BLOCK_SIZE:
                 raise KeepWriteError(f"a block has at most {MAX_BLOCK_SIZE} bytes")
@@ -390,11 +379,3 @@ class KeepClient(BlockClient):
         if brought is not None and not isinstance(brought, Exception):
             return True
         return None if asked else False
-
-
-def _as_bytes(block: memoryview) -> bytes:
-    """Return the bytes behind a view, copied only where they aren't bytes already."""
-    whole = block.obj
-    if isinstance(whole, bytes) and len(whole) == block.nbytes:
-        return whole
-    return bytes(block)

@@ -25,8 +25,12 @@ def connect(
     proxy: str | None,
     api_token: str | None,
     session: requests.Session | None,
-) -> tuple[RemoteStore, Any]:
-    """Build a store over services, and return it with the API client that finds them, if any.
+) -> tuple[RemoteStore, Any, bool]:
+    """Build a store over services.
+
+    Returns:
+        The store, the API client that finds the services, if any, and whether
+        certificates go unchecked.
 
     Nothing is asked of anybody yet.
 
@@ -59,4 +63,4 @@ def connect(
         parts,
         token if isinstance(token, str) else "",
     )
-    return store, api_client
+    return store, api_client, insecure

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import itertools
 import logging
 import re
 from dataclasses import dataclass, field
@@ -34,7 +35,13 @@ _UUID_SUFFIX_LENGTH = 15
 
 _CLUSTER_HINT = re.compile(r"K@([a-z0-9]{5})\Z", re.ASCII)
 _GATEWAY_HINT = re.compile(r"K@([a-z0-9]{5}-[a-z0-9]{5}-[a-z0-9]{15})\Z", re.ASCII)
+_UUID = re.compile(r"[!-~]{1,100}\Z", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z", re.ASCII)
+
+
+#: Longest list of services that is believed. Each block's probe order sorts all of
+#: them, and a block that nobody has is asked for at each: a cluster has some hundreds.
+_MOST_SERVICES = 1000
 
 
 class Access(enum.Enum):
@@ -94,8 +101,10 @@ class ServiceRecord:
             port = int(record["service_port"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"a service record without {error}") from error
+        if not _UUID.match(uuid):
+            raise ValueError(f"a service has no proper uuid: {uuid[:100]!r}")
         if not _HOST.match(host):
-            raise ValueError(f"service {uuid} has no proper host: {host!r}")
+            raise ValueError(f"service {uuid} has no proper host: {host[:100]!r}")
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
         scheme = "https" if record.get("service_ssl_flag") else "http"
@@ -137,7 +146,16 @@ class Services:
 
     @classmethod
     def of_list(cls, items: Iterable[Mapping[str, Any]]) -> Services:
-        """Parse the API server's list; a record that can't be is left out, with a warning."""
+        """Parse the API server's list; a record that can't be is left out, with a warning.
+
+        Raises:
+            ValueError: It is longer than any cluster's.
+        """
+        items = list(itertools.islice(items, _MOST_SERVICES + 1))
+        if len(items) > _MOST_SERVICES:
+            raise ValueError(
+                f"the list has more than {_MOST_SERVICES} services: it can't be right"
+            )
         records: dict[str, ServiceRecord] = {}
         gateways: dict[str, ServiceRecord] = {}
         for item in items:

@@ -1,6 +1,8 @@
 """What can go wrong with a block, by what a caller can do about it.
 
-The classes have the SDK's names and ancestry. `Cause` says why a request
+The classes have the SDK's names and ancestry. Where a program has imported
+`arvados.errors`, an error raised here is also one of the SDK's class of that
+name, so `except arvados.errors.KeepReadError` catches it. `Cause` says why a request
 failed; whoever must tell the user (an exit code, an errno) decides by it.
 
 An exception belongs to whoever catches it. One that several must see is
@@ -12,10 +14,15 @@ from __future__ import annotations
 
 import copy
 import enum
-from typing import TYPE_CHECKING, Self
+import functools
+import sys
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+
+_T = TypeVar("_T")
 
 
 class Cause(enum.Enum):
@@ -27,15 +34,54 @@ class Cause(enum.Enum):
     UNREACHABLE = "no service could be reached"
     CORRUPT = "every copy that was found is damaged"
     FULL = "the services have no room"
+    READ_ONLY = "all services are read-only"
     TOO_FEW_COPIES = "fewer copies were stored than wanted"
     OTHER = "something else"
 
 
-class ArgumentError(Exception):
+class _SdkError(Exception):
+    """An error that is one of the SDK's too, where the SDK's errors are loaded.
+
+    `except` looks at real base classes only. So the class of an instance is made when
+    it is raised: by then whoever has an `except` for the SDK's class has loaded it.
+    """
+
+    #: The class as it stands here; of a joined class, the one that was joined.
+    _plain: type[_SdkError]
+
+    def __init_subclass__(cls) -> None:
+        if "_plain" not in cls.__dict__:
+            cls._plain = cls
+
+    def __new__(cls, *arguments: object, **_: object) -> Self:
+        """Make an instance of the class that both `except` clauses catch."""
+        return super().__new__(_joined(cls), *arguments)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        _, *rest = cast("tuple[object, ...]", super().__reduce__())
+        return (self._plain, *rest)
+
+
+def _joined(cls: type[_T]) -> type[_T]:
+    """Return a class that is this one and the SDK's of the same name, if that is loaded."""
+    sdk = sys.modules.get("arvados.errors")
+    theirs = getattr(sdk, cls.__name__, None)
+    if cls.__module__ != __name__ or not isinstance(theirs, type) or issubclass(cls, theirs):
+        return cls
+    return cast("type[_T]", _join(cast("Any", cls), theirs))
+
+
+@functools.lru_cache
+def _join(cls: Any, theirs: Any) -> Any:  # noqa: ANN401 - classes
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__, "_plain": cls}
+    return type(cls.__name__, (cls, theirs), names)
+
+
+class ArgumentError(_SdkError):
     """An argument that can't be: the caller's mistake."""
 
 
-class HttpError(Exception):
+class HttpError(_SdkError):
     """What a service answered instead of success.
 
     Args:
@@ -52,7 +98,7 @@ class HttpError(Exception):
         return self.reason
 
 
-class KeepRequestError(Exception):
+class KeepRequestError(_SdkError):
     """A request to Keep failed.
 
     Args:

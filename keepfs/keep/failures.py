@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
-from keepfs.keep.outcome import NOT_FOUND_FOR_SDK, cause_of_reads, cause_of_writes
+from keepfs.keep.outcome import (
+    NOT_FOUND_FOR_SDK,
+    cause_of_reads,
+    cause_of_writes,
+    copies_of_failed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from keepfs.keep.discovery import Services
     from keepfs.keep.errors import NoKeepServersError
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.outcome import Outcome
@@ -23,6 +29,7 @@ def read_error(
     outcomes: Mapping[str, Outcome],
     attempts: int,
     trouble: NoKeepServersError | None,
+    skipped: Sequence[str] = (),
 ) -> KeepReadError:
     """Say why a block wasn't read.
 
@@ -32,22 +39,36 @@ def read_error(
         outcomes: What each service said last, by its root, in the order they were asked.
         attempts: Rounds.
         trouble: Why there was nobody to ask, if that was so.
+        skipped: Hints that weren't followed, each with its reason.
     """
+    why = "".join(f"; hint not followed: {each}" for each in skipped)
     if not outcomes:
         return KeepReadError(
             f"[{call.request_id}] failed to read {locator}: no Keep services available"
-            f" ({trouble or 'the list is empty'})",
+            f" ({trouble or 'the list is empty'}){why}",
             cause=trouble.cause if trouble else Cause.UNREACHABLE,
         )
     cause = cause_of_reads(it.cause for it in outcomes.values() if it.cause is not None)
     errors = {root: outcome.error() for root, outcome in outcomes.items()}
-    if all(outcome.status in NOT_FOUND_FOR_SDK for outcome in outcomes.values()):
-        # A 403 among them: somebody refused to say, so it isn't known not to
-        # be there. The SDK's class all the same, with the true cause.
-        message = f"[{call.request_id}] {locator} not found"
-        return NotFoundError(message, errors, label="", cause=cause)
     message = f"[{call.request_id}] failed to read {locator} after {_attempts(attempts)}"
-    return KeepReadError(message, errors, cause=cause)
+    if cause is Cause.NOT_FOUND:
+        message = f"[{call.request_id}] {locator} not found"
+    elif cause is Cause.DENIED:
+        why = f" ({_of_signature(locator)}){why}"
+    if all(outcome.status in NOT_FOUND_FOR_SDK for outcome in outcomes.values()):
+        # A 403 among them: a service refused to say, so the block may be there.
+        # The SDK's class all the same, with the true cause and text.
+        return NotFoundError(f"{message}{why}", errors, label="", cause=cause)
+    return KeepReadError(f"{message}{why}", errors, cause=cause)
+
+
+def _of_signature(locator: KeepLocator) -> str:
+    """Say what may be wrong, if a service refuses to give a block."""
+    if locator.perm_sig is None:
+        return "the locator has no signature (+A...): this cluster wants one; or the token is bad"
+    if locator.permission_expired():
+        return "the locator's signature has expired: take a new one from its collection"
+    return "the token, or the locator's signature, which is for one token, is refused"
 
 
 def write_error(
@@ -57,6 +78,7 @@ def write_error(
     attempts: int,
     tally: Tally,
     trouble: NoKeepServersError | None,
+    services: Services | None = None,
 ) -> KeepWriteError:
     """Say why a block isn't stored as wanted.
 
@@ -67,24 +89,32 @@ def write_error(
         attempts: Rounds.
         tally: What was confirmed all the same.
         trouble: Why there was nobody to ask, if that was so.
+        services: The list that there was.
     """
     message = f"[{call.request_id}] failed to write {locator.md5sum}"
     if not outcomes:
+        if trouble is None and services is not None and services.records:
+            return KeepWriteError(
+                f"{message}: all Keep services ({len(services.records)}) are read-only",
+                cause=Cause.READ_ONLY,
+            )
         return KeepWriteError(
-            f"{message}: no Keep services available ({trouble or 'none takes blocks'})",
+            f"{message}: no Keep services available ({trouble or 'the list is empty'})",
             cause=trouble.cause if trouble else Cause.UNREACHABLE,
         )
     failed = {root: it for root, it in outcomes.items() if it.cause is not None}
     short = "".join(
         f"; storage class {name}: {tally.by_class[name]}" for name in tally.pending_classes()
     )
+    # A proxy that made too few copies says how many; they have no locator.
+    made = tally.copies + sum(
+        copies_of_failed(it.headers) for it in failed.values() if it.cause is Cause.TOO_FEW_COPIES
+    )
     return KeepWriteError(
         f"{message} after {_attempts(attempts)}"
-        f" (wanted {tally.wanted} copies but wrote {tally.copies}{short})",
+        f" (wanted {tally.wanted} copies but wrote {made}{short})",
         {root: outcome.error() for root, outcome in failed.items()},
-        cause=cause_of_writes(
-            (it.cause for it in failed.values() if it.cause is not None), tally.copies
-        ),
+        cause=cause_of_writes((it.cause for it in failed.values() if it.cause is not None), made),
     )
 
 

@@ -118,9 +118,18 @@ class KeepLocator:
         md5sum = hashlib.md5(block, usedforsecurity=False).hexdigest()
         return cls(f"{md5sum}+{memoryview(block).nbytes}")
 
+    def with_size(self, size: int) -> KeepLocator:
+        """Return the same locator with a size, where it has none."""
+        digest, plus, hints = str(self).partition("+")
+        return KeepLocator(f"{digest}+{size}{plus}{hints}")
+
     def stripped(self) -> str:
         """Return the portable form: digest and size, without hints."""
         return self.md5sum if self.size is None else f"{self.md5sum}+{self.size}"
+
+    def is_remote(self) -> bool:
+        """Tell whether another cluster signed it, so that services fetch the block from there."""
+        return self.perm_sig is None and any(hint.startswith("R") for hint in self.hints)
 
     def permission_hint(self) -> str | None:
         """Return the permission hint without its `+`, or None."""

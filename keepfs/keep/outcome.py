@@ -16,6 +16,7 @@ import requests
 import urllib3
 
 from keepfs.keep.errors import Cause, HttpError
+from keepfs.keep.locator import KeepLocator
 from keepfs.keep.retry import Verdict
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ _INSUFFICIENT_STORAGE = 507
 _BAD_GATEWAY = 502
 _UNAVAILABLE = 503
 
-# Where a call's services failed in different ways, the first of these names
-# the call's failure: refusals first, being what a user can act on, then what
-# may be better in a moment, then what they said for good.
-_READ_ORDER = (
+# Precedence: where a call's services failed in different ways, the first cause of
+# these that any of them had is the call's. Refusals come first: a user can act on
+# them. Then what may pass: the block may be at a service that didn't answer, so it
+# is neither missing nor damaged. Then what is final. SEMANTICS.md has the same table.
+READ_ORDER = (
     Cause.DENIED,
     Cause.TIMED_OUT,
     Cause.UNREACHABLE,
@@ -47,7 +49,9 @@ _READ_ORDER = (
     Cause.OTHER,
     Cause.NOT_FOUND,
 )
-_WRITE_ORDER = (
+# The same for writes that stored nothing; with some copies stored it is TOO_FEW_COPIES,
+# unless all other services are full.
+WRITE_ORDER = (
     Cause.DENIED,
     Cause.TIMED_OUT,
     Cause.UNREACHABLE,
@@ -78,6 +82,7 @@ class Outcome:
         text: The locator, of a PUT.
         size: The block's bytes, of a HEAD that said it.
         is_permanent: Whether asking the same service again is of no use.
+        is_cut: Whether the connection ended in the middle of a block.
     """
 
     status: int
@@ -88,6 +93,7 @@ class Outcome:
     text: str = ""
     size: int | None = None
     is_permanent: bool = False
+    is_cut: bool = False
 
     def error(self) -> HttpError:
         """Make the error that says so; a new one each time."""
@@ -129,6 +135,14 @@ def _classes(text: str) -> Mapping[str, int] | None:
             _log.warning("a service confirms storage classes as %r: not understood", text)
             return None
     return classes
+
+
+def copies_of_failed(headers: Mapping[str, str]) -> int:
+    """Return how many copies a keepproxy made before it gave up; 0 where it doesn't say."""
+    try:
+        return max(0, int(headers["x-keep-replicas-stored"]))
+    except (KeyError, ValueError):
+        return 0
 
 
 def cause_of_read(status: int, *, is_corrupt: bool = False) -> Cause:
@@ -181,7 +195,7 @@ def cause_of_error(error: BaseException) -> Cause:
 def cause_of_reads(causes: Iterable[Cause]) -> Cause:
     """Add up why no service gave the block."""
     found = set(causes)
-    return next((cause for cause in _READ_ORDER if cause in found), Cause.UNREACHABLE)
+    return next((cause for cause in READ_ORDER if cause in found), Cause.UNREACHABLE)
 
 
 def cause_of_writes(causes: Iterable[Cause], copies: int) -> Cause:
@@ -194,7 +208,7 @@ def cause_of_writes(causes: Iterable[Cause], copies: int) -> Cause:
     found = set(causes)
     if copies and found != {Cause.FULL}:
         return Cause.TOO_FEW_COPIES
-    return next((cause for cause in _WRITE_ORDER if cause in found), Cause.TOO_FEW_COPIES)
+    return next((cause for cause in WRITE_ORDER if cause in found), Cause.TOO_FEW_COPIES)
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -221,3 +235,14 @@ def is_keepstores(headers: Mapping[str, str]) -> bool:
     return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
         "via" not in headers
     )
+
+
+def flaw_of_written(text: str, md5sum: str, size: int) -> str:
+    """Say what is wrong with the locator that a service answers to a PUT; empty if nothing is."""
+    try:
+        locator = KeepLocator(text)
+    except ValueError:
+        return "but the answer is no locator"
+    if locator.md5sum == md5sum and locator.size == size:
+        return ""
+    return "but the answer is the locator of another block"

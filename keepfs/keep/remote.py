@@ -1,12 +1,13 @@
 """RemoteStore: the Keep services as one store, asked in rounds.
 
-A round asks each service that may still help, in probe order, then the places
-that the locator's hints name. Between rounds there is a back-off, and the
+A round asks the places that the locator's hints name, then each service that may
+still help, in probe order. Between rounds there is a back-off, and the
 list of services is fetched afresh. Only this room makes rounds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -135,6 +136,10 @@ class RemoteStore:
             NotFoundError: No service has it.
             KeepReadError: It couldn't be read; `cause` says why.
         """
+        if locator.size is None and self._goes_through_proxies(call):
+            # A keepproxy gives no block without its size (422), but tells the size.
+            size = self.find(locator, call).size
+            locator = locator.with_size(size) if size else locator
         service = self._ask(locator, "GET", call)
         call.sent(service.root)
         outcome = service.outcome()
@@ -167,6 +172,8 @@ class RemoteStore:
                 services = self._services(services, call)
             except NoKeepServersError as error:
                 trouble = error
+                if error.cause is Cause.DENIED:
+                    break  # the API server refuses the token: that is final
                 continue
             while True:
                 roots = self._add_services(asked, services, locator, Access.READ, call)
@@ -183,7 +190,8 @@ class RemoteStore:
             if not any(asked[root].usable() for root in roots):
                 break
             self._doubt(asked, services)
-        raise read_error(locator, call, _outcomes(asked), attempts, trouble)
+        skipped = self._skipped_hints(services, locator)
+        raise read_error(locator, call, _outcomes(asked), attempts, trouble, skipped)
 
     def _ask_each(
         self,
@@ -234,6 +242,8 @@ class RemoteStore:
                 services = self._services(services, call)
             except NoKeepServersError as error:
                 trouble = error
+                if error.cause is Cause.DENIED:
+                    break  # the API server refuses the token: that is final
                 continue
             roots = self._add_services(asked, services, locator, Access.WRITE, call)
             pool = self._parts.KeepWriterThreadPool(
@@ -254,7 +264,7 @@ class RemoteStore:
             if all(asked[root].finished() for root in roots):
                 break
             self._doubt(asked, services)
-        raise write_error(locator, call, _outcomes(asked), attempts, tally, trouble)
+        raise write_error(locator, call, _outcomes(asked), attempts, tally, trouble, services)
 
     def _receipt(self, tally: Tally, locator: KeepLocator) -> Receipt:
         if tally.classes and not tally.is_tracking_classes and not self._warned_of_classes:
@@ -270,10 +280,10 @@ class RemoteStore:
         return self.proxy_timeout if services and services.has_proxies(access) else self.timeout
 
     def roots(self, locator: KeepLocator, services: Services, access: Access) -> list[str]:
-        """Order the roots to ask: services as they rank, then, to read, what hints name."""
+        """Order the roots to ask: to read, what hints name, as the SDK; then services by rank."""
         ranked = [each.root for each in probe_order(locator, services.records, access)]
         if access is Access.READ:
-            ranked += [hint.root for hint in services.hinted(locator)]
+            ranked = [*(hint.root for hint in services.hinted(locator)), *ranked]
         return list(dict.fromkeys(ranked))
 
     def add_services(
@@ -341,6 +351,20 @@ class RemoteStore:
             answered=call.answered,
             allocate=call.allocate,
         )
+
+    def _skipped_hints(self, services: Services | None, locator: KeepLocator) -> list[str]:
+        """Say of each cluster that a hint names why it wasn't asked, if it wasn't."""
+        skipped = []
+        for hint in () if services is None else services.hinted(locator):
+            if hint.cluster_id is not None and not self._foreign_token(hint.cluster_id):
+                why = "needs an API token of the form v2/UUID/SECRET, not issued by that cluster"
+                skipped.append(f"+K@{hint.cluster_id} {why}")
+        return skipped
+
+    def _goes_through_proxies(self, call: Call) -> bool:
+        with contextlib.suppress(NoKeepServersError):  # told by the request itself
+            return self._services(None, call).has_proxies(Access.READ)
+        return False
 
     def _foreign_token(self, cluster_id: str) -> str:
         """Return the token that a cluster named by a locator may see; empty if there is none."""

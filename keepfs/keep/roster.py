@@ -208,6 +208,11 @@ class Defaults:
             sorted(str(name) for name, it in classes.items() if it and it.get("Default") is True)
         )
 
+    def all_classes(self, timeout: float) -> frozenset[str]:
+        """Return the names of the storage classes that there are; none if unknown."""
+        classes = self._get(timeout).get("StorageClasses")
+        return frozenset(map(str, classes)) if isinstance(classes, dict) else frozenset()
+
     def copies(self, timeout: float) -> int | None:
         """Return how many copies the cluster wants by default, or None if it doesn't say."""
         collections = self._get(timeout).get("Collections")

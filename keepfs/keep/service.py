@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from keepfs import __version__
@@ -14,13 +15,13 @@ from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
 from keepfs.keep.exchange import Exchange
-from keepfs.keep.locator import KeepLocator
 from keepfs.keep.outcome import (
     TRANSPORT_ERRORS,
     Outcome,
     cause_of_error,
     cause_of_read,
     cause_of_write,
+    flaw_of_written,
     innermost,
     is_keepstores,
     verdict_is_permanent,
@@ -31,8 +32,8 @@ from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
 from keepfs.keep.tokens import shown
 from keepfs.keep.transfer import (
     MOST_TEXT,
+    BodyCutError,
     content_length,
-    locator_of,
     receive_block,
     receive_complaint,
     receive_text,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Room
+    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.pace import Watch
     from keepfs.keep.sessions import SessionPool
     from keepfs.keep.transport import Answer
@@ -52,7 +54,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds of patience for a complaint's text: nobody needs it; and of no wait worth noting.
 _BRIEF = 1.0
-_NOT_ALLOWED = 405
+#: Seconds for a service to say why it cut a block short.
+_WHY_CUT = 10.0
+_NOT_ALLOWED, _BAD_GATEWAY = 405, 502
 _COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "identity"}
 
 
@@ -179,12 +183,26 @@ class KeepService:
         if method == "GET" and locator.size is None and self.last_status() == _NOT_ALLOWED:
             sized = self._sized(locator, timeout)
             return None if sized is None else self.get(sized, method, timeout)
+        if self._outcome is not None and self._outcome.is_cut:
+            self._ask_why_cut(locator, Timeouts.of(timeout))
         outcome = self._outcome
         if outcome is None or outcome.cause is not None:
             return None
         if method == "GET":
             return outcome.block
         return outcome.headers.get("x-keep-locator") or True
+
+    def _ask_why_cut(self, locator: KeepLocator, timeouts: Timeouts) -> None:
+        """Find out whether a block was cut short because the copy is: HEAD reads and checks it."""
+        cut = self._outcome
+        self.get(locator, "HEAD", replace(timeouts, read=min(timeouts.read, _WHY_CUT)))
+        why = self._outcome
+        # A keepproxy's 502 says so too, since the GET began well.
+        if cut is not None and why is not None and why.status == _BAD_GATEWAY:
+            cut = replace(cut, cause=Cause.CORRUPT, is_permanent=True)
+            if why.cause is not Cause.CORRUPT:
+                self._report_bad_copy(locator, cut.reason)
+        self._outcome = cut
 
     def _sized(
         self, locator: KeepLocator, timeout: Timeouts | float | tuple[float, ...]
@@ -197,8 +215,7 @@ class KeepService:
         if size is None:
             self._outcome = refused
             return None
-        digest, plus, hints = str(locator).partition("+")
-        return KeepLocator(f"{digest}+{size}{plus}{hints}")
+        return locator.with_size(size)
 
     def put(
         self,
@@ -322,7 +339,8 @@ class KeepService:
         text = str(happened) or type(happened).__name__
         if cause is Cause.TIMED_OUT and pace.failure is None:
             text = f"no answer in time ({text})"
-        return Outcome(0, shown(text, self._token), cause)
+        is_cut = isinstance(happened, BodyCutError)
+        return Outcome(0, shown(text, self._token), cause, is_cut=is_cut)
 
     # --- answers ----------------------------------------------------------
 
@@ -339,22 +357,25 @@ class KeepService:
             )
             if cause is Cause.CORRUPT:
                 self._report_bad_copy(locator, "the service itself says so")
-            return Outcome(
-                status, reason, cause, headers, is_permanent=verdict_is_permanent(status)
-            )
+            # A damaged copy stays damaged: it isn't fetched again in the next round.
+            is_permanent = cause is Cause.CORRUPT or verdict_is_permanent(status)
+            return Outcome(status, reason, cause, headers, is_permanent=is_permanent)
         declared = content_length(answer)
         if method == "HEAD":
             receive_text(answer)  # there is none, and thus the connection can be used again
             if declared and locator.size is not None and declared != locator.size:
                 reason = f"it has {declared} bytes, not {locator.size}"
-                return Outcome(0, reason, Cause.CORRUPT, headers)
+                return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)
         flaw, block = receive_block(answer, locator, declared, self._answered, self._memory)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
+            # Permanent, though it may have been damaged on the way: TCP and TLS make that
+            # rare, and the other services are asked in the same round.
             self._report_bad_copy(locator, flaw)
-            return Outcome(0, f"a bad copy: {flaw}", Cause.CORRUPT, headers)
+            reason = f"a bad copy: {flaw}"
+            return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
 
@@ -379,11 +400,11 @@ class KeepService:
         raw = receive_text(answer)
         if len(raw) < min(content_length(answer) or 0, MOST_TEXT):
             return Outcome(0, "the answer was cut short", Cause.UNREACHABLE, headers)
-        flaw, text = locator_of(raw, md5sum, size)
+        text = raw.decode("utf-8", "replace").strip()
+        flaw = flaw_of_written(text, md5sum, size)
         if not flaw:
             return Outcome(status, reason, headers=headers, text=text)
-        reason = f"{reason}, but the answer is {flaw}"
-        return Outcome(0, reason, Cause.OTHER, headers, is_permanent=True)
+        return Outcome(0, f"{reason}, {flaw}", Cause.OTHER, headers, is_permanent=True)
 
     def _complaint(self, answer: Answer) -> bytes:
         """Read the text of a failure, in a moment."""

@@ -35,6 +35,7 @@ class Sighting:
         status: The HTTP status; 0 without an answer.
         reason: The status line, or what happened instead.
         seconds: How long the answer took.
+        is_proxy: Whether a keepproxy answered.
     """
 
     root: str
@@ -42,6 +43,7 @@ class Sighting:
     status: int
     reason: str
     seconds: float
+    is_proxy: bool = False
 
 
 def survey(
@@ -71,8 +73,9 @@ def survey(
         if outcome is None:
             sightings[root] = Sighting(root, Cause.OTHER, 0, "not asked", seconds)
         else:
+            is_proxy = "keepproxy" in outcome.headers.get("via", "")
             sightings[root] = Sighting(
-                root, outcome.cause, outcome.status, outcome.reason, seconds
+                root, outcome.cause, outcome.status, outcome.reason, seconds, is_proxy
             )
 
     threads = []

@@ -3,6 +3,11 @@
 A 200 proves nothing: keepstore sends damaged blocks with it, cut short. So a
 body is accepted only if it is complete, as long as the locator says, and
 hashes to the locator's digest.
+
+A body that is cut short has two causes: the copy is damaged, or the service or
+the network failed. keepstore checks a block before it sends the last piece of
+it, so a damaged block lacks exactly that piece; every other cut is a failure
+of the exchange (`BodyCutError`).
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import urllib3
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.outcome import TRANSPORT_ERRORS, innermost
-from keepfs.keep.wire import declared_length
+from keepfs.keep.wire import CutShortError, declared_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +40,23 @@ _STEP_FOR_THREAD = 512 * 1024
 #: Bytes from which on such a thread is worth its start. Measured with 64 MiB
 #: from memory, on two cores: 143 ms instead of 170.
 _LARGE = 4 * 1024 * 1024
+#: Bytes that keepstore reads, checks and sends at a time.
+_PIECE = 64 * 1024
 #: Most bytes of an answer's text, be it a locator or a complaint.
 MOST_TEXT = 4096
+
+
+class BodyCutError(CutShortError):
+    """The connection ended in the middle of a block.
+
+    Args:
+        got: Bytes that came.
+        size: Bytes that were announced, if that is known.
+    """
+
+    def __init__(self, got: int, size: int | None) -> None:
+        of = "" if size is None else f" of {size}"
+        super().__init__(f"the connection ended after {got}{of} bytes")
 
 
 def receive_block(
@@ -57,6 +77,10 @@ def receive_block(
 
     Returns:
         What is wrong with it, empty if nothing is, and its bytes.
+
+    Raises:
+        BodyCutError: The connection ended too early, and not where a damaged copy ends.
+        http.client.HTTPException: The body isn't one of HTTP; or an `OSError`.
     """
     size = declared if locator.size is None else locator.size
     if declared is not None and declared != size:
@@ -69,27 +93,49 @@ def receive_block(
     room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
     memory = allocate(room)
     with (_HashThread if room >= _LARGE else _Hash)() as digest:
-        got = _fill(memory.view, answer, digest)
+        got, is_cut = _fill(memory.view, answer, digest)
+    # Without a length or chunks the end of the connection ends the body, early or not.
+    has_end = declared is not None or "transfer-encoding" in answer.headers
+    if is_cut or (size is not None and got < size and not has_end):
+        if not got or size is None or got != _sent_of_a_damaged_block(size):
+            raise BodyCutError(got, size)
+        return f"the service sent {got} of {size} bytes, then closed the connection", b""
+    flaw = _flaw(locator, size, got, digest)
+    return flaw, b"" if flaw else memory.first(got)
+
+
+def _flaw(locator: KeepLocator, size: int | None, got: int, digest: _Hash) -> str:
+    """Say what is wrong with a body that came whole; empty if nothing is."""
     if size is not None and got != size:
         more = "more than " if got > size else ""
-        return f"{more}{min(got, size)} of {size} bytes came, then the end", b""
+        return f"{more}{min(got, size)} of {size} bytes came, then the end"
     if got > MAX_BLOCK_SIZE:
-        return "more bytes than a block has", b""
-    if digest.hexdigest() != locator.md5sum:
-        return f"its MD5 is {digest.hexdigest()}", b""
-    return "", memory.first(got)
+        return "more bytes than a block has"
+    return "" if digest.hexdigest() == locator.md5sum else f"its MD5 is {digest.hexdigest()}"
 
 
-def _fill(view: memoryview, answer: Answer, digest: _Hash) -> int:
-    """Receive and hash up to a view's bytes; return how many came."""
+def _sent_of_a_damaged_block(size: int) -> int:
+    """Return how much of a block a keepstore sends before it sees that it is damaged."""
+    return max(0, size - 1) // _PIECE * _PIECE
+
+
+def _fill(view: memoryview, answer: Answer, digest: _Hash) -> tuple[int, bool]:
+    """Receive and hash up to a view's bytes.
+
+    Returns:
+        How many came, and whether the connection ended before the body did.
+    """
     got = 0
     while got < view.nbytes:
-        count = _read_into(answer, view[got : got + digest.step])
+        try:
+            count = _read_into(answer, view[got : got + digest.step])
+        except CutShortError:
+            return got, True
         if not count:
             break
         digest.update(view[got : got + count])
         got += count
-    return got
+    return got, False
 
 
 class _Hash:
@@ -172,32 +218,17 @@ def receive_complaint(answer: Answer) -> bytes:
         return b""
 
 
-def locator_of(answered: bytes, md5sum: str, size: int) -> tuple[str, str]:
-    """Read the locator in a service's answer to a PUT of a block.
-
-    Returns:
-        What the answer is instead of the block's locator, empty if it is that,
-        and its text.
-    """
-    text = answered.decode("utf-8", "replace").strip()
-    try:
-        locator = KeepLocator(text)
-    except ValueError:
-        return "no locator", text
-    is_this = locator.md5sum == md5sum and locator.size == size
-    return "" if is_this else "the locator of another block", text
-
-
 def content_length(answer: Answer) -> int | None:
     """Return the length that an answer says its body has; None if it doesn't."""
     return declared_length(answer.headers)
 
 
 def _read_into(answer: Answer, view: memoryview) -> int:
-    """Receive up to a view's bytes; 0 at the end, be it too early."""
+    """Receive up to a view's bytes; 0 at the end."""
     try:
         return int(answer.raw.readinto(view) or 0)
     except urllib3.exceptions.ProtocolError as error:
-        if isinstance(innermost(error), http.client.IncompleteRead):
-            return 0
+        happened = innermost(error)
+        if isinstance(happened, http.client.IncompleteRead):  # of a user's session
+            raise CutShortError(str(happened)) from error
         raise

@@ -24,18 +24,33 @@ if TYPE_CHECKING:
 
     from urllib3.connection import HTTPConnection
 
-#: Bytes of a line, and lines of a head, at most; as http.client has it.
-_MOST_LINE, _MOST_LINES = 65536, 100
+#: Bounds of a head or of trailers: bytes, and header lines (http.client's number).
+_MOST_HEAD, _MOST_LINES = 65536, 100
+#: Bounds of a chunk's size line, in bytes, and of the interim answers to one request.
+_MOST_CHUNK_LINE, _MOST_INTERIM = 4096, 20
 #: Bytes of a body that is sent together with the head, in one piece, which an
 #: idle connection takes without a wait.
 ONE_PIECE = 16 * 1024
-#: So many digits, and no more: Python refuses to read a number of thousands.
-_STATUS, _LENGTH = re.compile(r"[1-9][0-9]{2}\Z"), re.compile(r"[0-9]{1,19}\Z")
 #: What is raised where the other side has ended a connection.
 BROKEN = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _CANT_SEND = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+# The grammar is RFC 9112's, as h11 reads it: `scripts/fuzz-http` compares the two. Each
+# number has a bound: Python refuses to convert numbers of thousands of digits.
+_STATUS_LINE = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: ([^\x00\r\n\f\v]*))?\r?\n")
+_FIELD = re.compile(r"^([-!#$%&'*+.^_`|~0-9A-Za-z]+):([^\x00\r\n\f\v]*)\r?\n", re.MULTILINE)
+_FOLD = re.compile(r"\r?\n[ \t]+")
+_LENGTH = re.compile(r"[0-9]{1,20}\Z")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;[^\n]*)?[ \t]*\r\n")
+_BLANK = (b"\r\n", b"\n")
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_BEGIN = b"HTTP/1."
 _NO_BODY = frozenset({204, 304})
-_CONTINUE = range(100, 200)
+_SWITCHING = 101
+_FIRST_FINAL = 200
+
+
+class CutShortError(http.client.HTTPException):
+    """The connection ended before the answer did."""
 
 
 class Wire:
@@ -145,19 +160,29 @@ class Head:
 
     @classmethod
     def read(cls, stream: io.BufferedReader, method: str, *, can_go_on: bool) -> Head:
-        """Read a head; those of interim answers are skipped."""
-        while True:
-            version, status, reason = _status_line(stream)
-            headers = _headers(stream)
-            if status not in _CONTINUE:
+        """Read a head; those of interim answers are skipped.
+
+        Raises:
+            CutShortError: The connection ended within it.
+            http.client.HTTPException: It isn't one of HTTP.
+        """
+        for _ in range(_MOST_INTERIM + 1):
+            version, status, reason, headers = _head(stream)
+            if status >= _FIRST_FINAL:
                 break
-        is_empty = method == "HEAD" or status in _NO_BODY
-        length = 0 if is_empty else declared_length(headers)
-        is_chunked = not is_empty and headers.get("transfer-encoding", "").lower() == "chunked"
-        kept = headers.get("connection", "").lower()
-        keeps = "close" not in kept if version == 11 else "keep-alive" in kept  # noqa: PLR2004
-        body = _ChunkedBody(stream) if is_chunked else Body(stream, length)
-        body.can_go_on = can_go_on and keeps
+            if status == _SWITCHING:
+                raise http.client.HTTPException("the service changes the protocol, unasked")
+        else:
+            raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
+        body: Body
+        if method == "HEAD" or status in _NO_BODY:
+            body = Body(stream, 0)
+        elif "transfer-encoding" in headers:
+            headers.pop("content-length", None)  # it isn't the body's: the chunks are
+            body = _ChunkedBody(stream)
+        else:
+            body = Body(stream, declared_length(headers))
+        body.can_go_on = can_go_on and _keeps_connection(version, headers)
         return cls(version, status, reason, headers, body)
 
 
@@ -182,18 +207,25 @@ class Body:
         return self._left == 0
 
     def readinto(self, view: memoryview) -> int:
-        """Receive up to a view's bytes; 0 at the end, be it too early."""
+        """Receive up to a view's bytes; 0 at the end.
+
+        Raises:
+            CutShortError: The connection ended before the body did.
+            http.client.HTTPException: It isn't one of HTTP.
+        """
         if self._left is not None and self._left < view.nbytes:
             view = view[: self._left]
         if not view.nbytes:
             return 0
         count = self._stream.readinto(view) or 0
         if self._left is not None:
+            if not count:
+                raise CutShortError(f"the connection ended {self._left} bytes too early")
             self._left -= count
         return count
 
     def read(self, most: int) -> bytes:
-        """Receive up to so many bytes; fewer at the end only, be it too early."""
+        """Receive up to so many bytes; fewer at the end only. Raises as `readinto`."""
         found = bytearray(most)
         got = 0
         with memoryview(found) as view:
@@ -217,21 +249,24 @@ class _ChunkedBody(Body):
             return 0
         count = super().readinto(view)
         if count and not self._left:
-            _line(self._stream)  # what ends a chunk
+            end = self._stream.read(2)
+            if end != b"\r\n":
+                if b"\r\n".startswith(end):
+                    raise CutShortError("the connection ended within a body in chunks")
+                raise http.client.HTTPException(f"{end!r} instead of the end of a chunk")
         return count
 
     def _next_chunk(self) -> bool:
         """Read a chunk's length; tell whether there is one, the last having none."""
         if self._is_last:
             return False
-        text = _line(self._stream).partition(b";")[0]
-        try:
-            self._left = int(text, 16)
-        except ValueError:
-            self._left = 0
-            return False
+        line = _line(self._stream, _MOST_CHUNK_LINE)
+        match = _CHUNK.fullmatch(line)
+        if match is None:
+            raise http.client.HTTPException(f"{line[:100]!r} instead of a chunk's length")
+        self._left = int(match[1], 16)
         if self._left == 0:
-            _headers(self._stream)
+            _fields(_head_text(self._stream))  # trailers
             self._is_last = True
         return not self._is_last
 
@@ -248,38 +283,101 @@ def _head_of(
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _line(stream: io.BufferedReader) -> bytes:
-    line = stream.readline(_MOST_LINE + 1)
-    if len(line) > _MOST_LINE:
-        raise http.client.LineTooLong("line of an answer")
-    return line.rstrip(b"\r\n")
+def _line(stream: io.BufferedReader, most: int) -> bytes:
+    """Read a line of up to so many bytes, with its end."""
+    line = stream.readline(most)
+    if not line.endswith(b"\n"):
+        if len(line) >= most:
+            raise http.client.LineTooLong("part of an answer")
+        raise CutShortError("the connection ended within the answer's head or chunks")
+    return line
 
 
-def _status_line(stream: io.BufferedReader) -> tuple[int, int, str]:
-    raw = stream.readline(_MOST_LINE + 1)
-    if not raw:
+def _head_text(stream: io.BufferedReader, first: str = "") -> str:
+    """Read the lines of a head or of trailers, up to the blank one that ends them.
+
+    Args:
+        stream: What is received.
+        first: The first line, if it was read already.
+    """
+    lines: list[bytes] = []
+    room = _MOST_HEAD - len(first)
+    while (line := _line(stream, room)) not in _BLANK:
+        lines.append(line)
+        room -= len(line)
+        if not room:
+            raise http.client.LineTooLong("head of an answer")
+    return first + b"".join(lines).decode("latin-1")
+
+
+def _head(stream: io.BufferedReader) -> tuple[int, int, str, dict[str, str]]:
+    """Read one head: 10 or 11 for HTTP's version, status, reason, headers."""
+    buffered = stream.peek(1)
+    if not buffered:
         raise http.client.RemoteDisconnected("Remote end closed connection without response")
-    version, _, rest = raw.decode("latin-1").strip().partition(" ")
-    status, _, reason = rest.partition(" ")
-    if not version.startswith("HTTP/1.") or not _STATUS.match(status):
-        raise http.client.BadStatusLine(repr(raw[:200]))
-    return 10 if version == "HTTP/1.0" else 11, int(status), reason.strip()
+    # Most heads come in one piece.
+    if end := _END_OF_HEAD.search(buffered):
+        text = stream.read(end.end())[: end.start() + 1].decode("latin-1")
+    else:
+        text = _first_line(stream)
+    match = _STATUS_LINE.match(text)
+    if match is None:
+        raise http.client.BadStatusLine(repr(text[:200]))
+    if not end:
+        text = _head_text(stream, text)
+    version, status, reason = match.groups("")
+    fields = _fields(text[match.end() :])
+    return 10 if version == "0" else 11, int(status), reason.strip(" \t"), fields
 
 
-def _headers(stream: io.BufferedReader) -> dict[str, str]:
+def _first_line(stream: io.BufferedReader) -> str:
+    line = stream.readline(_MOST_HEAD)
+    if len(line) >= _MOST_HEAD:
+        raise http.client.LineTooLong("status line")
+    if not line.endswith(b"\n") and _BEGIN.startswith(line[: len(_BEGIN)]):
+        raise CutShortError("the connection ended within the answer's status line")
+    return line.decode("latin-1")
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Take headers apart; names in lower case, values of one name joined by commas."""
+    if "\n " in text or "\n\t" in text:
+        text = _FOLD.sub(" ", text)
+    fields = _FIELD.findall(text)
+    if len(fields) > _MOST_LINES:
+        raise http.client.HTTPException(f"got more than {_MOST_LINES} headers")
+    if len(fields) != text.count("\n"):
+        raise http.client.HTTPException("a header that is none of HTTP")
     found: dict[str, str] = {}
-    for _ in range(_MOST_LINES + 1):
-        line = _line(stream)
-        if not line:
-            return found
-        name, colon, value = line.decode("latin-1").partition(":")
-        if colon:
-            name, value = name.strip().lower(), value.strip()
-            found[name] = f"{found[name]}, {value}" if name in found else value
-    raise http.client.HTTPException(f"got more than {_MOST_LINES} headers")
+    for name, value in fields:
+        key, value = name.lower(), value.strip(" \t")  # noqa: PLW2901
+        found[key] = f"{found[key]}, {value}" if key in found else value
+    if "content-length" in found:
+        found["content-length"] = _the_length(found["content-length"])
+    if found.get("transfer-encoding", "chunked").lower() != "chunked":
+        raise http.client.HTTPException("a transfer coding other than chunked")
+    return found
+
+
+def _the_length(text: str) -> str:
+    """Return the one length that a Content-Length, given once or several times, says."""
+    lengths = {length.strip(" \t") for length in text.split(",")}
+    length = lengths.pop()
+    if lengths or not _LENGTH.match(length):
+        raise http.client.HTTPException(f"no proper Content-Length: {text[:100]!r}")
+    return length
+
+
+def _keeps_connection(version: int, headers: Mapping[str, str]) -> bool:
+    if "connection" not in headers:
+        return version == 11  # noqa: PLR2004
+    words = {word.strip(" \t") for word in headers["connection"].lower().split(",")}
+    return "close" not in words and (version == 11 or "keep-alive" in words)  # noqa: PLR2004
 
 
 def declared_length(headers: Mapping[str, str]) -> int | None:
     """Return the length that a body is said to have; None where there is no such number."""
-    text = headers.get("content-length", "")
-    return int(text) if _LENGTH.match(text) else None
+    try:
+        return int(_the_length(headers["content-length"]))
+    except (KeyError, http.client.HTTPException):
+        return None

@@ -50,6 +50,9 @@ class BlockStore(Protocol):
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a block that is there, in bytes. Blocks."""
 
+    def lookup_wait(self, most: float) -> float:
+        """Return the seconds for which a lookup should wait."""
+
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Begin to fetch a block; return its size once it is known to be there. Blocks."""
 
@@ -122,6 +125,10 @@ class DictStore:
         with self._lock:
             self.calls.append(("head_block", locator.md5sum))
             return len(self._block(locator))
+
+    def lookup_wait(self, most: float) -> float:
+        """Let lookups wait as long as they may."""
+        return most
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:  # noqa: ARG002
         """Return a block's size; from now on it is answered by `cached_block`."""
@@ -221,6 +228,10 @@ class FailingStore:
         self._meet_fate("head_block")
         return self._store.head_block(locator)
 
+    def lookup_wait(self, most: float) -> float:
+        """Ask the store."""
+        return self._store.lookup_wait(most)
+
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Fail as told, or ask the store."""
         self._meet_fate("probe_block")
@@ -309,6 +320,10 @@ class GatedStore:
         """Wait at the gate, then ask the store."""
         self._pass("head_block")
         return self._store.head_block(locator)
+
+    def lookup_wait(self, most: float) -> float:
+        """Ask the store."""
+        return self._store.lookup_wait(most)
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Ask the store; behind a shut gate nobody says anything, for however long one waits."""

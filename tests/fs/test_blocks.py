@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, Call, Lookup, open_blocks
+from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, open_blocks
 from keepfs.keep import KeepLocator, KeepReadError, KeepWriteError, NotFoundError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import wait_until
@@ -18,6 +18,7 @@ from tests.fakes.threads import wait_until
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from keepfs.fs.call import Call
     from keepfs.keep import Receipt
 
 
@@ -65,45 +66,13 @@ async def test_size_and_free_space_are_asked_for() -> None:
     store = DictStore(capacity=10)
     (locator,) = stored(store, b"abc")
     async with open_blocks(store, copies=1) as blocks:
-        assert await blocks.find(locator) == 3
+        assert await blocks.head(locator).wait() == 3
         assert await blocks.free_space() == (10, 7)
         with pytest.raises(NotFoundError):
-            await blocks.find(KeepLocator("0" * 32 + "+3"))
+            await blocks.head(KeepLocator("0" * 32 + "+3")).wait()
 
 
-async def test_a_lookup_begins_the_fetch_and_believes_a_name_nobody_answers_for() -> None:
-    memory = DictStore()
-    store = GatedStore(memory)
-    locator, other = stored(memory, b"foo", b"other")
-    store.shut("probe_block")
-    async with open_blocks(store, copies=1, lookup=Lookup.FETCH) as blocks:
-        believed = await blocks.find(KeepLocator("0" * 32 + "+7"))
-        store.open("probe_block")
-        size = await blocks.find(locator)
-        size_without_name = await blocks.find(KeepLocator(other.md5sum))
-
-        assert (believed, size, size_without_name) == (7, 3, 5)
-        assert store.cached_block(locator) is not None
-        with pytest.raises(NotFoundError):
-            await blocks.find(KeepLocator("0" * 32 + "+7"))
-        assert [call for call, _ in memory.calls[2:]] == [
-            "probe_block",
-            "head_block",
-            "probe_block",
-        ]
-
-
-async def test_a_lookup_may_believe_every_name_that_has_a_size() -> None:
-    store = DictStore()
-    async with open_blocks(store, copies=1, lookup=Lookup.TRUST) as blocks:
-        assert await blocks.find(KeepLocator("0" * 32 + "+7")) == 7
-        with pytest.raises(NotFoundError):
-            await blocks.find(KeepLocator("0" * 32))
-
-        assert [call for call, _ in store.calls] == ["head_block"]
-
-
-async def test_a_flood_of_reads_never_delays_a_lookup() -> None:
+async def test_a_flood_of_reads_never_delays_a_lookup_or_statfs() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     locators = stored(memory, *(bytes([i]) for i in range(4)))
@@ -116,10 +85,12 @@ async def test_a_flood_of_reads_never_delays_a_lookup() -> None:
             nursery.start_soon(blocks.get, locator)
         await trio.testing.wait_all_tasks_blocked()
 
-        size = await blocks.find(locators[0])
+        size = await blocks.head(locators[0]).wait()
+        space = await blocks.free_space()
         store.open("get_block")
 
     assert size == 1
+    assert space == memory.free_space()
 
 
 async def test_a_flood_of_reads__never_delays_a_write() -> None:

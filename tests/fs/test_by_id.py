@@ -17,7 +17,7 @@ from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import MAX_KNOWN_NAMES, NOT_FOUND_TIMEOUT, BlockFile, ByIdDirectory
-from keepfs.fs.nodes import Metadata, directory_mode
+from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.keep import (
     MAX_BLOCK_SIZE,
     Cause,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tests.fakes.store import BlockStore
 
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
+#: A file in upload/.
+A_FILE = Metadata(file_mode(0o644), 7, 8)
 SIGNATURE = "A" + "0123456789abcdef" * 2 + "01234567@7fffffff"
 
 
@@ -297,10 +299,10 @@ async def test_an_expired_name_asks_the_store_for_every_answer() -> None:
 async def test_what_was_stored_is_listed_without_a_request() -> None:
     store = DictStore()
     async with directory_of(store) as by_id:
-        by_id.stored(Receipt(KeepLocator(FOO), 2, ("a service",)))
+        by_id.stored(Receipt(KeepLocator(FOO), 2, ("a service",)), A_FILE)
         file = by_id.entry_nowait(FOO)
-        by_id.stored(Receipt(KeepLocator(FOO), 2, ("a service",)))
-        by_id.stored(Receipt(KeepLocator(FOO[:32]), 2, ("one that gives no size",)))
+        by_id.stored(Receipt(KeepLocator(FOO), 2, ("a service",)), A_FILE)
+        by_id.stored(Receipt(KeepLocator(FOO[:32]), 2, ("one that gives no size",)), A_FILE)
 
         assert list(by_id.names()) == [FOO]
         assert by_id.entry_nowait(FOO) is file is not None
@@ -328,7 +330,7 @@ async def test_two_lookups_at_once_find_one_file() -> None:
 async def test_the_listing_is_bounded_and_keeps_what_was_found_last() -> None:
     async with directory_of(a_store()) as by_id:
         for number in range(MAX_KNOWN_NAMES):
-            by_id.stored(Receipt(KeepLocator(f"{number:032x}+1"), 1, ()))
+            by_id.stored(Receipt(KeepLocator(f"{number:032x}+1"), 1, ()), A_FILE)
         await by_id.lookup(f"{0:032x}+1")  # found again
         await by_id.lookup(FOO)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -316,3 +317,72 @@ def test_a_short_log_is_left(path: Path, catalog: Catalog) -> None:
     catalog.checkpoint()
 
     assert path.stat().st_size == before
+
+
+# --- damage ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "content = x'7b'",
+        "content = CAST('[[\"no locator\", 1, []]]' AS BLOB)",
+        "content = CAST('[7]' AS BLOB)",
+        "content = CAST('[]' AS BLOB)",  # that is no file of six bytes
+        "content = 'text'",
+        "content = 5",
+        "mode = 'text'",
+        "mode = 0",
+        "mode = -1",
+        "uid = 'nobody'",
+        "mtime_ns = 1.5",
+        "size = 'large'",
+    ],
+)
+def test_a_damaged_entry_is_reported_once_and_hides_no_other(
+    path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Catalog(path)) as catalog, catalog.change():
+        catalog.add_root(metadata(DIRECTORY))
+        for name in ("before", "damaged", "later"):
+            catalog.add_file(ROOT, name, metadata(), RECEIPTS)
+    with closing(sqlite3.connect(path)) as database, database:
+        change = f"UPDATE entries SET {damage} WHERE name = CAST('damaged' AS BLOB)"  # noqa: S608
+        database.execute(change)
+
+    with closing(Catalog(path)) as catalog:
+        entries = {}
+        for _ in range(2):
+            for listed in catalog.names(ROOT, b"", 10):
+                entry = catalog.child(ROOT, listed.decode())
+                assert entry is not None
+                entries[entry.name] = entry
+        damaged = entries["damaged"]
+
+        assert list(entries) == ["before", "damaged", "later"]
+        assert stat.S_ISREG(damaged.metadata.mode)
+        assert damaged.size > 0
+        for _ in range(2):
+            with pytest.raises(OSError, match="is damaged") as caught:
+                catalog.receipts(damaged.number)
+            assert caught.value.errno == errno.EIO
+        assert catalog.receipts(entries["later"].number) == RECEIPTS
+        with catalog.change():
+            catalog.remove(ROOT, "damaged")
+        assert catalog.child(ROOT, "damaged") is None
+    assert len([it for it in caplog.records if "damaged" in it.getMessage()]) == 1
+
+
+def test_a_damaged_top_is_made_anew(path: Path) -> None:
+    with closing(Catalog(path)) as catalog, catalog.change():
+        catalog.add_root(metadata(DIRECTORY))
+        catalog.add_file(ROOT, "file", metadata(), RECEIPTS)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE entries SET mode = 'text' WHERE number = ?", (ROOT,))
+
+    with closing(Catalog(path)) as catalog:
+        assert catalog.root() is None
+        add_root(catalog)
+
+        assert catalog.root() is not None
+        assert catalog.names(ROOT, b"", 10) == [b"file"]

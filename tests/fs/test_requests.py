@@ -125,13 +125,14 @@ async def test_whatever_fails_in_a_handler_becomes_a_fuse_error(
     assert caught.value.errno == number
 
 
-async def test_the_end_of_the_mount_is_no_failure_of_a_handler() -> None:
+async def test_at_the_end_of_the_mount_a_request_is_answered() -> None:
     handlers = Handlers(trio.sleep_forever)
     with trio.CancelScope() as scope:
         scope.cancel()
-        await handlers.read(1)
+        with pytest.raises(FUSEError) as caught:
+            await handlers.read(1)
 
-    assert scope.cancelled_caught
+    assert caught.value.errno == errno.ENOTCONN
     assert handlers.requests.statistics().given_up == 0
 
 
@@ -300,7 +301,12 @@ async def test_requests_are_counted(autojump_clock: trio.testing.MockClock) -> N
     handlers = Handlers(trio.sleep_forever)
     idle = handlers.requests.statistics()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(handlers.read, 1)
+
+        async def read() -> None:
+            with pytest.raises(FUSEError):
+                await handlers.read(1)
+
+        nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
         autojump_clock.jump(7.0)
         busy = handlers.requests.statistics()

@@ -58,3 +58,11 @@ def test_the_readme_says_version_copies_and_settings(copies: int, said: str) -> 
 
 def test_the_readme_needs_no_settings() -> None:
     assert readme_text("1.2", 1, {}).endswith("settings:\n")
+
+
+def test_the_readme_of_a_local_store_speaks_of_no_garbage_collection() -> None:
+    local, remote = readme_text("1.2", 1, {}, is_local=True), readme_text("1.2", 1, {})
+
+    assert "garbage" not in local
+    assert "nothing\nremoves them" in local
+    assert "garbage collection removes blocks" in remote

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 async def open_upload(permissions: int = 0o755) -> AsyncIterator[UploadDirectory]:
     async with open_blocks(DictStore(), copies=1) as blocks:
         metadata = Metadata(directory_mode(permissions), 1, 2, 3)
-        yield UploadDirectory.mounted(metadata, Staging(blocks), lambda _: None, Catalog())
+        yield UploadDirectory.mounted(metadata, Staging(blocks), lambda *_: None, Catalog())
 
 
 def make(directory: UploadDirectory, name: str) -> Node:

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.fs.staging import Staging
-from keepfs.fs.upload_file import State, UploadFile
+from keepfs.fs.storing import State
+from keepfs.fs.upload_file import UploadFile
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore
@@ -42,7 +43,7 @@ class UploadFileModel(RuleBasedStateMachine):
     @initialize(maxsize=st.sampled_from([BLOCK // 2, 2 * BLOCK, 100 * BLOCK]))
     def make(self, maxsize: int) -> None:
         self.staging = Staging(self.loop.blocks, maxsize, BLOCK)
-        self.file = UploadFile(Metadata(file_mode(0o644), 0, 0), self.staging, lambda _: None)
+        self.file = UploadFile(Metadata(file_mode(0o644), 0, 0), self.staging, lambda *_: None)
         self.file.opened()
 
     # --- what users do -----------------------------------------------------

@@ -16,8 +16,9 @@ from keepfs.fs.catalog import Catalog
 from keepfs.fs.inodes import InodeTable
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.staging import Staging
+from keepfs.fs.storing import State
 from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import State, UploadFile
+from keepfs.fs.upload_file import UploadFile
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Bench:
     def mount(self) -> None:
         """Mount (again): nothing is in memory then."""
         owner = Metadata(directory_mode(0o755), 1, 2, 3)
-        self.upload = UploadDirectory.mounted(owner, self._staging, lambda _: None, self._catalog)
+        self.upload = UploadDirectory.mounted(owner, self._staging, lambda *_: None, self._catalog)
         self.inodes = InodeTable(self.upload)
 
     def create(self, name: str, directory: UploadDirectory | None = None) -> UploadFile:

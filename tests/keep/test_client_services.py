@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import re
 import threading
@@ -17,9 +18,11 @@ from keepfs.keep import (
     KeepClient,
     KeepLocator,
     KeepReadError,
+    KeepRequestError,
     KeepWriteError,
     NotFoundError,
 )
+from keepfs.keep.api import ApiClient
 from keepfs.keep.service import KeepService
 from keepfs.keep.writers import KeepWriterThreadPool
 from tests.contracts.block_store import BlockStoreContract
@@ -27,8 +30,11 @@ from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, StandInApi, root
 from tests.keepstore import (
     TEST_TOKEN,
+    ApiControls,
+    Authority,
     Fault,
     KeepproxyControls,
+    Listening,
     ProxySettings,
     ServiceEntry,
     Stage,
@@ -36,7 +42,8 @@ from tests.keepstore import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
 BAR = "37b51d194a7513e45b56f6524f2d51f2+3"
@@ -195,7 +202,7 @@ def test_readers_of_one_failing_block_fail_together_after_one_try(cluster: Clust
     failures = [reader.failure() for reader in readers]
 
     assert cluster.counts("GET") == [1, 1, 1]
-    assert {type(failure) for failure in failures} == {KeepReadError}
+    assert all(isinstance(failure, KeepReadError) for failure in failures)
     assert len({id(failure) for failure in failures}) == 50
 
 
@@ -853,7 +860,7 @@ def test_a_probe_that_joined_a_fetch_of_another_size_is_told(
     first.wait_held(1)
 
     with pytest.raises(KeepReadError) as caught:
-        client.probe_block(KeepLocator(f"{locator.md5sum}+99"), wait=20)
+        client.probe_block(KeepLocator(str(locator).replace("+90000+", "+99+")), wait=20)
 
     assert caught.value.cause is Cause.CORRUPT
     first.release()
@@ -972,7 +979,7 @@ def test_the_counters_count(cluster: Cluster, client: KeepClient) -> None:
 # --- the SDK's other names ---
 
 
-def test_roots_are_weighted_services_first_and_hints_after(
+def test_roots_are_those_of_hints_first_and_weighted_services_after(
     cluster: Cluster, client: KeepClient
 ) -> None:
     gateway = "zzzzz-bi6l4-gateway00000000"
@@ -988,14 +995,14 @@ def test_roots_are_weighted_services_first_and_hints_after(
     locator = KeepLocator(f"{FOO}+K@xyzzy+K@{gateway}")
 
     assert client.weighted_service_roots(locator) == [
-        *ranked,
         "https://keep.xyzzy.arvadosapi.com/",
         "http://gw:1/",
+        *ranked,
     ]
     assert client.weighted_service_roots(locator, need_writable=True) == ranked
 
 
-def test_a_gateway_that_a_hint_names_is_asked_last(cluster: Cluster, client: KeepClient) -> None:
+def test_a_gateway_that_a_hint_names_is_asked_first(cluster: Cluster, client: KeepClient) -> None:
     gateway = cluster.stores[2]
     uuid = "zzzzz-bi6l4-gateway00000000"
     entry = ServiceEntry(
@@ -1008,7 +1015,7 @@ def test_a_gateway_that_a_hint_names_is_asked_last(cluster: Cluster, client: Kee
     locator = cluster.store(b"foo", gateway)
 
     assert client.get(f"{locator}+K@{uuid}") == b"foo"
-    assert cluster.counts("GET") == [1, 1, 1]
+    assert cluster.counts("GET") == [0, 0, 1]
     assert gateway.log("GET")[0].header("Authorization") == f"Bearer {TEST_TOKEN}"
 
 
@@ -1285,3 +1292,49 @@ def test_a_local_keepstore_is_used_by_any_number_of_threads(cluster: Cluster) ->
 
     assert [reader.result() for reader in readers] == blocks
     assert sum(cluster.counts("PUT")) == 80
+
+
+# --- lists and arguments that can't be right ---
+
+
+def test_services_that_are_all_read_only_are_told_as_that(cluster: Cluster) -> None:
+    cluster.api.lists = [
+        [dataclasses.replace(it, read_only=True) for it in cluster.entries(*cluster.stores)]
+    ]
+
+    with pytest.raises(KeepWriteError, match=r"all Keep services \(3\) are read-only") as caught:
+        cluster.client().put(b"foo")
+
+    assert caught.value.cause is Cause.READ_ONLY
+
+
+def test_more_copies_than_can_be_are_refused_unsent(cluster: Cluster, client: KeepClient) -> None:
+    with pytest.raises(ArgumentError, match="1000000 copies"):
+        client.put(b"foo", copies=1_000_000)
+
+    assert cluster.counts("PUT") == [0, 0, 0]
+
+
+def test_an_api_server_that_refuses_the_token_is_asked_once(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with ApiControls(listening=Listening(tls=authority.certify())) as api:
+        api.always(Fault(status=401))
+        found = ApiClient(f"https://{api.host}/", TEST_TOKEN, insecure=True)
+        client = KeepClient(found, "", local_store="", num_retries=5)
+        calls: list[Callable[[str], object]] = [client.get, client.put]
+        for call in calls:
+            with pytest.raises(KeepRequestError, match="401") as caught:
+                call(FOO)
+            assert caught.value.cause is Cause.DENIED
+        client.close()
+
+        assert len([it for it in api.log() if "keep_services" in it.target]) == 2
+
+
+def test_a_refused_unsigned_locator_is_told_as_that(cluster: Cluster, client: KeepClient) -> None:
+    locator = cluster.store(b"foo")
+
+    with pytest.raises(KeepReadError, match="the locator has no signature") as caught:
+        client.get(f"{locator.md5sum}+3")
+
+    assert caught.value.cause is Cause.DENIED

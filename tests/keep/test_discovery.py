@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -260,3 +261,21 @@ def test_hints_name_places_in_their_order() -> None:
 @pytest.mark.parametrize("hint", ["K@XYZZY", "K@a-b-c", "K@-----", "K@x_zzy"])
 def test_a_hint_that_names_no_cluster_leads_nowhere(hint: str) -> None:
     assert list(Services().hinted(KeepLocator(f"{FOO}+{hint}"))) == []
+
+
+# --- lists that can't be right ---
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "é", "", "a b", "x" * 101])
+def test_a_uuid_that_cannot_be_is_left_out_in_words(
+    bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    services = Services.of_list([announced(uuid=bad), announced()])
+
+    assert [it.uuid for it in services.records] == [uuid(1)]
+    assert "a service has no proper uuid" in caplog.text
+
+
+def test_a_list_that_is_too_long_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="more than 1000 services"):
+        Services.of_list(announced(uuid=uuid(number)) for number in itertools.count())

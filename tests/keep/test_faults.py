@@ -247,7 +247,7 @@ ROWS = [
     Row(
         "reset unanswered", faulty(Fault(close=Stage.BEFORE_STATUS, reset=True)), GONE, GONE, GONE
     ),
-    Row("closed while sending", faulty(Fault(close=Stage.MID_BODY)), CORRUPT, None, GONE),
+    Row("closed while sending", faulty(Fault(close=Stage.MID_BODY)), GONE, None, GONE),
     Row(
         "reset while sending",
         faulty(Fault(close=Stage.MID_BODY, reset=True), LARGE),
@@ -429,6 +429,61 @@ def test_a_bad_copy_is_named_in_the_log_and_counted(caplog: pytest.LogCaptureFix
             [record] = [it for it in caplog.records if it.levelname == "WARNING"]
             assert f"{bad.url}/" in record.getMessage()
             assert locator.stripped() in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("block", "spoil"),
+    [
+        (SMALL, lambda store, digest: store.corrupt(digest)),
+        (SMALL, lambda store, digest: store.resize(digest, 2)),
+        (LARGE, lambda store, digest: store.corrupt(digest, 70_000)),
+        (LARGE, lambda store, digest: store.resize(digest, 100_000)),
+        (SMALL, lambda store, _: store.always(Fault(status=200, body=b"bar"))),
+    ],
+    ids=["small", "small, cut", "large", "large, cut", "on the way"],
+)
+def test_copies_that_are_all_damaged_are_fetched_once_each(
+    block: bytes, spoil: Callable[[KeepstoreControls, str], object]
+) -> None:
+    with Cluster(2) as cluster:
+        locator = cluster.store(block)
+        for store in cluster.stores:
+            spoil(store, locator.md5sum)
+
+        with pytest.raises(KeepReadError, match="after 1 attempt") as caught:
+            cluster.client(retries=4).get(str(locator))
+
+        assert caught.value.cause is CORRUPT
+        assert [store.counts()["GET"] for store in cluster.stores] == [1, 1]
+
+
+def test_a_service_that_ends_in_the_middle_of_a_block_has_no_bad_copy(
+    caplog: pytest.LogCaptureFixture, cluster: Cluster
+) -> None:
+    client = cluster.client()
+    locator = cluster.store(LARGE)
+    cluster.stores[0].always(Fault(close_after=100_000), method="GET")
+
+    with pytest.raises(KeepReadError, match="the connection ended after 100000") as caught:
+        client.get(str(locator))
+
+    assert caught.value.cause is GONE
+    assert client.counters.bad_copies.get() == {}
+    assert "bad copy" not in caplog.text
+
+
+def test_a_block_that_was_cut_on_the_way_is_fetched_again(cluster: Cluster) -> None:
+    locator = cluster.store(LARGE)
+    cluster.stores[0].script(Fault(close_after=100_000), method="GET")
+
+    assert cluster.client(retries=1).get(str(locator)) == LARGE
+
+
+@pytest.mark.parametrize("stage", [Stage.BEFORE_STATUS, Stage.BEFORE_BODY, Stage.MID_BODY])
+def test_a_put_whose_answer_is_cut_is_made_again(stage: Stage, cluster: Cluster) -> None:
+    cluster.stores[0].script(Fault(close=stage), method="PUT")
+
+    assert cluster.client(retries=1).put(SMALL, copies=1).startswith(FOO)
 
 
 @pytest.mark.parametrize(
@@ -637,8 +692,37 @@ def test_copies_that_a_proxy_could_not_make_are_told(cluster: Cluster) -> None:
     with (
         KeepproxyControls(ProxySettings(stores=[store])) as proxy,
         KeepClient(proxy=proxy.url, api_token=TEST_TOKEN, local_store="") as client,
-        pytest.raises(KeepWriteError, match="wanted 3 copies but wrote 0") as caught,
+        pytest.raises(KeepWriteError, match="wanted 3 copies but wrote 1") as caught,
     ):
         client.put(SMALL, copies=3)
 
     assert caught.value.cause is Cause.TOO_FEW_COPIES
+
+
+@pytest.mark.parametrize("signing", [True, False])
+def test_a_proxy_is_asked_for_a_size_first(cluster: Cluster, signing: bool) -> None:  # noqa: FBT001
+    [keepstore] = cluster.stores
+    if not signing:
+        keepstore.configure(signing=False, key="")
+    digest, _, signature = keepstore.store_block(SMALL).partition("+3")
+    store = Store("zzzzz-bi6l4-000000000000000", keepstore.url)
+    with (
+        KeepproxyControls(ProxySettings(stores=[store])) as proxy,
+        KeepClient(proxy=proxy.url, api_token=TEST_TOKEN, local_store="") as client,
+    ):
+        assert client.get(f"{digest}{signature}") == SMALL
+        assert proxy.counts() == {"HEAD": 1, "GET": 1}
+
+
+def test_a_proxys_refusal_is_not_told_as_not_found(cluster: Cluster) -> None:
+    store = Store("zzzzz-bi6l4-000000000000000", cluster.stores[0].url)
+    locator = cluster.store(SMALL)
+    with (
+        KeepproxyControls(ProxySettings(stores=[store])) as proxy,
+        KeepClient(proxy=proxy.url, api_token=ELSEWHERE, local_store="") as client,
+        pytest.raises(NotFoundError, match=r"failed to read .*\(the token, or") as caught,
+    ):
+        client.get(str(locator))
+
+    assert "not found" not in str(caught.value)
+    assert caught.value.cause is DENIED

@@ -51,7 +51,7 @@ class Parts:
 
 def store_of(cluster: Cluster, proxy: str = "", timeouts: Timeouts = PATIENT) -> RemoteStore:
     """Make a store that soon asks another service; a client closes it."""
-    store, _ = connect(Parts(), Counters(), cluster.api, proxy, None, None)
+    store, *_ = connect(Parts(), Counters(), cluster.api, proxy, None, None)
     store.silence = SILENCE
     store.timeout = store.proxy_timeout = timeouts
     return store

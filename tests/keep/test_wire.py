@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfs.keep.wire import Head
+from keepfs.keep.wire import CutShortError, Head
+from tests.soak.http_answers import fuzz
 
 
 def read(text: bytes, method: str = "GET") -> Head:
@@ -27,10 +28,13 @@ def test_a_head_and_a_body_of_known_length() -> None:
     assert head.body.can_go_on
 
 
-def test_a_body_that_ends_too_early_is_short_and_not_complete() -> None:
+def test_a_body_that_ends_too_early_is_an_error() -> None:
     head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfoo")
+    view = memoryview(bytearray(9))
 
-    assert head.body.read(100) == b"foo"
+    assert head.body.readinto(view) == 3
+    with pytest.raises(CutShortError, match="ended 1 bytes too early"):
+        head.body.readinto(view)
     assert not head.body.is_complete()
 
 
@@ -41,11 +45,69 @@ def test_a_body_without_length_goes_on_to_the_end() -> None:
     assert not head.body.is_complete()
 
 
-def test_a_length_of_more_digits_than_a_number_has_is_none() -> None:
-    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nfoo")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: " + b"9" * 5000,
+        b"Content-Length: -3",
+        b"Content-Length: 0x3",
+        b"Content-Length: 3 3",
+        b"Content-Length:",
+        b"Content-Length: 3, 4",
+        b"Content-Length: 3\r\nContent-Length: 4",
+        b"Transfer-Encoding: gzip",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"no colon",
+        b"A : b",
+        b": b",
+        b" A: b",
+        b"A: b\x00",
+        b"A: b\rc",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_header_that_cannot_be_trusted_is_an_error(lines: bytes, method: str) -> None:
+    with pytest.raises(http.client.HTTPException):
+        read(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n\r\nfoo", method)
 
+
+@pytest.mark.parametrize("twice", [b"3, 3", b"3\r\nContent-Length: 3", b"3\r\n\t,3"])
+def test_one_length_said_twice_is_one_length(twice: bytes) -> None:
+    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: " + twice + b"\r\n\r\nfoobar")
+
+    assert head.headers == {"content-length": "3"}
     assert head.body.read(100) == b"foo"
-    assert not head.body.is_complete()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_a_head_that_is_cut_short_is_an_error_wherever_that_is(method: str) -> None:
+    text = b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 67108864\r\n\r\n"
+
+    for end in range(1, len(text)):
+        with pytest.raises(CutShortError):
+            read(text[:end], method)
+
+
+def test_a_folded_header_is_joined() -> None:
+    assert read(b"HTTP/1.1 204 \r\nA: b\r\n  c\r\n\t d\r\n\r\n").headers == {"a": "b c d"}
+
+
+def test_a_change_of_protocol_that_nobody_asked_for_is_an_error() -> None:
+    with pytest.raises(http.client.HTTPException):
+        read(b"HTTP/1.1 101 Switching\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_interim_answers_have_an_end() -> None:
+    with pytest.raises(http.client.HTTPException):
+        read(b"HTTP/1.1 102 \r\n\r\n" * 1000 + b"HTTP/1.1 204 \r\n\r\n")
+
+
+def test_an_answer_of_another_protocol_is_refused_by_its_first_line() -> None:
+    with pytest.raises(http.client.BadStatusLine, match="SSH"):
+        read(b"SSH-2.0-OpenSSH_9.2\r\n")
+    with pytest.raises(http.client.BadStatusLine, match="SSH"):
+        read(b"SSH-2.0")
 
 
 @pytest.mark.parametrize("status", [b"9" * 5000, b"20", b"2000", b"099", b"2x0", b"", b"-20"])
@@ -78,12 +140,42 @@ def test_chunks_are_joined() -> None:
     assert head.body.is_complete()
 
 
-@pytest.mark.parametrize("rest", [b"", b"zz\r\n", b"5\r\nfo", b"2\r\nfo\r\n"])
-def test_chunks_that_end_too_early_are_not_complete(rest: bytes) -> None:
-    head = read(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + rest)
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    assert head.body.read(100) in {b"", b"fo"}
-    assert not head.body.is_complete()
+
+@pytest.mark.parametrize("end", range(len(b"2;x\r\nfo\r\n0\r\nT: t\r\n\r\n")))
+def test_chunks_and_trailers_that_end_too_early_are_an_error(end: int) -> None:
+    with pytest.raises(CutShortError):
+        read(CHUNKED + b"2;x\r\nfo\r\n0\r\nT: t\r\n\r\n"[:end]).body.read(100)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"zz\r\n",
+        b"-2\r\nfo\r\n",
+        b"0x2\r\nfo\r\n",
+        b"1_0\r\n0123456789abcdef\r\n",
+        b" 2\r\nfo\r\n",
+        b"2\nfo\n",
+        b"2\r\nfoo\r\n",
+        b"2;" + b"x" * 5000 + b"\r\nfo\r\n",
+        b"f" * 21 + b"\r\n",
+    ],
+)
+def test_what_is_no_chunk_is_an_error(chunks: bytes) -> None:
+    with pytest.raises(http.client.HTTPException):
+        read(CHUNKED + chunks + b"0\r\n\r\n").body.read(100)
+
+
+def test_chunks_count_and_not_a_length_that_is_said_besides() -> None:
+    head = read(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3\r\nfoo\r\n0\r\n\r\n"
+    )
+
+    assert "content-length" not in head.headers
+    assert head.body.read(100) == b"foo"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +184,8 @@ def test_chunks_that_end_too_early_are_not_complete(rest: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\n", False),
         (b"HTTP/1.0 200 OK\r\n", False),
         (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: disclosed\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n", False),
     ],
 )
 def test_a_service_says_whether_it_keeps_the_connection(head: bytes, goes_on: bool) -> None:  # noqa: FBT001 - a row
@@ -124,3 +218,10 @@ def test_whatever_comes_is_an_answer_or_an_error_of_http(text: bytes) -> None:
     except http.client.HTTPException:
         return
     assert len(body) <= len(text)
+
+
+def test_our_verdicts_are_those_of_h11() -> None:
+    kinds, unexplained = fuzz(5_000, seed=12)
+
+    assert unexplained == []
+    assert min(kinds["accepted"], kinds["refused"]) > 500

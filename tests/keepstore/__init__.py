@@ -19,6 +19,8 @@ steered by the same calls, those of `KeepstoreControls` and its like:
         store.corrupt(locator[:32], position=-1)             # spoil the stored bytes
         store.configure(max_requests=0, max_queued=0)        # busy: 503 to everything
         store.go_down(); store.come_back()                   # connection refused, same port
+        store.cut_connections()                              # kept-alive ones too, once
+        store.is_intact(locator[:32])                        # whole, right bytes on a volume
 
         [entry] = store.log("PUT")                           # headers, body_md5, connection ...
         store.counts(); store.most_under_way("PUT"); store.wait_begun(3, "PUT")

@@ -17,7 +17,7 @@ from tests.keepstore.keepstore import TEST_TOKEN, Keepstore, Settings
 from tests.keepstore.server import Server, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from types import TracebackType
 
     from tests.keepstore.faults import Fault
@@ -103,6 +103,10 @@ class Controls:
     def come_back(self) -> None:
         """Listen again, on the same port."""
         self._server.open()
+
+    def cut_connections(self) -> None:
+        """End the connections there are, kept alive or in use; new ones are welcome."""
+        self._server.cut_connections()
 
     def set_clock(self, time_ns: int | None) -> None:
         """Stop the clock at that time (nanoseconds since 1970); None: the real time."""
@@ -240,6 +244,20 @@ class KeepstoreControls(Controls):
         """Return what a volume holds under a digest, right or wrong."""
         block = self._store.volumes[volume].block(digest)
         return None if block is None else bytes(block.content)
+
+    def is_intact(self, digest: str) -> bool:
+        """Tell whether any volume holds the whole, right bytes of a block."""
+        return self._store.has_intact(digest)
+
+    def keep_only(self, digests: Collection[str]) -> int:
+        """Remove all other blocks, behind the server's back; return how many."""
+        kept, removed = set(digests), 0
+        for volume in self._store.volumes:
+            for digest in volume.digests():
+                if digest not in kept:
+                    volume.remove(digest)
+                    removed += 1
+        return removed
 
     def corrupt(self, digest: str, position: int = 0, volume: int = 0) -> None:
         """Flip a bit of one byte of a stored block; -1 is its last byte."""

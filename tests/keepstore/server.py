@@ -139,6 +139,10 @@ class Server:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
+        self.cut_connections()
+
+    def cut_connections(self) -> None:
+        """End all connections there are; new ones are welcome."""
         with self._lock:
             connections = list(self._connections.values())
         for connection in connections:

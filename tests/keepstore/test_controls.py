@@ -292,6 +292,33 @@ class TestLife:
 
         assert get(session, store, locator).content == b"foo"
 
+    def test_connections_are_cut_and_new_ones_welcome(
+        self, session: requests.Session, store: KeepstoreControls
+    ) -> None:
+        locator = store.store_block(b"foo")
+        with socket.create_connection(("127.0.0.1", store.port), timeout=10) as kept:
+            kept.sendall(f"GET /{locator} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert kept.recv(65536) != b""
+
+            store.cut_connections()
+
+            with contextlib.suppress(ConnectionResetError):
+                while kept.recv(65536):
+                    pass
+        assert get(session, store, locator).content == b"foo"
+
+    def test_blocks_are_judged_and_removed(self, store: KeepstoreControls) -> None:
+        kept, other = (store.store_block(data)[:32] for data in (b"kept", b"other"))
+        assert store.is_intact(kept)
+
+        store.corrupt(kept)
+
+        assert not store.is_intact(kept)
+        assert store.is_intact(other)
+        assert store.keep_only([kept]) == 1
+        assert store.blocks() == [kept]
+        assert not store.is_intact(other)
+
     def test_the_clock_can_be_stopped(
         self, session: requests.Session, store: KeepstoreControls
     ) -> None:

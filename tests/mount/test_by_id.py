@@ -254,3 +254,19 @@ def test_get_reads_what_the_mount_stored_and_the_other_way_round(
 
     assert (shared.by_id / locator).read_bytes() == b"by the command line"
     assert got.stdout == b"by the mount"
+
+
+def test_a_read_returns_what_comes_before_a_block_that_cannot_be_read(
+    mount: KeepfsMount,
+) -> None:
+    block = bytes(1 << 20)
+    first, second = put(mount, block), put(mount, b"x" * (1 << 20))
+    descriptor = os.open(mount.by_id / f"{first},{second}", os.O_RDONLY)
+    try:
+        (mount.store / second[:32]).unlink()
+
+        assert os.pread(descriptor, 3 << 20, 0) == block
+        with pytest.raises(FileNotFoundError):
+            os.pread(descriptor, 1 << 20, 1 << 20)
+    finally:
+        os.close(descriptor)

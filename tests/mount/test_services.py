@@ -159,7 +159,7 @@ def test_a_token_that_is_refused_refuses_the_mount(
     done = mount.try_mount()
 
     assert done.returncode == 1
-    assert b"refuses the token from the environment" in done.stderr
+    assert b"refuses the token from ARVADOS_API_TOKEN in the environment" in done.stderr
     assert b"notagoodtoken" not in done.stderr
     assert not mount.is_mounted()
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.mount.mounts import mounted
-from tests.soak import crash, fio, fsx, model, names
+from tests.soak import chaos, crash, fio, fsx, model, names
+from tests.soak.chaos_run import Scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,17 @@ def test_random_writes_of_two_jobs_are_read_back(tmp_path: Path) -> None:
         outcome = fio.soak(mount, mebibytes=64, jobs=2, seed=1)
 
     assert outcome.written == outcome.verified == 64
+
+
+def test_faults_that_come_and_go_break_no_promise(tmp_path: Path) -> None:
+    scale = Scale(epochs=(5, 8), end_once_in=2, big_once_in=0, without=("odd times",))
+
+    findings = chaos.soak(tmp_path, minutes=0.4, seed=15, scale=scale)
+
+    assert [str(it) for it in findings.found] == []
+    assert findings.figures.operations.total() > 100
+    assert findings.figures.faults.total() > 2
+    assert findings.figures.ends.total() > 2
 
 
 def test_very_many_names_are_all_there_after_a_remount(mount: KeepfsMount) -> None:

@@ -137,6 +137,10 @@ def test_the_users_dead_mount_is_cleared_by_the_next(of_user: KeepfsMount) -> No
 
 
 def test_root_does_not_mount_over_a_users_mount(of_user: KeepfsMount) -> None:
+    # The user's own state and log are refused before.
+    own = of_user.base / "roots"
+    of_user.options = ("--state-dir", str(own), "--log-file", str(own / "log"))
+
     done = of_user.try_mount()
 
     assert done.returncode == 1

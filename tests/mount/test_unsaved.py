@@ -171,7 +171,7 @@ def test_damaged_bytes_are_not_taken_up(over: KeepfsMount, store: KeepstoreContr
     over.mount()
 
     assert os.listdir(over.upload) == []
-    assert any("stays aside" in line for line in over.logged())
+    assert any("stays on the disk" in line for line in over.logged())
     assert path.exists()
 
 

@@ -1,0 +1,177 @@
+"""What commands about blocks share: a client, lists side by side, output that may fail."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import click
+
+from keepfs import stores
+from keepfs.cli import failures, waiting
+from keepfs.keep.locator import KeepLocator, parse_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from keepfs.keep.client import KeepClient
+    from keepfs.options import StoreOptions
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+#: Blocks asked about at once.
+_AT_ONCE = 8
+
+zero_option = click.option(
+    "-0",
+    "--null",
+    "null",
+    is_flag=True,
+    help="End each line of output with a NUL byte instead of a newline.",
+)
+
+
+@contextlib.contextmanager
+def opened(store: StoreOptions) -> Iterator[KeepClient]:
+    """Open a client for one command, which fails in one line, and cleans up when it is killed."""
+    with failures.in_one_line(), _ended_by_signals():
+        try:
+            with stores.open_client(store) as client, waiting.said(store, client.is_waiting):
+                yield client
+        except stores.StoreError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leave by an exception on SIGTERM and SIGHUP, so that nothing is left half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {it: signal.signal(it, leave) for it in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Failures:
+    """Counts the items of a list that failed; the others are done all the same."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def note(self, message: str = "") -> None:
+        """Say why one failed, if there is something to say."""
+        self._count += 1
+        if message:
+            click.ClickException(message).show()
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what can be expected to fail, and go on."""
+        try:
+            with failures.in_one_line():
+                yield
+        except click.ClickException as error:
+            self.note(error.message)
+
+    def exit(self) -> None:
+        """Exit with 1 if any failed."""
+        if self._count:
+            raise SystemExit(1)
+
+
+def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
+    """Parse locators, several joined by commas in each; what is none is noted, and left out.
+
+    Raises:
+        click.UsageError: There is no locator at all.
+    """
+    found: list[KeepLocator] = []
+    wrong: list[str] = []
+    for text in texts:
+        try:
+            found += parse_list(text)
+        except ValueError as error:
+            wrong.append(str(error))
+    if not found:
+        raise click.UsageError("; ".join(wrong))
+    for each in wrong:
+        failed.note(each)
+    return found
+
+
+def side_by_side(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R]]:
+    """Call a function for each item, several at once; yield the results in the items' order.
+
+    The function raises nothing but bugs.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE)
+    ahead: deque[tuple[_T, concurrent.futures.Future[_R]]] = deque()
+    try:
+        for item in items:
+            ahead.append((item, pool.submit(function, item)))
+            if len(ahead) > 2 * _AT_ONCE:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        while ahead:
+            done, future = ahead.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def say(text: str, *, null: bool = False) -> None:
+    """Print a line; names in it needn't be text.
+
+    Raises:
+        click.ClickException: It can't be written.
+    """
+    with writing():
+        sys.stdout.buffer.write(os.fsencode(text) + (b"\0" if null else b"\n"))
+        sys.stdout.buffer.flush()
+
+
+def check_name(name: str, *, null: bool) -> None:
+    """See that a file's name can be taken, and printed on a line of its own.
+
+    Raises:
+        click.ClickException: It can't.
+    """
+    if not name:
+        raise click.ClickException("a file name is empty")
+    if "\n" in name and not null:
+        raise click.ClickException(f"{name!r} has a newline: use -0")
+
+
+def is_input_closed() -> bool:
+    """Tell whether there was no standard input when the command began."""
+    return sys.stdin is None
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Name standard output where writing to it fails; a reader that went away is no failure.
+
+    Raises:
+        click.ClickException: It can't be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"standard output: {error.strerror}") from error

@@ -1,0 +1,114 @@
+"""FailedJournal: which files of a running mount are not stored, for other processes to read.
+
+A file of JSON lines in the state directory. Each line adds or replaces an
+entry, or removes one; the file is rewritten when most of its lines are out of
+date. So noting one file costs one line, however many files are unsaved. A
+line that was cut by a full disk is skipped.
+
+Blocking; for one writer at a time. No trio, no FUSE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from keepfs.unsaved import About
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_NAME = "unsaved.jsonl"
+#: Lines that are out of date, beyond as many as there are entries, before a rewrite.
+_SLACK = 1000
+
+
+class FailedJournal:
+    """Notes which files are not stored.
+
+    Args:
+        state_dir: Where the file is; an earlier mount's is replaced.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / _NAME
+        self._entries: dict[int, About] = {}
+        self._lines = 0
+        self._is_whole = False
+
+    def update(self, changes: Mapping[int, About | None]) -> None:
+        """Note new descriptions of files, by number; None where one is not unsaved any more.
+
+        Raises:
+            OSError: They can't be written. All of them will be with the next update.
+        """
+        for number, about in changes.items():
+            if about is None:
+                self._entries.pop(number, None)
+            else:
+                self._entries[number] = about
+        if not self._entries:
+            self.remove()
+        elif self._is_whole and self._lines + len(changes) <= 2 * len(self._entries) + _SLACK:
+            self._append(changes)
+        else:
+            self._rewrite()
+
+    def remove(self) -> None:
+        """Delete the file: nothing is unsaved."""
+        self._path.unlink(missing_ok=True)
+        self._entries.clear()
+        self._lines, self._is_whole = 0, False
+
+    def _append(self, changes: Mapping[int, About | None]) -> None:
+        self._is_whole = False
+        _write(self._path, os.O_APPEND, changes)
+        self._lines += len(changes)
+        self._is_whole = True
+
+    def _rewrite(self) -> None:
+        self._is_whole = False
+        new = self._path.with_name(f"{_NAME}.new")
+        _write(new, os.O_CREAT | os.O_TRUNC, self._entries)
+        new.rename(self._path)
+        self._lines = len(self._entries)
+        self._is_whole = True
+
+
+def read(state_dir: Path) -> list[About]:
+    """Return the files that the running mount has not stored; none where no mount runs."""
+    entries: dict[int, About] = {}
+    try:
+        text = (state_dir / _NAME).read_bytes()
+    except OSError:
+        return []
+    for line in text.split(b"\n"):
+        try:
+            number, described = json.loads(line)
+            if described is None:
+                entries.pop(number, None)
+            else:
+                described["replaces"] = tuple(described["replaces"])
+                entries[number] = About(**described)
+        except (ValueError, TypeError, KeyError):
+            continue  # cut by a full disk, or being written
+    return list(entries.values())
+
+
+def _write(path: Path, flags: int, entries: Mapping[int, About | None]) -> None:
+    lines = [
+        json.dumps([number, None if about is None else asdict(about)])
+        for number, about in entries.items()
+    ]
+    # The line break comes first: it ends a line that a full disk cut.
+    content = memoryview("".join(f"\n{line}" for line in lines).encode())
+    flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)

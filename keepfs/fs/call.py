@@ -1,0 +1,68 @@
+"""Call: work that a task or thread does, and what came of it.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+import trio
+
+from keepfs.keep.errors import fresh_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Call(Generic[_T]):
+    """Work in a thread, and what came of it.
+
+    Args:
+        then: Called in the trio thread when the work has ended, before those
+            who wait go on.
+
+    Attributes:
+        result: What the work returned; None while it runs, or if it failed.
+        failure: What it raised.
+    """
+
+    def __init__(self, then: Callable[[Call[_T]], None] = lambda _: None) -> None:
+        self._then = then
+        self._done = trio.Event()
+        self.result: _T | None = None
+        self.failure: Exception | None = None
+
+    def finish(self, result: _T) -> None:
+        """Hand the result to all who wait."""
+        self.result = result
+        self._end()
+
+    def fail(self, failure: Exception) -> None:
+        """Hand a failure to all who wait."""
+        self.failure = fresh_copy(failure)
+        self._end()
+
+    def _end(self) -> None:
+        try:
+            self._then(self)
+        except Exception as error:  # noqa: BLE001 - it would end the nursery, and so the mount
+            _log.exception("noting the end of a call failed")
+            self.failure = fresh_copy(error)
+        finally:
+            self._done.set()
+
+    async def wait(self) -> _T:
+        """Wait for the result. Giving up leaves the work running.
+
+        Raises:
+            Exception: What the work raised; a copy of one's own.
+        """
+        await self._done.wait()
+        if self.failure is not None:
+            raise fresh_copy(self.failure)
+        return cast("_T", self.result)

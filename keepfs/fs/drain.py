@@ -1,0 +1,184 @@
+"""Drain: at the end of a mount, what is not stored goes into the store or onto the disk.
+
+One deadline holds for all of it. What has failed before is spilled at once,
+what hangs after a few seconds: spilling never queues behind stores. At the
+deadline the client is closed, which ends hung requests, and the rest is spilled.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from keepfs.keep.errors import Cause, KeepRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.recovery import Spills
+    from keepfs.fs.upload_file import UploadFile
+
+_log = logging.getLogger(__name__)
+
+#: Seconds after the deadline in which the client is closed and the rest is spilled. The
+#: service manager must wait for --drain-timeout and these; systemd/keepfs@.service does.
+GRACE = 25.0
+#: Seconds of GRACE for closing the client, which only shuts sockets.
+_CLOSING = 5.0
+#: Seconds after which a store that has not ended counts as hung: it is spilled
+#: beside, and others may start. Guessed: most of a block's time on a slow link.
+_PATIENCE = 5.0
+#: Files stored at once; those that hang do not count.
+_MAX_STORES = 8
+
+
+class Files(Protocol):
+    """Where the files are: upload/."""
+
+    def files(self) -> Iterable[UploadFile]:
+        """Return all files that are in memory; those that aren't stored are."""
+
+
+class Drain:
+    """Stores or spills what is unstored, before a deadline.
+
+    Args:
+        upload: The files.
+        spills: Writes them to the disk.
+        blocks: Whose stores are abandoned in the end.
+        close_client: Ends the requests to the services that are under way. Blocks.
+        timeout: Seconds for storing, from `begin` on.
+    """
+
+    def __init__(
+        self,
+        upload: Files,
+        spills: Spills,
+        blocks: AsyncBlocks,
+        close_client: Callable[[], None],
+        timeout: float,
+    ) -> None:
+        self._upload = upload
+        self._spills = spills
+        self._blocks = blocks
+        self._close_client = close_client
+        #: Seconds for storing, from `begin` on.
+        self.timeout = timeout
+        self._deadline: float | None = None
+        self._hurried = trio.Event()
+        self._storing = trio.Lock()
+        self._tried: set[tuple[UploadFile, int]] = set()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the deadline runs."""
+        return self._deadline is not None
+
+    def begin(self) -> None:
+        """Let the deadline run from now on, unless it does."""
+        if self._deadline is None:
+            self._deadline = trio.current_time() + self.timeout
+
+    def hurry(self) -> None:
+        """Stop storing: spill what is left."""
+        self._hurried.set()
+
+    async def store(self) -> None:
+        """Store what isn't stored, until the deadline or `hurry`; spill what has failed or hangs.
+
+        Files that were tried before are tried again only if they were changed since. A
+        file that its writer has not closed is not stored over its stored version.
+        """
+        self.begin()
+        async with self._storing:  # a signal's drain may be under way when the mount goes
+            await self._store()
+
+    async def _store(self) -> None:
+        waiting = [
+            file
+            for file in self._upload.files()
+            if file.needs_saving
+            and (file, file.changes) not in self._tried
+            and not _is_half_written(file)
+        ]
+        self._tried |= {(file, file.changes) for file in waiting}
+        places = trio.Semaphore(_MAX_STORES)
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = self._deadline or 0.0
+
+            async def end_when_hurried() -> None:
+                await self._hurried.wait()
+                nursery.cancel_scope.cancel()
+
+            async def store_all() -> None:
+                async with trio.open_nursery() as storing:
+                    for file in waiting:
+                        if file.failure is not None:
+                            storing.start_soon(self._spills.spill, file)
+                    for file in waiting:
+                        await places.acquire()
+                        storing.start_soon(self._store_one, file, places, nursery.cancel_scope)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end_when_hurried)
+            nursery.start_soon(store_all)
+
+    async def _store_one(
+        self, file: UploadFile, places: trio.Semaphore, storing: trio.CancelScope
+    ) -> None:
+        held = [places]
+        try:
+            with trio.move_on_after(_PATIENCE):
+                await file.store()
+                return
+            held.pop().release()
+            # A copy, while the store goes on: it may hang until the deadline.
+            await self._spills.spill(file)
+            await file.store()
+        except KeepRequestError as error:
+            _log.error("not stored: %s: %s", file.path, error)
+            if error.cause is Cause.UNREACHABLE:
+                storing.cancel()  # no service is reachable: the other files would fail alike
+        except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
+            _log.exception("not stored: %s", file.path)
+        finally:
+            for each in held:
+                each.release()
+
+    async def finish(self) -> tuple[int, list[UploadFile]]:
+        """Spill what is left; call it when nothing can be changed any more.
+
+        Returns within `GRACE` seconds.
+
+        Returns:
+            How many files are not stored, and those that the disk didn't take either.
+        """
+        if any(file.is_storing for file in self._upload.files()):
+            with trio.move_on_after(_CLOSING):
+                await self._blocks.spill(self._close_client)
+        left = [file for file in self._upload.files() if file.needs_saving]
+        safe: set[UploadFile] = set()
+
+        async def spill(file: UploadFile) -> None:
+            if await self._spills.spill(file, is_partial=_is_half_written(file)):
+                safe.add(file)
+
+        with trio.move_on_after(GRACE - _CLOSING):
+            async with trio.open_nursery() as nursery:
+                for file in left:
+                    nursery.start_soon(spill, file)
+        self._blocks.abandon_writes()
+        lost = [file for file in left if file.needs_saving and file not in safe]
+        for file in lost:
+            _log.error("LOST, as neither Keep nor the disk took it: %s", file.path)
+        return sum(file.needs_saving for file in left), lost
+
+
+def _is_half_written(file: UploadFile) -> bool:
+    """Tell whether storing a file would replace its good version by half of a new one."""
+    return file.is_being_changed and file.is_overwriting

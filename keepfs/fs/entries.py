@@ -1,0 +1,127 @@
+"""Entry: what a row of the catalog says, and how to see that a row is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from keepfs.fs.nodes import Metadata, file_mode
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The columns of a row here.
+COLUMNS = (
+    "number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size, typeof(content) = 'blob'"
+)
+#: What a damaged entry shows as its size, in bytes: the kernel answers a read of an empty file
+#: by itself.
+_SOME_SIZE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the catalog knows of a name.
+
+    Attributes:
+        number: Never used twice.
+        name: In its directory.
+        metadata: What `stat` says, but for the size.
+        size: Bytes of the file, or of the symlink's target.
+    """
+
+    number: int
+    name: str
+    metadata: Metadata
+    size: int
+
+
+def entry_of(row: tuple[Any, ...], owner: tuple[int | None, int | None]) -> Entry:
+    """Return what a sound row says.
+
+    Args:
+        row: The values of `COLUMNS`.
+        owner: User and group instead of the row's, where they aren't None.
+    """
+    number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size, _ = row
+    # Equal times are one number in memory: there may be very many entries.
+    mtime_ns = atime_ns if mtime_ns == atime_ns else mtime_ns
+    ctime_ns = mtime_ns if ctime_ns == mtime_ns else ctime_ns
+    uid, gid = (
+        own if given is None else given for own, given in zip((uid, gid), owner, strict=True)
+    )
+    metadata = Metadata(mode, uid, gid, atime_ns, mtime_ns, ctime_ns)
+    return Entry(number, os.fsdecode(name), metadata, size)
+
+
+def damaged_entry(row: tuple[Any, ...], owner: tuple[int | None, int | None]) -> Entry:
+    """Return what a damaged row is shown as: a file that its owner may try to read."""
+    number, name, _, uid, gid, *_, size, _ = row
+    uid, gid = (
+        given if given is not None else own if _is_number(own) else 0
+        for own, given in zip((uid, gid), owner, strict=True)
+    )
+    metadata = Metadata(file_mode(0o400), uid, gid, 0)
+    return Entry(number, os.fsdecode(name), metadata, size if _is_number(size) else _SOME_SIZE)
+
+
+def damage_of(row: tuple[Any, ...]) -> str:
+    """Say what is wrong with a row; empty if nothing is."""
+    _, _, mode, uid, gid, *times, size, has_content = row
+    if not _is_number(mode) or stat.S_IFMT(mode) not in {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}:
+        return f"its mode is {mode!r}"
+    if not _is_number(uid) or not _is_number(gid):
+        return f"its owner and group are {uid!r} and {gid!r}"
+    if not all(isinstance(it, int) for it in times):
+        return f"its times are {times!r}"
+    if not _is_number(size):
+        return f"its size is {size!r}"
+    return "" if has_content else "its content is of the wrong type"
+
+
+def values_of(metadata: Metadata) -> tuple[int, ...]:
+    """Return mode, owner, group and times in the order of the columns."""
+    return (
+        metadata.mode,
+        metadata.uid,
+        metadata.gid,
+        metadata.atime_ns,
+        metadata.mtime_ns,
+        metadata.ctime_ns,
+    )
+
+
+def receipts_as_text(receipts: Sequence[Receipt]) -> bytes:
+    """Write receipts as a row has them."""
+    return json.dumps([[str(it.locator), it.copies, it.services] for it in receipts]).encode()
+
+
+def receipts_of(text: bytes, *, size: int) -> tuple[Receipt, ...]:
+    """Read the receipts of a file's blocks.
+
+    Args:
+        text: As a row has them.
+        size: Of the file.
+
+    Raises:
+        ValueError: They are damaged.
+    """
+    try:
+        receipts = tuple(
+            Receipt(KeepLocator(locator), copies, tuple(services))
+            for locator, copies, services in json.loads(text)
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"its blocks can't be read: {error}") from error
+    if sum(it.locator.size or 0 for it in receipts) != size:
+        raise ValueError("its blocks have another size than the file")
+    return receipts
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and value >= 0

@@ -1,0 +1,156 @@
+"""Lookups: whether a block is there, found out within a bound.
+
+libfuse 3.14 does not negotiate parallel lookups, so the kernel sends the
+lookups of one directory one after the other, and a client that waits in one
+can't be killed. So a lookup waits for a short time only, and a failure that may
+be over in a moment does not fail it: a name with a size is trusted then, for
+some seconds, and the read, which retries, tells.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepfs.keep.errors import Cause, KeepReadError, KeepRequestError
+
+if TYPE_CHECKING:
+    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.call import Call
+    from keepfs.keep.locator import KeepLocator
+
+_log = logging.getLogger(__name__)
+
+#: Seconds that a lookup waits at most.
+DEFAULT_LOOKUP_WAIT = 2.0
+#: Seconds for which an answer that came too late is kept for the next lookup of the name.
+_LATE_ANSWER = 30.0
+
+
+class Lookup(enum.Enum):
+    """How a lookup learns whether a block is there."""
+
+    FETCH = "fetch"  # begin to fetch it: who looks it up will read it
+    HEAD = "head"  # ask for it alone: for slow links, and for a directory
+    TRUST = "trust"  # believe its name
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a lookup found out.
+
+    Attributes:
+        size: Of the block, in bytes.
+        is_seen: Whether the store has the block; False if only its name says so.
+    """
+
+    size: int
+    is_seen: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    """A HEAD under way, or one whose answer nobody has heard yet."""
+
+    call: Call[int]
+    waiting: int = 0
+    ended: float | None = None
+
+
+class Lookups:
+    """Looks blocks up.
+
+    Args:
+        blocks: Where the blocks are.
+        how: How to learn whether a block is there.
+        wait: Seconds that a lookup may take. For a name with a size it is less
+            where the services usually answer sooner.
+    """
+
+    def __init__(
+        self,
+        blocks: AsyncBlocks,
+        how: Lookup = Lookup.HEAD,
+        wait: float = DEFAULT_LOOKUP_WAIT,
+    ) -> None:
+        self._blocks = blocks
+        self._how = how
+        self._wait = wait
+        self._questions: dict[KeepLocator, _Question] = {}
+
+    async def find(self, locator: KeepLocator) -> Finding:
+        """Find a block, within the time that a lookup may take.
+
+        Raises:
+            KeepReadError: The store definitely doesn't give it. Or its name has
+                no size and there is no answer yet (cause TIMED_OUT): the
+                question goes on, and a later call gets the answer.
+        """
+        if locator.size is None:
+            return await self._find_size(locator)
+        if self._how is Lookup.TRUST:
+            return Finding(locator.size, is_seen=False)
+        wait = self._blocks.lookup_wait(self._wait)
+        size = None
+        try:
+            with trio.move_on_after(wait):
+                if self._how is Lookup.FETCH:
+                    size = await self._blocks.probe(locator, wait).wait()
+                else:
+                    size = await self._head(locator)
+        except KeepRequestError as error:
+            if _is_definite(error):
+                raise
+            _log.info("a lookup trusts the name for now: %s", error)
+        return Finding(locator.size if size is None else size, is_seen=size is not None)
+
+    async def _find_size(self, locator: KeepLocator) -> Finding:
+        with trio.move_on_after(self._wait):
+            return Finding(await self._head(locator), is_seen=True)
+        raise KeepReadError(
+            f"no service has told the size of {locator} within {self._wait} s; asking goes on",
+            cause=Cause.TIMED_OUT,
+        )
+
+    async def _head(self, locator: KeepLocator) -> int:
+        """Ask for a block's size, or join who does. Cancellation leaves the question open."""
+        self._forget_old()
+        question = self._questions.get(locator)
+        if question is None:
+            question = self._questions[locator] = _Question(
+                self._blocks.head(locator, lambda _: self._note_end(locator))
+            )
+        elif question.ended is not None:
+            del self._questions[locator]
+        question.waiting += 1
+        try:
+            return await question.call.wait()
+        finally:
+            question.waiting -= 1
+
+    def _note_end(self, locator: KeepLocator) -> None:
+        question = self._questions[locator]
+        if question.waiting:
+            del self._questions[locator]
+        else:
+            question.ended = trio.current_time()
+
+    def _forget_old(self) -> None:
+        now = trio.current_time()
+        for locator, question in list(self._questions.items()):
+            if question.ended is not None and now - question.ended > _LATE_ANSWER:
+                del self._questions[locator]
+
+
+def _is_definite(error: KeepRequestError) -> bool:
+    """Tell whether asking again can't help; else the failure may be over in a moment."""
+    if error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
+        return True
+    # A damaged copy may be one of several, unless no service said so: then the name is wrong.
+    return error.cause is Cause.CORRUPT and not error.request_errors()

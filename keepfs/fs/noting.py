@@ -1,0 +1,99 @@
+"""FailureNotes: keeps the journal of unstored files up to date, off the trio thread.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepfs.fs.recovery import about
+from keepfs.fs.upload_file import UploadFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keepfs.failed_journal import FailedJournal
+    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.failed import FailedFiles, Storable
+    from keepfs.unsaved import About
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two writes: many changes become one.
+_INTERVAL = 0.05
+#: Seconds before another try where the disk took nothing.
+_AFTER_FAILURE = 5.0
+#: Files described between two turns of the event loop, some 5 ms.
+_AT_ONCE = 200
+
+
+class FailureNotes:
+    """Notes in the journal which files are not stored.
+
+    Args:
+        journal: Where; written in threads.
+        failed: The files.
+    """
+
+    def __init__(self, journal: FailedJournal, failed: FailedFiles) -> None:
+        self._journal = journal
+        self._failed = failed
+        self._numbers: dict[Storable, int] = {}
+        self._next = itertools.count(1)
+        #: The files whose entries are out of date.
+        self._stale: dict[Storable, None] = {}
+        self._wake = trio.Event()
+        self._is_failing = False
+        failed.on_change = self._changed
+
+    def _changed(self, file: Storable) -> None:
+        self._stale[file] = None
+        self._wake.set()
+
+    async def run(self, blocks: AsyncBlocks) -> None:
+        """Write the journal as files fail, are renamed or are stored; runs until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            await trio.sleep(_INTERVAL)
+            changes = await self._take_changes()
+            if not changes and not self._is_failing:
+                continue
+            try:
+                await blocks.run(lambda: self._journal.update(changes))  # noqa: B023 - awaited here
+            except OSError as error:
+                if not self._is_failing:
+                    _log.warning("can't note which files are unsaved: %s", error)
+                self._is_failing = True
+                await trio.sleep(_AFTER_FAILURE)
+                self._wake.set()
+            else:
+                self._is_failing = False
+
+    async def end(self, lost: Iterable[UploadFile]) -> None:
+        """Leave in the journal what is lost: the rest is stored or spilled. Blocks shortly."""
+        try:
+            self._journal.remove()
+            entries = {number: about(file) for number, file in enumerate(lost, 1)}
+            if entries:
+                self._journal.update(entries)
+        except OSError as error:
+            _log.warning("can't note which files are lost: %s", error)
+
+    async def _take_changes(self) -> dict[int, About | None]:
+        changes: dict[int, About | None] = {}
+        while self._stale:
+            for file in list(itertools.islice(self._stale, _AT_ONCE)):
+                del self._stale[file]
+                if file in self._failed and isinstance(file, UploadFile):
+                    number = self._numbers.setdefault(file, next(self._next))
+                    changes[number] = about(file)
+                elif file in self._numbers:
+                    changes[self._numbers.pop(file)] = None
+            await trio.lowlevel.checkpoint()
+        return changes

@@ -1,0 +1,221 @@
+"""StoringFile: a file whose changes are stored by a task of the mount.
+
+A store has one owner. `store` starts that task or joins it, and only waits:
+a waiter that is cancelled, killed or timed out changes nothing. The task
+records the outcome: a new version, or a failed file that is queued for retry.
+
+Invariant: a named file with unstored changes is open with changes that no
+store was tried for, or has a task under way, or is queued for retry.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from keepfs.fs.call import Call
+from keepfs.fs.nodes import FileNode, Metadata
+from keepfs.keep.errors import KeepRequestError, KeepWriteError, fresh_copy
+
+if TYPE_CHECKING:
+    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.failed import FailedFiles
+
+_log = logging.getLogger(__name__)
+
+
+class State(enum.Enum):
+    """The values of `user.keep.state`."""
+
+    STORED = "stored"
+    DIRTY = "dirty"
+    STORING = "storing"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One run of the task that stores a file.
+
+    Attributes:
+        changes: The changes it covers; later ones may or may not be included.
+        outcome: Finished when the outcome is recorded.
+        waiters: Requests that wait for it.
+        is_outdated: Whether somebody wants later changes stored than it covers.
+    """
+
+    changes: int
+    outcome: Call[None] = field(default_factory=Call)
+    waiters: int = 0
+    is_outdated: bool = False
+
+
+class StoringFile(FileNode):
+    """The passage of a file into the store: its changes, attempts and failures.
+
+    Args:
+        metadata: What `stat` says of it.
+        blocks: Runs the task, in the nursery of the mount.
+        failed: Retries the file after a failure.
+    """
+
+    __slots__ = ("_attempt", "_blocks", "_changes", "_failed", "_failure", "_openings", "_stored",
+                 "_tried")  # fmt: skip
+
+    def __init__(self, metadata: Metadata, blocks: AsyncBlocks, failed: FailedFiles) -> None:
+        super().__init__(metadata)
+        self._blocks = blocks
+        self._failed = failed
+        self._openings = 0
+        # Changes so far; how many of them an attempt has covered, and stored.
+        self._changes = 1
+        self._tried = self._stored = 0
+        self._attempt: _Attempt | None = None
+        self._failure: Exception | None = None
+
+    @property
+    def changes(self) -> int:
+        """The number of changes so far: it names the current content."""
+        return self._changes
+
+    @property
+    def state(self) -> State:
+        """Whether all of it is in the store."""
+        if self._stored == self._changes:
+            return State.STORED
+        if self._attempt is not None or self._is_sending():
+            return State.STORING
+        return State.DIRTY if self.failure is None else State.FAILED
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether there are changes that no store has been tried for."""
+        return self.links > 0 and self._tried < self._changes
+
+    @property
+    def is_being_changed(self) -> bool:
+        """Whether it is open and was changed since the last attempt to store it."""
+        return self._openings > 0 and self.needs_store
+
+    @property
+    def needs_saving(self) -> bool:
+        """Whether it has a name and changes that are not stored."""
+        return self.links > 0 and self._stored < self._changes
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether a task is storing it."""
+        return self._attempt is not None
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the last attempt to store it failed, or None."""
+        return self._failure
+
+    @property
+    def error(self) -> str:
+        """The text of `failure`; empty without one."""
+        failure = self.failure
+        if failure is None:
+            return ""
+        if isinstance(failure, (KeepRequestError, OSError)) and str(failure):
+            return str(failure)
+        return f"{type(failure).__name__}: {failure}"
+
+    async def store(self) -> None:
+        """Return when everything written before is stored with the wanted copies.
+
+        Without changes since the last store there is nothing to do; a removed
+        file is not stored, as no name leads to it.
+
+        Cancellation ends the wait only. The task stores the file all the same
+        and records the outcome.
+
+        Raises:
+            KeepWriteError: A block isn't stored; all bytes are kept and the
+                file is queued for retry.
+            Exception: Whatever else the attempt raised; the same holds.
+        """
+        wanted = self._changes
+        while self._stored < wanted and self.links:
+            attempt = self.begin_store()
+            attempt.waiters += 1
+            try:
+                await attempt.outcome.wait()
+            except Exception:
+                if attempt.changes >= wanted:
+                    raise  # an older attempt may fail for what has changed since
+            finally:
+                attempt.waiters -= 1
+
+    def begin_store(self) -> _Attempt:
+        """Start the task that stores the file, or return the one under way. Doesn't wait.
+
+        Changes that the one under way may not cover are stored by another after it.
+        """
+        if self._attempt is None:
+            attempt = _Attempt(self._changes)
+            self._blocks.start(self._run, attempt)
+            self._attempt = attempt
+        elif self._attempt.changes < self._changes:
+            self._attempt.is_outdated = True
+        return self._attempt
+
+    async def _run(self, attempt: _Attempt) -> None:
+        """Store the file once and record the outcome."""
+        failure: Exception | None = None
+        try:
+            await self._store_once(attempt.changes)
+        except Exception as error:  # noqa: BLE001 - an attempt may fail in any way, and is recorded
+            failure = error
+        except BaseException:
+            # The mount ends; what is not stored has been spilled.
+            self._attempt = None
+            attempt.outcome.fail(KeepWriteError("the mount has ended"))
+            raise
+        self._attempt = None
+        self._tried = max(self._tried, attempt.changes)
+        self._failure = None if failure is None else fresh_copy(failure)
+        if failure is None:
+            if not self.needs_saving:
+                self._failed.discard(self)
+            attempt.outcome.finish(None)
+        else:
+            self._report(attempt, failure)
+            if self.links:
+                self._failed.add(self)
+            attempt.outcome.fail(failure)
+        if self.needs_store and (attempt.is_outdated or not self._openings):
+            self.begin_store()  # changed meanwhile, and no close need follow
+        self._attempt_ended()
+
+    def _report(self, attempt: _Attempt, failure: Exception) -> None:
+        """Log a failure that no waiter will report, or that nobody expects."""
+        if not isinstance(failure, (KeepRequestError, OSError)):
+            _log.error("storing %s failed unexpectedly", self.path, exc_info=failure)
+        elif not attempt.waiters:
+            _log.warning("not stored: %s: %s", self.path, failure)
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> str:
+        """The path below upload/; empty once it has no name."""
+
+    @abc.abstractmethod
+    async def _store_once(self, changes: int) -> None:
+        """Store the content and record the version, which covers `changes` at least.
+
+        Sets `_stored`. Returns without it if the file was removed or cut meanwhile.
+        """
+
+    @abc.abstractmethod
+    def _is_sending(self) -> bool:
+        """Tell whether a block of it is being sent."""
+
+    def _attempt_ended(self) -> None:
+        """Note that no task is storing it any more."""

@@ -1,0 +1,97 @@
+"""Signals: what a mount does when it gets one.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepfs import logs, systemd
+from keepfs.fs.drain import GRACE
+from keepfs.fs.supervision import supervised
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keepfs.fs.drain import Drain
+    from keepfs.fs.failed import FailedFiles
+    from keepfs.stores import RenewingStore
+
+_log = logging.getLogger(__name__)
+
+#: The signals that end a mount, and those that do something else.
+ENDS = (signal.SIGTERM, signal.SIGINT)
+OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Signals:
+    """Handles the signals of a mount.
+
+    SIGTERM or SIGINT stores what isn't stored, then ends serving; a second one
+    stops storing and spills. SIGHUP reads the token again, SIGUSR1 retries what
+    failed at once, SIGUSR2 logs what every task waits for.
+
+    Args:
+        signals: As they come, to the very end of the mount.
+        store: Whose token may be read again.
+        failed: What may be retried.
+        drain: Stores and spills.
+        serving: Cancelled to end serving.
+    """
+
+    def __init__(
+        self,
+        signals: AsyncIterator[int],
+        store: RenewingStore,
+        failed: FailedFiles,
+        drain: Drain,
+        serving: trio.CancelScope,
+    ) -> None:
+        self._signals = signals
+        self._store = store
+        self._failed = failed
+        self._drain = drain
+        self._serving = serving
+        self._was_told_to_end = False
+
+    async def run(self) -> None:
+        """Handle signals; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for number in self._signals:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    nursery.start_soon(supervised, "reading the token again", self._renew)
+                elif number == signal.SIGUSR1:
+                    self._failed.retry_now()
+                elif number == signal.SIGUSR2:
+                    _log.info("what every task waits for:\n%s", logs.describe_tasks())
+                elif self._was_told_to_end:
+                    _log.warning("%s again: not waiting", name)
+                    self._drain.hurry()
+                else:
+                    self._was_told_to_end = True
+                    _log.info("%s: storing what is not stored yet", name)
+                    if not self._drain.has_begun:
+                        nursery.start_soon(supervised, "storing before the end", self._end)
+
+    async def _renew(self) -> None:
+        # A token file on a disk that hangs must not keep later signals waiting.
+        await trio.to_thread.run_sync(self._store.renew, abandon_on_cancel=True)
+
+    async def _end(self) -> None:
+        systemd.notify(stopping(self._drain.timeout))
+        try:
+            await self._drain.store()
+        finally:
+            self._serving.cancel()
+
+
+def stopping(drain_timeout: float) -> str:
+    """Tell a service manager that the mount ends, and how long it may take at most."""
+    longest = drain_timeout + GRACE
+    return f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(longest * 1e6)}"

@@ -1,0 +1,153 @@
+"""Files whose store has failed: each has its own back-off, and none holds up the others."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from keepfs.fs.failed import FailedFiles
+from keepfs.keep import KeepWriteError
+from keepfs.keep.retry import Backoff
+
+BACKOFF = Backoff(first=4.0, factor=2.0, cap=60.0)
+
+
+class File:
+    """A file that fails, hangs or is stored, as told."""
+
+    def __init__(self, failed: FailedFiles, path: str) -> None:
+        self.path = path
+        self.needs_saving = True
+        self.is_being_changed = False
+        self.is_storing = False
+        self.error: Exception | None = None
+        self.hangs = False
+        self.tries: list[float] = []
+        self._failed = failed
+        failed.add(self)
+
+    async def store(self) -> None:
+        self.tries.append(trio.current_time())
+        if self.hangs:
+            self.is_storing = True
+            await trio.sleep_forever()
+        if self.error is not None:
+            if not isinstance(self.error, ZeroDivisionError):
+                self._failed.add(self)
+            raise self.error
+        self.needs_saving = False
+
+
+async def run(failed: FailedFiles, seconds: float) -> None:
+    """Retry for a while, on the test's clock."""
+    with trio.move_on_after(seconds):
+        await failed.retry()
+
+
+async def test_a_file_that_fails_in_any_way_keeps_no_other_from_its_retry(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    bad, odd, good = (File(failed, name) for name in ("bad", "odd", "good"))
+    bad.error, odd.error = KeepWriteError("never"), ZeroDivisionError("a bug")
+
+    await run(failed, 100.0)
+
+    assert not good.needs_saving
+    assert len(good.tries) == 1
+    assert failed.files() == [bad, odd]
+    assert 3 <= len(bad.tries) <= 7
+    assert 3 <= len(odd.tries) <= 50
+    del autojump_clock
+
+
+async def test_the_waits_for_one_file_grow(autojump_clock: trio.testing.MockClock) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    bad = File(failed, "bad")
+    bad.error = KeepWriteError("never")
+
+    await run(failed, 1000.0)
+
+    waits = [after - before for before, after in zip(bad.tries, bad.tries[1:], strict=False)]
+    assert all(4.0 <= wait <= 60.0 for wait in waits)
+    assert max(waits) > 30.0
+    del autojump_clock
+
+
+async def test_retries_that_hang_give_their_places_to_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    hanging = [File(failed, f"hangs {number}") for number in range(8)]
+    for each in hanging:
+        each.hangs = True
+    good = [File(failed, f"good {number}") for number in range(8)]
+
+    await run(failed, 300.0)
+
+    assert all(not each.needs_saving for each in good)
+    assert all(len(each.tries) <= 2 for each in hanging)
+    del autojump_clock
+
+
+async def test_a_user_may_retry_all_at_once_though_others_hang(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    for number in range(30):
+        File(failed, f"hangs {number}").hangs = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failed.retry)
+        await trio.sleep(600.0)
+        late = File(failed, "late")
+        failed.retry_now()
+        await trio.sleep(300.0)
+        nursery.cancel_scope.cancel()
+
+    assert not late.needs_saving
+    del autojump_clock
+
+
+async def test_a_file_that_is_being_changed_or_stored_is_left_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    changing, storing = File(failed, "changing"), File(failed, "storing")
+    changing.is_being_changed = storing.is_storing = True
+
+    await run(failed, 100.0)
+    before = changing.tries + storing.tries
+    changing.is_being_changed = storing.is_storing = False
+    await run(failed, 100.0)
+
+    assert before == []
+    assert failed.files() == []
+    del autojump_clock
+
+
+async def test_what_earlier_mounts_left_is_tried_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    file = File(failed, "file")
+    failed.add(file, at_once=True)
+
+    await run(failed, 0.1)
+
+    assert not file.needs_saving
+    del autojump_clock
+
+
+async def test_whoever_notes_changes_learns_of_each_and_of_new_paths() -> None:
+    changed: list[str] = []
+    failed = FailedFiles(lambda file: changed.append(file.path))
+    one, two = File(failed, "one"), File(failed, "two")
+
+    failed.moved(one, is_directory=False)
+    failed.moved(object(), is_directory=True)
+    failed.discard(two)
+    failed.discard(two)
+
+    assert changed == ["one", "two", "one", "one", "two", "two"]
+    assert len(failed) == 1
+    assert one in failed

@@ -1,0 +1,77 @@
+"""Supervised tasks: an unexpected exception is logged, and the task restarted."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from keepfs.fs.supervision import supervised
+from keepfs.keep.retry import Backoff
+
+
+class Failing:
+    """A task that fails so many times, then returns."""
+
+    def __init__(self, failures: int, lasts: float = 0.0) -> None:
+        self.left = failures
+        self.starts: list[float] = []
+        self._lasts = lasts
+
+    async def run(self) -> None:
+        self.starts.append(trio.current_time())
+        await trio.sleep(self._lasts)
+        if self.left:
+            self.left -= 1
+            raise ZeroDivisionError("a bug")
+
+
+async def test_a_failing_task_is_restarted_after_growing_waits_and_logged(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Failing(4)
+
+    await supervised("the task", task.run, backoff=Backoff(first=1.0, factor=2.0, cap=60.0))
+
+    waits = [after - before for before, after in zip(task.starts, task.starts[1:], strict=False)]
+    assert [wait <= nominal for wait, nominal in zip(waits, (1, 2, 4, 8), strict=True)] == [
+        True
+    ] * 4
+    assert waits[3] >= 4.0
+    assert [record.exc_info is not None for record in caplog.records] == [True] * 4
+    assert "the task failed; restarting it in" in caplog.text
+    del autojump_clock
+
+
+async def test_an_exception_among_tasks_is_one_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    task = Failing(1)
+
+    async def group() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task.run)
+
+    await supervised("the task", group)
+
+    assert len(task.starts) == 2
+    del autojump_clock
+
+
+async def test_after_so_many_failures_in_a_row_it_is_raised(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await supervised("the task", Failing(100).run, most=3)
+    steady = Failing(10, lasts=100.0)
+    await supervised("the task", steady.run, most=3)
+
+    assert len(steady.starts) == 11
+    del autojump_clock
+
+
+async def test_cancellation_ends_it() -> None:
+    with trio.move_on_after(0.01) as scope:
+        await supervised("the task", trio.sleep_forever)
+
+    assert scope.cancelled_caught

@@ -1,0 +1,248 @@
+"""Commands about mounts: what they say, where a mount can't be made or ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.keepstore import (
+    TEST_TOKEN,
+    ApiControls,
+    Authority,
+    KeepproxyControls,
+    KeepstoreControls,
+    Listening,
+    ProxySettings,
+    ServiceEntry,
+    Store,
+)
+from tests.mount.mounts import KeepfsMount, keepfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ELSEWHERE = "v2/zzzzz-gj3su-000000000000000/anothersecret"
+
+
+@pytest.fixture
+def cluster(unmounted: KeepfsMount, tmp_path: Path) -> Iterator[tuple[KeepfsMount, ApiControls]]:
+    """A mount, not made yet, of a cluster of one keepstore."""
+    authority = Authority(tmp_path)
+    with (
+        KeepstoreControls() as store,
+        ApiControls(listening=Listening(tls=authority.certify())) as api,
+    ):
+        api.list_services([ServiceEntry.of(store.url, 1)])
+        unmounted.is_local = False
+        unmounted.path.mkdir(parents=True, exist_ok=True)
+        unmounted.env = {
+            "ARVADOS_API_HOST": api.host,
+            "ARVADOS_API_TOKEN": TEST_TOKEN,
+            "SSL_CERT_FILE": str(authority.bundle),
+        }
+        yield unmounted, api
+        unmounted.clean_up()
+
+
+def refused(mount: KeepfsMount) -> str:
+    """Try to mount, in vain; return why not."""
+    done = mount.try_mount()
+    assert done.returncode in {1, 2}, done
+    return done.stderr.decode()
+
+
+@contextlib.contextmanager
+def without_store(mount: KeepfsMount) -> Iterator[None]:
+    """Have the local store away."""
+    away = mount.store.with_name("away")
+    mount.store.rename(away)
+    mount.store.write_bytes(b"")  # where the directory should be
+    try:
+        yield
+    finally:
+        mount.store.unlink()
+        away.rename(mount.store)
+
+
+def fail_to_store(path: Path) -> None:
+    """Write a file that can't be stored."""
+    with pytest.raises(OSError, match="Errno"):
+        path.write_bytes(b"x")
+
+
+# --- what can't be mounted --------------------------------------------------------------------
+
+
+def test_a_failed_mount_leaves_no_state_directory(unmounted: KeepfsMount) -> None:
+    unmounted.base.mkdir(exist_ok=True)
+    command = [it for it in unmounted.mount_command() if it != "--log-file"]
+    command.remove(str(unmounted.log_file))
+    for extra in ((), ("-f",)):
+        done = subprocess.run(
+            [*command, *extra], capture_output=True, check=False, env=unmounted.environment
+        )
+
+        assert done.returncode == 1
+        assert b"doesn't exist: mkdir -p" in done.stderr
+        assert not (unmounted.base / "state").exists()
+
+
+def test_a_failed_mount_leaves_the_state_of_earlier_ones(mount: KeepfsMount) -> None:
+    (mount.upload / "file").write_bytes(b"foo")
+    mount.unmount()
+    mount.path.rmdir()
+
+    assert "doesn't exist" in refused(mount)
+
+    mount.mount()
+    assert (mount.upload / "file").read_bytes() == b"foo"
+
+
+def test_a_storage_class_that_the_cluster_has_not_is_refused(
+    cluster: tuple[KeepfsMount, ApiControls],
+) -> None:
+    mount, api = cluster
+    api.configure(storage_classes={"default": {"Default": True}})
+    mount.options = ("--storage-classes", "nosuch")
+
+    assert "no storage class 'nosuch'; there are: default" in refused(mount)
+
+
+def test_a_token_that_a_proxy_refuses_is_told(unmounted: KeepfsMount) -> None:
+    unmounted.is_local = False
+    unmounted.path.mkdir(parents=True, exist_ok=True)
+    with KeepstoreControls() as store:
+        settings = ProxySettings(stores=[Store("zzzzz-bi6l4-000000000000000", store.url)])
+        with KeepproxyControls(settings) as proxy:
+            unmounted.env = {
+                "ARVADOS_KEEP_SERVICES": proxy.url,
+                "ARVADOS_API_TOKEN": ELSEWHERE,
+            }
+            done = unmounted.try_mount()
+            unmounted.unmount()
+
+    said = done.stderr.decode()
+    assert done.returncode == 0
+    assert "Warning: the Keep proxy refuses the token" in said
+    assert "settings: ARVADOS_KEEP_SERVICES in the environment; token from ARVADOS_API" in said
+    assert ELSEWHERE not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "source"),
+    [
+        (("--keep-services", "http://127.0.0.1:1"), {}, "the command line"),
+        ((), {"KEEPFS_KEEP_SERVICES": "http://127.0.0.1:1"}, "KEEPFS_KEEP_SERVICES in the"),
+        ((), {"ARVADOS_KEEP_SERVICES": "http://127.0.0.1:1"}, "ARVADOS_KEEP_SERVICES in the"),
+        ((), {"ARVADOS_API_HOST": "127.0.0.1:1"}, "ARVADOS_API_HOST in the environment"),
+    ],
+)
+def test_a_message_says_where_the_settings_come_from(
+    options: tuple[str, ...], env: dict[str, str], source: str, unmounted: KeepfsMount
+) -> None:
+    unmounted.path.mkdir(parents=True, exist_ok=True)
+    unmounted.is_local = False
+    unmounted.options = options
+    unmounted.env = {"ARVADOS_API_TOKEN": "x", **env}
+
+    said = refused(unmounted)
+
+    how = "" if "ARVADOS" in source else "--keep-services from "
+    assert f"(settings: {how}{source}" in said
+
+
+def test_a_file_of_settings_is_named(unmounted: KeepfsMount) -> None:
+    unmounted.path.mkdir(parents=True, exist_ok=True)
+    unmounted.is_local = False
+    file = unmounted.base / ".config" / "arvados" / "settings.conf"
+    file.parent.mkdir(parents=True)
+    file.write_text("ARVADOS_API_HOST=127.0.0.1:1\nARVADOS_API_TOKEN=x\n")
+
+    assert f"(settings: ARVADOS_API_HOST in {file}; token from ARVADOS_API_TOKEN in {file})" in (
+        refused(unmounted)
+    )
+
+
+def test_a_silent_api_server_is_named_after_two_seconds(unmounted: KeepfsMount) -> None:
+    unmounted.path.mkdir(parents=True, exist_ok=True)
+    unmounted.is_local = False
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        unmounted.env = {"ARVADOS_API_HOST": host, "ARVADOS_API_TOKEN": "x"}
+        for extra in ((), ("-f",)):
+            process = subprocess.Popen(
+                unmounted.mount_command(*extra), stderr=subprocess.PIPE, env=unmounted.environment
+            )
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, b"")
+            assert any(f"still waiting for the API server {host}".encode() in it for it in lines)
+            process.kill()
+            process.communicate()
+            if not extra:  # it has a child, which serves
+                unmounted.kill()
+
+
+# --- unmounting --------------------------------------------------------------------------------
+
+
+def test_a_stopped_process_is_told_at_once(mount: KeepfsMount) -> None:
+    pid = mount.pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = mount.unmount()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert done.returncode == 1
+    assert f"its process {pid} is stopped; kill -CONT {pid}".encode() in done.stderr
+    assert mount.is_mounted()
+
+
+def test_umount_is_another_name(mount: KeepfsMount) -> None:
+    done = keepfs("umount", mount.path, env=mount.environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not mount.is_mounted()
+
+
+# --- unsaved -----------------------------------------------------------------------------------
+
+
+def test_unsaved_finds_the_state_directory_of_a_running_mount(mount: KeepfsMount) -> None:
+    with without_store(mount):
+        fail_to_store(mount.upload / "file")
+        listed = keepfs("unsaved", "list", mount.path, env=mount.environment)
+
+    assert listed.returncode == 0
+    assert b"\tfile\t" in listed.stdout
+
+
+def test_unsaved_of_what_was_never_mounted_is_an_error(unmounted: KeepfsMount) -> None:
+    done = keepfs("unsaved", "list", unmounted.path, env=unmounted.environment)
+
+    assert done.returncode == 1
+    assert b"isn't mounted, and has no state directory" in done.stderr
+
+
+# --- locate ------------------------------------------------------------------------------------
+
+
+def test_locate_prints_the_locator_or_why_there_is_none(mount: KeepfsMount) -> None:
+    there, failed = mount.upload / "there", mount.upload / "failed"
+    there.write_bytes(b"foo")
+    with without_store(mount):
+        fail_to_store(failed)
+        done = keepfs("locate", there, failed, mount.upload, env=mount.environment)
+
+    locator = "acbd18db4cc2f85cedef654fccc4a4d8+3"
+    assert done.returncode == 1
+    assert done.stdout.decode() == f"{locator}\t{there}\n"
+    assert f"{failed} isn't stored yet (failed): " in done.stderr.decode()
+    assert f"{mount.upload} isn't a file of by_id/ or upload/" in done.stderr.decode()

@@ -1,0 +1,511 @@
+"""What commands about blocks do with lists, odd names, broken output, and services."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep.local import LocalStore
+from keepfs.keep.tokens import salted_token
+from tests.keepstore import (
+    TEST_TOKEN,
+    ApiControls,
+    Authority,
+    Fault,
+    KeepproxyControls,
+    KeepstoreControls,
+    Listening,
+    ProxySettings,
+    ServiceEntry,
+    Stage,
+    Store,
+)
+from tests.mount.mounts import why_no_mounts
+from tests.test_cli import EMPTY, FOO, Shell, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ELSEWHERE = "v2/zzzzz-gj3su-000000000000000/anothersecret"
+BAD = "no-locator"
+MISSING = f"{'0' * 32}+3"
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def stores() -> Iterator[list[KeepstoreControls]]:
+    """Three keepstores."""
+    with KeepstoreControls() as one, KeepstoreControls() as two, KeepstoreControls() as three:
+        yield [one, two, three]
+        for store in (one, two, three):
+            store.release()
+
+
+@pytest.fixture
+def over(shell: Shell, stores: list[KeepstoreControls]) -> Shell:
+    """A shell whose settings name the keepstores."""
+    del shell.environment["KEEP_LOCAL_STORE"]
+    shell.environment |= {
+        "ARVADOS_KEEP_SERVICES": " ".join(each.url for each in stores),
+        "ARVADOS_API_TOKEN": TEST_TOKEN,
+    }
+    return shell
+
+
+@pytest.fixture
+def api(shell: Shell, stores: list[KeepstoreControls], tmp_path: Path) -> Iterator[ApiControls]:
+    """An API server that lists the keepstores, and that the shell's settings name."""
+    authority = Authority(tmp_path)
+    del shell.environment["KEEP_LOCAL_STORE"]
+    with ApiControls(listening=Listening(tls=authority.certify())) as running:
+        running.list_services([ServiceEntry.of(it.url, n) for n, it in enumerate(stores)])
+        shell.environment |= {
+            "ARVADOS_API_HOST": running.host,
+            "ARVADOS_API_TOKEN": TEST_TOKEN,
+            "SSL_CERT_FILE": str(authority.bundle),
+        }
+        yield running
+
+
+def failing(shell: Shell, *arguments: str | bytes | Path) -> tuple[str, str]:
+    """Run a command that fails with 1, perhaps in several lines; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "keepfs", *map(os.fsencode, arguments)],
+        capture_output=True,
+        check=False,
+        env=shell.environment,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    assert b"Traceback" not in done.stderr
+    return done.stdout.decode(), done.stderr.decode()
+
+
+# --- lists: what is wrong with one item ends none of the others ---------------------------
+
+
+@pytest.mark.parametrize("command", ["stat", "verify", "where"])
+def test_a_bad_locator_does_not_end_a_list(command: str, shell: Shell) -> None:
+    stored(shell, b"foo")
+
+    output, errors = failing(shell, command, BAD, MISSING, FOO)
+
+    assert FOO in output
+    assert f"not a locator: '{BAD}'" in errors
+
+
+def test_get_writes_nothing_where_one_locator_is_none(shell: Shell) -> None:
+    stored(shell, b"foo")
+
+    assert shell.run("get", FOO, BAD, code=2).stdout == b""
+
+
+def test_a_file_that_cannot_be_stored_does_not_end_a_list(shell: Shell) -> None:
+    path = shell.file("foo", b"foo")
+
+    output, errors = failing(shell, "put", "", "none", path)
+
+    assert output == f"{FOO}\t{path}\n"
+    assert errors == "Error: a file name is empty\nError: none: No such file or directory\n"
+
+
+def test_locate_says_of_each_file_what_is_wrong(shell: Shell) -> None:
+    path = shell.file("foo", b"foo")
+
+    _, errors = failing(shell, "locate", "", "none", path)
+
+    assert len(errors.splitlines()) == 3
+
+
+def test_many_blocks_are_asked_about_at_once_and_told_in_order(
+    over: Shell, stores: list[KeepstoreControls]
+) -> None:
+    locators = [stores[0].store_block(bytes([number])) for number in range(12)]
+    stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="HEAD")
+    for command in ("stat", "verify"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keepfs", command, *locators],
+            stdout=subprocess.PIPE,
+            env=over.environment,
+            text=True,
+        )
+        stores[0].wait_held(5)  # at once: none is answered
+        stores[0].clear_faults()
+        stores[0].release()
+        output, _ = process.communicate(timeout=60)
+        told = [line.split("\t")[-1] for line in output.splitlines()]
+        assert list(dict.fromkeys(told)) == locators
+        stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="HEAD")
+
+
+# --- names ----------------------------------------------------------------------------------
+
+
+def test_a_name_with_a_newline_needs_0(shell: Shell) -> None:
+    path = shell.file("a\nb", b"foo")
+
+    assert "has a newline: use -0" in shell.error("put", path)
+    assert shell.run("put", "-0", path).stdout == f"{FOO}\t{path}\0".encode()
+
+
+@pytest.fixture
+def big5(tmp_path: Path) -> dict[str, str]:
+    """Variables for a locale in which two names of bytes are one name of text."""
+    made = subprocess.run(
+        ["localedef", "-i", "zh_TW", "-f", "BIG5", tmp_path / "zh_TW.big5"],
+        capture_output=True,
+        check=False,
+    )
+    if not (tmp_path / "zh_TW.big5").exists():
+        pytest.skip(f"no locale: {made.stderr!r}")
+    return {"LOCPATH": str(tmp_path), "LC_ALL": "zh_TW.big5"}
+
+
+#: In BIG5 the first two are one character.
+NAMES = (b"\xa2\xcc", b"\xa4Q", b"\xff\xfe", "é".encode())
+
+
+@pytest.mark.parametrize("locale", ["big5", "C", "POSIX"])
+def test_names_are_bytes_in_every_locale(locale: str, shell: Shell, big5: dict[str, str]) -> None:
+    shell.environment |= big5 if locale == "big5" else {"LC_ALL": locale}
+    for name in NAMES:
+        with open(os.fsencode(shell.home) + b"/" + name, "wb") as file:
+            file.write(b"foo")
+
+    told = shell.run("put", *NAMES).stdout
+
+    assert told == b"".join(FOO.encode() + b"\t" + name + b"\n" for name in NAMES)
+
+
+@pytest.mark.fuse
+def test_names_and_mount_points_are_bytes_in_every_locale(
+    shell: Shell, big5: dict[str, str]
+) -> None:
+    if (reason := why_no_mounts()) is not None:
+        pytest.skip(reason)
+    shell.environment |= big5
+    for name in NAMES:
+        where = os.fsencode(shell.home) + b"/mount-" + name
+        os.mkdir(where)
+        shell.run("mount", where)
+        try:
+            for each in NAMES:
+                with open(where + b"/upload/" + each, "wb") as file:
+                    file.write(each)
+            assert sorted(os.listdir(where + b"/upload")) == sorted(NAMES)
+            assert b"".join(where + b"/upload/" + it + b"\n" for it in NAMES) in b"".join(
+                line.partition(b"\t")[2] + b"\n"
+                for line in shell.run(
+                    "locate", *(where + b"/upload/" + it for it in NAMES)
+                ).stdout.split(b"\n")
+            )
+        finally:
+            shell.run("unmount", where)
+
+
+def test_a_home_that_nobody_knows_is_one_line(shell: Shell) -> None:
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv")
+    del shell.environment["HOME"]
+    done = subprocess.run(
+        [
+            "setpriv",
+            "--reuid=54321",
+            "--clear-groups",
+            "--bounding-set=-all",
+            sys.executable,
+            "-m",
+            "keepfs",
+            "mount",
+            "--local-store",
+            "/nonexistent/x",
+            "/mnt",
+        ],
+        capture_output=True,
+        check=False,
+        env=shell.environment,
+        cwd="/",
+        text=True,
+    )
+
+    assert done.returncode == 2
+    assert "there is no home directory: set HOME, or give --state-dir" in done.stderr
+
+
+# --- output -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["get", "stat", "verify", "where", "put"])
+def test_output_that_cannot_be_written_is_an_error(command: str, shell: Shell) -> None:
+    stored(shell, b"foo")
+    what = shell.file("foo", b"foo") if command == "put" else FOO
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "keepfs", command, what],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            env=shell.environment,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == b"Error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("get", "--help")])
+def test_help_that_cannot_be_written_is_an_error(arguments: tuple[str, ...], shell: Shell) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "keepfs", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            env=shell.environment,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_get_writes_to_standard_output_that_a_dash_names(shell: Shell) -> None:
+    stored(shell, b"foo")
+
+    assert shell.run("get", "-o", "-", FOO).stdout == b"foo"
+    assert not (shell.home / "-").exists()
+
+
+def test_a_directory_that_is_not_there_is_named_as_it_was_given(shell: Shell) -> None:
+    stored(shell, b"foo")
+
+    said = shell.error("get", "-o", "/nonexistent/x", FOO)
+
+    assert said == "Error: /nonexistent/x: No such file or directory\n"
+
+
+@pytest.mark.parametrize("block", [b"\0\1", b"\xff\xfe", b"\x1b[31m"])
+def test_a_terminal_is_not_shown_what_is_no_text(block: bytes, shell: Shell) -> None:
+    locator = stored(shell, block)
+    for arguments, code in ((("get", locator), 1), (("get", "--force", locator), 0)):
+        ours, theirs = pty.openpty()
+        done = subprocess.run(
+            [sys.executable, "-m", "keepfs", *arguments],
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            check=False,
+            env=shell.environment,
+        )
+        os.close(theirs)
+        os.close(ours)
+        assert done.returncode == code
+        assert (b"isn't text" in done.stderr) == bool(code)
+
+
+def test_a_terminal_is_shown_text(shell: Shell) -> None:
+    locator = stored(shell, "grüß\tGott\n".encode())
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "keepfs", "get", locator],
+        stdout=theirs,
+        check=True,
+        env=shell.environment,
+    )
+    os.close(theirs)
+    shown = os.read(ours, 100)
+    os.close(ours)
+
+    assert shown.decode().startswith("grüß")
+
+
+# --- input ------------------------------------------------------------------------------------
+
+
+def test_a_closed_standard_input_is_not_an_empty_file(shell: Shell) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m keepfs put - <&-"],
+        capture_output=True,
+        check=False,
+        env=shell.environment,
+    )
+
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"Error: standard input is closed\n"
+    assert EMPTY.encode() not in done.stdout
+
+
+def test_a_misspelt_variable_is_named(shell: Shell) -> None:
+    shell.environment["KEEPFS_CACHESIZE"] = "1G"
+
+    said = shell.error("get", FOO, code=2)
+
+    assert "KEEPFS_CACHESIZE, which no option reads; did you mean KEEPFS_CACHE_SIZE?" in said
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_command_that_is_ended_leaves_no_part_file(
+    number: signal.Signals, code: int, over: Shell, stores: list[KeepstoreControls]
+) -> None:
+    for store in stores:
+        store.always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    locator = stores[0].store_block(b"foo")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "keepfs", "get", "-o", "out", locator],
+        stderr=subprocess.PIPE,
+        env=over.environment,
+        cwd=over.home,
+    )
+    while not any(store.log("GET") for store in stores):
+        time.sleep(0.01)
+    assert list(over.home.glob("*out*")) != []
+
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors.strip()) == (code, b"")
+    assert list(over.home.glob("*out*")) == []
+
+
+# --- services ---------------------------------------------------------------------------------
+
+
+def test_verify_counts_copies_where_they_are_asked_for(
+    over: Shell, stores: list[KeepstoreControls]
+) -> None:
+    locator = next(it.store_block(b"foo") for it in stores[1:])
+    stores[2].store_block(b"foo")
+
+    assert over.run("verify", locator).stdout.count(b"ok\t") == 2
+    assert over.run("verify", "--copies", "2", locator).stdout.count(b"missing\t") == 1
+    assert f"{locator}: 2 of 3 copies" in over.error("verify", "--copies", "3", locator)
+
+
+def test_a_refused_name_is_told_as_refused(over: Shell, stores: list[KeepstoreControls]) -> None:
+    stores[0].store_block(b"foo")
+
+    for command in ("verify", "where"):
+        output, _ = failing(over, command, FOO)
+        assert output.count("refused") == 3
+
+
+def test_put_with_a_wrong_token_fails(
+    shell: Shell, api: ApiControls, stores: list[KeepstoreControls]
+) -> None:
+    shell.environment["ARVADOS_API_TOKEN"] = ELSEWHERE
+
+    said = shell.error("put", "-")
+
+    assert "the API server refuses the token from ARVADOS_API_TOKEN in the environment" in said
+    assert [store.counts().get("PUT", 0) for store in stores] == [0, 0, 0]
+    assert api.log() != []
+
+
+@pytest.mark.parametrize("command", ["get", "stat", "verify", "where"])
+def test_an_api_server_that_refuses_is_asked_once(
+    command: str, shell: Shell, api: ApiControls
+) -> None:
+    api.always(Fault(status=401))
+
+    assert "401" in shell.error(command, MISSING)
+    assert len(api.log()) == 1
+
+
+def test_an_unknown_storage_class_is_refused(shell: Shell, api: ApiControls) -> None:
+    api.configure(storage_classes={"default": {"Default": True}, "cold": {"Default": False}})
+
+    said = shell.error("put", "--storage-classes", "nosuch", "-")
+
+    assert "the cluster has no storage class 'nosuch'; there are: cold, default" in said
+
+
+def test_an_api_host_may_be_written_as_an_url(shell: Shell, api: ApiControls) -> None:
+    shell.environment["ARVADOS_API_HOST"] = f"https://{api.host}/"
+
+    assert shell.run("put", "-", sent=b"foo").stdout.startswith(FOO.encode())
+
+
+@pytest.mark.parametrize("host", ["http://foo", "foo/bar", "https://foo/bar", "a b"])
+def test_an_api_host_that_is_none_is_refused(host: str, shell: Shell) -> None:
+    del shell.environment["KEEP_LOCAL_STORE"]
+    shell.environment |= {"ARVADOS_API_HOST": host, "ARVADOS_API_TOKEN": "x"}
+
+    said = shell.error("stat", FOO)
+
+    assert "ARVADOS_API_HOST in the environment is" in said
+    assert "give HOST or HOST:PORT" in said
+
+
+@pytest.mark.parametrize("command", ["get", "put"])
+def test_a_silent_api_server_is_named_after_two_seconds(command: str, shell: Shell) -> None:
+    del shell.environment["KEEP_LOCAL_STORE"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        shell.environment |= {"ARVADOS_API_HOST": host, "ARVADOS_API_TOKEN": "x"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keepfs", command, FOO if command == "get" else "/dev/null"],
+            stderr=subprocess.PIPE,
+            env=shell.environment,
+        )
+        assert process.stderr is not None
+        line = process.stderr.readline().decode()
+        process.kill()
+        process.communicate()
+
+    assert line == f"keepfs: still waiting for the API server {host}, or the Keep services\n"
+
+
+def test_a_proxy_cannot_be_counted_through(shell: Shell, stores: list[KeepstoreControls]) -> None:
+    settings = ProxySettings(stores=[Store("zzzzz-bi6l4-000000000000000", stores[0].url)])
+    locator = stores[0].store_block(b"foo")
+    del shell.environment["KEEP_LOCAL_STORE"]
+    with KeepproxyControls(settings) as proxy:
+        shell.environment |= {
+            "ARVADOS_KEEP_SERVICES": proxy.url,
+            "ARVADOS_API_TOKEN": TEST_TOKEN,
+        }
+        shell.run("verify", "--copies", "3", locator)
+
+
+def test_a_local_store_is_a_copy(shell: Shell) -> None:
+    LocalStore(shell.store).put(b"foo")
+
+    assert shell.run("verify", FOO).stdout.startswith(b"ok\t")
+
+
+def test_services_that_have_no_copy_of_another_clusters_block_are_told(
+    over: Shell, stores: list[KeepstoreControls], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    with (
+        KeepstoreControls() as remote,
+        ApiControls(listening=Listening(tls=authority.certify())) as elsewhere,
+    ):
+        elsewhere.list_services([ServiceEntry.of(remote.url, 1)])
+        for store in stores:
+            store.configure(remotes={"yyyyy": elsewhere.url})
+        remote.store_block(b"foo")
+        signed = remote.sign(FOO, salted_token(TEST_TOKEN, "yyyyy"))
+        locator = signed.replace("+A", "+Ryyyyy-")
+
+        for command in ("verify", "where"):
+            assert over.run(command, locator).stdout.count(b"remote") == 3
+        said = over.error("verify", "--copies", "1", locator)
+
+    assert f"{locator}: 0 of 1 copies" in said

@@ -34,8 +34,8 @@ class Background:
         """Run `work`, which raises nothing, in a thread.
 
         Raises:
-            BusyError: As many are at work as may be, it is closed, or the system
-                has no thread to give.
+            BusyError: As many are at work as may be, or it is closed.
+            NoThreadError: The system has no thread to give.
         """
         with self._changed:
             if self._closed or len(self._threads) >= self._most:
@@ -46,7 +46,7 @@ class Background:
             thread.start()
         except (RuntimeError, MemoryError) as error:
             self._forget(thread)
-            raise BusyError(f"no thread can be started: {error}") from error
+            raise NoThreadError(f"no thread can be started: {error}") from error
         except BaseException:
             self._forget(thread)
             raise
@@ -54,7 +54,8 @@ class Background:
     def call(self, work: Callable[[], _T], deadline: float) -> _T | None:
         """Run `work` in a thread and return its result; None if there is none at the deadline.
 
-        Waits for a free thread too. Work that has begun goes on after the deadline.
+        Waits for a free thread too, but not where the system has none. Work that has
+        begun goes on after the deadline.
 
         Args:
             work: What to run.
@@ -79,6 +80,8 @@ class Background:
             try:
                 self.spawn(run)
                 break
+            except NoThreadError:
+                return None  # there may be a place, so waiting for one would not end
             except BusyError:
                 if not self._wait_for_place(deadline - time.monotonic()):
                     return None
@@ -120,3 +123,7 @@ class Background:
 
 class BusyError(RuntimeError):
     """There is no thread for more work."""
+
+
+class NoThreadError(BusyError):
+    """The system gives no thread."""

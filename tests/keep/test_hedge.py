@@ -330,7 +330,7 @@ def test_what_asked_for_a_block_goes_with_the_call_and_leaves_no_garbage(
         KeepService = Noting
 
     locator = cluster.store(b"foo")
-    store, _ = connect(Mine(), Counters(), cluster.api, "", None, None)
+    store, *_ = connect(Mine(), Counters(), cluster.api, "", None, None)
     store.silence = SILENCE
     with client_of(store) as client:
         client.get_block(locator)

@@ -53,6 +53,8 @@ OF_OTHERS = {
     "connections": ("cut",),
     "limits": ("memory", "threads"),
 }
+#: Those that hold up transfers: meanwhile there are more large ones.
+STALLS = frozenset({"slow", "stalled in a body", "hung PUTs", "hung PUTs, unread", "hung"})
 #: While these last, it isn't known what must succeed.
 UNCERTAIN = frozenset({"list: a proxy", "token: refused", "limits: memory", "limits: threads"})
 #: What the mount remembers when they are over, so that it must end then.

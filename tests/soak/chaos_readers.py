@@ -55,7 +55,8 @@ class BlockReader(Worker):
     def _any(self) -> None:
         """Read a block that all services have, at least one of which works."""
         data = self._fresh()
-        if self._big_once_in and self.draw.randrange(self._big_once_in) == 0:
+        once_in = 3 if self.stage.situation.has_stalls else self._big_once_in
+        if self._big_once_in and self.draw.randrange(once_in) == 0:
             data = identified(f"{self.name} {next(self._numbers)}", _BLOCK)
         self._read("block", [self.stage.cluster.place(data, SERVICES)], self.stage.situation)
 

@@ -15,7 +15,7 @@ from tests.soak.chaos_cluster import Cluster
 from tests.soak.chaos_content import ABSENT, identified
 from tests.soak.chaos_faults import Faulty
 from tests.soak.chaos_mount import REQUEST_TIMEOUT, Life
-from tests.soak.chaos_plan import ALL, SERVICES, Epoch, Planned, plan
+from tests.soak.chaos_plan import ALL, SERVICES, STALLS, Epoch, Planned, plan
 from tests.soak.chaos_readers import BlockReader, Bystander
 from tests.soak.chaos_stage import UNKNOWN, Agent, Situation, Stage
 from tests.soak.chaos_verify import MountGoneError, Verifier
@@ -127,7 +127,10 @@ class Chaos:
             f"{', then ' + epoch.end if epoch.end else ''}"
         )
         has_list = not any(it.name.startswith("list: ") for it in epoch.faults)
-        self._stage.enter(Situation(epoch.refuge, epoch.sick, epoch.is_certain, has_list))
+        has_stalls = any(it.name in STALLS for it in epoch.faults)
+        self._stage.enter(
+            Situation(epoch.refuge, epoch.sick, epoch.is_certain, has_list, has_stalls)
+        )
         self._stage.open_gate()
         died = self._run_faults(epoch)
         self._stage.enter(Situation(*UNKNOWN))

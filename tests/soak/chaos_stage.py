@@ -45,6 +45,7 @@ class Situation:
         sick: Services that have faults at times.
         is_certain: Whether reads that the refuge can answer must succeed.
         has_list: Whether the service list is the usual one.
+        has_stalls: Whether transfers are held up.
         over_at: When the next situation began, in monotonic seconds.
     """
 
@@ -52,6 +53,7 @@ class Situation:
     sick: frozenset[int]
     is_certain: bool
     has_list: bool = True
+    has_stalls: bool = False
     over_at: float | None = None
 
 

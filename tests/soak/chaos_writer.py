@@ -64,7 +64,8 @@ class Writer(Worker):
             self._look_at_state(self.draw.choice(failed))
             return
         record = self.draw.choice(list(self.records.values()))
-        if self._big_once_in and self.draw.randrange(self._big_once_in) == 0:
+        once_in = self._big_once_in // (10 if self.stage.situation.has_stalls else 1)
+        if self._big_once_in and self.draw.randrange(once_in) == 0:
             self._change_big(record)
         else:
             ways = (

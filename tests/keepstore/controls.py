@@ -129,6 +129,10 @@ class Controls:
         """Let all further requests pass unharmed."""
         self._server.faults.clear()
 
+    def heal(self) -> None:
+        """Clear the faults, and let all requests that have met one go on, now and later."""
+        self._server.faults.heal()
+
     def release(self, requests: int | None = None) -> None:
         """Let held requests go on: that many, or all that are held now."""
         self._server.faults.release(requests)

@@ -120,6 +120,9 @@ class Faults:
         self._held = 0
         self._permits = 0
         self._stopped = False
+        # Counts `heal`; each request's thread remembers when it met its fault.
+        self._heals = 0
+        self._met = threading.local()
 
     def script(self, *faults: Fault, method: str | None = None, target: str = "") -> None:
         """Give the next requests these faults, one each, in this order.
@@ -142,9 +145,18 @@ class Faults:
         with self._changed:
             self._rules.clear()
 
+    def heal(self) -> None:
+        """Forget all rules, and hold no request that has met one of them, now or later."""
+        with self._changed:
+            self._rules.clear()
+            self._heals += 1
+            self._permits = 0
+            self._changed.notify_all()
+
     def take(self, method: str, target: str) -> Fault:
         """Find a request's fault, and use up its rule if that works only once."""
         with self._changed:
+            self._met.heals = self._heals
             for rule in self._rules:
                 if rule.method in {None, method} and rule.target in target:
                     if rule.uses is not None:
@@ -157,9 +169,15 @@ class Faults:
         with self._changed:
             self._held += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._permits > 0 or self._stopped)
+            met = self._met.heals
+
+            def is_healed() -> bool:
+                return self._stopped or self._heals != met
+
+            self._changed.wait_for(lambda: self._permits > 0 or is_healed())
             self._held -= 1
-            self._permits = max(0, self._permits - 1)
+            if not is_healed():
+                self._permits -= 1
             self._changed.notify_all()
 
     def release(self, requests: int | None = None) -> None:

@@ -292,6 +292,26 @@ class TestLife:
 
         assert get(session, store, locator).content == b"foo"
 
+    def test_what_is_healed_holds_no_request_that_has_met_its_fault(
+        self, session: requests.Session, store: KeepstoreControls
+    ) -> None:
+        locator = store.store_block(b"foo")
+        # The one is held when it is healed, the other only gets there later.
+        store.script(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+        store.always(
+            Fault(hold=Stage.BEFORE_STATUS, pause={Stage.BEFORE_READ: SILENCE}), method="GET"
+        )
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            held = pool.submit(get, session, store, locator)
+            store.wait_held(1)
+            late = pool.submit(requests.get, f"{store.url}/{locator}", headers=session.headers)
+            store.wait_begun(2, "GET")
+
+            store.heal()
+
+            assert held.result(10).content == late.result(10).content == b"foo"
+        assert get(session, store, locator).content == b"foo"
+
     def test_connections_are_cut_and_new_ones_welcome(
         self, session: requests.Session, store: KeepstoreControls
     ) -> None:

@@ -133,12 +133,7 @@ class Faulty:
     ) -> None:
         name = planned.name
         if name in _RULES:
-
-            def heal() -> None:
-                store.clear_faults()
-                store.release()
-
-            ends.callback(heal)
+            ends.callback(store.heal)
             for method, fault in _RULES[name]:
                 store.always(fault, method=method)
         elif name == "dead":
@@ -164,12 +159,7 @@ class Faulty:
             api.go_down()
             ends.callback(api.come_back)
             return
-
-        def heal() -> None:
-            api.clear_faults()
-            api.release()
-
-        ends.callback(heal)
+        ends.callback(api.heal)
         fault = {"hanging": Fault(hold=Stage.BEFORE_STATUS), "answers 500": Fault(status=500)}
         api.always(fault[kind])
 

@@ -6,12 +6,14 @@ failure ends the mount.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from keepfs.fs.errors import errno_of
@@ -29,7 +31,7 @@ from keepfs.fs.nodes import (
 from keepfs.fs.requests import Requests, guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pyfuse3 import (
         FileHandleT,
@@ -85,6 +87,7 @@ class Operations(pyfuse3.Operations):
         self._inodes = InodeTable(root)
         self._files = HandleTable[OpenFile]()
         self._listings = HandleTable[Listing]()
+        self._blocks = blocks
         self._free_space = FreeSpace(blocks)
 
     # --- names -------------------------------------------------------------
@@ -231,16 +234,16 @@ class Operations(pyfuse3.Operations):
         if self._read_only:
             raise FUSEError(errno.EROFS)
         node = self._inodes[inode]
-        await node.change(
-            Changes(
-                mode=attr.st_mode if fields.update_mode else None,
-                uid=attr.st_uid if fields.update_uid else None,
-                gid=attr.st_gid if fields.update_gid else None,
-                size=attr.st_size if fields.update_size else None,
-                atime_ns=attr.st_atime_ns if fields.update_atime else None,
-                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            )
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
+        with self._resizing(node):
+            await node.change(changes)
         return node.attributes()
 
     @guarded
@@ -295,7 +298,8 @@ class Operations(pyfuse3.Operations):
         """Take bytes; all of them, or fail."""
         file = self._files[fh]
         self.requests.made_by(file.pid)
-        await file.node.write(off, buf)
+        with self._resizing(file.node):
+            await file.node.write(off, buf)
         return len(buf)
 
     @guarded
@@ -366,6 +370,21 @@ class Operations(pyfuse3.Operations):
 
     # --- what handlers share ---------------------------------------------------
 
+    @contextlib.contextmanager
+    def _resizing(self, node: Node) -> Iterator[None]:
+        """Have the kernel drop size and pages, if a request fails after it changed the size.
+
+        After an error the kernel keeps what it had: an old size, and pages of bytes that
+        are gone. The error is sent before the task runs.
+        """
+        size = node.size
+        try:
+            yield
+        except BaseException:
+            if node.size != size:
+                self._blocks.start(_invalidate, node.inode)
+            raise
+
     def _told(self, node: Node) -> EntryAttributes:
         """Return the attributes of a node that the kernel is about to learn of."""
         attributes = node.attributes()
@@ -390,3 +409,9 @@ class Operations(pyfuse3.Operations):
         if self._read_only:
             raise FUSEError(errno.EROFS)
         return self._directory(inode)
+
+
+async def _invalidate(inode: InodeT) -> None:
+    """Have the kernel drop what it knows of an inode, but for its name."""
+    with contextlib.suppress(OSError, RuntimeError):  # it knows nothing; there is no thread
+        await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)

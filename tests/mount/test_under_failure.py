@@ -150,6 +150,27 @@ def test_a_grown_file_whose_block_is_gone_says_why_it_is_not_stored(
     assert b"not found" in os.getxattr(path, "user.keep.error")
 
 
+def test_a_cut_whose_store_fails_leaves_the_size_and_bytes_that_stat_says(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    over.mount()
+    path = over.upload / "file"
+    content = os.urandom(200_000)
+    path.write_bytes(content)
+    assert path.read_bytes() == content  # the kernel has its pages now
+    store.configure_volume(capacity=0)
+
+    with pytest.raises(OSError, match="Errno") as caught:
+        os.truncate(path, 162_820)
+
+    assert caught.value.errno == errno.ENOSPC
+    wait_until(lambda: path.stat().st_size == 162_820)
+    assert path.read_bytes() == content[:162_820]
+    store.configure_volume(capacity=None)
+    keepfs("unsaved", "retry", over.path, env=over.environment)
+    wait_until(lambda: state(path) == "stored")
+
+
 # --- tasks of the mount are supervised -----------------------------------------------------
 
 

@@ -86,7 +86,9 @@ def main(minutes: float, seed: int | None, without: tuple[str, ...], keep: Path 
         if keep is None:
             base = Path(exits.enter_context(tempfile.TemporaryDirectory()))
         else:
-            keep.mkdir(parents=True)
+            keep.mkdir(parents=True, exist_ok=True)
+            if any(keep.iterdir()):
+                raise click.UsageError(f"{keep} is not empty: name a new directory for --keep")
             base = keep.resolve()
         findings = soak(base, minutes, seed, Scale(without=without))
     click.echo(table(findings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -197,3 +198,42 @@ def test_by_id_refuses_a_user_by_its_modes(of_user: KeepfsMount) -> None:
     assert done.returncode == 0
     assert done.stderr.count(b"denied") + done.stderr.count(b"Read-only") == 3
     assert b"denied" in done.stderr
+
+
+def test_a_mount_without_threads_for_a_while_lives_on_and_loses_nothing(
+    of_user: KeepfsMount,
+) -> None:
+    pid = of_user.pid()
+    # Root of a container may not do that, the user may.
+    limit = run_as(USER, "prlimit", "--pid", str(pid), "--nproc=1:")
+    assert (limit.returncode, limit.stderr) == (0, b"")
+    copies = [
+        subprocess.Popen(
+            ["cp", "/etc/services", of_user.upload / f"file {number}"],
+            user=USER,
+            group=USER,
+            extra_groups=[],
+            stderr=subprocess.DEVNULL,
+        )
+        for number in range(16)
+    ]
+    for each in copies:
+        each.wait(PATIENCE)
+    run_as(USER, "prlimit", "--pid", str(pid), "--nproc=4096:")
+
+    def states() -> set[bytes]:
+        done = run_as(
+            USER,
+            *("sh", "-c", f"getfattr --only-values -n user.keep.state {of_user.upload}/* | xargs"),
+        )
+        return set(done.stdout.replace(b"stored", b"stored ").split())
+
+    os.kill(pid, signal.SIGUSR1)  # retry now
+    wait_until(lambda: states() == {b"stored"})
+    assert any(each.returncode for each in copies)
+    assert of_user.pid() == pid
+    done = run_as(
+        USER,
+        *("sh", "-c", f'for f in {of_user.upload}/*; do cmp "$f" /etc/services || exit 1; done'),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -169,16 +169,20 @@ class Faults:
         with self._changed:
             self._held += 1
             self._changed.notify_all()
-            met = self._met.heals
-
-            def is_healed() -> bool:
-                return self._stopped or self._heals != met
-
-            self._changed.wait_for(lambda: self._permits > 0 or is_healed())
+            self._changed.wait_for(lambda: self._permits > 0 or self._is_healed())
             self._held -= 1
-            if not is_healed():
+            if not self._is_healed():
                 self._permits -= 1
             self._changed.notify_all()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, until the fault is over at most; tell whether it is over."""
+        with self._changed:
+            return self._changed.wait_for(self._is_healed, seconds)
+
+    def _is_healed(self) -> bool:
+        """Tell whether what this thread's request has met is over."""
+        return self._stopped or self._heals != getattr(self._met, "heals", self._heals)
 
     def release(self, requests: int | None = None) -> None:
         """Let that many held requests go on; None means all that are held now."""

@@ -203,7 +203,7 @@ class Server:
         except OSError:
             stream.close()
             return  # a client that doesn't trust us, for one
-        connection = Connection(secured, number, self._stopping.wait)
+        connection = Connection(secured, number, self.faults.pause)
         with self._lock:
             self._connections[number] = connection
             is_late = self._listener is None
@@ -313,11 +313,13 @@ class Server:
         size = max(1, int(fault.send_rate / _PIECES))
         for start in range(0, len(body), size):
             connection.send(body[start : start + size])
-            self._stopping.wait(size / fault.send_rate)
+            if self.faults.pause(size / fault.send_rate):
+                connection.send(body[start + size :])
+                return
 
     def _pass(self, stage: Stage, fault: Fault) -> None:
         if stage in fault.pause:
-            self._stopping.wait(fault.pause[stage])
+            self.faults.pause(fault.pause[stage])
         if fault.hold is stage:
             self.faults.hold()
         if fault.close is stage:

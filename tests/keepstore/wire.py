@@ -73,11 +73,11 @@ class Connection:
     Args:
         stream: The accepted socket; the connection closes it.
         number: Counted from 0 by the server.
-        pause: Waits that many seconds, or less if the server stops.
+        pause: Waits that many seconds; returns True, perhaps sooner, once there is no need.
     """
 
     def __init__(
-        self, stream: socket.socket, number: int, pause: Callable[[float], object]
+        self, stream: socket.socket, number: int, pause: Callable[[float], bool]
     ) -> None:
         self.number = number
         self.receive_rate: float | None = None
@@ -117,7 +117,8 @@ class Connection:
         if self.receive_rate is not None:
             # Twenty reads a second, or a byte at a time.
             most = max(1, min(most, int(self.receive_rate / 20)))
-            self._pause(most / self.receive_rate)
+            if self._pause(most / self.receive_rate):
+                self.receive_rate = None
         if self._buffer:
             count = min(most, len(self._buffer))
             view[:count] = self._buffer[:count]

@@ -144,8 +144,7 @@ def test_many_blocks_are_asked_about_at_once_and_told_in_order(
             text=True,
         )
         stores[0].wait_held(5)  # at once: none is answered
-        stores[0].clear_faults()
-        stores[0].release()
+        stores[0].heal()
         output, _ = process.communicate(timeout=60)
         told = [line.split("\t")[-1] for line in output.splitlines()]
         assert list(dict.fromkeys(told)) == locators

@@ -411,8 +411,7 @@ def test_one_bad_service_of_three_stops_nobody(woe: str, place: int) -> None:
         assert len(whole) <= 3
         assert bytes(client.get_block(receipt.locator)) == written
         for store in cluster.stores:
-            store.clear_faults()
-            store.release()
+            store.heal()
 
 
 def test_a_bad_copy_is_named_in_the_log_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -37,8 +37,7 @@ def test_a_lookup_that_finds_no_thread_to_fetch_in_is_asked(cluster: Cluster) ->
     with pytest.raises(KeepReadError) as caught:
         client.probe_block(missing, 20)
     size = client.probe_block(blocks[33], 20)
-    cluster.stores[0].clear_faults()
-    cluster.stores[0].release()
+    cluster.stores[0].heal()
 
     assert caught.value.cause is Cause.NOT_FOUND
     assert size == 2

@@ -26,8 +26,7 @@ def store() -> Iterator[KeepstoreControls]:
     """One keepstore."""
     with KeepstoreControls() as it:
         yield it
-        it.clear_faults()
-        it.release()
+        it.heal()
 
 
 @pytest.fixture
@@ -37,8 +36,7 @@ def over(unmounted: KeepfsMount, store: KeepstoreControls) -> Iterator[KeepfsMou
     unmounted.env = {"ARVADOS_KEEP_SERVICES": store.url, "ARVADOS_API_TOKEN": TEST_TOKEN}
     unmounted.options = ("--copies", "1", "--request-timeout", "60")
     yield unmounted
-    store.clear_faults()
-    store.release()
+    store.heal()
     unmounted.clean_up()
 
 
@@ -105,8 +103,7 @@ def test_a_trusted_name_is_asked_for_again_after_seconds(
     assert (over.by_id / missing).stat().st_size == 5
     assert (over.by_id / present).stat().st_size == 5
 
-    store.clear_faults()
-    store.release()
+    store.heal()
 
     wait_until(lambda: stat_errno(over.by_id / missing) == errno.ENOENT)
     assert (over.by_id / present).stat().st_size == 5
@@ -131,8 +128,7 @@ def test_a_name_without_size_does_not_hold_up_others_and_is_told_later(
     assert stat_errno(hung) == errno.ETIMEDOUT
     store.wait_held(1)
     assert store.under_way("HEAD") == 1  # the second lookup joined the first one's question
-    store.clear_faults()
-    store.release()
+    store.heal()
 
     wait_until(lambda: stat_errno(hung) == 0)
     assert hung.stat().st_size == 5
@@ -160,8 +156,7 @@ def test_a_read_ends_at_its_deadline_and_not_at_twice_that(
     assert all(f"after {deadline}." in line for line in late)
     assert late
 
-    store.clear_faults()
-    store.release()
+    store.heal()
     for locator in locators:  # nothing of it stays
         wait_until(lambda it=locator: read_size(over.by_id / it) > 0)
 

@@ -26,8 +26,7 @@ def store() -> Iterator[KeepstoreControls]:
     with KeepstoreControls() as it:
         it.always(Fault(hold=Stage.BEFORE_STATUS), method="PUT")
         yield it
-        it.clear_faults()
-        it.release()
+        it.heal()
 
 
 @pytest.fixture
@@ -38,8 +37,7 @@ def over(unmounted: KeepfsMount, store: KeepstoreControls) -> Iterator[KeepfsMou
     unmounted.options = ("--retries", "0", "--copies", "1")
     unmounted.mount()
     yield unmounted
-    store.clear_faults()
-    store.release()
+    store.heal()
     unmounted.clean_up()
 
 
@@ -56,8 +54,7 @@ def closing(file: int) -> threading.Thread:
 
 def let_go(store: KeepstoreControls, *threads: threading.Thread) -> None:
     """Let all stores succeed, and wait for who waits for them."""
-    store.clear_faults()
-    store.release()
+    store.heal()
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()

@@ -32,8 +32,7 @@ def store() -> Iterator[KeepstoreControls]:
     """One keepstore."""
     with KeepstoreControls() as it:
         yield it
-        it.clear_faults()
-        it.release()
+        it.heal()
 
 
 @pytest.fixture
@@ -368,8 +367,7 @@ def test_stalled_stores_delay_no_sync_of_what_is_stored(
             os.close(descriptor)
         assert time.monotonic() - began < SOON
     finally:
-        store.clear_faults()
-        store.release()
+        store.heal()
         for child in children:
             os.waitpid(child, 0)
 

@@ -10,13 +10,18 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from keepfs.keep.threads import START_PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from keepfs.options import MountOptions
 
@@ -108,10 +113,35 @@ def allow_background(device: int) -> None:
         (connection / "congestion_threshold").write_text(str(_MAX_BACKGROUND * 3 // 4))
 
 
+class _Tick:
+    """What is done at each tick: a start of a thread that hangs is ended.
+
+    trio starts its threads from the main thread, and CPython waits there until the new
+    thread says that it has begun; one without memory never does (`keepfs.keep.threads`).
+    """
+
+    def __init__(self) -> None:
+        self._starting: FrameType | None = None
+        self._since = 0.0
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
+        """Raise in the main thread, which waits in `Thread.start`, once that takes too long."""
+        starting = None
+        if frame is not None and frame.f_code.co_filename == threading.__file__:
+            while frame is not None and frame.f_code is not threading.Thread.start.__code__:
+                frame = frame.f_back
+            starting = frame
+        if starting is not self._starting:
+            self._starting, self._since = starting, time.monotonic()
+        elif starting is not None and time.monotonic() - self._since > START_PATIENCE:
+            self._starting = None
+            raise RuntimeError("can't start new thread: it does not begin")
+
+
 @contextlib.contextmanager
 def ticking() -> Iterator[None]:
-    """Have the interval timer tick, and nothing done about it."""
-    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    """Have the interval timer tick: each tick ends a read of /dev/fuse that hangs."""
+    before = signal.signal(signal.SIGALRM, _Tick())
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.keep.errors import fresh_copy
+from keepfs.keep.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ class Background:
         with self._changed:
             if self._closed or len(self._threads) >= self._most:
                 raise BusyError("closed" if self._closed else f"{self._most} are at work")
-            thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+            thread = Thread(target=self._run, args=(work,), daemon=True)
             self._threads.add(thread)
         try:
             thread.start()

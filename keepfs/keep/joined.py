@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from keepfs.keep.errors import Cause, NoKeepServersError
 from keepfs.keep.outcome import cause_of_error
+from keepfs.keep.threads import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ class Joined(Generic[_T]):
                 run.fail(ConnectionError("the client is closed"))
                 return run
             self._runs.append(run)
-        thread = threading.Thread(target=self._execute, args=(run,), daemon=True)
+        thread = Thread(target=self._execute, args=(run,), daemon=True)
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:

@@ -6,12 +6,12 @@ each replica on its own server, and transfers nothing.
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause
+from keepfs.keep.threads import Thread
 from keepfs.keep.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def survey(
 
     threads = []
     for root in roots:
-        thread = threading.Thread(target=ask, args=(root,), daemon=True)
+        thread = Thread(target=ask, args=(root,), daemon=True)
         try:
             thread.start()
         except (RuntimeError, MemoryError):  # no thread can be started

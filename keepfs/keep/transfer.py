@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import http.client
 import queue
-import threading
 from typing import TYPE_CHECKING, Self
 
 import urllib3
@@ -24,6 +23,7 @@ import urllib3
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.outcome import TRANSPORT_ERRORS, innermost
+from keepfs.keep.threads import Thread
 from keepfs.keep.wire import CutShortError, declared_length
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class _HashThread(_Hash):
     def __init__(self) -> None:
         super().__init__()
         self._pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
         with contextlib.suppress(RuntimeError, MemoryError):  # no thread can be started

@@ -14,10 +14,10 @@ import logging
 import math
 import queue
 import select
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from keepfs.keep.outcome import Confirmation
+from keepfs.keep.threads import Thread
 from keepfs.keep.timeouts import Timeouts
 from keepfs.keep.writer_queue import KeepWriterQueue
 
@@ -52,7 +52,7 @@ class SharingService(Protocol):
         """Send a block, as `put`, but for the answer."""
 
 
-class KeepWriterThread(threading.Thread):
+class KeepWriterThread(Thread):
     """Stores a block at one service after another, as the queue asks for them.
 
     Args:

@@ -76,9 +76,7 @@ class Connection:
         pause: Waits that many seconds; returns True, perhaps sooner, once there is no need.
     """
 
-    def __init__(
-        self, stream: socket.socket, number: int, pause: Callable[[float], bool]
-    ) -> None:
+    def __init__(self, stream: socket.socket, number: int, pause: Callable[[float], bool]) -> None:
         self.number = number
         self.receive_rate: float | None = None
         self._stream = stream

@@ -1,0 +1,56 @@
+"""Thread: a thread whose start ends, also where the new thread has no memory to begin with.
+
+CPython waits in `Thread.start` until the new thread says that it has begun. One
+that runs out of memory before that never does (gh-140746), and the caller hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+
+#: Seconds that a thread may take to begin. Guessed: it takes some 100 µs; a machine may be busy.
+START_PATIENCE = 10.0
+
+
+class _BoundedEvent(threading.Event):
+    """An event for which nobody waits for ever."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(START_PATIENCE if timeout is None else timeout)
+
+
+class Thread(threading.Thread):
+    """As `threading.Thread`, but for `start`."""
+
+    # What `Thread.start` waits for; the name is CPython's, from 3.11 to 3.14.
+    _started: threading.Event
+
+    def __init__(self, *arguments: object, **keywords: object) -> None:
+        super().__init__(*arguments, **keywords)  # type: ignore[arg-type] # whatever it takes
+        self._started = _BoundedEvent()
+        self._deciding = threading.Lock()
+        self._has_begun = self._is_given_up = False
+
+    def start(self) -> None:
+        """Start the thread; `run` is not called after an error.
+
+        Raises:
+            RuntimeError: There is no thread, or it does not begin.
+        """
+        work = self.run
+
+        def run() -> None:
+            del self.run  # which refers to itself by this function
+            with self._deciding:
+                if self._is_given_up:
+                    return
+                self._has_begun = True
+            work()
+
+        self.run = run  # type: ignore[method-assign] # of this thread alone
+        super().start()
+        if not self._started.is_set():
+            with self._deciding:
+                self._is_given_up = not self._has_begun
+            if self._is_given_up:
+                raise RuntimeError("can't start new thread: it does not begin")

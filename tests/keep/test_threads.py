@@ -1,0 +1,80 @@
+"""A thread whose start ends: one that has no memory to begin with is an error, not a hang."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from keepfs import fuse
+from keepfs.keep import threads
+from keepfs.keep.threads import Thread
+
+
+class Stillborn(Thread):
+    """A thread that ends before it says that it has begun, as without memory."""
+
+    def _bootstrap_inner(self) -> None:
+        """Do nothing."""
+
+
+class Late(Thread):
+    """A thread that begins when it is let."""
+
+    let = threading.Event()
+
+    def _bootstrap_inner(self) -> None:
+        self.let.wait(60)
+        super()._bootstrap_inner()  # type: ignore[misc] # CPython's
+
+
+def test_a_thread_runs_its_work() -> None:
+    done: list[int] = []
+    thread = Thread(target=done.append, args=(1,), daemon=True)
+    thread.start()
+    thread.join(60)
+
+    assert done == [1]
+
+
+def test_a_thread_that_does_not_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "START_PATIENCE", 0.01)
+
+    with pytest.raises(RuntimeError, match="can't start new thread: it does not begin"):
+        Stillborn(target=print, daemon=True).start()
+
+
+def test_work_that_was_given_up_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "START_PATIENCE", 0.01)
+    done: list[int] = []
+    late = Late(target=done.append, args=(1,), daemon=True)
+    with pytest.raises(RuntimeError):
+        late.start()
+
+    late.let.set()
+    assert late._started.wait(60)  # noqa: SLF001 - nothing public tells
+    late.join(60)
+
+    assert done == []
+
+
+def test_a_tick_ends_a_start_that_hangs_in_the_main_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Plain(threading.Thread):
+        """As of a library."""
+
+        def _bootstrap_inner(self) -> None:
+            """Do nothing."""
+
+    monkeypatch.setattr(fuse, "START_PATIENCE", 0.1)
+    with fuse.ticking():
+        with pytest.raises(RuntimeError, match="can't start new thread: it does not begin"):
+            Plain(daemon=True).start()
+        waits = threading.Event()
+        waits.wait(0.5)  # other waits of the main thread go on
+        began = time.monotonic()
+
+        assert not waits.wait(0.3)
+        assert time.monotonic() - began >= 0.3

@@ -15,6 +15,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from keepfs.privacy import sync_directory
 from keepfs.unsaved import About
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class FailedJournal:
     def _rewrite(self) -> None:
         self._is_whole = False
         new = self._path.with_name(f"{_NAME}.new")
-        _write(new, os.O_CREAT | os.O_TRUNC, self._entries)
+        _write(new, os.O_CREAT | os.O_TRUNC, self._entries, sync=True)
         new.rename(self._path)
+        sync_directory(self._path.parent)
         self._lines = len(self._entries)
         self._is_whole = True
 
@@ -98,7 +100,9 @@ def read(state_dir: Path) -> list[About]:
     return list(entries.values())
 
 
-def _write(path: Path, flags: int, entries: Mapping[int, About | None]) -> None:
+def _write(
+    path: Path, flags: int, entries: Mapping[int, About | None], *, sync: bool = False
+) -> None:
     lines = [
         json.dumps([number, None if about is None else asdict(about)])
         for number, about in entries.items()
@@ -110,5 +114,7 @@ def _write(path: Path, flags: int, entries: Mapping[int, About | None]) -> None:
     try:
         while content:
             content = content[os.write(descriptor, content) :]
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -35,10 +35,16 @@ _TICK = 0.05
 #: Reads ahead, and other requests nobody waits for, that the kernel sends at once.
 _MAX_BACKGROUND = 256
 
-
 #: A notification as in Linux's fuse.h: a header of length, code and no request's number.
 #: The code is FUSE_NOTIFY_RESEND.
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
+
+#: The kernel's limits on requests, in seconds; since Linux 6.15. 0 is none.
+_SETTINGS = Path("/proc/sys/fs/fuse")
+#: Seconds between two looks of the kernel at its requests; no limit is shorter.
+_KERNEL_INTERVAL = 15
+#: Seconds that the kernel may count longer than keepfs: until it hands a request over.
+_MARGIN = 5.0
 
 
 class MountError(Exception):
@@ -82,6 +88,41 @@ def set_read_ahead(device: int, size: int) -> None:
             Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
                 str(size // 1024)
             )
+
+
+def request_deadline(wanted: float, settings: Path = _SETTINGS) -> float:
+    """Return the seconds within which requests must be answered; warn if it isn't what is wanted.
+
+    The kernel aborts the connection of a mount if an answer takes longer than its own limit.
+
+    Args:
+        wanted: What the user asks for.
+        settings: The directory of the kernel's settings; without one there are no limits.
+    """
+    default = _setting(settings / "default_request_timeout")
+    most = _setting(settings / "max_request_timeout")
+    limits = [each for each in (default, most) if each]
+    if not limits:
+        return wanted
+    limit = max(_KERNEL_INTERVAL, min(limits))
+    if wanted <= limit - _MARGIN:
+        return wanted
+    _log.warning(
+        "the kernel aborts a mount that does not answer within %d s (sysctl fs.fuse.%s):"
+        " requests fail with ETIMEDOUT after %.0f s, not after %.0f s; raise it and mount again",
+        limit,
+        "default_request_timeout" if default == min(limits) else "max_request_timeout",
+        limit - _MARGIN,
+        wanted,
+    )
+    return limit - _MARGIN
+
+
+def _setting(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # an older kernel
+        return 0
 
 
 def resend_requests() -> bool:

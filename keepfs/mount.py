@@ -179,7 +179,7 @@ class _Mount:
         self._catalog = catalog
         self._claim = claim
         self._reporter = reporter
-        self._requests = Requests(options.request_timeout)
+        self._requests = Requests(fuse.request_deadline(options.request_timeout))
         self._failed = FailedFiles()
         self._notes = FailureNotes(FailedJournal(options.state_dir), self._failed)
         self._was_mounted = False

@@ -32,11 +32,16 @@ class NotPrivateError(OSError):
 def make_directory(path: Path) -> None:
     """Make a directory for this user alone if it isn't there; nothing is changed if it is.
 
+    A new directory survives a power cut.
+
     Raises:
         NotPrivateError: It is somebody else's, or behind a symbolic link of theirs.
         OSError: It can't be made.
     """
+    made = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in made:
+        sync_directory(each.parent)
     for status in (path.lstat(), path.stat()):
         if status.st_uid != os.geteuid() and not (
             stat.S_ISLNK(status.st_mode) and not status.st_uid
@@ -44,6 +49,19 @@ def make_directory(path: Path) -> None:
             raise NotPrivateError(
                 f"the directory {path} belongs to user {status.st_uid}: take another, or remove it"
             )
+
+
+def sync_directory(path: Path) -> None:
+    """Return when the entries of a directory survive a power cut. Blocks.
+
+    Raises:
+        OSError: They couldn't be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def open_file(path: str | os.PathLike[str], flags: int) -> int:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
+from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -127,9 +128,13 @@ class UnsavedFile:
             raise UnsavedError(f"{self.directory} can't be read: {error}") from error
 
     def remove(self) -> None:
-        """Delete it; one that is half deleted after a crash is no record any more."""
+        """Delete it; one that is half deleted after a crash is no record any more.
+
+        When this returns, a power cut doesn't bring it back.
+        """
         with contextlib.suppress(OSError):
             (self.directory / _ABOUT).unlink(missing_ok=True)
+            sync_directory(self.directory)
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -155,7 +160,7 @@ def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile
             file.write(text.encode())
         (directory / f"{_ABOUT}.new").rename(directory / _ABOUT)
         for each in (directory, parent, state_dir):
-            _sync_directory(each)
+            sync_directory(each)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -360,11 +365,3 @@ def _changed_at(path: Path) -> int:
     with contextlib.suppress(OSError):
         return path.lstat().st_mtime_ns
     return 0
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -257,3 +257,20 @@ def test_what_could_not_be_written_is_written_with_the_next(tmp_path: Path) -> N
     journal.update({2: about(2)})
 
     assert failed_journal.read(tmp_path / "away") == [about(1), about(2)]
+
+
+def test_a_journal_that_is_rewritten_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+
+    FailedJournal(tmp_path).update({1: About("file", 1)})
+
+    assert synced == [str(tmp_path / "unsaved.jsonl.new"), str(tmp_path)]

@@ -34,6 +34,7 @@ from keepfs.fs.entries import (
     receipts_of,
     values_of,
 )
+from keepfs.fs.sqlite_errors import as_os_errors, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +72,6 @@ _MIGRATIONS = (
     "CREATE TABLE obsolete_spills (name TEXT PRIMARY KEY) WITHOUT ROWID;",
 )
 
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 #: Bytes of the log after which it is worth a checkpoint.
 _LONG_LOG = 4 * 2**20
 
@@ -119,9 +119,10 @@ class Catalog:
             )
             self._open(store)
         except sqlite3.Error as error:
-            is_damaged = getattr(error, "sqlite_errorcode", 0) in _DAMAGED
-            advice = "; move it away to begin a new one" if is_damaged else ""
-            raise CatalogError(f"the catalog {path} can't be used: {error}{advice}") from error
+            raise CatalogError(f"the catalog {path} can't be used: {reason(error)}") from error
+        if path is not None:
+            # `sync` syncs the log's content; its name, and the catalog's, are synced here.
+            privacy.sync_directory(path.parent)
 
     def _open(self, store: str) -> None:
         self._database.execute("PRAGMA journal_mode = WAL")
@@ -176,7 +177,7 @@ class Catalog:
     def names(self, parent: int, after: bytes, most: int) -> list[bytes]:
         """Return the names in a directory that follow one, in the order of their bytes."""
         query = "SELECT name FROM entries WHERE parent = ? AND name > ? ORDER BY name LIMIT ?"
-        with _as_os_errors():
+        with as_os_errors():
             return [name for (name,) in self._database.execute(query, (parent, after, most))]
 
     def has_children(self, parent: int) -> bool:
@@ -220,7 +221,7 @@ class Catalog:
         Raises:
             OSError: They couldn't be written.
         """
-        with _as_os_errors():
+        with as_os_errors():
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -308,7 +309,7 @@ class Catalog:
 
     def obsolete_spills(self) -> set[str]:
         """Return the names of the spill records that must not be restored any more."""
-        with _as_os_errors():
+        with as_os_errors():
             return {name for (name,) in self._database.execute("SELECT * FROM obsolete_spills")}
 
     def forget_obsolete(self, spilled: Iterable[str]) -> None:
@@ -339,7 +340,7 @@ class Catalog:
         """Move what is committed out of the log, once that is long. Blocks; for any thread."""
         if self._path is None:
             return
-        with contextlib.suppress(FileNotFoundError), _as_os_errors():
+        with contextlib.suppress(FileNotFoundError), as_os_errors():
             if os.stat(f"{self._path}-wal").st_size > _LONG_LOG:  # noqa: PTH116 - one suffix
                 with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as database:
                     database.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -360,7 +361,7 @@ class Catalog:
             )
 
     def _one(self, query: str, *values: int | bytes) -> tuple[Any, ...] | None:
-        with _as_os_errors():
+        with as_os_errors():
             row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
             return row
 
@@ -387,14 +388,3 @@ def _locked(path: Path) -> int:
             f"another mount uses the catalog {path}: give each mount its own --state-dir"
         ) from None
     return descriptor
-
-
-@contextlib.contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Say what the database couldn't do as the operating system would."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-        number = errno.ENOSPC if is_full else errno.EIO
-        raise OSError(number, f"the catalog can't be written or read: {error}") from error

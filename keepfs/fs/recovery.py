@@ -133,6 +133,7 @@ class Spills:
         log says so.
         """
         obsolete = self._catalog.obsolete_spills()
+        await self._blocks.spill(self._catalog.sync)
         await self._blocks.spill(lambda: unsaved.sweep(self._state_dir, obsolete))
         self._catalog.forget_obsolete(obsolete)
         found, flaws = await self._blocks.spill(lambda: unsaved.find_all(self._state_dir))
@@ -159,7 +160,7 @@ class Spills:
         stored = there.version if isinstance(there, UploadFile) else ""
         if stored and await self._blocks.spill(lambda: _digests(pieces)) == _stripped(stored):
             _log.info("stored before the last mount ended: %s", described.path)
-            await self._blocks.spill(record.remove)
+            await self._blocks.spill(lambda: self._remove_synced(record))
             return
         is_same = isinstance(there, UploadFile) and _stripped(stored) == _stripped(
             described.version
@@ -197,10 +198,15 @@ class Spills:
     async def _remove(self, record: UnsavedFile) -> None:
         """Delete a record, and what the catalog says of it; no exception leaves."""
         try:
-            await self._blocks.spill(record.remove)
+            await self._blocks.spill(lambda: self._remove_synced(record))
             self._catalog.forget_obsolete([record.name])
         except Exception as error:  # noqa: BLE001 - the next mount deletes it
             _log.warning("can't delete the spill record %s: %s", record.directory, error)
+
+    def _remove_synced(self, record: UnsavedFile) -> None:
+        """Delete a record once what makes it obsolete survives a power cut. Blocks."""
+        self._catalog.sync()
+        record.remove()
 
 
 def _digests(pieces: list[Piece]) -> list[str]:

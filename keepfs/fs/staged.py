@@ -2,11 +2,12 @@
 
 Their MD5 is computed as they come, in worker threads, as long as they come in
 order: so that who closes the file waits for the last few only. For the trio
-thread only, but for `digest_with_zeros`.
+thread only, but for `digest_with_zeros` and `zeros`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from typing import TYPE_CHECKING
@@ -24,15 +25,16 @@ _PIECE = 1024 * 1024
 #: Bytes that memory of one's own has at first, and the factor by which it grows.
 _FIRST, _GROWTH = 256, 4
 
-_zeros = memoryview(b"")
+
+@functools.cache
+def _block_of_zeros() -> memoryview:
+    """Make a block of zeros. The kernel maps one page for all of it, so it takes no memory."""
+    return memoryview(bytes(MAX_BLOCK_SIZE))
 
 
 def zeros(size: int) -> memoryview:
-    """Return that many zero bytes, at most a block's, all in the same memory."""
-    global _zeros  # noqa: PLW0603 - 64 MiB that only a hole needs, made once
-    if len(_zeros) < size:
-        _zeros = memoryview(bytes(min(MAX_BLOCK_SIZE, size)))
-    return _zeros[:size]
+    """Return that many zero bytes, at most a block's. Any thread may call it."""
+    return _block_of_zeros()[:size]
 
 
 class StagedBytes:

@@ -15,6 +15,7 @@ from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
 from keepfs.keep.exchange import Exchange
+from keepfs.keep.locator import MAX_BLOCK_SIZE
 from keepfs.keep.outcome import (
     TRANSPORT_ERRORS,
     Outcome,
@@ -172,12 +173,15 @@ class KeepService:
             Of a GET, the verified block; of a HEAD, True, or the locator that
             the service gave it; None if there is neither: see `outcome`.
         """
+        patience = Timeouts.of(timeout)
+        if method == "HEAD":
+            patience = patience.for_head(MAX_BLOCK_SIZE if locator.size is None else locator.size)
         self._begin(
             method,
             str(locator),
             {"Accept": "application/octet-stream"},
             None,
-            Timeouts.of(timeout),
+            patience,
             lambda answer: self._read_answer(answer, method, locator),
         ).finish()
         if method == "GET" and locator.size is None and self.last_status() == _NOT_ALLOWED:
@@ -195,7 +199,9 @@ class KeepService:
     def _ask_why_cut(self, locator: KeepLocator, timeouts: Timeouts) -> None:
         """Find out whether a block was cut short because the copy is: HEAD reads and checks it."""
         cut = self._outcome
-        self.get(locator, "HEAD", replace(timeouts, read=min(timeouts.read, _WHY_CUT)))
+        self.get(
+            locator, "HEAD", replace(timeouts, read=min(timeouts.read, _WHY_CUT), bandwidth=0)
+        )
         why = self._outcome
         # A keepproxy's 502 says so too, since the GET began well.
         if cut is not None and why is not None and why.status == _BAD_GATEWAY:

@@ -60,6 +60,15 @@ class Timeouts:
         # The exponent is bounded: 2.0**1024 overflows.
         return replace(self, connect=min(cap, self.connect * 2 ** min(attempt, 64)))
 
+    def for_head(self, size: int) -> Timeouts:
+        """Allow for a service that reads a block of `size` bytes before it answers a HEAD.
+
+        No byte moves meanwhile; the disk may be as slow as the network may be for a GET.
+        """
+        if not self.bandwidth:
+            return self
+        return replace(self, read=max(self.read, size / self.bandwidth))
+
     def as_tuple(self) -> tuple[float, float, float]:
         """Return (connect, read, bandwidth), the SDK's form."""
         return self.connect, self.read, self.bandwidth

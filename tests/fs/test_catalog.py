@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 import stat
+import subprocess
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -200,6 +202,66 @@ def test_what_the_database_cannot_do_is_an_error_of_the_system(path: Path) -> No
         catalog.names(ROOT, b"", 9)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if os.geteuid():
+        pytest.skip("only root can mount a file system to fill")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path, pages: int) -> Path:
+    """Leave that many pages free; return the file that takes the others."""
+    filling = disk / "filling"
+    with filling.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(max(0, file.tell() - pages * 4096))
+    return filling
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2, 5, 20])
+def test_on_a_full_disk_a_change_is_enospc_and_works_again_later(
+    small_disk: Path, pages: int
+) -> None:
+    with closing(Catalog(small_disk / "catalog")) as catalog:
+        filling = fill(small_disk, pages)
+        added: list[bytes] = []
+
+        def add_more() -> None:
+            while True:
+                name = f"{len(added):04}" + "n" * 200
+                add(catalog, name)
+                added.append(name.encode())
+
+        with pytest.raises(OSError, match="its disk is full") as failure:
+            add_more()
+
+        assert failure.value.errno == errno.ENOSPC
+        assert catalog.names(ROOT, b"", 9999) == added
+        catalog.sync()
+
+        filling.unlink()
+
+        add(catalog, "z")
+        assert catalog.names(ROOT, b"", 9999) == [*added, b"z"]
+
+
+@pytest.mark.parametrize("pages", [0, 1, 4])
+def test_a_full_disk_where_the_catalog_is_opened_is_named(small_disk: Path, pages: int) -> None:
+    Catalog(small_disk / "catalog").close()
+    fill(small_disk, pages)
+
+    # With one page free there is no room for the index of the log alone.
+    with pytest.raises(CatalogError, match="its disk is full"):
+        Catalog(small_disk / "catalog")
+
+
 # --- whose it is ---------------------------------------------------------------
 
 
@@ -273,10 +335,18 @@ def test_sync_syncs_where_committed_changes_are(
     assert synced == [str(log)]
 
 
+def test_the_names_of_a_new_catalog_and_its_log_are_synced(path: Path, synced: list[str]) -> None:
+    with closing(Catalog(path)):
+        assert path.with_name("catalog-wal").exists()  # so it is made before the sync
+
+        assert synced == [str(path.parent.parent), str(path.parent)]
+
+
 def test_without_a_log_there_is_nothing_to_sync(path: Path, synced: list[str]) -> None:
     catalog = Catalog(path)
     catalog.close()  # which moves the log's content into the database
     assert not path.with_name("catalog-wal").exists()
+    synced.clear()
 
     catalog.sync()
 

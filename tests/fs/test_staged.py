@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
+import threading
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from keepfs.fs import staged
 from keepfs.fs.blocks import AsyncBlocks, open_blocks
 from keepfs.fs.staged import StagedBytes
 from keepfs.keep.buffers import BufferPool
@@ -17,6 +22,9 @@ from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType, ModuleType
+
+    from _typeshed import TraceFunction
 
 MIB = 1024 * 1024
 
@@ -164,3 +172,57 @@ def test_after_a_failure_everything_is_hashed_again() -> None:
 
     assert before != md5_of(staged.view)
     assert staged.digest_with_zeros(2 * MIB)() == md5_of(staged.view)
+
+
+def fresh_module() -> ModuleType:
+    """Load the module once more, as in a new process."""
+    spec = importlib.util.spec_from_file_location("fresh_staged", staged.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Stepped(threading.Thread):
+    """A thread that asks for zeros, and is stopped before a line of the module until released."""
+
+    def __init__(self, module: ModuleType, size: int, line: int) -> None:
+        super().__init__()
+        self._module, self._size, self._lines_left = module, size, line
+        self.stopped, self.released = threading.Event(), threading.Event()
+        self.found = -1
+
+    def run(self) -> None:
+        """Ask."""
+        sys.settrace(self._trace)
+        self.found = len(self._module.zeros(self._size))
+        sys.settrace(None)
+        self.stopped.set()
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        if frame.f_code.co_filename != self._module.__file__:
+            return None
+        if event == "line":
+            if self._lines_left == 0:
+                self.stopped.set()
+                self.released.wait()
+            self._lines_left -= 1
+        return self._trace
+
+
+@pytest.mark.parametrize("other_line", range(4))
+@pytest.mark.parametrize("line", range(4))
+def test_threads_that_need_zeros_at_the_same_time_get_as_many_as_they_asked_for(
+    line: int, other_line: int
+) -> None:
+    module = fresh_module()
+    few, many = Stepped(module, 100, line), Stepped(module, 300_000, other_line)
+    for each in (few, many):
+        each.start()
+        each.stopped.wait()
+    for each in (few, many):
+        each.released.set()
+        each.join()
+
+    assert (few.found, many.found) == (100, 300_000)

@@ -202,3 +202,18 @@ def test_a_large_block_is_sent_and_received_whole(
     assert service.put(digest, memoryview(block), PATIENT)
     assert store.content(digest) == block
     assert service.get(KeepLocator(service.last_result()["body"]), timeout=PATIENT) == block
+
+
+def test_a_head_of_a_large_block_on_a_slow_disk_is_waited_for(
+    service: KeepService, store: KeepstoreControls
+) -> None:
+    large = KeepLocator(store.store_block(bytes(256 * 1024)))
+    small = KeepLocator(store.store_block(b"foo"))
+    store.always(Fault(pause={Stage.BEFORE_STATUS: 1.5}), method="HEAD")
+    impatient = Timeouts(2, 0.3, 4096)  # 64 seconds for the large block
+
+    assert service.get(large, "HEAD", impatient)
+    assert service.get(small, "HEAD", impatient) is None
+    outcome = service.outcome()
+    assert outcome is not None
+    assert outcome.cause is Cause.TIMED_OUT

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from keepfs.keep import MAX_BLOCK_SIZE
 from keepfs.keep.timeouts import MAX_CONNECT, Timeouts
 
 
@@ -37,6 +38,14 @@ def test_the_connect_part_doubles_each_round_up_to_a_cap() -> None:
     assert [timeouts.for_attempt(n).connect for n in range(7)] == [2, 4, 8, 16, 32, 60, 60]
     assert timeouts.for_attempt(10**6).connect == MAX_CONNECT
     assert timeouts.for_attempt(3).read == 256
+
+
+def test_a_head_may_take_as_long_as_the_block_at_the_lowest_speed() -> None:
+    timeouts = Timeouts(2, 256, 32768)
+
+    assert timeouts.for_head(MAX_BLOCK_SIZE) == Timeouts(2, 2048, 32768)
+    assert timeouts.for_head(3) == timeouts
+    assert Timeouts(2, 5, 0).for_head(MAX_BLOCK_SIZE) == Timeouts(2, 5, 0)  # no lowest speed
 
 
 def test_whoever_wants_more_than_the_cap_gets_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -444,3 +445,42 @@ def test_a_full_state_disk_leaves_no_heap_of_temporary_files(
 
     wait_until(lambda: (state_dir / "unsaved.jsonl").read_bytes().count(b"\n") >= 51)
     assert len(os.listdir(state_dir)) < 10
+
+
+def test_a_full_state_disk_is_enospc_and_nothing_is_lost(unmounted: KeepfsMount) -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount a file system to fill")
+    state_dir = unmounted.base / "state"
+    state_dir.mkdir(mode=0o700)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", state_dir], check=True
+    )
+    try:
+        unmounted.mount()
+        (unmounted.upload / "before").write_bytes(b"before")
+        filling = state_dir / "filling"
+        with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+        def make_more() -> None:
+            for number in range(10_000):
+                (unmounted.upload / f"{number:0200}").mkdir()
+
+        with pytest.raises(OSError, match="No space") as failure:
+            make_more()
+        assert failure.value.errno == errno.ENOSPC
+        with pytest.raises(OSError, match="No space"):
+            (unmounted.upload / "file").write_bytes(b"content")
+        assert state(unmounted.upload / "file") == "failed"
+        assert b"its disk is full" in os.getxattr(unmounted.upload / "file", "user.keep.error")
+
+        filling.unlink()
+
+        wait_until(lambda: state(unmounted.upload / "file") == "stored")
+        assert (unmounted.upload / "before").read_bytes() == b"before"
+        done = unmounted.unmount()
+        assert (done.returncode, done.stderr) == (0, b"")
+    finally:
+        unmounted.clean_up()
+        subprocess.run(["umount", "-l", state_dir], check=True)

@@ -45,6 +45,30 @@ def test_a_record_has_what_was_spilled(tmp_path: Path) -> None:
     assert found.pieces() == pieces
 
 
+def test_a_record_survives_a_power_cut_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append(path if os.path.isdir(path) else f"{path} {os.fstat(descriptor).st_size}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    record = spilled(tmp_path)
+
+    described = (record.directory / "about.json").stat().st_size
+    assert synced == [
+        f"{record.directory}/bytes 6",
+        f"{record.directory}/about.json.new {described}",
+        str(record.directory),
+        f"{tmp_path}/unsaved",
+        str(tmp_path),
+    ]
+
+
 @pytest.mark.parametrize(
     "fields",
     [

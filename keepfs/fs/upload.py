@@ -10,6 +10,7 @@ For the trio thread only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import stat
@@ -33,7 +34,7 @@ from keepfs.fs.upload_file import UploadFile
 from keepfs.fs.upload_symlink import UploadSymlink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from keepfs.fs.catalog import Catalog
     from keepfs.fs.entries import Entry
@@ -338,19 +339,20 @@ class UploadDirectory(DirectoryNode):
 
     @contextlib.contextmanager
     def _recording(
-        self, *others: UploadDirectory, moved: Iterable[UploadNode] = ()
+        self, *others: UploadDirectory, moved: Sequence[UploadNode] = ()
     ) -> Iterator[None]:
         """Change entries here, and in others, with the times that go with it."""
-        directories = dict.fromkeys((self, *others))
         with self.catalog.change():
             yield
-            for node in moved:
-                node.metadata.changed()
+            times = []
+            for node in (*moved, *dict.fromkeys((self, *others))):
+                metadata = dataclasses.replace(node.metadata)
+                metadata.changed(content=node not in moved)
                 if node.number is not None:
-                    self.catalog.set_metadata(node.number, node.metadata)
-            for directory in directories:
-                directory.metadata.changed(content=True)
-                self.catalog.set_metadata(directory._number, directory.metadata)
+                    self.catalog.set_metadata(node.number, metadata)
+                times.append((node, metadata))
+        for node, metadata in times:
+            node.metadata = metadata
 
     def _owned(self, metadata: Metadata) -> Metadata:
         """Let a new entry take the directory's group, where its mode says so."""

@@ -9,6 +9,7 @@ changes are stored by later calls.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 from typing import TYPE_CHECKING
 
@@ -224,10 +225,12 @@ class UploadFile(StoringFile):
             raise FUSEError(errno.EFBIG)
         async with self._changing():
             if size == self._size:
-                self.metadata.changed(content=True)
                 # Nothing is stored anew, so nothing else would record the time.
+                metadata = dataclasses.replace(self.metadata)
+                metadata.changed(content=True)
                 if self.place is not None:
-                    self.place.record_metadata(self.number, self.metadata)
+                    self.place.record_metadata(self.number, metadata)
+                self.metadata = metadata
                 return
             self._extend(size)
             if size < self._size:

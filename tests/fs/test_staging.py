@@ -17,6 +17,7 @@ from keepfs.fs.blocks import open_blocks
 from keepfs.fs.staged import zeros
 from keepfs.fs.staging import Slot, Staging
 from keepfs.keep import MAX_BLOCK_SIZE, Cause, KeepLocator, KeepReadError, KeepWriteError
+from keepfs.unsaved import Piece
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import wait_until
@@ -336,6 +337,44 @@ async def test_dropped_bytes_that_are_being_sent_make_others_wait_for_room() -> 
 
     assert length_while_waiting == 0
     assert other.length == 5
+
+
+async def test_a_write_that_waited_while_its_bytes_were_stored_changes_the_stored_ones() -> None:
+    store = GatedStore(DictStore())
+    async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
+        staging = Staging(blocks, maxsize=2 * BLOCK, block_size=BLOCK)
+        slot = await staged(staging, b"before")
+        other = await staged(staging, b"other")
+        staging.maxsize = BLOCK
+        store.shut("put_block")
+        slot.start_storing()
+        nursery.start_soon(slot.write, 0, memoryview(b"after".ljust(BLOCK, b"!")))
+        await trio.testing.wait_all_tasks_blocked()
+        waited = not other.is_stored
+        store.open("put_block")
+        await other.store()
+        await slot.store()
+        await trio.testing.wait_all_tasks_blocked()
+
+    assert waited
+    assert bytes(await slot.read(0, BLOCK)) == b"after".ljust(BLOCK, b"!")
+
+
+async def test_a_write_that_waited_while_its_slot_was_changed_changes_the_new_bytes() -> None:
+    store = GatedStore(DictStore())
+    async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
+        staging = Staging(blocks, maxsize=BLOCK, block_size=BLOCK)
+        old, new = [await blocks.put(it, BLOCK).wait() for it in (b"a" * BLOCK, b"b" * BLOCK)]
+        slot, other = Slot(staging, BLOCK), await staged(staging, bytes(BLOCK))
+        slot.restore(Piece(BLOCK, old))
+        store.shut("put_block")
+        nursery.start_soon(slot.write, 0, memoryview(b"X"))
+        await trio.testing.wait_all_tasks_blocked()
+        slot.restore(Piece(BLOCK, new))
+        store.open("put_block")
+
+    assert other.is_stored
+    assert bytes(await slot.read(0, BLOCK)) == b"X" + b"b" * (BLOCK - 1)
 
 
 async def test_no_failure_keeps_the_bytes_of_a_dropped_slot_alive() -> None:

@@ -335,6 +335,25 @@ async def test_truncating_while_blocks_are_sent_leaves_the_shorter_file() -> Non
         assert file.state is State.STORED
 
 
+async def test_what_was_sent_of_a_file_that_is_cut_meanwhile_is_no_version() -> None:
+    async with open_bench() as bench, trio.open_nursery() as nursery:
+        bench.gated.shut("put_block")
+        file = bench.file()
+        await file.write(0, b"0123456789abcdef")
+        await trio.testing.wait_all_tasks_blocked()
+        await file.write(8, b"changed")  # while the second block is sent, so it is sent again
+        nursery.start_soon(file.store)
+        await trio.testing.wait_all_tasks_blocked()
+
+        await file.truncate(8)
+        await file.write(8, b"new")
+        bench.gated.open("put_block")
+        await file.store()
+
+        assert bench.content_of(file) == b"01234567new"
+        assert [receipt.locator.size for receipt in bench.receipts] == [8, 3]
+
+
 async def test_equal_holes_are_sent_once() -> None:
     async with open_bench() as bench:
         file = bench.file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from keepfs.keep.service import KeepService
 from keepfs.keep.sessions import SessionPool
 from keepfs.keep.timeouts import Timeouts
 from tests.fakes.clock import FakeClock
-from tests.fakes.threads import Running
+from tests.fakes.threads import PATIENCE, Running
 from tests.keep.clusters import Cluster, root
 from tests.keepstore import (
     TEST_TOKEN,
@@ -221,6 +222,27 @@ def test_a_connection_is_not_used_again_after_a_while(store: KeepstoreControls) 
     assert again is wire
     assert other is not wire
     assert not had_idle
+    assert wire.fileno() == -1
+    other.close()
+
+
+@pytest.mark.parametrize("stray", [b"HTTP/1.1 408 Request Timeout\r\n\r\n", b""], ids=repr)
+def test_an_idle_connection_that_has_ended_or_brought_something_is_not_taken(
+    stray: bytes,
+) -> None:
+    connections = Connections(verify=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        wire = connections.take(url, 2)
+        peer, _ = server.accept()
+        connections.give_back(url, wire)
+        with peer:
+            peer.sendall(stray)
+        select.select([wire], [], [], PATIENCE)
+
+        other = connections.take(url, 2)
+
+    assert other is not wire
     assert wire.fileno() == -1
     other.close()
 

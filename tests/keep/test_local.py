@@ -28,6 +28,7 @@ from keepfs.keep import (
     NotFoundError,
     Receipt,
 )
+from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.local import remove_leftovers
 from tests.fakes.threads import Running, wait_until
 
@@ -234,6 +235,22 @@ def test_a_corrupt_file_is_an_error_that_names_it(
 
     assert caught.value.cause is Cause.CORRUPT
     assert "corrupt" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"foot", b"fo"], ids=repr)
+def test_a_file_that_changes_its_size_while_it_is_read_is_corrupt(
+    store: LocalStore, directory: Path, content: bytes
+) -> None:
+    store.put(b"foo")
+
+    def allocate(size: int) -> FreshRoom:
+        (directory / FOO.md5sum).write_bytes(content)  # after it was looked at, before it is read
+        return FreshRoom(size)
+
+    with pytest.raises(KeepReadError, match="corrupt") as caught:
+        store.get(FOO, allocate)
+
+    assert caught.value.cause is Cause.CORRUPT
 
 
 @pytest.mark.parametrize("content", [b"fo", b"fooo", b""], ids=repr)

@@ -5,13 +5,14 @@ entry, or removes one; the file is rewritten when most of its lines are out of
 date. So noting one file costs one line, however many files are unsaved. A
 line that was cut by a full disk is skipped.
 
-Blocking; for one writer at a time. No trio, no FUSE.
+Blocking. No trio, no FUSE.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from keepfs.privacy import sync_directory
 from keepfs.unsaved import About
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _NAME = "unsaved.jsonl"
@@ -39,6 +40,21 @@ class FailedJournal:
         self._entries: dict[int, About] = {}
         self._lines = 0
         self._is_whole = False
+        self._lock = threading.Lock()
+        self._has_ended = False
+
+    def end(self, lost: Sequence[About]) -> None:
+        """Leave only what is lost; what is noted later is ignored.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        with self._lock:
+            self._has_ended = True
+            self._remove()
+            self._entries = dict(enumerate(lost, 1))
+            if self._entries:
+                self._rewrite()
 
     def update(self, changes: Mapping[int, About | None]) -> None:
         """Note new descriptions of files, by number; None where one is not unsaved any more.
@@ -46,19 +62,24 @@ class FailedJournal:
         Raises:
             OSError: They can't be written. All of them will be with the next update.
         """
+        with self._lock:
+            if not self._has_ended:
+                self._update(changes)
+
+    def _update(self, changes: Mapping[int, About | None]) -> None:
         for number, about in changes.items():
             if about is None:
                 self._entries.pop(number, None)
             else:
                 self._entries[number] = about
         if not self._entries:
-            self.remove()
+            self._remove()
         elif self._is_whole and self._lines + len(changes) <= 2 * len(self._entries) + _SLACK:
             self._append(changes)
         else:
             self._rewrite()
 
-    def remove(self) -> None:
+    def _remove(self) -> None:
         """Delete the file: nothing is unsaved."""
         self._path.unlink(missing_ok=True)
         self._entries.clear()

@@ -224,9 +224,9 @@ class _Mount:
                     # Whatever ended it: what is not stored is safe before the process ends.
                     with trio.CancelScope(shield=True):
                         if self._was_mounted:
-                            await drain.store()
+                            await _store(drain)
                         count, lost = await drain.finish()
-                        await self._notes.end(lost)
+                        self._notes.end(lost)
                 to_the_end.cancel_scope.cancel()
         return 1 if count else 0
 
@@ -327,7 +327,8 @@ class _Mount:
         while True:
             await trio.sleep(_CHECKPOINT_INTERVAL)
             try:
-                await trio.to_thread.run_sync(self._catalog.checkpoint)
+                # A disk that hangs must not keep the drain from beginning.
+                await trio.to_thread.run_sync(self._catalog.checkpoint, abandon_on_cancel=True)
             except OSError as error:
                 _log.warning("%s", error)
 
@@ -338,6 +339,14 @@ class _Mount:
             count = await trio.to_thread.run_sync(remove_leftovers, store, abandon_on_cancel=True)
             if count:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
+
+
+async def _store(drain: Drain) -> None:
+    """Store what isn't stored. Whatever fails in it, the rest is still to be spilled."""
+    try:
+        await drain.store()
+    except Exception:  # noqa: BLE001 - logged
+        _log.exception("storing before the end failed")
 
 
 class _Loop:

@@ -35,8 +35,8 @@ _ABOUT, _BYTES = "about.json", "bytes"
 _FOLDER = "unsaved"
 #: Bytes of `about.json` at most: some 200 for each of the 65,536 blocks of the largest file.
 _MAX_ABOUT = 64 * 2**20
-#: Bytes of a name, and of a path, as Linux has them.
-_MAX_NAME, _MAX_PATH = 255, 4096
+#: Bytes of a name, as Linux has them, and of a path: a tree may be deeper than PATH_MAX.
+_MAX_NAME, _MAX_PATH = 255, 2**20
 #: The times that the catalog can hold, in nanoseconds since 1970.
 _TIMES = range(-(2**63), 2**63)
 _IDS = range(2**32)
@@ -100,10 +100,16 @@ class UnsavedFile:
     Attributes:
         directory: Where.
         about: What it is.
+        staged: Bytes of it that are in no store.
     """
 
     directory: Path
     about: About
+    staged: int = 0
+
+    def exists(self) -> bool:
+        """Tell whether it is there, whole or not."""
+        return os.path.lexists(self.directory)
 
     @property
     def name(self) -> str:
@@ -164,7 +170,7 @@ def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    return UnsavedFile(directory, about)
+    return UnsavedFile(directory, about, sum(piece["staged"] or 0 for piece in described))
 
 
 def find_all(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
@@ -186,21 +192,23 @@ def sweep(state_dir: Path, obsolete: Collection[str]) -> None:
     """
     gone = {*obsolete, *_replaced(_scan(state_dir)[0])}
     for directory in _directories(state_dir):
-        if directory.name in gone or _is_incomplete(directory):
-            UnsavedFile(directory, About("", 0)).remove()
+        with contextlib.suppress(OSError):  # somebody else's, perhaps
+            if directory.name in gone or _is_incomplete(directory):
+                UnsavedFile(directory, About("", 0)).remove()
 
 
 def _scan(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
     found, flaws = [], []
     known = {each.name for each in fields(About)}
     for directory in _directories(state_dir):
-        if not os.path.lexists(directory / _ABOUT):
-            continue
         try:
             _check_directory(directory)
+            if not os.path.lexists(directory / _ABOUT):
+                continue  # incomplete
             described = _read_about(directory)
             about = About(**{key: value for key, value in described.items() if key in known})
-            found.append(UnsavedFile(directory, about))
+            staged = sum(piece["staged"] or 0 for piece in described["pieces"])
+            found.append(UnsavedFile(directory, about, staged))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             flaws.append(f"{directory} is no spill record that can be used: {error}")
     return found, flaws

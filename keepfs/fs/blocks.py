@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from keepfs.keep.receipt import Receipt
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Limiter: TypeAlias = trio.CapacityLimiter | YieldingLimiter
 
@@ -46,8 +48,8 @@ DEFAULT_MAX_WRITES = 4
 _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
 #: Most threads that sync the catalog or note state on this machine's disk.
 _MAX_DISK_TASKS = 2
-#: Most threads that spill unstored files; the disk is the limit, not their number.
-_MAX_SPILLS = 2
+#: Most threads that spill unstored files: a disk syncs several files at once.
+_MAX_SPILLS = 8
 
 
 class BlockStore(Protocol):
@@ -235,14 +237,25 @@ class AsyncBlocks:
     def start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Start a task of the mount, which outlives the request that starts it.
 
-        It must let no exception out: that would end the mount.
+        An exception of the task is logged. Like stores, it is awaited at the end of
+        `open_blocks`, until `abandon_writes`.
         """
-        self._nursery.start_soon(task, *arguments)
+        self._nursery.start_soon(self._run_task, task, *arguments)
+
+    async def _run_task(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        with trio.CancelScope(shield=not self._abandons_writes) as scope:
+            self._awaited.add(scope)
+            try:
+                await task(*arguments)
+            except Exception:  # noqa: BLE001 - it would end the nursery, and so the mount
+                _log.exception("a task of the mount failed")
+            finally:
+                self._awaited.discard(scope)
 
     def abandon_writes(self) -> None:
         """Let stores and disk work be abandoned when the mount ends: all bytes are safe."""
         self._abandons_writes = True
-        for scope in self._awaited:
+        for scope in list(self._awaited):
             scope.shield = False
 
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:

@@ -44,7 +44,10 @@ class Call(Generic[_T]):
 
     def fail(self, failure: Exception) -> None:
         """Hand a failure to all who wait."""
-        self.failure = fresh_copy(failure)
+        try:
+            self.failure = fresh_copy(failure)
+        except Exception:  # noqa: BLE001 - no memory for a copy, perhaps
+            self.failure = failure
         self._end()
 
     def _end(self) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: Seconds after the deadline in which the client is closed and the rest is spilled. The
-#: service manager must wait for --drain-timeout and these; systemd/keepfs@.service does.
+#: service manager must wait for --drain-timeout plus GRACE; systemd/keepfs@.service does.
 GRACE = 25.0
 #: Seconds of GRACE for closing the client, which only shuts sockets.
 _CLOSING = 5.0
@@ -104,7 +104,7 @@ class Drain:
             for file in self._upload.files()
             if file.needs_saving
             and (file, file.changes) not in self._tried
-            and not _is_half_written(file)
+            and not file.is_half_written
         ]
         self._tried |= {(file, file.changes) for file in waiting}
         places = trio.Semaphore(_MAX_STORES)
@@ -131,54 +131,68 @@ class Drain:
     async def _store_one(
         self, file: UploadFile, places: trio.Semaphore, storing: trio.CancelScope
     ) -> None:
-        held = [places]
-        try:
+        ended = trio.Event()
+
+        async def store() -> None:
+            try:
+                await file.attempt_store()
+            except KeepRequestError as error:
+                _log.error("not stored: %s: %s", file.path, error)
+                if error.cause is Cause.UNREACHABLE:
+                    storing.cancel()  # no service is reachable: the others would fail alike
+            except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
+                _log.exception("not stored: %s", file.path)
+            finally:
+                ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store)
             with trio.move_on_after(_PATIENCE):
-                await file.store()
-                return
-            held.pop().release()
-            # A copy, while the store goes on: it may hang until the deadline.
-            await self._spills.spill(file)
-            await file.store()
-        except KeepRequestError as error:
-            _log.error("not stored: %s: %s", file.path, error)
-            if error.cause is Cause.UNREACHABLE:
-                storing.cancel()  # no service is reachable: the other files would fail alike
-        except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
-            _log.exception("not stored: %s", file.path)
-        finally:
-            for each in held:
-                each.release()
+                await ended.wait()
+            places.release()
+            if not ended.is_set():
+                # A copy, while the store goes on: it may hang until the deadline.
+                await self._spills.spill(file)
+
+    async def _end_stores(self) -> None:
+        """End the requests to services that hang: close the client."""
+        if not any(file.is_storing for file in self._upload.files()):
+            return
+        with trio.move_on_after(_CLOSING):
+            try:
+                await trio.to_thread.run_sync(self._close_client, abandon_on_cancel=True)
+            except (
+                RuntimeError
+            ) as error:  # no thread: it only shuts sockets, but may wait for some
+                _log.warning("can't close the client: %s", error)
 
     async def finish(self) -> tuple[int, list[UploadFile]]:
         """Spill what is left; call it when nothing can be changed any more.
 
-        Returns within `GRACE` seconds.
+        Returns within `GRACE` seconds after the deadline, or after `hurry`.
 
         Returns:
             How many files are not stored, and those that the disk didn't take either.
         """
-        if any(file.is_storing for file in self._upload.files()):
-            with trio.move_on_after(_CLOSING):
-                await self._blocks.spill(self._close_client)
-        left = [file for file in self._upload.files() if file.needs_saving]
-        safe: set[UploadFile] = set()
+        now = trio.current_time()
+        begin = now if self._hurried.is_set() else max(now, self._deadline or now)
+        try:
+            await self._end_stores()
+            left = [file for file in self._upload.files() if file.needs_saving]
+            safe: set[UploadFile] = set()
 
-        async def spill(file: UploadFile) -> None:
-            if await self._spills.spill(file, is_partial=_is_half_written(file)):
-                safe.add(file)
+            async def spill(file: UploadFile) -> None:
+                if await self._spills.spill(file):
+                    safe.add(file)
 
-        with trio.move_on_after(GRACE - _CLOSING):
-            async with trio.open_nursery() as nursery:
-                for file in left:
-                    nursery.start_soon(spill, file)
-        self._blocks.abandon_writes()
+            with trio.move_on_at(begin + GRACE - _CLOSING):
+                async with trio.open_nursery() as nursery:
+                    for file in left:
+                        nursery.start_soon(spill, file)
+                await self._spills.settle()
+        finally:
+            self._blocks.abandon_writes()
         lost = [file for file in left if file.needs_saving and file not in safe]
         for file in lost:
             _log.error("LOST, as neither Keep nor the disk took it: %s", file.path)
         return sum(file.needs_saving for file in left), lost
-
-
-def _is_half_written(file: UploadFile) -> bool:
-    """Tell whether storing a file would replace its good version by half of a new one."""
-    return file.is_being_changed and file.is_overwriting

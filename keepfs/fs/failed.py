@@ -14,7 +14,7 @@ import logging
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -55,8 +55,11 @@ class Storable(Protocol):
     def is_storing(self) -> bool:
         """Whether a task is storing it."""
 
-    async def store(self) -> None:
-        """Store it, or raise. Cancellation ends the wait only."""
+    async def attempt_store(self) -> None:
+        """Make one attempt to store it, or join the one under way; raise if it fails.
+
+        Cancellation ends the wait only.
+        """
 
 
 @dataclass(slots=True)
@@ -92,7 +95,9 @@ class FailedFiles:
         self._queue: list[tuple[float, int, Storable]] = []
         self._numbers = itertools.count()
         self._wake = trio.Event()
+        # Retries under way, of those begun since the last `retry_now`.
         self._under_way = 0
+        self._generation = 0
         self._places = trio.Semaphore(_MAX_RETRIES)
 
     def __contains__(self, file: Storable) -> bool:
@@ -121,11 +126,13 @@ class FailedFiles:
         if self._files.pop(file, None) is not None:
             self.on_change(file)
 
-    def moved(self, node: object, *, is_directory: bool) -> None:
+    def moved(self, node: Any, *, is_directory: bool) -> None:  # noqa: ANN401 - any node
         """Note that a file, or the files below a directory, may have other paths than before."""
-        for file in list(self._files):
-            if is_directory or file is node:
+        if is_directory:
+            for file in self._files:
                 self.on_change(file)
+        elif node in self._files:
+            self.on_change(node)
 
     def files(self) -> list[Storable]:
         """Return the files, those that failed first first."""
@@ -134,36 +141,49 @@ class FailedFiles:
     def retry_now(self) -> None:
         """Retry all of them at once, not when their back-off ends."""
         self._under_way = 0  # retries that hang must not keep the user's from starting
+        self._generation += 1
         for file in self._files:
             self._schedule(file, 0.0)
 
     async def retry(self) -> None:
         """Retry the files as they become due; runs until cancelled."""
+        self._places = trio.Semaphore(_MAX_RETRIES)
+        self._under_way = 0
+        self._queue.clear()
+        for file, entry in self._files.items():  # an earlier run may have taken some
+            self._schedule(file, max(0.0, entry.due - trio.current_time()))
         async with trio.open_nursery() as nursery:
             while True:
-                file = await self._next_due()
                 await self._places.acquire()
+                file = await self._next_due()
                 nursery.start_soon(self._retry_one, file)
 
     async def _retry_one(self, file: Storable) -> None:
         """Retry a file; after a while another may be retried meanwhile."""
+        generation = self._generation
         self._under_way += 1
-        place = [self._places]
-        try:
+        ended = trio.Event()
+
+        async def attempt() -> None:
+            await self._attempt(file)
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt)
             with trio.move_on_after(_PATIENCE):
-                await self._attempt(file)
-                return
-            place.pop().release()
-            await self._attempt(file)  # joins the attempt under way
-        finally:
-            for each in place:
-                each.release()
-            self._under_way = max(0, self._under_way - 1)
-            self._wake.set()
+                await ended.wait()
+            self._places.release()
+        if generation == self._generation:
+            self._under_way -= 1
+        self._wake.set()
 
     async def _attempt(self, file: Storable) -> None:
+        if file.is_being_changed or file.is_storing:  # since it was found due
+            if file in self._files:
+                self._schedule(file, self._backoff.first)
+            return
         try:
-            await file.store()
+            await file.attempt_store()
         except Exception as error:  # noqa: BLE001 - any failure is this file's own
             _log.info("still not stored: %s: %s", file.path, error)
             entry = self._files.get(file)
@@ -199,7 +219,8 @@ class FailedFiles:
             elif due > now:
                 return None, due - now
             elif file.is_being_changed or file.is_storing:
-                # Half of a new version is none: its close stores it. An attempt reports itself.
+                # Half of a new version is none: its close stores it. An attempt under way
+                # queues the file itself if it fails.
                 heapq.heappop(self._queue)
                 self._schedule(file, self._backoff.first)
             else:

@@ -47,6 +47,8 @@ class FailureNotes:
         self._next = itertools.count(1)
         #: The files whose entries are out of date.
         self._stale: dict[Storable, None] = {}
+        #: Entries that are still to be written.
+        self._changes: dict[int, About | None] = {}
         self._wake = trio.Event()
         self._is_failing = False
         failed.on_change = self._changed
@@ -61,12 +63,14 @@ class FailureNotes:
             await self._wake.wait()
             self._wake = trio.Event()
             await trio.sleep(_INTERVAL)
-            changes = await self._take_changes()
+            await self._take_changes()
+            changes, self._changes = self._changes, {}
             if not changes and not self._is_failing:
                 continue
             try:
                 await blocks.run(lambda: self._journal.update(changes))  # noqa: B023 - awaited here
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - of the disk, or no thread: tried again
+                self._changes = {**changes, **self._changes}
                 if not self._is_failing:
                     _log.warning("can't note which files are unsaved: %s", error)
                 self._is_failing = True
@@ -75,25 +79,20 @@ class FailureNotes:
             else:
                 self._is_failing = False
 
-    async def end(self, lost: Iterable[UploadFile]) -> None:
+    def end(self, lost: Iterable[UploadFile]) -> None:
         """Leave in the journal what is lost: the rest is stored or spilled. Blocks shortly."""
         try:
-            self._journal.remove()
-            entries = {number: about(file) for number, file in enumerate(lost, 1)}
-            if entries:
-                self._journal.update(entries)
+            self._journal.end([about(file) for file in lost])
         except OSError as error:
             _log.warning("can't note which files are lost: %s", error)
 
-    async def _take_changes(self) -> dict[int, About | None]:
-        changes: dict[int, About | None] = {}
+    async def _take_changes(self) -> None:
         while self._stale:
             for file in list(itertools.islice(self._stale, _AT_ONCE)):
                 del self._stale[file]
                 if file in self._failed and isinstance(file, UploadFile):
                     number = self._numbers.setdefault(file, next(self._next))
-                    changes[number] = about(file)
+                    self._changes[number] = about(file)
                 elif file in self._numbers:
-                    changes[self._numbers.pop(file)] = None
+                    self._changes[self._numbers.pop(file)] = None
             await trio.lowlevel.checkpoint()
-        return changes

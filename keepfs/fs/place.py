@@ -57,8 +57,9 @@ class Spilled:
 
     Attributes:
         name: Of the record.
-        path: The path below upload/ that it has.
+        path: The path below upload/ that the record names.
         changes: Which changes of the file it has; see `StoringFile.changes`.
+        is_partial: Whether it must not replace the stored version.
         remove: Deletes the record, once the catalog says that it is obsolete.
             Doesn't wait.
     """
@@ -67,6 +68,7 @@ class Spilled:
     path: str
     changes: int
     remove: Callable[[], None]
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING
 
+import trio
 from pyfuse3 import FUSEError
 
 from keepfs import unsaved
@@ -65,65 +66,84 @@ class Spills:
         self._state_dir = state_dir
         self._catalog = catalog
         self._under_way: dict[UploadFile, Call[bool]] = {}
+        #: How many records are being deleted; the event is set, and replaced, after each.
+        self._removing = 0
+        self._removed = trio.Event()
 
-    async def spill(self, file: UploadFile, *, is_partial: bool = False) -> bool:
+    async def spill(self, file: UploadFile) -> bool:
         """Write a file's unstored content to the disk, unless a record has it already.
 
-        Cancellation ends the wait only: a task of the mount writes the record.
-
-        Args:
-            file: Not stored.
-            is_partial: Its writer has not closed it, so it must not replace
-                the stored version.
+        What its writer has not closed is marked: it must not replace the stored
+        version. Cancellation ends the wait only: a task of the mount writes the record.
 
         Returns:
             Whether a record has it now; the log says why not.
         """
-        wanted, path = file.changes, file.path
+        wanted = file.changes
         while file.needs_saving:
             record = file.spilled
-            if record is not None and record.changes >= wanted and record.path == path:
+            if (
+                record is not None
+                and record.changes >= wanted
+                and record.path == file.path
+                and (record.is_partial or not file.is_half_written)
+            ):
                 break
             running = self._under_way.get(file)
             if running is None:
                 running = self._under_way[file] = Call[bool]()
-                self._blocks.start(self._spill, file, is_partial, running)
+                self._blocks.start(self._spill, file, running)
             if not await running.wait():
                 return False
         return True
 
-    async def _spill(self, file: UploadFile, is_partial: bool, outcome: Call[bool]) -> None:  # noqa: FBT001 - as a task's argument
-        """Write a record once; no exception leaves."""
-        before, changes, path = file.spilled, file.changes, file.path
+    async def settle(self) -> None:
+        """Wait until the records that are being deleted are gone."""
+        while self._removing:
+            await self._removed.wait()
+
+    async def _spill(self, file: UploadFile, outcome: Call[bool]) -> None:
+        """Write a record once."""
         is_written = False
         try:
-            description = dataclasses.replace(
-                about(file), is_partial=is_partial, replaces=(before.name,) if before else ()
-            )
-            pieces = file.pieces()
-            record = await self._blocks.spill(
-                lambda: unsaved.spill(self._state_dir, description, pieces)
-            )
-            if before:
-                before.remove()
-            file.spilled = self._spilled(record, path, changes)
-            is_written = True
             if file.needs_saving:
-                _log.warning(
-                    "not stored, written to the disk as %s: %s (%s)",
-                    record.name,
-                    path,
-                    "its writer had not closed it; kept beside the stored version"
-                    if is_partial
-                    else description.error or "there was no time to store it",
-                )
-            else:
-                self._drop(file)  # stored or removed meanwhile
+                is_written = await self._write(file)
         except Exception as error:  # noqa: BLE001 - of one file: the others are still to be spilled
-            _log.error("can't write %s to the disk: %s", path, error)
+            _log.error("can't write %s to the disk: %s", file.path, error)
         finally:
             del self._under_way[file]
             outcome.finish(is_written)
+
+    async def _write(self, file: UploadFile) -> bool:
+        before, changes, path = file.spilled, file.changes, file.path
+        description = dataclasses.replace(
+            about(file),
+            is_partial=file.is_half_written,
+            replaces=(before.name,) if before else (),
+        )
+        pieces = file.pieces()  # views, which change with the file
+        record = await self._blocks.spill(
+            lambda: unsaved.spill(self._state_dir, description, pieces)
+        )
+        if file.changes != changes and file.needs_saving:
+            # It may be torn. The earlier record stays.
+            await self._blocks.spill(record.remove)
+            return False
+        if before and file.spilled is before:
+            before.remove()
+        file.spilled = self._spilled(record, path, changes, is_partial=description.is_partial)
+        if not file.needs_saving:
+            self._drop(file)  # stored or removed meanwhile
+            return True
+        _log.warning(
+            "not stored, written to the disk as %s: %s (%s)",
+            record.name,
+            path,
+            "its writer had not closed it; kept beside the stored version"
+            if description.is_partial
+            else description.error or "there was no time to store it",
+        )
+        return True
 
     async def restore(self, upload: UploadDirectory, staging: Staging) -> None:
         """Make what earlier mounts spilled files of upload/ again, queued to be stored.
@@ -132,10 +152,13 @@ class Spills:
         `NAME~unsaved`. A record that can't be used stays where it is, and the
         log says so.
         """
-        obsolete = self._catalog.obsolete_spills()
-        await self._blocks.spill(self._catalog.sync)
-        await self._blocks.spill(lambda: unsaved.sweep(self._state_dir, obsolete))
-        self._catalog.forget_obsolete(obsolete)
+        try:
+            obsolete = self._catalog.obsolete_spills()
+            await self._blocks.spill(self._catalog.sync)
+            await self._blocks.spill(lambda: unsaved.sweep(self._state_dir, obsolete))
+            self._catalog.forget_obsolete(obsolete)
+        except OSError as error:  # the next mount does it
+            _log.warning("can't delete obsolete spill records: %s", error)
         found, flaws = await self._blocks.spill(lambda: unsaved.find_all(self._state_dir))
         for flaw in flaws:
             _log.error("%s; it stays there", flaw)
@@ -148,10 +171,9 @@ class Spills:
     async def _restore_one(
         self, record: UnsavedFile, upload: UploadDirectory, staging: Staging
     ) -> None:
-        pieces = await self._blocks.spill(record.pieces)
-        staged = sum(memoryview(it.staged).nbytes for it in pieces if it.staged is not None)
-        if staging.currsize + staged > staging.maxsize and staging.currsize:
+        if staging.currsize + record.staged > staging.maxsize and staging.currsize:
             raise UnsavedError(f"{record.directory}: --staging-size is used up")
+        pieces = await self._blocks.spill(record.pieces)
         if any(it.length != staging.block_size for it in pieces[:-1]):
             raise UnsavedError(f"{record.directory} is not cut into blocks of a file")
         described = record.about
@@ -182,11 +204,14 @@ class Spills:
         file.spilled = self._spilled(record, file.path, file.changes)
         _log.info("restored what was not stored: %s", file.path)
 
-    def _spilled(self, record: UnsavedFile, path: str, changes: int) -> Spilled:
+    def _spilled(
+        self, record: UnsavedFile, path: str, changes: int, *, is_partial: bool = False
+    ) -> Spilled:
         def remove() -> None:
+            self._removing += 1
             self._blocks.start(self._remove, record)
 
-        return Spilled(record.name, path, changes, remove)
+        return Spilled(record.name, path, changes, remove, is_partial)
 
     def _drop(self, file: UploadFile) -> None:
         if file.spilled is not None:
@@ -196,12 +221,17 @@ class Spills:
             file.spilled = None
 
     async def _remove(self, record: UnsavedFile) -> None:
-        """Delete a record, and what the catalog says of it; no exception leaves."""
+        """Delete a record, and what the catalog says of it."""
         try:
             await self._blocks.spill(lambda: self._remove_synced(record))
-            self._catalog.forget_obsolete([record.name])
+            if not record.exists():
+                self._catalog.forget_obsolete([record.name])
         except Exception as error:  # noqa: BLE001 - the next mount deletes it
             _log.warning("can't delete the spill record %s: %s", record.directory, error)
+        finally:
+            self._removing -= 1
+            self._removed.set()
+            self._removed = trio.Event()
 
     def _remove_synced(self, record: UnsavedFile) -> None:
         """Delete a record once what makes it obsolete survives a power cut. Blocks."""

@@ -153,6 +153,24 @@ class StoringFile(FileNode):
             finally:
                 attempt.waiters -= 1
 
+    async def attempt_store(self) -> None:
+        """Make one attempt to store it, or join the one under way, and wait for its outcome.
+
+        Unlike `store`, it starts no attempt for what is changed meanwhile: that is left
+        to the close of whoever changes it. Cancellation ends the wait only.
+
+        Raises:
+            Exception: What the attempt raised; the file is queued for retry.
+        """
+        if not self.needs_saving:
+            return
+        attempt = self._attempt or self.begin_store()
+        attempt.waiters += 1
+        try:
+            await attempt.outcome.wait()
+        finally:
+            attempt.waiters -= 1
+
     def begin_store(self) -> _Attempt:
         """Start the task that stores the file, or return the one under way. Doesn't wait.
 
@@ -174,22 +192,29 @@ class StoringFile(FileNode):
         except Exception as error:  # noqa: BLE001 - an attempt may fail in any way, and is recorded
             failure = error
         except BaseException:
-            # The mount ends; what is not stored has been spilled.
+            # The mount ends; the drain has done what could be done.
             self._attempt = None
             attempt.outcome.fail(KeepWriteError("the mount has ended"))
             raise
         self._attempt = None
         self._tried = max(self._tried, attempt.changes)
+        try:
+            self._conclude(attempt, failure)
+        finally:  # whatever goes wrong, for want of memory say: nobody waits for ever
+            if failure is None:
+                attempt.outcome.finish(None)
+            else:
+                attempt.outcome.fail(failure)
+
+    def _conclude(self, attempt: _Attempt, failure: Exception | None) -> None:
+        """Give the file its next owner, if it needs one."""
+        if failure is not None and self.links:
+            self._failed.add(self)
+        elif not self.needs_saving:
+            self._failed.discard(self)
         self._failure = None if failure is None else fresh_copy(failure)
-        if failure is None:
-            if not self.needs_saving:
-                self._failed.discard(self)
-            attempt.outcome.finish(None)
-        else:
+        if failure is not None:
             self._report(attempt, failure)
-            if self.links:
-                self._failed.add(self)
-            attempt.outcome.fail(failure)
         if self.needs_store and (attempt.is_outdated or not self._openings):
             self.begin_store()  # changed meanwhile, and no close need follow
         self._attempt_ended()
@@ -210,7 +235,7 @@ class StoringFile(FileNode):
     async def _store_once(self, changes: int) -> None:
         """Store the content and record the version, which covers `changes` at least.
 
-        Sets `_stored`. Returns without it if the file was removed or cut meanwhile.
+        Sets `_stored`; leaves it if the file was removed or cut meanwhile.
         """
 
     @abc.abstractmethod

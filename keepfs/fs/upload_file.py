@@ -90,8 +90,16 @@ class UploadFile(StoringFile):
 
     @property
     def is_overwriting(self) -> bool:
-        """Whether a stored version has its name in the catalog."""
-        return self.place is not None and self.place.has_version
+        """Whether a stored version has its name in the catalog; True where it can't be read."""
+        try:
+            return self.place is not None and self.place.has_version
+        except OSError:
+            return True
+
+    @property
+    def is_half_written(self) -> bool:
+        """Whether storing it now would replace its stored version by half of a new one."""
+        return self.is_being_changed and self.is_overwriting
 
     def xattrs(self) -> Mapping[str, str]:
         """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
@@ -109,8 +117,14 @@ class UploadFile(StoringFile):
 
     @property
     def version(self) -> str:
-        """Name the stored version that the catalog has under its name; empty without one."""
-        return "" if self.place is None else name_of(self.place.version())
+        """Name the stored version that the catalog has under its name; empty without one.
+
+        A damaged entry of the catalog is no version that there is.
+        """
+        try:
+            return "" if self.place is None else name_of(self.place.version())
+        except OSError:
+            return "damaged"
 
     def pieces(self) -> list[Piece]:
         """Return what the file consists of, slot by slot; staged bytes aren't copied."""
@@ -121,13 +135,18 @@ class UploadFile(StoringFile):
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
         """Be the file that an earlier mount could not store; it is queued for a retry at once."""
         self.load()
+        slots = [Slot(self._staging, piece.length) for piece in pieces]
+        try:
+            for slot, piece in zip(slots, pieces, strict=True):
+                slot.restore(piece)
+        except BaseException:  # no memory, perhaps: the file stays as it was
+            for slot in slots:
+                slot.drop()
+            raise
         for slot in self._slots.values():
             slot.drop()
-        self._slots.clear()
+        self._slots = dict(enumerate(slots))
         self._size = sum(piece.length for piece in pieces)
-        for index, piece in enumerate(pieces):
-            slot = self._slot(index)
-            slot.restore(piece)
         self.metadata = metadata
         self._changes += 1
         self._tried = self._changes
@@ -280,10 +299,17 @@ class UploadFile(StoringFile):
         if changes.size is not None:
             await self.truncate(changes.size)
             metadata = changed_metadata(self.metadata, changes)
-        if self.place is not None:
-            self.place.record_metadata(self.number, metadata)
-        self.metadata = metadata
-        if changes.size is not None and not self._openings:  # truncate(2): no close will follow
+        is_last = (
+            changes.size is not None and not self._openings
+        )  # of truncate(2): no close follows
+        try:
+            if self.place is not None:
+                self.place.record_metadata(self.number, metadata)
+            self.metadata = metadata
+        finally:
+            if is_last and self.needs_store:
+                self.begin_store()
+        if is_last:
             await self.store()
 
     async def sync(self) -> None:

@@ -26,7 +26,7 @@ class File:
         self._failed = failed
         failed.add(self)
 
-    async def store(self) -> None:
+    async def attempt_store(self) -> None:
         self.tries.append(trio.current_time())
         if self.hangs:
             self.is_storing = True

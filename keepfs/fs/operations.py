@@ -137,6 +137,7 @@ class Operations(pyfuse3.Operations):
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
+        self.requests.about(node)
         node.opened()
         try:
             await node.store()  # no close will follow
@@ -231,6 +232,8 @@ class Operations(pyfuse3.Operations):
         if self._read_only:
             raise FUSEError(errno.EROFS)
         node = self._inodes[inode]
+        if isinstance(node, FileNode):
+            self.requests.about(node)
         await node.change(
             Changes(
                 mode=attr.st_mode if fields.update_mode else None,
@@ -278,6 +281,7 @@ class Operations(pyfuse3.Operations):
         if self._read_only and writes:
             raise FUSEError(errno.EROFS)
         node.check_open(flags)
+        self.requests.about(node)
         if flags & os.O_TRUNC:
             await node.truncate(0)
         return self._opened(node, ctx, stores=writes)
@@ -294,7 +298,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Take bytes; all of them, or fail."""
         file = self._files[fh]
-        self.requests.made_by(file.pid)
+        self.requests.about(file.node, file.pid)
         await file.node.write(off, buf)
         return len(buf)
 
@@ -306,14 +310,14 @@ class Operations(pyfuse3.Operations):
         """
         file = self._files[fh]
         if file.stores:
-            self.requests.made_by(file.pid)
+            self.requests.about(file.node, file.pid)
             await file.node.store()
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Store what was written, so that it survives a power cut."""
         file = self._files[fh]
-        self.requests.made_by(file.pid)
+        self.requests.about(file.node, file.pid)
         await file.node.store()
         await file.node.sync()
 

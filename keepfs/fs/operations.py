@@ -264,6 +264,20 @@ class Operations(pyfuse3.Operations):
         return [os.fsencode(name) for name in self._inodes[inode].xattrs()]
 
     @guarded
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        """Take an attribute of ours and ignore it: copies between mounts bring them along."""
+        self._check_attribute(inode, name)
+
+    @guarded
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Do the same; the attribute stays."""
+        self._check_attribute(inode, name)
+        if os.fsdecode(name) not in self._inodes[inode].xattrs():
+            raise FUSEError(pyfuse3.ENOATTR)
+
+    @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Return the store's size and what is free of it."""
         return await self._free_space.answer()
@@ -383,6 +397,15 @@ class Operations(pyfuse3.Operations):
         direct = self._direct_io and node.may_change
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
+
+    def _check_attribute(self, inode: InodeT, name: bytes) -> None:
+        """Raise an error unless the attribute is ours, and the file can be written."""
+        node = self._inodes[inode]
+        is_ours = name.startswith(b"user.keep.") and isinstance(node, FileNode) and node.may_change
+        if not is_ours:
+            raise FUSEError(errno.EOPNOTSUPP)
+        if self._read_only:
+            raise FUSEError(errno.EROFS)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     "number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size, typeof(content) = 'blob'"
 )
+#: Blocks of the largest file.
+_MOST_BLOCKS = 65536
 #: What a damaged entry shows as its size, in bytes: the kernel answers a read of an empty file
 #: by itself.
 _SOME_SIZE = 1
@@ -97,8 +100,13 @@ def values_of(metadata: Metadata) -> tuple[int, ...]:
 
 
 def receipts_as_text(receipts: Sequence[Receipt]) -> bytes:
-    """Write receipts as a row has them."""
-    return json.dumps([[str(it.locator), it.copies, it.services] for it in receipts]).encode()
+    """Write receipts as a row has them; a fourth value counts equal ones in a row, if several."""
+    rows = []
+    for _, run in itertools.groupby(receipts, id):  # a sparse file has one object for all holes
+        first, *others = run
+        row = [str(first.locator), first.copies, first.services]
+        rows.append([*row, 1 + len(others)] if others else row)
+    return json.dumps(rows).encode()
 
 
 def receipts_of(text: bytes, *, size: int) -> tuple[Receipt, ...]:
@@ -112,15 +120,29 @@ def receipts_of(text: bytes, *, size: int) -> tuple[Receipt, ...]:
         ValueError: They are damaged.
     """
     try:
-        receipts = tuple(
-            Receipt(KeepLocator(locator), copies, tuple(services))
-            for locator, copies, services in json.loads(text)
+        runs = (
+            itertools.repeat(
+                Receipt(KeepLocator(locator), copies, tuple(services)), _count_of(*counts)
+            )
+            for locator, copies, services, *counts in json.loads(text)
         )
+        receipts = tuple(itertools.islice(itertools.chain.from_iterable(runs), _MOST_BLOCKS))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"its blocks can't be read: {error}") from error
     if sum(it.locator.size or 0 for it in receipts) != size:
         raise ValueError("its blocks have another size than the file")
     return receipts
+
+
+def _count_of(count: object = 1) -> int:
+    """Check how often a receipt is there.
+
+    Raises:
+        ValueError: It is no number of blocks that a file can have.
+    """
+    if not isinstance(count, int) or not 1 <= count <= _MOST_BLOCKS:
+        raise ValueError(f"a block is there {count!r} times")
+    return count
 
 
 def _is_number(value: object) -> bool:

@@ -234,6 +234,11 @@ class FileNode(Node):
     __slots__ = ()
 
     @property
+    def path(self) -> str:
+        """The path below upload/; empty where it has none."""
+        return ""
+
+    @property
     def may_change(self) -> bool:
         """Whether its bytes may ever be others."""
         return False

@@ -140,6 +140,7 @@ class Operations(pyfuse3.Operations):
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
         )
+        self.requests.about(node)
         node.opened()
         try:
             await node.store()  # no close will follow
@@ -234,6 +235,8 @@ class Operations(pyfuse3.Operations):
         if self._read_only:
             raise FUSEError(errno.EROFS)
         node = self._inodes[inode]
+        if isinstance(node, FileNode):
+            self.requests.about(node)
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -264,6 +267,20 @@ class Operations(pyfuse3.Operations):
         return [os.fsencode(name) for name in self._inodes[inode].xattrs()]
 
     @guarded
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        """Take an attribute of ours and ignore it: copies between mounts bring them along."""
+        self._check_attribute(inode, name)
+
+    @guarded
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Do the same; the attribute stays."""
+        self._check_attribute(inode, name)
+        if os.fsdecode(name) not in self._inodes[inode].xattrs():
+            raise FUSEError(pyfuse3.ENOATTR)
+
+    @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Return the store's size and what is free of it."""
         return await self._free_space.answer()
@@ -281,6 +298,7 @@ class Operations(pyfuse3.Operations):
         if self._read_only and writes:
             raise FUSEError(errno.EROFS)
         node.check_open(flags)
+        self.requests.about(node)
         if flags & os.O_TRUNC:
             await node.truncate(0)
         return self._opened(node, ctx, stores=writes)
@@ -297,7 +315,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Take bytes; all of them, or fail."""
         file = self._files[fh]
-        self.requests.made_by(file.pid)
+        self.requests.about(file.node, file.pid)
         with self._resizing(file.node):
             await file.node.write(off, buf)
         return len(buf)
@@ -310,14 +328,14 @@ class Operations(pyfuse3.Operations):
         """
         file = self._files[fh]
         if file.stores:
-            self.requests.made_by(file.pid)
+            self.requests.about(file.node, file.pid)
             await file.node.store()
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Store what was written, so that it survives a power cut."""
         file = self._files[fh]
-        self.requests.made_by(file.pid)
+        self.requests.about(file.node, file.pid)
         await file.node.store()
         await file.node.sync()
 
@@ -398,6 +416,15 @@ class Operations(pyfuse3.Operations):
         direct = self._direct_io and node.may_change
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
+
+    def _check_attribute(self, inode: InodeT, name: bytes) -> None:
+        """Raise an error unless the attribute is ours, and the file can be written."""
+        node = self._inodes[inode]
+        is_ours = name.startswith(b"user.keep.") and isinstance(node, FileNode) and node.may_change
+        if not is_ours:
+            raise FUSEError(errno.EOPNOTSUPP)
+        if self._read_only:
+            raise FUSEError(errno.EROFS)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]

@@ -7,6 +7,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from keepfs.fs.version import distinct
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -158,7 +160,7 @@ class Place:
             catalog.set_metadata(number, metadata)
         if before != metadata.mode and stat.S_ISREG(metadata.mode):
             with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
-                for receipt in catalog.receipts(number):
+                for receipt in distinct(catalog.receipts(number)):
                     self.directory.on_stored(receipt, metadata)
 
     def sync(self) -> None:

@@ -14,20 +14,21 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
+from keepfs.fs.dying import dies_of_a_signal, dying_threads_in_fuse
 from keepfs.fs.errors import errno_of
 from keepfs.keep.errors import KeepRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from keepfs.fs.nodes import FileNode
 
 _log = logging.getLogger(__name__)
 
@@ -41,30 +42,33 @@ WATCH_INTERVAL = 0.1
 #: Seconds within which the kernel has asked again for a range that was given up.
 _ASKED_AGAIN = 1.0
 
-# Signals that don't end a process when nothing is done about them.
-_HARMLESS = sum(
-    1 << (number - 1)
-    for number in (
-        signal.SIGCHLD,
-        signal.SIGCONT,
-        signal.SIGSTOP,
-        signal.SIGTSTP,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-        signal.SIGURG,
-        signal.SIGWINCH,
-    )
-)
-
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request: whose, since when, and how to give it up."""
+    """One request: whose, since when, and how to give it up.
+
+    Attributes:
+        scope: Cancelled to give it up.
+        since: When it began.
+        pid: The caller; 0 where it isn't known.
+        opener: Who opened the file, where the kernel doesn't tell the caller. It may be
+            another process: descriptors are inherited and sent.
+        file: What it is about, for the log.
+        given_up: The errno with which it was given up; 0 if it wasn't.
+    """
 
     scope: trio.CancelScope
     since: float
     pid: int
+    opener: int = 0
+    file: FileNode | None = None
     given_up: int = 0
+
+    @property
+    def of_file(self) -> str:
+        """The path of its file, as the log shows it after the handler's name."""
+        path = "" if self.file is None else self.file.path
+        return f" of {path}" if path else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +124,21 @@ class Requests:
         except (KeepRequestError, OSError) as error:  # the world's fault: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-            _log.log(level, "%s: %s: %s", name, errno.errorcode[number], error)
+            _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], error)
             raise FUSEError(number) from error
         except Exception as error:  # a bug: with its traceback
-            _log.exception("%s failed unexpectedly", name)
+            _log.exception("%s%s failed unexpectedly", name, request.of_file)
             raise FUSEError(errno_of(error)) from error
         # Only a cancelled scope gets here, and it was the watch that cancelled.
         self._given_up += 1
         _log.log(
             logging.INFO if request.given_up == errno.EINTR else logging.WARNING,
-            "%s: %s after %.1f s (pid %d)",
+            "%s%s: %s after %.1f s (pid %d)",
             name,
+            request.of_file,
             errno.errorcode[request.given_up],
             trio.current_time() - request.since,
-            request.pid,
+            request.pid or request.opener,
         )
         raise FUSEError(request.given_up)
 
@@ -147,27 +152,53 @@ class Requests:
             del self._requests[task]
             self._answered += 1
 
-    def made_by(self, pid: int) -> None:
-        """Say whose the current request is, where pyfuse3 doesn't (flush, write)."""
+    def about(self, file: FileNode, opener: int = 0) -> None:
+        """Name the file that the current request is about.
+
+        Args:
+            file: The file.
+            opener: Who opened it, where pyfuse3 doesn't tell the caller (flush, write).
+        """
         request = self._requests.get(trio.lowlevel.current_task())
         if request is not None:
-            request.pid = pid
+            request.file, request.opener = file, opener
 
     async def watch(self) -> None:
         """Give up requests that must be; runs until cancelled."""
         while True:
             await trio.sleep(WATCH_INTERVAL)
             now = trio.current_time()
-            for request in self._requests.values():
-                age = now - request.since
-                if age < WATCH_INTERVAL or request.given_up:
-                    continue
-                if age > self._deadline:
+            waiting = [
+                each
+                for each in self._requests.values()
+                if now - each.since >= WATCH_INTERVAL and not each.given_up
+            ]
+            for request in waiting:
+                if now - request.since > self._deadline:
                     request.given_up = errno.ETIMEDOUT
                 elif request.pid and dies_of_a_signal(request.pid):
                     request.given_up = errno.EINTR
+            self._interrupt_openers(now)
+            for request in waiting:
                 if request.given_up:
                     request.scope.cancel()
+
+    def _interrupt_openers(self, now: float) -> None:
+        """Mark as given up what a dying opener waits for, unless it may be another's request.
+
+        A process that waits for a request has a thread in it. So if it has as many dying
+        threads in requests as there are requests on its files, all of them are its own.
+        """
+        callers = {each.pid for each in self._requests.values()}
+        by_opener: dict[int, list[_Request]] = {}
+        for each in self._requests.values():
+            if each.opener and not each.given_up:
+                by_opener.setdefault(each.opener, []).append(each)
+        for opener, requests in by_opener.items():
+            old = [each for each in requests if now - each.since >= WATCH_INTERVAL]
+            if old and len(dying_threads_in_fuse(opener) - callers) >= len(requests):
+                for each in old:
+                    each.given_up = errno.EINTR
 
     def statistics(self) -> RequestStatistics:
         """Return what is under way at this moment."""
@@ -236,23 +267,3 @@ def guarded(
         return await self.requests.answer(handler.__name__, handler(self, *args, **kwargs), pid)
 
     return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
-
-
-def dies_of_a_signal(pid: int) -> bool:
-    """Tell whether a signal that ends the process is waiting for it.
-
-    A caller in another process namespace can't be looked at: False.
-    """
-    try:
-        # A program's name may be cut in the middle of a character.
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    except OSError:
-        return False
-    masks = {
-        name: int(value, 16)
-        for name, _, value in (line.partition(":") for line in status.splitlines())
-        if name in {"SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"}
-    }
-    pending = masks.get("SigPnd", 0) | masks.get("ShdPnd", 0)
-    survived = masks.get("SigBlk", 0) | masks.get("SigIgn", 0) | masks.get("SigCgt", 0) | _HARMLESS
-    return bool(pending & ~survived)

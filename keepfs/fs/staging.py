@@ -348,8 +348,8 @@ class Slot:
         self._staging.account(self, sum(each.footprint(each.size) for each in taken))
 
 
-async def store_slots(slots: list[Slot]) -> list[Receipt]:
-    """Store slots side by side; equal holes are sent once. Return what wasn't dropped."""
+async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
+    """Store slots side by side; equal holes are sent once. Return None for one that is dropped."""
     failures: list[Exception] = []
     receipts: dict[Slot, Receipt | None] = {}
     holes: dict[int, Call[Receipt] | None] = {}
@@ -371,4 +371,4 @@ async def store_slots(slots: list[Slot]) -> list[Receipt]:
             nursery.start_soon(store_one, slot)
     if failures:
         raise fresh_copy(failures[0])
-    return [receipt for slot in slots if (receipt := receipts[slot]) is not None]
+    return [receipts[slot] for slot in slots]

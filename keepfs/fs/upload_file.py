@@ -21,9 +21,10 @@ from keepfs.fs.reading import BlockReader
 from keepfs.fs.staged import zeros
 from keepfs.fs.staging import Slot, Staging, store_slots
 from keepfs.fs.storing import StoringFile
-from keepfs.fs.version import is_whole, name_of, xattrs_of
+from keepfs.fs.version import distinct, is_whole, name_of, xattrs_of
 from keepfs.keep.errors import KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from keepfs.fs.place import OnStored, Place, Spilled
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
-    from keepfs.unsaved import Piece
 
 #: Largest file, in bytes: 65,536 blocks, whose locators make 6 MB: enough for one name.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
@@ -47,8 +47,8 @@ class UploadFile(StoringFile):
     """
 
     __slots__ = (
-        "_block_size", "_is_loaded", "_mutating", "_on_stored", "_reader", "_receipts", "_size",
-        "_slots", "_staging", "number", "place", "spilled",
+        "_base", "_block_size", "_cuts", "_is_loaded", "_mutating", "_on_stored", "_reader",
+        "_receipts", "_size", "_slots", "_staging", "number", "place", "spilled",
     )  # fmt: skip
 
     def __init__(self, metadata: Metadata, staging: Staging, on_stored: OnStored) -> None:
@@ -57,7 +57,13 @@ class UploadFile(StoringFile):
         self._block_size = staging.block_size
         self._on_stored = on_stored
         self._size = 0
+        #: Those that were used; the others are in `_base`, or holes.
         self._slots: dict[int, Slot] = {}
+        #: The stored blocks of the slots that aren't in `_slots`. Only the last may be shorter
+        #: than its slot: zeros follow.
+        self._base: tuple[Receipt, ...] = ()
+        #: How often the file was cut.
+        self._cuts = 0
         self._mutating: trio.Lock | None = None  # until it is needed, as is the next
         self._reader: BlockReader | None = None
         self._receipts: tuple[Receipt, ...] = ()
@@ -129,23 +135,33 @@ class UploadFile(StoringFile):
     def pieces(self) -> list[Piece]:
         """Return what the file consists of, slot by slot; staged bytes aren't copied."""
         self.load()
-        slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
-        return [slot.piece() for slot in slots]
+        count = self._slot_count()
+        whole = {id(it): Piece(self._block_size, it) for it in distinct(self._base)}
+        pieces = [whole[id(receipt)] for receipt in self._base]
+        pieces += [Piece(self._block_size)] * (count - len(pieces))
+        for index, slot in self._used_slots(count).items():
+            pieces[index] = slot.piece()
+        return pieces
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
         """Be the file that an earlier mount could not store; it is queued for a retry at once."""
         self.load()
-        slots = [Slot(self._staging, piece.length) for piece in pieces]
+        slots = {
+            number: Slot(self._staging, piece.length)
+            for number, piece in enumerate(pieces)
+            if piece.receipt is not None or piece.staged is not None  # no hole
+        }
         try:
-            for slot, piece in zip(slots, pieces, strict=True):
-                slot.restore(piece)
+            for number, slot in slots.items():
+                slot.restore(pieces[number])
         except BaseException:  # no memory, perhaps: the file stays as it was
-            for slot in slots:
+            for slot in slots.values():
                 slot.drop()
             raise
         for slot in self._slots.values():
             slot.drop()
-        self._slots = dict(enumerate(slots))
+        self._slots = slots
+        self._base = ()
         self._size = sum(piece.length for piece in pieces)
         self.metadata = metadata
         self._changes += 1
@@ -197,19 +213,20 @@ class UploadFile(StoringFile):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _read_slot(self, index: int, begin: int, end: int) -> bytes | memoryview:
-        slot = self._slots.get(index)
-        if slot is None:
+        if not self._has_content(index):
             return zeros(end - begin)
-        locator = slot.locator
+        locator = self._locator_at(index)
         if locator is None or locator.size is None or locator.size < end:
-            return await slot.read(begin, end)
+            return await self._slot(index).read(begin, end)
         if self._reader is None:
             self._reader = BlockReader(self._staging.blocks, self._locator_at)
         return await self._reader.read(index, locator, locator.size, begin, end)
 
     def _locator_at(self, index: int) -> KeepLocator | None:
         slot = self._slots.get(index)
-        return None if slot is None else slot.locator
+        if slot is not None:
+            return slot.locator
+        return self._base[index].locator if index < len(self._base) else None
 
     async def write(self, offset: int, content: bytes) -> None:
         """Put bytes at `offset`; a whole block leaves for the store at once.
@@ -254,19 +271,30 @@ class UploadFile(StoringFile):
             self._extend(size)
             if size < self._size:
                 last, length = divmod(size, self._block_size)
-                if length and last in self._slots:
-                    await self._slots[last].cut(length)
+                if length and self._has_content(last):
+                    await self._slot(last).cut(length)
                 for index in [i for i in self._slots if i * self._block_size >= size]:
                     self._slots.pop(index).drop()
+                self._base = self._base[: last + bool(length)]
+                self._cuts += 1
                 self._size = size
             self._changed()
 
     async def _store_once(self, changes: int) -> None:
-        slots = [self._slot(i) for i in range(max(1, -(-self._size // self._block_size)))]
-        receipts = await store_slots(slots)
+        count, base, cuts = self._slot_count(), self._base, self._cuts
+        used = self._used_slots(count)
+        # The other slots behind the base are holes; one block is stored for all of them.
+        behind = count - len(base)
+        has_holes = sum(index >= len(base) for index in used) < behind
+        hole = [Slot(self._staging, self._block_size)] if has_holes else []
+        stored = await store_slots([*used.values(), *hole])
         if not self.links:
             return
-        if not is_whole(receipts, len(slots), self._block_size):
+        found: list[Receipt | None] = [*base, *(stored[len(used) :] or [None]) * behind]
+        for index, receipt in zip(used, stored, strict=False):
+            found[index] = receipt
+        receipts = [each for each in found if each is not None]  # None: cut meanwhile
+        if not is_whole(receipts, count, self._block_size):
             if self._changes == changes:
                 raise KeepWriteError("the blocks that were stored make up no version")
             return  # cut meanwhile
@@ -277,7 +305,9 @@ class UploadFile(StoringFile):
         if spilled is not None:
             self.spilled = None
             spilled.remove()
-        for receipt in receipts:
+        if self._cuts == cuts:
+            self._base = self._receipts
+        for receipt in distinct(receipts):
             self._on_stored(receipt, self.metadata)
 
     def _is_sending(self) -> bool:
@@ -334,8 +364,7 @@ class UploadFile(StoringFile):
             return
         self._receipts = self._stored_receipts()
         self._is_loaded = True
-        for index, receipt in enumerate(self._receipts):
-            self._slot(index).receipt = receipt
+        self._base = self._receipts
 
     def _stored_receipts(self) -> tuple[Receipt, ...]:
         """Return the stored version's receipts, from here or from the catalog."""
@@ -350,7 +379,8 @@ class UploadFile(StoringFile):
         if in_use or self.needs_saving or self.number is None:
             return
         if all(slot.is_stored and not slot.is_storing for slot in self._slots.values()):
-            self._slots, self._receipts, self._mutating, self._reader = {}, (), None, None
+            self._slots, self._receipts, self._base = {}, (), ()
+            self._mutating = self._reader = None
             self._is_loaded = False
 
     def _cut(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -366,7 +396,25 @@ class UploadFile(StoringFile):
         if slot is None:
             length = min(max(self._size - index * self._block_size, 0), self._block_size)
             slot = self._slots[index] = Slot(self._staging, length)
+            if index < len(self._base):
+                slot.receipt = self._base[index]
         return slot
+
+    def _slot_count(self) -> int:
+        return max(1, -(-self._size // self._block_size))
+
+    def _has_content(self, index: int) -> bool:
+        """Tell whether a slot may be other than a hole."""
+        return index in self._slots or index < len(self._base)
+
+    def _used_slots(self, count: int) -> dict[int, Slot]:
+        """Return, of the first `count` slots, those that were used or may be no whole block.
+
+        So a sparse file of any length has few.
+        """
+        indices = {index for index in self._slots if index < count}
+        indices |= {count - 1, *([len(self._base) - 1] if self._base else [])}
+        return {index: self._slot(index) for index in sorted(indices)}
 
     def _extend(self, size: int) -> None:
         """Let the file end in zeros up to `size`, if it is shorter."""

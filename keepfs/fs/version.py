@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from keepfs.keep.receipt import Receipt
 
@@ -27,6 +27,11 @@ def xattrs_of(receipts: Sequence[Receipt]) -> dict[str, str]:
     if expiries:
         found["user.keep.expires"] = min(expiries).isoformat()
     return found
+
+
+def distinct(receipts: Iterable[Receipt]) -> Iterable[Receipt]:
+    """Leave out what is the same object: a sparse file has one for all its holes."""
+    return {id(each): each for each in receipts}.values()
 
 
 def is_whole(receipts: Sequence[Receipt], blocks: int, block_size: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sqlite3
 import stat
@@ -162,6 +163,28 @@ def test_a_new_version_has_new_receipts_and_times(catalog: Catalog) -> None:
     assert entry is not None
     assert (entry.size, entry.metadata.mtime_ns) == (6, 5)
     assert catalog.receipts(number) == RECEIPTS
+
+
+def test_equal_blocks_in_a_row_take_the_room_of_one(catalog: Catalog) -> None:
+    receipts = (RECEIPTS[0], *(RECEIPTS[1],) * 65533, *RECEIPTS)
+    with catalog.change():
+        number = catalog.add_file(ROOT, "sparse", metadata(), receipts)
+
+    assert catalog.receipts(number) == receipts
+    assert len({id(each) for each in catalog.receipts(number)}) == 4
+    entry = catalog.child(ROOT, "sparse")
+    assert entry is not None
+    assert entry.size == 3 * 65536
+    assert len(catalog.target(number)) < 1000  # the row's content
+
+
+@pytest.mark.parametrize("count", [0, -1, 65537, 10**30, "2", 1.0, None, [1]])
+def test_a_count_that_cannot_be_is_damage(path: Path, count: object) -> None:
+    content = json.dumps([[str(RECEIPTS[1].locator), 1, [], count]])
+    with closing(Catalog(path)) as catalog, catalog.change():
+        number = catalog.add(ROOT, "a", metadata(), 3, content.encode())
+    with closing(Catalog(path)) as catalog, pytest.raises(OSError, match="is damaged"):
+        catalog.receipts(number)
 
 
 def test_an_owner_that_is_given_is_everybodys(path: Path) -> None:

@@ -18,8 +18,10 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 
+from keepfs.fs.dying import dies_of_a_signal
+from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.operations import Operations
-from keepfs.fs.requests import WATCH_INTERVAL, Requests, dies_of_a_signal, guarded
+from keepfs.fs.requests import WATCH_INTERVAL, Requests, guarded
 from keepfs.keep import Cause, KeepReadError, NotFoundError
 from tests.fakes.kernel import Caller
 
@@ -27,6 +29,19 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 DEADLINE = 60.0
+
+
+class NamedFile(FileNode):
+    """A file of upload/ that has a path."""
+
+    path = "a/file"
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return nothing."""
+        return bytes(0 * (offset + size))
+
+
+FILE = NamedFile(Metadata(0o100644, 0, 0))
 
 
 class Handlers:
@@ -207,29 +222,66 @@ async def test_a_request_past_the_deadline_is_answered_with_a_time_out(
     assert caplog.records[0].message.startswith("read: ETIMEDOUT after 60.")
 
 
-@pytest.mark.parametrize("knows", ["the handler's context", "the handler itself"])
 async def test_a_request_whose_caller_is_about_to_be_killed_is_interrupted(
     autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
-    knows: str,
 ) -> None:
     with stopped_process() as pid:
         os.kill(pid, signal.SIGTERM)
+        handlers = Handlers(trio.sleep_forever)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handlers.requests.watch)
+            with pytest.raises(FUSEError) as caught:
+                await handlers.open(1, Caller(pid=pid))
+            nursery.cancel_scope.cancel()
+
+    assert caught.value.errno == errno.EINTR
+
+
+async def test_a_request_is_not_interrupted_for_an_opener_that_does_not_wait_for_it(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+) -> None:
+    with stopped_process() as pid:
+        os.kill(pid, signal.SIGTERM)  # it stays pending
 
         async def wait() -> None:
-            if knows == "the handler itself":
-                handlers.requests.made_by(pid)
-            await trio.sleep_forever()
+            handlers.requests.about(FILE, pid)
+            await trio.sleep(DEADLINE - 1)
 
         handlers = Handlers(wait)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handlers.requests.watch)
-            is_told = knows == "the handler's context"
-            request = handlers.open(1, Caller(pid=pid)) if is_told else handlers.read(1)
-            with pytest.raises(FUSEError) as caught:
-                await request
+            answer = await handlers.read(1)
             nursery.cancel_scope.cancel()
 
-    assert caught.value.errno == errno.EINTR
+    assert answer == 1
+
+
+async def test_the_log_names_the_file_of_a_request_that_fails(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = iter([OSError(errno.ENOSPC, "full"), ZeroDivisionError(), None])
+
+    async def fail() -> None:
+        handlers.requests.about(FILE)
+        failure = next(failures)
+        if failure is not None:
+            raise failure
+        await trio.sleep_forever()
+
+    handlers = Handlers(fail)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handlers.requests.watch)
+        for _ in range(3):
+            with pytest.raises(FUSEError):
+                await handlers.read(1)
+        nursery.cancel_scope.cancel()
+
+    assert [record.getMessage().split(" after ")[0] for record in caplog.records] == [
+        "read of a/file: ENOSPC: [Errno 28] full",
+        "read of a/file failed unexpectedly",
+        "read of a/file: ETIMEDOUT",
+    ]
 
 
 async def test_a_request_of_a_living_caller_is_waited_for(
@@ -294,7 +346,7 @@ async def test_a_request_is_given_up_once_however_long_its_handler_takes_to_end(
 
 
 async def test_a_caller_outside_a_request_is_of_no_interest() -> None:
-    Requests(DEADLINE).made_by(1)
+    Requests(DEADLINE).about(FILE, 1)
 
 
 async def test_requests_are_counted(autojump_clock: trio.testing.MockClock) -> None:

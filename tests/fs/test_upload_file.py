@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -14,7 +14,7 @@ from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.nodes import Changes, Metadata, file_mode
-from keepfs.fs.staging import Staging
+from keepfs.fs.staging import Slot, Staging
 from keepfs.fs.storing import State
 from keepfs.fs.upload_file import MAX_FILE_SIZE, UploadFile
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
@@ -363,6 +363,68 @@ async def test_equal_holes_are_sent_once() -> None:
 
         assert bench.puts() == 2
         assert bench.content_of(file) == bytes(5 * BLOCK + 3)
+
+
+async def test_a_sparse_file_of_the_most_blocks_has_few_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each slot, and the task that stores it, takes time in which nobody else is answered.
+    made: list[Slot] = []
+    make = Slot.__init__
+
+    def noted(slot: Slot, *args: Any) -> None:  # noqa: ANN401 - as it has them
+        made.append(slot)
+        make(slot, *args)
+
+    monkeypatch.setattr(Slot, "__init__", noted)
+    size = 65536 * BLOCK
+    async with open_bench() as bench:
+        file = bench.file()
+        await file.write(size - 3, b"end")
+        await file.store()
+        assert bench.puts() == 2
+        await file.write(size // 2, b"mid")
+        await file.store()
+        assert bench.puts() == 3  # the holes are stored already
+
+        assert await file.read(size // 2 - 2, 6) == b"\0\0mid\0"
+        assert await file.read(size - 4, 9) == b"\0end"
+        assert len(bench.content_of(file)) == size
+        pieces = file.pieces()
+        assert (len(pieces), sum(piece.length for piece in pieces)) == (65536, size)
+        assert len(bench.receipts) <= 6  # told of each block, not of each hole
+    assert len(made) < 10
+
+
+async def test_what_was_cut_off_while_it_was_stored_is_zeros_when_the_file_grows_again() -> None:
+    async with open_bench() as bench, trio.open_nursery() as nursery:
+        file = bench.file()
+        await file.write(0, b"a" * BLOCK + b"b" * BLOCK + b"c" * BLOCK)
+        bench.gated.shut("put_block")
+        nursery.start_soon(file.store)
+        await trio.testing.wait_all_tasks_blocked()
+
+        await file.truncate(2)
+        await file.truncate(3 * BLOCK)
+        bench.gated.open("put_block")
+        await file.store()
+
+        expected = b"aa".ljust(3 * BLOCK, b"\0")
+        assert await file.read(0, 99) == expected
+        assert bench.content_of(file) == expected
+
+
+async def test_a_stored_file_that_is_cut_and_grows_has_zeros_there() -> None:
+    async with open_bench() as bench:
+        file = bench.file()
+        await file.write(0, b"a" * BLOCK + b"b" * BLOCK + b"cc")
+        await file.store()
+
+        for size in (4 * BLOCK, BLOCK, 2 * BLOCK + 1):
+            await file.truncate(size)
+        await file.store()
+
+        assert bench.content_of(file) == (b"a" * BLOCK).ljust(2 * BLOCK + 1, b"\0")
 
 
 async def test_a_hole_written_to_while_another_stands_for_it_keeps_its_own_bytes() -> None:

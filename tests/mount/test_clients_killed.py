@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import PATIENCE, wait_until
+from tests.mount.mounts import PATIENCE, is_zombie, wait_until
 from tests.soak.kills import soak
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def test_a_client_killed_while_its_close_waits_is_gone_soon(unmounted: KeepfsMou
     )
     assert client.stdout is not None
     client.stdout.readline()
-    wait_until(lambda: "fuse" in wchan(client.pid) or "request" in wchan(client.pid))
+    wait_until(lambda: waits_for_mount(client.pid))
 
     client.kill()
 
@@ -127,3 +128,95 @@ def test_a_reader_that_waits_does_not_hold_up_others(unmounted: KeepfsMount) -> 
         reader.join(PATIENCE)
     assert len(answers) == 30
     assert answers.count(b"hello") >= 29
+
+
+#: Opens a file, and has a child, which has it open too, write and close it when told to.
+_PARENT_AND_CHILD = """
+import os, signal, sys
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+child = os.fork()
+if child:
+    os.close(file)
+    print(child, flush=True)
+    signal.pause()
+sys.stdin.readline()
+os.write(file, b"hello")
+try:
+    os.close(file)
+    print("stored", flush=True)
+except OSError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("becomes", ["a zombie", "stopped, with a signal to come"])
+def test_a_close_is_not_interrupted_though_who_opened_the_file_was_killed(
+    unmounted: KeepfsMount, becomes: str
+) -> None:
+    unmounted.mount()
+    unmounted.store.mkdir(exist_ok=True)
+    pipes = [
+        unmounted.store / hashlib.md5(content, usedforsecurity=False).hexdigest()
+        for content in (b"hello", b"other")
+    ]
+    for each in pipes:
+        os.mkfifo(each)  # a store that hangs
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT_AND_CHILD, unmounted.upload / "file"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        child = int(parent.stdout.readline())
+        if becomes == "a zombie":
+            parent.kill()
+            wait_until(lambda: is_zombie(parent.pid))
+        else:
+            parent.send_signal(signal.SIGSTOP)
+            os.waitpid(parent.pid, os.WUNTRACED)
+            parent.terminate()
+        parent.stdin.write(b"go\n")
+        parent.stdin.flush()
+        wait_until(lambda: waits_for_mount(child))
+
+        # Another client that is killed in its close is gone: so the child was looked at too.
+        other = subprocess.Popen(["sh", "-c", f"printf other > '{unmounted.upload}/other'"])
+        wait_until(lambda: waits_for_mount(other.pid))
+        other.kill()
+        other.wait(timeout=PATIENCE)
+        for each, content in zip(pipes, (b"hello", b"other"), strict=True):
+            with each.open("wb") as pipe:
+                pipe.write(content)
+
+        assert parent.stdout.readline() == b"stored\n"
+        parent.kill()
+
+
+def waits_for_mount(pid: int) -> bool:
+    """Tell whether a process is in a request."""
+    return "fuse" in wchan(pid) or "request" in wchan(pid)
+
+
+def test_a_client_that_opens_in_one_thread_and_closes_in_another_can_be_killed(
+    unmounted: KeepfsMount,
+) -> None:
+    unmounted.mount()
+    unmounted.store.mkdir(exist_ok=True)
+    pipe = unmounted.store / "5d41402abc4b2a76b9719d911017c592"
+    os.mkfifo(pipe)
+    script = "import os,sys,threading; f=os.open(sys.argv[1],os.O_CREAT|os.O_WRONLY)\n"
+    script += "os.write(f,b'hello'); t=threading.Thread(target=os.close,args=(f,)); t.start()\n"
+    script += "print(t.native_id, flush=True); t.join()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, unmounted.upload / "file"], stdout=subprocess.PIPE
+    ) as client:
+        assert client.stdout is not None
+        thread = int(client.stdout.readline())
+        wait_until(lambda: waits_for_mount(thread))
+
+        client.kill()
+
+        assert client.wait(timeout=PATIENCE) == -signal.SIGKILL
+    with pipe.open("wb") as stored:
+        stored.write(b"hello")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -16,6 +17,8 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.mount.mounts import mounted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -428,3 +431,50 @@ def test_fallocate_says_that_it_cannot_and_programs_go_on(
         os.posix_fallocate(opened.fileno(), 0, 10_000)
 
     assert file.read_bytes() == b"content".ljust(10_000, b"\0")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rsync", "-aX"],
+        ["cp", "-a"],
+        ["cp", "--preserve=all"],
+        ["cp", "--preserve=xattr"],
+        ["mv"],
+    ],
+    ids=" ".join,
+)
+def test_programs_that_copy_attributes_copy_from_mount_to_mount(
+    shared: KeepfsMount, tmp_path: Path, command: list[str]
+) -> None:
+    name = "-".join(command)
+    with mounted(tmp_path) as other:
+        source, target = shared.upload / name, other.upload / name
+        source.write_bytes(b"copied with its attributes")
+        source.chmod(0o640)
+        locator = shared.locator(source)
+
+        done = subprocess.run([*command, source, target], capture_output=True, check=False)
+
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert target.read_bytes() == b"copied with its attributes"
+        assert other.locator(target) == locator
+        assert os.getxattr(target, "user.keep.state") == b"stored"
+        if command[0] == "rsync":  # over another version, whose attributes differ
+            source.write_bytes(b"a longer content than before")
+            done = subprocess.run([*command, source, target], capture_output=True, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert other.locator(target) == shared.locator(source)
+
+
+def test_a_copied_attribute_is_not_believed(shared: KeepfsMount, tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    source.write_bytes(b"new content")
+    os.setxattr(source, "user.keep.locator", b"acbd18db4cc2f85cedef654fccc4a4d8+3")
+    os.setxattr(source, "user.keep.state", b"failed")
+
+    run("cp", "--preserve=all", source, shared.upload / "believed")
+
+    digest = hashlib.md5(b"new content", usedforsecurity=False).hexdigest()
+    assert shared.locator(shared.upload / "believed") == f"{digest}+11"
+    assert os.getxattr(shared.upload / "believed", "user.keep.state") == b"stored"

@@ -311,8 +311,8 @@ def test_extended_attributes_are_keepfss_own(places: Places) -> None:
     places.fail_mounted(
         errno.EOPNOTSUPP,
         lambda at: os.setxattr(at / "file", "user.x", b"x"),
-        lambda at: os.setxattr(at / "file", "user.keep.state", b"x"),
-        lambda at: os.removexattr(at / "file", "user.keep.state"),
+        lambda at: os.removexattr(at / "file", "user.x"),
+        lambda at: os.setxattr(at / "full", "user.keep.state", b"x"),
         lambda at: os.getxattr(at / "file", "system.posix_acl_access"),
     )
     places.fail(
@@ -321,7 +321,12 @@ def test_extended_attributes_are_keepfss_own(places: Places) -> None:
         lambda at: os.getxattr(at / "full", "user.keep.state"),
     )
     places.fail(errno.ENOENT, lambda at: os.getxattr(at / "none", "user.keep.state"))
+    places.fail_mounted(errno.ENODATA, lambda at: os.removexattr(at / "file", "user.keep.none"))
     at = places.fresh()
+    locator = os.getxattr(at / "file", "user.keep.locator")
+    os.setxattr(at / "file", "user.keep.locator", b"x")
+    os.removexattr(at / "file", "user.keep.locator")
+    assert os.getxattr(at / "file", "user.keep.locator") == locator
     assert sorted(os.listxattr(at / "file")) == [
         f"user.keep.{name}" for name in ("copies", "locator", "services", "state")
     ]

@@ -484,3 +484,17 @@ def test_a_full_state_disk_is_enospc_and_nothing_is_lost(unmounted: KeepfsMount)
     finally:
         unmounted.clean_up()
         subprocess.run(["umount", "-l", state_dir], check=True)
+
+
+def test_the_log_names_the_file_whose_close_fails(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    over.mount()
+    (over.upload / "folder").mkdir()
+    store.go_down()
+
+    fail(over.upload / "folder" / "file", b"content")
+
+    assert any(" flush of folder/file: E" in line for line in over.logged())
+    store.come_back()
+    wait_until(lambda: state(over.upload / "folder" / "file") == "stored")

@@ -204,11 +204,13 @@ class Spills:
 
 
 def _digests(pieces: list[Piece]) -> list[str]:
-    """Return the digest of each block that pieces would make. Blocks."""
+    """Return the digest of each block that pieces would make; empty if unknown. Blocks."""
     found = []
     for piece in pieces:
-        if piece.receipt is not None and piece.receipt.locator.size == piece.length:
-            found.append(piece.receipt.locator.stripped())
+        if piece.receipt is not None:
+            # A shorter one has zeros behind it, and another digest with them.
+            is_all = piece.receipt.locator.size == piece.length
+            found.append(piece.receipt.locator.stripped() if is_all else "")
             continue
         staged = memoryview(b"" if piece.staged is None else piece.staged).cast("B")
         md5 = hashlib.md5(staged, usedforsecurity=False)

@@ -136,6 +136,8 @@ async def test_what_is_spilled_is_restored_by_the_next_mount_and_queued(tmp_path
             await file.store()
         metadata = file.metadata
         assert await bench.spills.spill(file)
+        (record,), _ = unsaved.find_all(bench.state)
+        assert (record.about.error, record.about.version) == ("down", "")
         bench.mount()
         await bench.restore()
         found = bench.found("name")
@@ -221,9 +223,13 @@ async def test_a_record_of_what_is_stored_or_removed_meanwhile_is_obsolete(
             else:
                 await file.store()
             held.gate.set()
+            held.gate = trio.Event()  # a crash comes before the record is deleted
 
-        await records_are(bench, 0)
+        assert len(bench.records()) == 1
+        assert bench.catalog.obsolete_spills() == set(bench.records())
         assert file.spilled is None
+        held.gate.set()
+        await records_are(bench, 0)
 
 
 async def test_a_disk_that_takes_nothing_is_told_and_tried_again(
@@ -285,13 +291,26 @@ async def test_half_of_a_new_version_is_restored_beside_the_good_one(tmp_path: P
     async with open_bench(tmp_path) as bench:
         file = await bench.stored("name", b"good")
         file.opened()
+        version = file.version
         await file.write(0, b"ha")
         assert await bench.spills.spill(file, is_partial=True)
+        (record,), _ = unsaved.find_all(bench.state)
+        assert (record.about.version, record.about.is_partial) == (version, True)
+        assert version
         bench.mount()
 
         assert await bench.restore() == ["name", "name~unsaved"]
         assert await bench.content("name") == b"good"
         assert await bench.content("name~unsaved") == b"haod"
+
+
+async def test_half_of_a_version_has_another_name_also_where_the_good_one_is_gone(
+    tmp_path: Path,
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        bench.record("name", [Piece(3, staged=b"new")], is_partial=True)
+
+        assert await bench.restore() == ["name~unsaved"]
 
 
 async def test_an_unstored_version_replaces_the_one_that_it_was_made_from(tmp_path: Path) -> None:
@@ -377,15 +396,26 @@ async def test_a_record_that_cannot_be_used_stays_and_keeps_no_other(
             assert name in caplog.text
 
 
+async def inner(bench: Bench) -> UploadFile:
+    """Make a stored file in a directory."""
+    directory = bench.upload.mkdir("c", Metadata(directory_mode(0o755), 1, 2))
+    file = directory.create("inner", Metadata(file_mode(0o644), 1, 2))
+    assert isinstance(file, UploadFile)
+    await file.store()
+    return file
+
+
 async def test_directories_are_made_anew_unless_a_file_is_in_the_way(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         await bench.stored("file", b"x")
         bench.record("a/b/one", [Piece(3, staged=b"one")], uid=7, gid=8)
         bench.record("file/two", [Piece(3, staged=b"two")])
+        other = await inner(bench)
+        bench.record(f"{other.path}/three", [Piece(5, staged=b"three")])
 
-        assert await bench.restore() == ["a", "file", "two"]
+        assert await bench.restore() == ["a", "c", "file", "three", "two"]
         files = {file.path: file for file in bench.upload.files()}
-        assert set(files) == {"a/b/one", "file", "two"}
+        assert set(files) == {"a/b/one", "c/inner", "file", "two", "three"}
         directory = bench.upload.entry_nowait("a")
         assert directory is not None
         assert (directory.metadata.uid, directory.metadata.gid) == (7, 8)

@@ -143,11 +143,11 @@ class FailedFiles:
             while True:
                 file = await self._next_due()
                 await self._places.acquire()
+                self._under_way += 1
                 nursery.start_soon(self._retry_one, file)
 
     async def _retry_one(self, file: Storable) -> None:
         """Retry a file; after a while another may be retried meanwhile."""
-        self._under_way += 1
         place = [self._places]
         try:
             with trio.move_on_after(_PATIENCE):

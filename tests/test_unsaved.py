@@ -212,6 +212,16 @@ def test_sweeping_removes_what_is_obsolete_or_incomplete(tmp_path: Path) -> None
     assert set(os.listdir(tmp_path / "unsaved")) == {kept.name, "foreign"}
 
 
+def test_the_oldest_record_comes_first(tmp_path: Path) -> None:
+    records = sorted((spilled(tmp_path) for _ in range(4)), key=lambda each: each.name)
+    for age, record in enumerate(records):
+        os.utime(record.directory, (1000 - age, 1000 - age))
+
+    found, _ = unsaved.find_all(tmp_path)
+
+    assert found == records[::-1]
+
+
 def test_a_disk_that_takes_no_record_is_left_as_it_was(tmp_path: Path) -> None:
     class Unreadable:
         """Bytes that can't be had."""
@@ -251,6 +261,36 @@ def test_noting_one_more_file_writes_one_line(tmp_path: Path) -> None:
 
     assert (tmp_path / "unsaved.jsonl").stat().st_size - before < 1000
     assert len(failed_journal.read(tmp_path)) == 2001
+
+
+def test_the_journal_is_the_users_alone_and_never_another_file(tmp_path: Path) -> None:
+    journal, path = FailedJournal(tmp_path), tmp_path / "unsaved.jsonl"
+    journal.update({1: about(1)})
+    mode, inode = path.stat().st_mode & 0o777, path.stat().st_ino
+    journal.update({2: about(2)})
+    is_appended = path.stat().st_ino == inode
+    path.unlink()
+    (tmp_path / "foreign").touch()
+    path.symlink_to("foreign")
+
+    with pytest.raises(OSError, match="symbolic link"):
+        journal.update({3: about(3)})
+    journal.update({4: about(4)})
+
+    assert mode == 0o600
+    assert is_appended
+    assert (tmp_path / "foreign").read_bytes() == b""
+    assert failed_journal.read(tmp_path) == [about(number) for number in (1, 2, 3, 4)]
+
+
+def test_a_journal_that_has_ended_has_what_is_lost_and_takes_no_more(tmp_path: Path) -> None:
+    journal = FailedJournal(tmp_path)
+    journal.update({1: about(1)})
+
+    journal.end([about(2)])
+    journal.update({3: about(3)})
+
+    assert failed_journal.read(tmp_path) == [about(2)]
 
 
 def test_the_journal_is_rewritten_when_most_of_it_is_out_of_date(tmp_path: Path) -> None:

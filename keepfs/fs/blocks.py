@@ -234,17 +234,33 @@ class AsyncBlocks:
         self._start(store, self._writes, call)
         return call
 
-    def start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    def start(
+        self,
+        task: Callable[..., Awaitable[None]],
+        *arguments: object,
+        is_awaited: bool = False,
+    ) -> None:
         """Start a task of the mount, which outlives the request that starts it.
 
-        An exception of the task is logged. Like stores, it is awaited at the end of
-        `open_blocks`, until `abandon_writes`.
-        """
-        self._nursery.start_soon(self._run_task, task, *arguments)
+        An exception of the task is logged.
 
-    async def _run_task(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        with trio.CancelScope(shield=not self._abandons_writes) as scope:
-            self._awaited.add(scope)
+        Args:
+            task: What to run.
+            arguments: What it is called with.
+            is_awaited: Wait for it at the end of `open_blocks`, as for stores, until
+                `abandon_writes`; else it is cancelled then.
+        """
+        self._nursery.start_soon(self._run_task, task, is_awaited, *arguments)
+
+    async def _run_task(
+        self,
+        task: Callable[..., Awaitable[None]],
+        is_awaited: bool,  # noqa: FBT001 - a task's arguments have no names
+        *arguments: object,
+    ) -> None:
+        with trio.CancelScope(shield=is_awaited and not self._abandons_writes) as scope:
+            if is_awaited:
+                self._awaited.add(scope)
             try:
                 await task(*arguments)
             except Exception:  # noqa: BLE001 - it would end the nursery, and so the mount
@@ -269,6 +285,15 @@ class AsyncBlocks:
         """
         call = Call[_T]()
         self._start(work, self._disk, call)
+        return await call.wait()
+
+    async def run_alone(self, work: Callable[[], _T]) -> _T:
+        """Run work in a thread of its own, which waits for no other, and return its result.
+
+        Cancellation abandons the wait, not the work.
+        """
+        call = Call[_T]()
+        self._start(work, trio.CapacityLimiter(1), call)
         return await call.wait()
 
     async def spill(self, work: Callable[[], _T]) -> _T:

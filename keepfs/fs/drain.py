@@ -160,7 +160,7 @@ class Drain:
             return
         with trio.move_on_after(_CLOSING):
             try:
-                await trio.to_thread.run_sync(self._close_client, abandon_on_cancel=True)
+                await self._blocks.run_alone(self._close_client)
             except (
                 RuntimeError
             ) as error:  # no thread: it only shuts sockets, but may wait for some
@@ -185,7 +185,7 @@ class Drain:
                 if await self._spills.spill(file):
                     safe.add(file)
 
-            with trio.move_on_at(begin + GRACE - _CLOSING):
+            with trio.move_on_at(begin + GRACE):
                 async with trio.open_nursery() as nursery:
                     for file in left:
                         nursery.start_soon(spill, file)

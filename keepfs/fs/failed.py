@@ -156,12 +156,11 @@ class FailedFiles:
             while True:
                 await self._places.acquire()
                 file = await self._next_due()
-                nursery.start_soon(self._retry_one, file)
+                self._under_way += 1  # before the next one is looked for
+                nursery.start_soon(self._retry_one, file, self._generation)
 
-    async def _retry_one(self, file: Storable) -> None:
+    async def _retry_one(self, file: Storable, generation: int) -> None:
         """Retry a file; after a while another may be retried meanwhile."""
-        generation = self._generation
-        self._under_way += 1
         ended = trio.Event()
 
         async def attempt() -> None:

@@ -92,7 +92,7 @@ class Spills:
             running = self._under_way.get(file)
             if running is None:
                 running = self._under_way[file] = Call[bool]()
-                self._blocks.start(self._spill, file, running)
+                self._blocks.start(self._spill, file, running, is_awaited=True)
             if not await running.wait():
                 return False
         return True
@@ -209,7 +209,7 @@ class Spills:
     ) -> Spilled:
         def remove() -> None:
             self._removing += 1
-            self._blocks.start(self._remove, record)
+            self._blocks.start(self._remove, record, is_awaited=True)
 
         return Spilled(record.name, path, changes, remove, is_partial)
 
@@ -240,11 +240,13 @@ class Spills:
 
 
 def _digests(pieces: list[Piece]) -> list[str]:
-    """Return the digest of each block that pieces would make. Blocks."""
+    """Return the digest of each block that pieces would make; empty if unknown. Blocks."""
     found = []
     for piece in pieces:
-        if piece.receipt is not None and piece.receipt.locator.size == piece.length:
-            found.append(piece.receipt.locator.stripped())
+        if piece.receipt is not None:
+            # A shorter one has zeros behind it, and another digest with them.
+            is_all = piece.receipt.locator.size == piece.length
+            found.append(piece.receipt.locator.stripped() if is_all else "")
             continue
         staged = memoryview(b"" if piece.staged is None else piece.staged).cast("B")
         md5 = hashlib.md5(staged, usedforsecurity=False)

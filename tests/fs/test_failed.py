@@ -22,6 +22,8 @@ class File:
         self.is_storing = False
         self.error: Exception | None = None
         self.hangs = False
+        self.end = trio.Event()
+        self.changes_meanwhile = 0
         self.tries: list[float] = []
         self._failed = failed
         failed.add(self)
@@ -30,12 +32,14 @@ class File:
         self.tries.append(trio.current_time())
         if self.hangs:
             self.is_storing = True
-            await trio.sleep_forever()
+            await self.end.wait()
+            self.is_storing = False
         if self.error is not None:
             if not isinstance(self.error, ZeroDivisionError):
                 self._failed.add(self)
             raise self.error
-        self.needs_saving = False
+        self.changes_meanwhile -= 1
+        self.needs_saving = self.changes_meanwhile >= 0
 
 
 async def run(failed: FailedFiles, seconds: float) -> None:
@@ -87,6 +91,57 @@ async def test_retries_that_hang_give_their_places_to_others(
 
     assert all(not each.needs_saving for each in good)
     assert all(len(each.tries) <= 2 for each in hanging)
+    del autojump_clock
+
+
+async def test_only_so_many_retries_hang_and_one_that_ends_makes_place_for_the_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    files = [File(failed, f"hangs {number}") for number in range(30)]
+    for each in files:
+        each.hangs = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(failed.retry)
+        await trio.sleep(1000.0)
+        tried = [each for each in files if each.tries]
+        tried[0].end.set()
+        await trio.sleep(1000.0)
+        tried_then = [each for each in files if each.tries]
+        nursery.cancel_scope.cancel()
+
+    assert len(tried) == 16
+    assert len(tried_then) == 17
+    assert tried[0] not in failed
+    del autojump_clock
+
+
+async def test_a_retry_that_a_user_brings_forward_is_not_made_once_more_when_it_was_due(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    bad = File(failed, "bad")
+    bad.error = KeepWriteError("never")
+    failed.retry_now()
+
+    await run(failed, 9.0)
+
+    first, second = bad.tries
+    assert second - first >= 4.0
+    del autojump_clock
+
+
+async def test_a_file_that_is_changed_while_it_is_stored_is_retried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    file = File(failed, "file")
+    file.changes_meanwhile = 2
+
+    await run(failed, 100.0)
+
+    assert len(file.tries) == 3
+    assert file not in failed
     del autojump_clock
 
 

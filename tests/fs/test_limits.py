@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import trio
 import trio.testing
 
@@ -36,8 +35,9 @@ async def test_no_more_run_at_once_than_the_limit_and_the_next_in_line_follows()
     assert (at_first, later) == ([0, 1], [0, 1, 2])
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_an_old_call_gives_its_place_to_the_next() -> None:
+async def test_an_old_call_gives_its_place_to_the_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     limiter, order = YieldingLimiter(2, 5, patience=2.0), list[int]()
     seen = []
     async with trio.open_nursery() as nursery:
@@ -51,6 +51,7 @@ async def test_an_old_call_gives_its_place_to_the_next() -> None:
 
     assert seen == [2, 4, 5, 5]  # no more than five, of whatever age
     assert order == [0, 1, 2, 3, 4, 5]
+    del autojump_clock
 
 
 async def test_giving_up_while_waiting_leaves_the_place_to_others() -> None:

@@ -155,8 +155,9 @@ async def test_a_name_without_size_fails_in_time_and_a_later_lookup_gets_the_ans
         assert memory.calls == [("head_block", bare.md5sum)]
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_an_answer_that_came_too_late_is_not_kept_for_ever() -> None:
+async def test_an_answer_that_came_too_late_is_not_kept_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     memory, locator = a_store()
     store = GatedStore(memory)
     bare = KeepLocator(locator.md5sum)
@@ -172,6 +173,7 @@ async def test_an_answer_that_came_too_late_is_not_kept_for_ever() -> None:
 
         await all_answered(blocks)
         assert (asked, len(memory.calls)) == (1, 2)
+    del autojump_clock
 
 
 async def test_the_wait_for_a_name_with_a_size_is_what_the_store_says() -> None:

@@ -118,6 +118,14 @@ def test_only_the_last_blocks_are_remembered(owners: Owners) -> None:
     assert owners.metadata([KeepLocator(f"{1:032x}+3")]) is not None
 
 
+def test_a_block_that_is_stored_again_is_remembered_for_longer(owners: Owners) -> None:
+    for number in (*range(MAX_BLOCKS), 0, MAX_BLOCKS):
+        owners.add(KeepLocator(f"{number:032x}+3"), a_file(0o600))
+
+    assert owners.metadata([KeepLocator(f"{0:032x}+3")]) is not None
+    assert owners.metadata([KeepLocator(f"{1:032x}+3")]) is None
+
+
 def test_a_callers_other_groups_count_too() -> None:
     caller = Caller(1, 77, os.getpid())
 

@@ -184,6 +184,42 @@ async def test_whole_blocks_leave_before_those_still_growing() -> None:
         assert not growing.is_stored
 
 
+async def test_a_store_that_takes_long_has_another_slot_stored_beside_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = GatedStore(DictStore())
+    async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
+        staging = Staging(blocks, maxsize=3 * BLOCK, block_size=BLOCK)
+        slots = [await staged(staging, bytes(BLOCK)) for _ in range(3)]
+        store.shut("put_block")
+        nursery.start_soon(Slot(staging, 0).write, 0, memoryview(b"more"))
+        seen = []
+        for _ in range(3):
+            await trio.sleep(4.0)
+            seen.append([slot.is_storing for slot in slots])
+        store.open("put_block")
+
+    assert seen == [[True, False, False], [True, True, False], [True, True, True]]
+    del autojump_clock
+
+
+async def test_while_something_changes_no_further_slot_is_stored() -> None:
+    store = GatedStore(DictStore())
+    async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
+        staging = Staging(blocks, maxsize=3 * BLOCK, block_size=BLOCK)
+        first, second, small = [await staged(staging, bytes(it)) for it in (BLOCK, BLOCK, 1)]
+        staging.maxsize = BLOCK
+        store.shut("put_block")
+        nursery.start_soon(Slot(staging, 0).write, 0, memoryview(b"more"))
+        await trio.testing.wait_all_tasks_blocked()
+        small.drop()
+        await trio.testing.wait_all_tasks_blocked()
+        seen = first.is_storing, second.is_storing
+        store.open("put_block")
+
+    assert seen == (True, False)
+
+
 async def test_a_single_slot_may_be_larger_than_the_bound() -> None:
     async with open_blocks(DictStore(), copies=2) as blocks:
         staging = Staging(blocks, maxsize=4, block_size=BLOCK)

@@ -61,11 +61,13 @@ async def test_an_exception_among_tasks_is_one_too(
 async def test_after_so_many_failures_in_a_row_it_is_raised(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    failing = Failing(100)
     with pytest.raises(ZeroDivisionError):
-        await supervised("the task", Failing(100).run, most=3)
+        await supervised("the task", failing.run, most=3)
     steady = Failing(10, lasts=100.0)
     await supervised("the task", steady.run, most=3)
 
+    assert len(failing.starts) == 3
     assert len(steady.starts) == 11
     del autojump_clock
 

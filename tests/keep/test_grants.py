@@ -102,6 +102,37 @@ def test_a_refusal_and_another_token_take_grants_back() -> None:
     assert not grants.allows(SIGNED)
 
 
+def test_another_token_may_be_for_services_that_sign() -> None:
+    grants = Grants(10)
+    grants.answered(BARE)
+    before = grants.allows(FORGED)
+
+    grants.clear()
+
+    assert before
+    assert not grants.allows(FORGED)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_only_a_refusal_takes_a_grant_back(cause: Cause) -> None:
+    grants = Grants(10)
+    grants.answered(SIGNED)
+    error = KeepReadError("no", cause=cause)
+
+    with pytest.raises(KeepReadError), grants.judged(SIGNED):
+        raise error
+
+    assert grants.allows(SIGNED) == (cause is not Cause.DENIED)
+
+
+def test_a_name_that_is_answered_again_is_remembered_for_longer() -> None:
+    grants = Grants(2)
+    for name in (SIGNED, FORGED, SIGNED, OTHER):
+        grants.received(name)
+
+    assert [grants.allows(it) for it in (SIGNED, FORGED, OTHER)] == [True, False, True]
+
+
 def test_only_so_many_names_are_remembered() -> None:
     grants = Grants(2)
     for name in (SIGNED, FORGED):

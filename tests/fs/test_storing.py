@@ -1,0 +1,396 @@
+"""A file and the task that stores it: who waits for it, and what it records."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from keepfs.fs.blocks import open_blocks
+from keepfs.fs.failed import FailedFiles
+from keepfs.fs.nodes import Metadata, file_mode
+from keepfs.fs.storing import State, StoringFile
+from keepfs.keep import KeepWriteError
+from tests.fakes.store import DictStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keepfs.fs.blocks import AsyncBlocks
+
+DOWN = KeepWriteError("no service takes it")
+
+
+class File(StoringFile):
+    """A file whose attempts wait at a gate and end as told.
+
+    Attributes:
+        attempts: The changes that each attempt had to cover.
+        errors: What the next attempts raise; None for a success, as when there are no more.
+        ends: How many attempts have ended.
+        gate: Attempts wait while it is not set.
+        includes_later: Whether attempts store later changes too.
+    """
+
+    def __init__(self, blocks: AsyncBlocks) -> None:
+        super().__init__(Metadata(file_mode(0o644), 1, 2), blocks, FailedFiles())
+        self.failed = self._failed
+        self.attempts: list[int] = []
+        self.errors: list[Exception | None] = []
+        self.ends = 0
+        self.gate = trio.Event()
+        self.gate.set()
+        self.includes_later = False
+
+    @property
+    def path(self) -> str:
+        return "the file"
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    def opened(self) -> None:
+        self._openings += 1
+
+    def change_content(self) -> None:
+        """Change it, as a write does."""
+        self._changes += 1
+
+    def remove(self) -> None:
+        """Take its name."""
+        self.links = 0
+
+    async def _store_once(self, changes: int) -> None:
+        self.attempts.append(changes)
+        gate = self.gate
+        await gate.wait()
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+        self._stored = self._changes if self.includes_later else changes
+
+    def _is_sending(self) -> bool:
+        return False
+
+    def _attempt_ended(self) -> None:
+        self.ends += 1
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        raise NotImplementedError
+
+    def shut(self) -> None:
+        """Let attempts that begin from now on wait."""
+        self.gate = trio.Event()
+
+
+@contextlib.asynccontextmanager
+async def open_file(openings: int = 0) -> AsyncIterator[File]:
+    async with open_blocks(DictStore(), copies=1) as blocks:
+        file = File(blocks)
+        for _ in range(openings):
+            file.opened()
+        yield file
+
+
+async def settle() -> None:
+    """Let all tasks go as far as they can."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+class Waiter:
+    """A request that waits for a store, and what it learned."""
+
+    def __init__(self, file: File, nursery: trio.Nursery) -> None:
+        self._file = file
+        self.scope = trio.CancelScope()
+        self.result: object = "waiting"
+        nursery.start_soon(self._wait)
+
+    async def _wait(self) -> None:
+        with self.scope:
+            try:
+                await self._file.store()
+                self.result = "stored"
+            except Exception as error:  # noqa: BLE001 - for the test
+                self.result = error
+
+
+async def test_all_who_want_the_same_changes_stored_wait_for_one_attempt() -> None:
+    async with open_file() as file, trio.open_nursery() as nursery:
+        file.shut()
+        waiters = [Waiter(file, nursery) for _ in range(3)]
+        await settle()
+        state, results = file.state, {waiter.result for waiter in waiters}
+        file.gate.set()
+        await settle()
+
+        assert (state, results) == (State.STORING, {"waiting"})
+        assert [waiter.result for waiter in waiters] == ["stored"] * 3
+        assert file.attempts == [1]
+        assert file.ends == 1
+        assert not file.needs_store
+        assert not file.needs_saving
+        assert not file.is_storing
+
+
+async def test_a_failure_is_everybodys_and_queues_the_file() -> None:
+    async with open_file() as file, trio.open_nursery() as nursery:
+        file.errors = [DOWN]
+        file.shut()
+        waiters = [Waiter(file, nursery) for _ in range(2)]
+        await settle()
+        file.gate.set()
+        await settle()
+
+        results = [waiter.result for waiter in waiters]
+        assert [str(result) for result in results] == [str(DOWN)] * 2
+        assert results[0] is not results[1]
+        assert file.attempts == [1]
+        assert file in file.failed
+        assert not file.needs_store
+        assert file.needs_saving
+        assert file.error == "no service takes it"
+        state = file.state
+        assert state is State.FAILED
+
+
+async def test_a_later_success_takes_the_file_out_of_the_queue() -> None:
+    async with open_file() as file:
+        file.errors = [DOWN]
+        with pytest.raises(KeepWriteError):
+            await file.store()
+
+        await file.store()
+
+        assert file not in file.failed
+        assert file.failure is None
+        assert file.state is State.STORED
+
+
+async def test_a_success_of_older_changes_leaves_the_file_in_the_queue() -> None:
+    async with open_file(openings=1) as file, trio.open_nursery() as nursery:
+        file.errors = [DOWN]
+        with pytest.raises(KeepWriteError):
+            await file.store()
+        file.shut()
+        waiter = Waiter(file, nursery)
+        await settle()
+        file.change_content()
+        file.gate.set()
+        await settle()
+
+        assert waiter.result == "stored"
+        assert file.attempts == [1, 1]
+        assert file in file.failed
+        assert file.needs_saving
+        assert file.state is State.DIRTY
+
+
+async def test_whoever_gives_up_waiting_ends_no_attempt() -> None:
+    async with open_file() as file, trio.open_nursery() as nursery:
+        file.shut()
+        waiter = Waiter(file, nursery)
+        await settle()
+        waiter.scope.cancel()
+        await settle()
+        is_storing = file.is_storing
+        file.gate.set()
+        await settle()
+
+        assert is_storing
+        assert waiter.result == "waiting"
+        assert file.state is State.STORED
+
+
+async def test_whoever_wants_later_changes_waits_for_a_further_attempt() -> None:
+    async with open_file(openings=1) as file, trio.open_nursery() as nursery:
+        file.shut()
+        first = Waiter(file, nursery)
+        await settle()
+        file.change_content()
+        second = Waiter(file, nursery)
+        await settle()
+        gate = file.gate
+        file.shut()
+        gate.set()
+        await settle()
+        results = first.result, second.result
+        file.gate.set()
+        await settle()
+
+        assert results == ("stored", "waiting")
+        assert second.result == "stored"
+        assert file.attempts == [1, 2]
+
+
+async def test_whoever_wants_later_changes_does_not_learn_of_an_older_failure() -> None:
+    async with open_file(openings=1) as file, trio.open_nursery() as nursery:
+        file.errors = [DOWN]
+        file.shut()
+        first = Waiter(file, nursery)
+        await settle()
+        file.change_content()
+        second = Waiter(file, nursery)
+        await settle()
+        file.gate.set()
+        await settle()
+
+        assert isinstance(first.result, KeepWriteError)
+        assert second.result == "stored"
+        assert file.attempts == [1, 2]
+        assert file.state is State.STORED
+        assert file not in file.failed
+
+
+async def test_later_changes_that_an_attempt_included_are_not_stored_again() -> None:
+    async with open_file() as file, trio.open_nursery() as nursery:
+        file.includes_later = True
+        file.shut()
+        first = Waiter(file, nursery)
+        await settle()
+        file.change_content()
+        second = Waiter(file, nursery)
+        await settle()
+        file.gate.set()
+        await settle()
+
+        assert (first.result, second.result) == ("stored", "stored")
+        assert file.state is State.STORED
+
+
+@pytest.mark.parametrize("openings", [0, 1])
+async def test_changes_made_meanwhile_are_stored_next_unless_a_close_will_follow(
+    openings: int,
+) -> None:
+    async with open_file(openings) as file:
+        file.shut()
+        file.begin_store()
+        await settle()
+        file.change_content()
+        file.gate.set()
+        await settle()
+
+        assert file.attempts == ([1] if openings else [1, 2])
+        assert file.needs_store == bool(openings)
+        assert file.is_being_changed == bool(openings)
+        assert file.state is (State.DIRTY if openings else State.STORED)
+        file.change_content()
+        assert file.needs_store
+        assert file.is_being_changed == bool(openings)
+
+
+async def test_changes_that_somebody_wanted_stored_are_stored_though_nobody_waits() -> None:
+    async with open_file(openings=1) as file:
+        file.shut()
+        file.begin_store()
+        await settle()
+        file.change_content()
+        file.begin_store()
+        file.gate.set()
+        await settle()
+
+        assert file.attempts == [1, 2]
+        assert file.state is State.STORED
+
+
+async def test_half_of_later_changes_is_not_stored_for_who_wanted_the_earlier_ones() -> None:
+    async with open_file(openings=1) as file:
+        file.shut()
+        file.begin_store()
+        await settle()
+        file.begin_store()
+        file.change_content()
+        file.gate.set()
+        await settle()
+
+        assert file.attempts == [1]
+
+
+async def test_a_file_whose_attempts_fail_is_not_stored_over_and_over() -> None:
+    async with open_file() as file:
+        file.errors = [DOWN] * 5
+        file.begin_store()
+        await settle()
+
+        assert file.attempts == [1]
+        assert file in file.failed
+
+
+async def test_a_removed_file_is_neither_stored_nor_queued() -> None:
+    async with open_file() as file, trio.open_nursery() as nursery:
+        file.errors = [DOWN]
+        file.shut()
+        waiter = Waiter(file, nursery)
+        await settle()
+        file.change_content()
+        file.remove()
+        file.gate.set()
+        await settle()
+        await file.store()
+
+        assert isinstance(waiter.result, KeepWriteError)
+        assert file.attempts == [1]
+        assert file not in file.failed
+        assert not file.needs_store
+        assert not file.needs_saving
+
+
+async def test_a_failure_is_logged_if_no_waiter_reports_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "keepfs.fs.storing")
+    async with open_file() as file:
+        file.errors = [DOWN, DOWN]
+        with pytest.raises(KeepWriteError):
+            await file.store()
+        logged_with_a_waiter = list(caplog.messages)
+        file.begin_store()
+        await settle()
+
+    assert logged_with_a_waiter == []
+    assert caplog.messages == ["not stored: the file: no service takes it"]
+
+
+async def test_an_unexpected_failure_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_file() as file:
+        file.errors = [ZeroDivisionError("a bug")]
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            await file.store()
+
+        assert file.error == "ZeroDivisionError: a bug"
+        assert file in file.failed
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "the file" in record.getMessage()
+
+
+async def test_an_error_without_a_text_is_named_by_its_type() -> None:
+    async with open_file() as file:
+        for error, text in (
+            (OSError(), "OSError: "),
+            (OSError(28, "No space left"), "[Errno 28] No space left"),
+            (KeyError("x"), "KeyError: 'x'"),
+        ):
+            file.errors = [error]
+            with pytest.raises(type(error)):
+                await file.store()
+            assert file.error == text
+
+
+async def test_the_end_of_the_mount_ends_attempts_and_waits() -> None:
+    async with trio.open_nursery() as nursery, open_file() as file:
+        file.shut()
+        waiter = Waiter(file, nursery)
+        await settle()
+
+    assert isinstance(waiter.result, KeepWriteError)
+    assert str(waiter.result) == "the mount has ended"
+    assert not file.is_storing
+    assert file.needs_saving

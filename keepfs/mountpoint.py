@@ -99,6 +99,15 @@ def mounted_at(mountpoint: Path) -> MountEntry | None:
     return here[-1] if here else None
 
 
+def places_of(device: str) -> list[Path]:
+    """Return where a mount of ours is, by `major:minor`: a bind mount is a further place."""
+    return [
+        entry.mountpoint
+        for entry in mounts()
+        if entry.device == device and entry.kind == FILE_SYSTEM_TYPE
+    ]
+
+
 def kind_of_device(device: int) -> str | None:
     """Return the type of the file system with a device number, as st_dev has it, if mounted."""
     number = f"{os.major(device)}:{os.minor(device)}"

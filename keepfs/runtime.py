@@ -156,6 +156,15 @@ def find(mountpoint: Path) -> RunningMount | None:
     return _read(path) if _is_locked(path) else None
 
 
+def find_device(device: str) -> RunningMount | None:
+    """Return the running mount of a device, as `major:minor`, or None."""
+    for path in runtime_directory().glob("*.json"):
+        running = _read(path) if _is_locked(path) else None
+        if running is not None and running.device and device == f"0:{running.device}":
+            return running
+    return None
+
+
 def is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped, by a signal or a debugger: it answers nothing."""
     try:

@@ -256,6 +256,8 @@ def unmount_command(mountpoint_: Path) -> None:
         path = mountpoint.resolve(mountpoint_)
         entry = mountpoint.mounted_at(path)
         running = runtime.find(path)
+        if running is None and entry is not None:
+            running = runtime.find_device(entry.device)  # of a bind mount
         if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
             raise click.ClickException(f"{path} isn't a mount of keepfs, but of {entry.kind}")
         if entry is None and running is None:
@@ -266,14 +268,30 @@ def unmount_command(mountpoint_: Path) -> None:
                 mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
             except mountpoint.MountpointError as error:
                 raise click.ClickException(_who_holds(entry) or str(error)) from error
-        if running is not None and not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-            # It hasn't noticed: a container or service that began meanwhile has the
-            # mount as well, and the kernel keeps it alive for that.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(running.pid, signal.SIGTERM)
-            _wait_for(path, running)
-        if running is not None and running.state_dir:
-            _report_unsaved(path, Path(running.state_dir))
+        if running is None:
+            return
+        left = mountpoint.places_of(f"0:{running.device}")
+        if not left:
+            _end(running)
+        elif path == Path(running.mountpoint):
+            # The process isn't told to end: programs may use the other places.
+            raise click.ClickException(
+                f"unmounted from {path}, but process {running.pid} goes on, since bind mounts are"
+                f" left: umount {' '.join(map(str, left))}"
+            )
+
+
+def _end(running: runtime.RunningMount) -> None:
+    """Wait until the process has ended; fail if anything isn't stored."""
+    path = Path(running.mountpoint)
+    if not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+        # It hasn't noticed: a container or service that began meanwhile has the
+        # mount as well, and the kernel keeps it alive for that.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGTERM)
+        _wait_for(path, running)
+    if running.state_dir:
+        _report_unsaved(path, Path(running.state_dir))
 
 
 def _wait_for(path: Path, running: runtime.RunningMount) -> None:

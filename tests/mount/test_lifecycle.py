@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from keepfs import mountpoint
-from tests.mount.mounts import PATIENCE, KeepfsMount, keepfs, mounted, wait_until
+from tests.mount.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
 
 def the_one_line(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -139,6 +139,32 @@ def test_a_busy_mount_stays_and_its_holders_are_named(mount: KeepfsMount) -> Non
     assert "is busy" in line
     assert f"(process {os.getpid()}) has {mount.upload / 'file'}" in line
     assert (mount.path / "README").exists()
+
+
+def test_bind_mounts_are_named_and_the_last_to_go_ends_the_process(unmounted: KeepfsMount) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make bind mounts")
+    unmounted.mount()
+    (unmounted.upload / "file").write_bytes(b"content")
+    pid = unmounted.pid()
+    places = [unmounted.base / "one", unmounted.base / "two"]
+    for place in places:
+        place.mkdir()
+        subprocess.run(["mount", "--bind", str(unmounted.upload), str(place)], check=True)
+    try:
+        for _ in range(2):  # the second time it isn't mounted there any more
+            line = the_one_line(unmounted.unmount())
+            assert f"since bind mounts are left: umount {places[0]} {places[1]}" in line
+        assert (places[0] / "file").read_bytes() == b"content"
+        for place in places:
+            assert Path(f"/proc/{pid}/cmdline").read_bytes()
+            done = keepfs("unmount", place, env=unmounted.environment)
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        # It has ended when the command returns.
+        assert not Path(f"/proc/{pid}").exists() or is_zombie(pid)
+    finally:
+        for place in places:
+            subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
 
 
 def test_a_working_directory_holds_a_mount_too(mount: KeepfsMount) -> None:

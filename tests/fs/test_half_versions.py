@@ -144,22 +144,24 @@ async def test_what_is_unsaved_is_spilled_though_a_task_of_the_mount_was_cancell
     tmp_path: Path,
 ) -> None:
     failing = FailingStore(DictStore())
-    with closing(Catalog(tmp_path / "catalog")) as catalog:
-        with contextlib.suppress(BaseExceptionGroup):
-            async with open_blocks(failing, copies=1) as blocks:
-                world = World(blocks, GatedStore(failing), tmp_path, catalog)
-                file = await world.stored("file", b"v1")
-                failing.fail_always("put_block", FULL)
-                await world.rewrite(file, b"v2")
-                with pytest.raises(KeepWriteError):
-                    await file.store()
-                file.closed()
-                try:
-                    blocks._nursery.cancel_scope.cancel()  # noqa: SLF001 - as a bug in a task would
-                    await trio.lowlevel.checkpoint()
-                finally:
-                    with trio.CancelScope(shield=True):
-                        count, lost = await world.drain.finish()
+    with (
+        closing(Catalog(tmp_path / "catalog")) as catalog,
+        contextlib.suppress(BaseExceptionGroup),
+    ):
+        async with open_blocks(failing, copies=1) as blocks:
+            world = World(blocks, GatedStore(failing), tmp_path, catalog)
+            file = await world.stored("file", b"v1")
+            failing.fail_always("put_block", FULL)
+            await world.rewrite(file, b"v2")
+            with pytest.raises(KeepWriteError):
+                await file.store()
+            file.closed()
+            try:
+                blocks._nursery.cancel_scope.cancel()  # noqa: SLF001 - as a bug in a task would
+                await trio.lowlevel.checkpoint()
+            finally:
+                with trio.CancelScope(shield=True):
+                    count, lost = await world.drain.finish()
 
     assert (count, lost) == (1, [])
     (record,), _ = unsaved.find_all(tmp_path)

@@ -171,6 +171,23 @@ def test_a_cut_whose_store_fails_leaves_the_size_and_bytes_that_stat_says(
     wait_until(lambda: state(path) == "stored")
 
 
+def test_a_failed_close_that_a_shell_hides_is_told_by_sync_and_the_log(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    over.mount()
+    store.go_down()
+
+    def run(script: str) -> int:
+        return subprocess.run(["sh", "-c", script], check=False, stderr=subprocess.PIPE).returncode
+
+    codes = [run(f"echo x > '{over.upload}/file'"), run(f"printf x > '{over.upload}/other'")]
+    told = run(f"sync '{over.upload}/file'")
+
+    assert codes == [0, 0]
+    assert told == 1
+    assert "flush of file: EHOSTUNREACH" in over.log_file.read_text()
+
+
 # --- tasks of the mount are supervised -----------------------------------------------------
 
 

@@ -168,29 +168,58 @@ def test_a_close_is_not_interrupted_though_who_opened_the_file_was_killed(
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdin is not None
-        child = int(parent.stdout.readline())
-        if becomes == "a zombie":
-            parent.kill()
-            wait_until(lambda: is_zombie(parent.pid))
-        else:
-            parent.send_signal(signal.SIGSTOP)
-            os.waitpid(parent.pid, os.WUNTRACED)
-            parent.terminate()
-        parent.stdin.write(b"go\n")
-        parent.stdin.flush()
-        wait_until(lambda: waits_for_mount(child))
+        try:
+            child = int(parent.stdout.readline())
+            if becomes == "a zombie":
+                parent.kill()
+                wait_until(lambda: is_zombie(parent.pid))
+            else:
+                parent.send_signal(signal.SIGSTOP)
+                os.waitpid(parent.pid, os.WUNTRACED)
+                parent.terminate()
+            parent.stdin.write(b"go\n")
+            parent.stdin.flush()
+            wait_until(lambda: waits_for_mount(child))
 
-        # Another client that is killed in its close is gone: so the child was looked at too.
-        other = subprocess.Popen(["sh", "-c", f"printf other > '{unmounted.upload}/other'"])
-        wait_until(lambda: waits_for_mount(other.pid))
-        other.kill()
-        other.wait(timeout=PATIENCE)
-        for each, content in zip(pipes, (b"hello", b"other"), strict=True):
-            with each.open("wb") as pipe:
-                pipe.write(content)
+            # Another client that is killed in its close is gone: so the child was looked at too.
+            with subprocess.Popen(
+                [sys.executable, "-c", _WRITER, unmounted.upload / "other"],
+                stdout=subprocess.PIPE,
+            ) as other:
+                assert other.stdout is not None
+                assert other.stdout.readline() == b"written\n"
+                wait_until(lambda: waits_for_mount(other.pid))
+                other.kill()
+            for each, content in zip(pipes, (b"hello", b"other"), strict=True):
+                write_to_reader(each, content)
 
-        assert parent.stdout.readline() == b"stored\n"
-        parent.kill()
+            assert parent.stdout.readline() == b"stored\n"
+        finally:
+            parent.kill()  # a stopped one too
+
+
+_WRITER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+os.write(file, b"other")
+print("written", flush=True)
+os.close(file)
+"""
+
+
+def write_to_reader(pipe: Path, content: bytes) -> None:
+    """Write to a named pipe once somebody reads it."""
+
+    def is_written() -> bool:
+        try:
+            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return False
+        os.write(descriptor, content)
+        os.close(descriptor)
+        return True
+
+    wait_until(is_written)
 
 
 def waits_for_mount(pid: int) -> bool:

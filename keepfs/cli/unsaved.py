@@ -118,8 +118,14 @@ def export_command(
 @_state_dir
 def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> None:
     """Give up the files that `list` calls NAME: their bytes are gone then."""
-    for file in [_named(path, state_dir, name) for name in names]:
-        file.remove()
+    wrong = []
+    for name in names:
+        try:
+            _named(path, state_dir, name).remove()
+        except click.ClickException as error:
+            wrong.append(error.message)
+    if wrong:
+        raise click.ClickException("\n".join(wrong))
 
 
 def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:

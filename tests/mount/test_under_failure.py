@@ -23,6 +23,7 @@ from tests.mount.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MIB = 1 << 20
 #: Seconds in which a process that need not wait for a service must be gone. Generous: the
 #: machine may be busy; a hung PUT would take 256 s.
 SOON = 30.0
@@ -329,6 +330,39 @@ def test_half_of_an_overwrite_is_kept_beside_the_good_version(over: KeepfsMount)
 
     assert path.read_bytes() == b"the good version"
     assert (over.upload / "file~unsaved").read_bytes() == b"HALFgood version"
+
+
+def test_a_write_that_fails_leaves_what_was_written_before_it_over_an_end_too(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    """As on a full disk: the program learns it from write, and what is closed then is stored."""
+    over.options += ("--request-timeout", "2", "--drain-timeout", "2", "--staging-size", "256M")
+    over.mount()
+    path = over.upload / "file"
+    path.write_bytes(b"old")
+    store.always(Fault(hold=Stage.BEFORE_READ), method="PUT")
+    piece = os.urandom(MIB)
+    for number in range(2):
+        fail(over.upload / f"large{number}", piece * 110)
+
+    written = 0
+    with path.open("wb", buffering=0) as file:
+        error = None
+        while error is None and written < 64 * MIB:
+            try:
+                written += file.write(piece)
+            except OSError as failure:
+                error = failure.errno
+        with pytest.raises(OSError, match="Errno"):
+            file.close()
+    over.unmount()
+    store.heal()
+    over.mount()
+
+    assert error == errno.ETIMEDOUT
+    assert 0 < written < 64 * MIB
+    wait_until(lambda: state(path) == "stored", 60)
+    assert path.read_bytes() == piece * (written // MIB)
 
 
 def test_the_units_stop_timeout_covers_the_drain() -> None:

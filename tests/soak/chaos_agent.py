@@ -22,7 +22,8 @@ from tests.soak.chaos_content import Recipe, Seen
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CHUNK = 1 << 20
+#: Bytes of one call.
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Done:
         call: As in the step.
         error: The errno; 0 if it went well.
         longest: Seconds that the slowest system call of it took.
-        value: What it returned.
+        value: What it returned; of a write that failed, the bytes that were written before.
         ended: When it ended, in monotonic seconds, the same in all processes.
         text: The error in words.
     """
@@ -76,6 +77,7 @@ class _Agent:
 
     descriptor: int = -1
     longest: float = 0.0
+    written: int = 0
     calls: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     def run(self, steps: list[Step]) -> list[Done]:
@@ -97,6 +99,7 @@ class _Agent:
             value = getattr(self, step.call)(*step.arguments)
         except OSError as failure:
             error, text = failure.errno or -1, str(failure)
+            value = self.written if step.call == "write" else None
         end = time.monotonic()
         return Done(step.call, error, self.longest or end - begin, value, end, text)
 
@@ -119,8 +122,10 @@ class _Agent:
     def write(self, source: bytes | Recipe) -> None:
         """Write bytes where the file stands."""
         view = memoryview(source.make() if isinstance(source, Recipe) else source)
-        while view:
-            view = view[self._timed(os.write, self.descriptor, view[:_CHUNK]) :]
+        self.written = 0
+        while self.written < len(view):
+            chunk = view[self.written : self.written + CHUNK]
+            self.written += self._timed(os.write, self.descriptor, chunk)
 
     def fsync(self) -> None:
         """Sync the open file."""
@@ -133,7 +138,7 @@ class _Agent:
     def read(self) -> Seen:
         """Read the open file to its end."""
         md5, size, head = hashlib.md5(usedforsecurity=False), 0, b""
-        while chunk := self._timed(os.read, self.descriptor, _CHUNK):
+        while chunk := self._timed(os.read, self.descriptor, CHUNK):
             head = head or chunk[:48]
             size += len(chunk)
             md5.update(chunk)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.soak.chaos_content import ABSENT, Content, Recipe
 
@@ -17,6 +17,25 @@ if TYPE_CHECKING:
 
     from tests.soak.chaos_content import Seen
     from tests.soak.chaos_findings import Findings
+
+
+class Part(NamedTuple):
+    """What a write that failed may have left in a file: a first part of what was to be written.
+
+    Attributes:
+        content: All of it.
+        least: Bytes that were in the file before the call that failed.
+        most: Bytes that are in it if that call has written all of its own.
+    """
+
+    content: Content
+    least: int
+    most: int
+
+    def is_seen(self, seen: Seen | None) -> bool:
+        """Tell whether this is what was found."""
+        in_range = seen is not None and self.least <= seen.size <= self.most
+        return in_range and self.content.begins_with(seen)
 
 
 @dataclass(slots=True)
@@ -33,6 +52,7 @@ class Record:
             replaced, and outlive an orderly end of the mount.
         safe: A kept content that an end of the mount has put aside: it must
             outlive any further end.
+        part: What a write that failed may have left, which the close after it stored.
         new: What `NAME.new` is written to have, to be renamed over it.
         failed_at: When the last close failed, in monotonic seconds; None if
             the file has been replaced since.
@@ -44,13 +64,14 @@ class Record:
     live: Content | None = ABSENT
     kept: Content | None = None
     safe: Content | None = None
+    part: Part | None = None
     new: Content | None = None
     failed_at: float | None = None
 
     def begin(self, content: Content) -> None:
         """Note that a change to this content has begun."""
         self.later.append(content)
-        self.kept = self.safe = None
+        self.kept = self.safe = self.part = None
         self.failed_at = None
         self.live = None
 
@@ -58,7 +79,7 @@ class Record:
         """Note that a call said that this content is stored."""
         self.acknowledged, self.live = content, content
         self.later = []
-        self.kept = self.safe = None
+        self.kept = self.safe = self.part = None
         self.failed_at = None
 
     def failed(self, content: Content, at: float, *, whole: bool) -> None:
@@ -104,7 +125,8 @@ class Record:
         """
         may = [self.acknowledged, *self.later, *filter(None, (self.kept, self.safe))]
         is_new = drained and self.acknowledged is ABSENT
-        findings.content(self.path, there, may, self.later if is_new else ())
+        if self.part is None or not self.part.is_seen(there):
+            findings.content(self.path, there, may, self.later if is_new else ())
         for name, seen in beside.items():
             if self.acknowledged.is_seen(seen) or _are_equal(seen, there):
                 findings.report(

@@ -7,10 +7,11 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from tests.soak.chaos_agent import Done, Step, read_steps, seen_by
+from tests.soak.chaos_agent import CHUNK, Done, Step, read_steps, seen_by
 from tests.soak.chaos_cluster import COPIES
 from tests.soak.chaos_content import ABSENT, FEWEST, SIZES, Content, Recipe, identified, md5_of
-from tests.soak.chaos_ledger import Record
+from tests.soak.chaos_findings import GONE
+from tests.soak.chaos_ledger import Part, Record
 from tests.soak.chaos_mount import REQUEST_TIMEOUT, SLACK
 from tests.soak.chaos_stage import ENOENT, Situation, Stage, Worker, check_copies
 
@@ -210,6 +211,7 @@ class Writer(Worker):
         record.begin(content)
         results, was_up = self.calls(record.path, steps)
         self.findings.count({"copy": "cp -p", "truncate": "truncate"}.get(steps[0].call, "write"))
+        record.part = _part_of(content, steps, results)
         errors = {it.call: it for it in results if it.error}
         if not errors:
             # Also where the mount ends meanwhile: 0 is 0.
@@ -288,6 +290,21 @@ class Writer(Worker):
 
     def _path(self, record: Record) -> str:
         return str(self.stage.life.mount.upload / record.path)
+
+
+def _part_of(content: Content, steps: list[Step], results: list[Done]) -> Part | None:
+    """Return what a write that failed while the mount was there may have left in the file."""
+    for step, done in zip(steps, results, strict=False):
+        if not done.error or done.error in GONE:
+            continue
+        if done.call == "copy":
+            return Part(content, 0, content.size)
+        if done.call == "write":
+            source: bytes | Recipe = step.arguments[0]
+            size = source.size if isinstance(source, Recipe) else len(source)
+            least = content.size - size + done.value
+            return Part(content, least, min(content.size, least + CHUNK))
+    return None
 
 
 def _was_synced(results: list[Done]) -> bool:

@@ -18,7 +18,7 @@ from tests.soak.chaos_agent import Step, read_steps, seen_by
 from tests.soak.chaos_cluster import COPIES, Cluster
 from tests.soak.chaos_content import ABSENT, Content, Recipe, Seen, identified, md5_of
 from tests.soak.chaos_findings import HEALTHY_BOUND, Findings, documented_errnos, summary, table
-from tests.soak.chaos_ledger import Record, original_of
+from tests.soak.chaos_ledger import Part, Record, original_of
 from tests.soak.chaos_mount import Usage, tracebacks
 from tests.soak.chaos_plan import ALL, ELSEWHERE, REMEMBERED, SERVICES, Epoch, plan
 from tests.soak.chaos_stage import Agent, check_copies
@@ -252,6 +252,19 @@ class TestLedger:
         record.check_live(HALF, findings)
 
         assert findings.found == []
+
+    def test_a_write_that_failed_leaves_what_was_written_before_it_and_nothing_else(
+        self, record: Record
+    ) -> None:
+        record.begin(NEW)
+        record.part = Part(NEW, 90_000, 110_000)
+        record.failed(NEW, 0.0, whole=False)
+
+        assert self.after(record, HALF) == []
+        for size in (89_999, 110_001):
+            assert self.after(record, Seen.of(NEW.data()[:size])) == ["wrong bytes"]
+        record.begin(NEW)
+        assert self.after(record, HALF) == ["wrong bytes"]
 
     def test_what_was_removed_stays_away(self, record: Record) -> None:
         record.begin(ABSENT)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from keepfs.options import MountOptions
+    from keepfs.config.options import MountOptions
 
 _log = logging.getLogger(__name__)
 

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from keepfs.config.options import MountOptions
     from keepfs.daemon import Reporter
     from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.options import MountOptions
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from keepfs.config import load_settings
+from keepfs.config.arvados import load_settings
 from keepfs.keep.api import ApiClient, ApiError
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.cache import KEPT_FOR_READER, KeepBlockCache
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from keepfs.config.options import StoreOptions
     from keepfs.keep.receipt import Receipt
-    from keepfs.options import StoreOptions
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

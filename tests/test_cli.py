@@ -18,9 +18,9 @@ import pytest
 from keepfs import __version__
 from keepfs.cli import settings
 from keepfs.cli.mounting import mount_command
+from keepfs.config.options import CONFIG_KEYS
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.local import LocalStore
-from keepfs.options import CONFIG_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

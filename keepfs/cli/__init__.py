@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from keepfs import __version__
-from keepfs.options import CONFIG_KEYS
+from keepfs.config.options import CONFIG_KEYS
 
 _PREFIX = "KEEPFS_"
 #: Exit code of what was interrupted, as shells have it: 128 + SIGINT.

@@ -15,9 +15,9 @@ from keepfs.keep.survey import Sighting, survey
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
     from keepfs.keep.locator import KeepLocator
-    from keepfs.options import StoreOptions
 
 _WORDS = {
     None: "ok",

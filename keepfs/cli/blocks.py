@@ -19,7 +19,7 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from keepfs.options import StoreOptions
+    from keepfs.config.options import StoreOptions
 
 #: Bytes of a block in which text is told from what a terminal can't show.
 _LOOKED_AT = 64 * 1024

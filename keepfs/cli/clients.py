@@ -20,8 +20,8 @@ from keepfs.keep.locator import KeepLocator, parse_list
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
-    from keepfs.options import StoreOptions
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

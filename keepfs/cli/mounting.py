@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import daemon, failed_journal, mountpoint, options, runtime, unsaved
+from keepfs import daemon, failed_journal, mountpoint, runtime, unsaved
 from keepfs.cli import failures, settings, waiting
 from keepfs.cli.settings import Setting, setting
+from keepfs.config import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable

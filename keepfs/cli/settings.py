@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from keepfs import options
 from keepfs.cli import failures
-from keepfs.config import load_settings
+from keepfs.config import options
+from keepfs.config.arvados import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,7 +15,7 @@ from keepfs.cli import clients, failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 
 if TYPE_CHECKING:
-    from keepfs.options import StoreOptions
+    from keepfs.config.options import StoreOptions
     from keepfs.unsaved import UnsavedFile
 
 

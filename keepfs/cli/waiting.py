@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs.config import load_settings
+from keepfs.config.arvados import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from keepfs.options import StoreOptions
+    from keepfs.config.options import StoreOptions
 
 #: Seconds without a word.
 _SILENT = 2.0

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from keepfs import __version__
-from keepfs.config import Settings, ca_file, load_settings
+from keepfs.config.arvados import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
 from keepfs.keep.pace import Pace, pacing

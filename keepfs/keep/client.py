@@ -10,7 +10,7 @@ import datetime as dt
 import os
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from keepfs.config import local_store_directory
+from keepfs.config.arvados import local_store_directory
 from keepfs.keep import service, writer_queue, writers
 from keepfs.keep.api import ApiClient
 from keepfs.keep.attributes import Attributes

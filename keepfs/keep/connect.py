@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keepfs.config import load_settings
+from keepfs.config.arvados import load_settings
 from keepfs.keep.api import ApiClient, verify_setting
 from keepfs.keep.discovery import Services
 from keepfs.keep.remote import RemoteStore

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.config import Settings
+from keepfs.config.arvados import Settings
 from keepfs.keep import ArgumentError, Cause, KeepClient
 from keepfs.keep.api import ApiClient, ApiError, verify_setting
 from tests.keepstore import (

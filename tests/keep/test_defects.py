@@ -212,7 +212,7 @@ ROWS = [
         33,
         "two `=` in the settings file stop the program",
         (),
-        "tests/test_config.py: test_a_settings_file_is_read_as_the_go_programs_read_it.",
+        "tests/config/test_arvados.py: test_a_settings_file_is_read_as_the_go_programs_read_it.",
     ),
     Row(
         34,

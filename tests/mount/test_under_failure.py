@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.config.options import MountOptions
 from keepfs.fs.drain import GRACE
-from keepfs.options import MountOptions
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 from tests.mount.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 

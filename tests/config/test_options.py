@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfs.options import (
+from keepfs.config.options import (
     MountOptions,
     OptionsError,
     StoreOptions,

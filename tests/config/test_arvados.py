@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keepfs.config import (
+from keepfs.config.arvados import (
     Settings,
     ca_file,
     is_yes,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 #: Runs something in the background, and prints what its parent got to know.
 PARENT = """
 import json, os, sys, time
-from keepfs.daemon import PipeReporter, run_in_background
+from keepfs.mount.daemon import PipeReporter, run_in_background
 
 def run(reporter):
 {body}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs import logs
+from keepfs.mount import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

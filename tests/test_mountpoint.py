@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs import mountpoint
-from keepfs.mountpoint import Holder, MountEntry, MountpointError
+from keepfs.mount import mountpoint
+from keepfs.mount.mountpoint import Holder, MountEntry, MountpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,9 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="unshare -m mount: not
 
 def in_mount_namespace(code: str, *arguments: str) -> list[str]:
     """Run code where mounts are its own affair; return the lines it prints."""
-    imports = "import os, subprocess, sys\nfrom pathlib import Path\nfrom keepfs import mountpoint"
+    imports = (
+        "import os, subprocess, sys\nfrom pathlib import Path\nfrom keepfs.mount import mountpoint"
+    )
     done = subprocess.run(
         [
             *("unshare", "-m", sys.executable, "-c"),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from keepfs import logs, privacy
+from keepfs import privacy
 from keepfs.fs.catalog import Catalog, CatalogError
+from keepfs.mount import logs
 
 ANOTHER = 12345
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -125,7 +126,7 @@ def test_a_catalog_and_a_log_are_for_their_user_alone(tmp_path: Path) -> None:
         with closing(Catalog(tmp_path / "catalog")) as catalog, catalog.change():
             pass
         code = (
-            "import logging, sys; from pathlib import Path; from keepfs import logs;"
+            "import logging, sys; from pathlib import Path; from keepfs.mount import logs;"
             " logs.start('INFO', Path(sys.argv[1])); logging.error('a line')"
         )
         subprocess.run([sys.executable, "-c", code, tmp_path / "log"], check=True)
@@ -144,7 +145,8 @@ def test_a_log_behind_a_link_is_refused_but_a_device_is_taken(tmp_path: Path) ->
 
     assert not (tmp_path / "made").exists()
     code = (
-        "from pathlib import Path; from keepfs import logs; logs.start('INFO', Path('/dev/null'))"
+        "from pathlib import Path; from keepfs.mount import logs;"
+        " logs.start('INFO', Path('/dev/null'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs import runtime
-from keepfs.runtime import AlreadyServedError, RunningMount
+from keepfs.mount import runtime
+from keepfs.mount.runtime import AlreadyServedError, RunningMount
 from tests.fakes.threads import Running
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SERVER = """
 import sys
 import tempfile
 from pathlib import Path
-from keepfs import runtime
+from keepfs.mount import runtime
 with runtime.claim(Path(sys.argv[1]), Path("/a/log")) as claim:
     claim.write(7)
     print("serving", flush=True)
@@ -177,7 +177,7 @@ def test_the_runtime_directory_is_its_owners_alone() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_users_have_runtime_directories_of_their_own() -> None:
     code = (
-        "import os\nfrom keepfs import runtime\nos.setuid(12345)\n"
+        "import os\nfrom keepfs.mount import runtime\nos.setuid(12345)\n"
         "try: print(runtime.runtime_directory())\n"
         "except PermissionError as error: print(error)"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs import systemd
+from keepfs.mount import systemd
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ import os
 
 import click
 
-from keepfs import mountpoint
 from keepfs.cli import clients
+from keepfs.mount import mountpoint
 
 
 @click.command("locate")

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import daemon, failed_journal, mountpoint, runtime, unsaved
+from keepfs import failed_journal, unsaved
 from keepfs.cli import failures, settings, waiting
 from keepfs.cli.settings import Setting, setting
 from keepfs.config import options
+from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.daemon import Reporter
+    from keepfs.mount.daemon import Reporter
 
 # What mount(8) and fstab pass along that says nothing about a file system.
 _IGNORED_WORDS = frozenset(
@@ -187,9 +188,9 @@ def mount_command(
 
     def serve(reporter: Reporter) -> int:
         # Here, not above: a parent that only forks needs neither trio nor pyfuse3.
-        from keepfs import mount  # noqa: PLC0415
+        from keepfs.mount.serve import run  # noqa: PLC0415
 
-        return mount.run(told, reporter, foreground=foreground)
+        return run(told, reporter, foreground=foreground)
 
     is_new = not told.state_dir.exists()
     if foreground:

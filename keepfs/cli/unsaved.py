@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import failed_journal, mountpoint, runtime, stores, unsaved
+from keepfs import failed_journal, stores, unsaved
 from keepfs.cli import clients, failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
+from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:
     from keepfs.config.options import StoreOptions

@@ -22,7 +22,7 @@ README = "This is a test."
 
 
 class Tree:
-    """README, by_id/ and upload/, as `keepfs.mount` puts them together.
+    """README, by_id/ and upload/, as `keepfs.mount.serve` puts them together.
 
     Args:
         blocks: Where the blocks are.

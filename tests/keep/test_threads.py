@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from keepfs import fuse
 from keepfs.keep import threads
 from keepfs.keep.threads import Thread
+from keepfs.mount import fuse
 
 
 class Stillborn(Thread):

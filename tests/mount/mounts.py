@@ -165,8 +165,8 @@ class KeepfsMount:
         return [
             line
             for line in self.log_file.read_text().splitlines()
-            if " DEBUG " not in line and " INFO keepfs.mount: " not in line
-            if " INFO keepfs.fuse: " not in line
+            if " DEBUG " not in line and " INFO keepfs.mount.serve: " not in line
+            if " INFO keepfs.mount.fuse: " not in line
         ]
 
     def clean_up(self) -> None:

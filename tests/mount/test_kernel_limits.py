@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs import fuse
+from keepfs.mount import fuse
 
 if TYPE_CHECKING:
     from pathlib import Path

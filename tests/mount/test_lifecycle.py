@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from keepfs import mountpoint
+from keepfs.mount import mountpoint
 from tests.mount.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
 
@@ -294,7 +294,7 @@ def test_in_the_foreground_the_log_is_on_standard_error(unmounted: KeepfsMount) 
     _, log = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 0
-    assert b"INFO keepfs.fuse: mounted on" in log
+    assert b"INFO keepfs.mount.fuse: mounted on" in log
     assert not unmounted.is_mounted()
 
 
@@ -354,7 +354,7 @@ def test_the_mounts_log_is_in_the_state_directory(unmounted: KeepfsMount) -> Non
     subprocess.run(command, check=True, env=unmounted.environment)
 
     log = unmounted.base / "state" / "log"
-    assert re.search("INFO keepfs.mount: the mount on .* answers", log.read_text())
+    assert re.search("INFO keepfs.mount.serve: the mount on .* answers", log.read_text())
 
 
 def test_the_process_has_left_its_terminal_and_directory(mount: KeepfsMount) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs import logs, systemd
 from keepfs.fs.drain import GRACE
 from keepfs.fs.supervision import supervised
+from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from keepfs import __version__, fuse, logs, mountpoint, privacy, runtime, stores, systemd
+from keepfs import __version__, privacy, stores
 from keepfs.failed_journal import FailedJournal
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
@@ -32,15 +32,16 @@ from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
-from keepfs.signals import ENDS, OTHERS, Signals, stopping
+from keepfs.mount import fuse, logs, mountpoint, runtime, systemd
+from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from keepfs.config.options import MountOptions
-    from keepfs.daemon import Reporter
     from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.mount.daemon import Reporter
 
 _log = logging.getLogger(__name__)
 

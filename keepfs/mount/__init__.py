@@ -1,0 +1,1 @@
+"""One mount as a process: composed, served, found again by other processes, and ended."""

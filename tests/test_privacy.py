@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from keepfs import privacy
-from keepfs.fs.catalog import Catalog, CatalogError
+from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.mount import logs
 
 ANOTHER = 12345

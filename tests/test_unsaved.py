@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keepfs import failed_journal, unsaved
-from keepfs.failed_journal import FailedJournal
+from keepfs.fs.upload import failed_journal, unsaved
+from keepfs.fs.upload.failed_journal import FailedJournal
+from keepfs.fs.upload.unsaved import About, Piece, UnsavedError
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator, Receipt
-from keepfs.unsaved import About, Piece, UnsavedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keepfs.fs.upload.unsaved import UnsavedError
 from keepfs.keep.errors import ArgumentError, KeepRequestError
-from keepfs.unsaved import UnsavedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

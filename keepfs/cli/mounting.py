@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import failed_journal, unsaved
 from keepfs.cli import failures, settings, waiting
 from keepfs.cli.settings import Setting, setting
 from keepfs.config import options
+from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:

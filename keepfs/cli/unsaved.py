@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import failed_journal, stores, unsaved
+from keepfs import stores
 from keepfs.cli import clients, failures, settings
 from keepfs.cli.settings import config_file, setting, store_settings
+from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:
     from keepfs.config.options import StoreOptions
-    from keepfs.unsaved import UnsavedFile
+    from keepfs.fs.upload.unsaved import UnsavedFile
 
 
 @click.group("unsaved", invoke_without_command=True)

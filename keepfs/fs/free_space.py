@@ -8,7 +8,7 @@ import trio
 from pyfuse3 import StatvfsData
 
 from keepfs.fs.nodes import BLOCK_SIZE_HINT
-from keepfs.fs.upload import MAX_NAME
+from keepfs.fs.upload.directory import MAX_NAME
 
 if TYPE_CHECKING:
     from keepfs.fs.blocks import AsyncBlocks

@@ -12,22 +12,22 @@ import pyfuse3
 import trio
 
 from keepfs import __version__, privacy, stores
-from keepfs.failed_journal import FailedJournal
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.catalog import Catalog, CatalogError
-from keepfs.fs.drain import Drain
-from keepfs.fs.failed import FailedFiles
 from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
-from keepfs.fs.noting import FailureNotes
 from keepfs.fs.operations import Operations
-from keepfs.fs.recovery import Spills
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
-from keepfs.fs.staging import SLOT_OVERHEAD, Staging
 from keepfs.fs.supervision import supervised
-from keepfs.fs.upload import UploadDirectory
+from keepfs.fs.upload.catalog import Catalog, CatalogError
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.drain import Drain
+from keepfs.fs.upload.failed import FailedFiles
+from keepfs.fs.upload.failed_journal import FailedJournal
+from keepfs.fs.upload.noting import FailureNotes
+from keepfs.fs.upload.recovery import Spills
+from keepfs.fs.upload.staging import SLOT_OVERHEAD, Staging
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers

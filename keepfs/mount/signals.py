@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs.fs.drain import GRACE
 from keepfs.fs.supervision import supervised
+from keepfs.fs.upload.drain import GRACE
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keepfs.fs.drain import Drain
-    from keepfs.fs.failed import FailedFiles
+    from keepfs.fs.upload.drain import Drain
+    from keepfs.fs.upload.failed import FailedFiles
     from keepfs.stores import RenewingStore
 
 _log = logging.getLogger(__name__)

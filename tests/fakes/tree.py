@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile
-from keepfs.fs.staging import DEFAULT_STAGING_SIZE, Staging
-from keepfs.fs.upload import UploadDirectory
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.staging import DEFAULT_STAGING_SIZE, Staging
 from keepfs.keep import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:

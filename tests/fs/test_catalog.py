@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.fs.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.nodes import Metadata
+from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.receipt import Receipt
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.drain import GRACE, Drain
+from keepfs.fs.upload.drain import GRACE, Drain
 from keepfs.keep import Cause, KeepWriteError
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ async def test_what_hangs_has_its_requests_ended_by_closing_the_client(
 async def test_what_the_disk_does_not_take_is_lost_and_said(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    caplog.set_level(logging.ERROR, "keepfs.fs.drain")
+    caplog.set_level(logging.ERROR, "keepfs.fs.upload.drain")
     refused, kept = File("refused", error=DOWN), File("kept", error=DOWN)
     bench = Bench(autojump_clock, refused, kept)
     bench.spills.refuses = {"refused"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from keepfs.fs.failed import FailedFiles
+from keepfs.fs.upload.failed import FailedFiles
 from keepfs.keep import KeepWriteError
 from keepfs.keep.retry import Backoff
 

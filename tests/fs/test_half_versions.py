@@ -11,16 +11,15 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs import unsaved
-from keepfs.fs import drain, failed
 from keepfs.fs.blocks import AsyncBlocks, open_blocks
-from keepfs.fs.catalog import Catalog
-from keepfs.fs.drain import Drain
 from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
-from keepfs.fs.recovery import Spills
-from keepfs.fs.staging import Staging
-from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload import drain, failed, unsaved
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.drain import Drain
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.recovery import Spills
+from keepfs.fs.upload.staging import Staging
 from keepfs.keep import Cause, KeepWriteError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import PATIENCE

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 
-from keepfs import failed_journal
-from keepfs.failed_journal import FailedJournal
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.catalog import Catalog
-from keepfs.fs.failed import FailedFiles
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
-from keepfs.fs.noting import FailureNotes
-from keepfs.fs.staging import Staging
-from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import UploadFile
-from keepfs.unsaved import About
+from keepfs.fs.upload import failed_journal
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.failed import FailedFiles
+from keepfs.fs.upload.failed_journal import FailedJournal
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.noting import FailureNotes
+from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.unsaved import About
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ async def test_many_changes_are_one_write(tmp_path: Path, autojump_clock: MockCl
 async def test_a_disk_that_takes_nothing_is_told_once_and_tried_again(
     tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "keepfs.fs.noting")
+    caplog.set_level(logging.WARNING, "keepfs.fs.upload.noting")
     async with open_bench(tmp_path) as bench:
         (tmp_path / "unsaved.jsonl.new").mkdir()  # in the way
         bench.fail("one")

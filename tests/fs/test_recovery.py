@@ -11,17 +11,17 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs import unsaved
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
-from keepfs.fs.recovery import Spills
-from keepfs.fs.staging import Staging
-from keepfs.fs.storing import State
-from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload import unsaved
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.recovery import Spills
+from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.storing import State
+from keepfs.fs.upload.unsaved import About, Piece
 from keepfs.keep import KeepLocator, KeepWriteError, Receipt
-from keepfs.unsaved import About, Piece
 from tests.fakes.store import DictStore, FailingStore
 from tests.fakes.threads import wait_until
 
@@ -448,7 +448,7 @@ async def test_a_hole_and_a_stored_block_are_restored_without_their_bytes(tmp_pa
 async def test_what_is_restored_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "keepfs.fs.recovery")
+    caplog.set_level(logging.INFO, "keepfs.fs.upload.recovery")
     async with open_bench(tmp_path) as bench:
         bench.record("name", [Piece(3, staged=b"new")])
         await bench.restore()

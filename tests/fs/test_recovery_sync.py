@@ -7,14 +7,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keepfs import unsaved
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Metadata, directory_mode
-from keepfs.fs.recovery import Spills
-from keepfs.fs.staging import Staging
-from keepfs.fs.upload import UploadDirectory
-from keepfs.unsaved import About, Piece
+from keepfs.fs.upload import unsaved
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.recovery import Spills
+from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.unsaved import About, Piece
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.staged import zeros
-from keepfs.fs.staging import Slot, Staging
+from keepfs.fs.upload.staged import zeros
+from keepfs.fs.upload.staging import Slot, Staging
+from keepfs.fs.upload.unsaved import Piece
 from keepfs.keep import MAX_BLOCK_SIZE, Cause, KeepLocator, KeepReadError, KeepWriteError
-from keepfs.unsaved import Piece
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import wait_until

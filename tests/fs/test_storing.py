@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.failed import FailedFiles
 from keepfs.fs.nodes import Metadata, file_mode
-from keepfs.fs.storing import State, StoringFile
+from keepfs.fs.upload.failed import FailedFiles
+from keepfs.fs.upload.storing import State, StoringFile
 from keepfs.keep import KeepWriteError
 from tests.fakes.store import DictStore
 
@@ -343,7 +343,7 @@ async def test_a_removed_file_is_neither_stored_nor_queued() -> None:
 async def test_a_failure_is_logged_if_no_waiter_reports_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "keepfs.fs.storing")
+    caplog.set_level(logging.INFO, "keepfs.fs.upload.storing")
     async with open_file() as file:
         file.errors = [DOWN, DOWN]
         with pytest.raises(KeepWriteError):

@@ -13,12 +13,12 @@ import pytest
 from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
 from keepfs.fs.root import RootDirectory
-from keepfs.fs.staging import Staging
-from keepfs.fs.upload import MAX_NAME, UploadDirectory
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import MAX_NAME, UploadDirectory
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.staging import Staging
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:

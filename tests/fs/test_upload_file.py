@@ -14,9 +14,9 @@ from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
 from keepfs.fs.nodes import Changes, Metadata, file_mode
-from keepfs.fs.staging import Slot, Staging
-from keepfs.fs.storing import State
-from keepfs.fs.upload_file import MAX_FILE_SIZE, UploadFile
+from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
+from keepfs.fs.upload.staging import Slot, Staging
+from keepfs.fs.upload.storing import State
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from keepfs.fs.nodes import Metadata, file_mode
-from keepfs.fs.staging import Staging
-from keepfs.fs.storing import State
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.storing import State
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore

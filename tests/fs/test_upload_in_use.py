@@ -12,13 +12,13 @@ import pytest
 from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.catalog import Catalog
 from keepfs.fs.inodes import InodeTable
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
-from keepfs.fs.staging import Staging
-from keepfs.fs.storing import State
-from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.storing import State
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import pyfuse3
 import pytest
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.catalog import Catalog
 from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
-from keepfs.fs.staging import Staging
-from keepfs.fs.storing import State
-from keepfs.fs.upload import UploadDirectory, UploadNode
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory, UploadNode
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.storing import State
 from tests.fakes.disk import full_disk
 from tests.fakes.store import DictStore
 

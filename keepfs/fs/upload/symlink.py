@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from keepfs.fs.nodes import Changes, Metadata, SymlinkNode, changed_metadata
 
 if TYPE_CHECKING:
-    from keepfs.fs.place import Place
+    from keepfs.fs.upload.place import Place
 
 
 class UploadSymlink(SymlinkNode):

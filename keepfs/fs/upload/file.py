@@ -18,18 +18,18 @@ from pyfuse3 import FUSEError
 
 from keepfs.fs.nodes import Changes, Metadata, changed_metadata
 from keepfs.fs.reading import BlockReader
-from keepfs.fs.staged import zeros
-from keepfs.fs.staging import Slot, Staging, store_slots
-from keepfs.fs.storing import StoringFile
-from keepfs.fs.version import distinct, is_whole, name_of, xattrs_of
+from keepfs.fs.upload.staged import zeros
+from keepfs.fs.upload.staging import Slot, Staging, store_slots
+from keepfs.fs.upload.storing import StoringFile
+from keepfs.fs.upload.unsaved import Piece
+from keepfs.fs.upload.version import distinct, is_whole, name_of, xattrs_of
 from keepfs.keep.errors import KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
-from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from keepfs.fs.place import OnStored, Place, Spilled
+    from keepfs.fs.upload.place import OnStored, Place, Spilled
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.receipt import Receipt
 

@@ -24,7 +24,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from keepfs import privacy
-from keepfs.fs.entries import (
+from keepfs.fs.upload.entries import (
     COLUMNS,
     Entry,
     damage_of,
@@ -34,7 +34,7 @@ from keepfs.fs.entries import (
     receipts_of,
     values_of,
 )
-from keepfs.fs.sqlite_errors import as_os_errors, reason
+from keepfs.fs.upload.sqlite_errors import as_os_errors, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

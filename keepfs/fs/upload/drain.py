@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.fs.recovery import Spills
-    from keepfs.fs.upload_file import UploadFile
+    from keepfs.fs.upload.file import UploadFile
+    from keepfs.fs.upload.recovery import Spills
 
 _log = logging.getLogger(__name__)
 

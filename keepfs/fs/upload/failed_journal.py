@@ -16,8 +16,8 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from keepfs.fs.upload.unsaved import About
 from keepfs.privacy import sync_directory
-from keepfs.unsaved import About
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

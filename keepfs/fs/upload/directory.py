@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 import pyfuse3
 from pyfuse3 import FUSEError
 
-from keepfs.fs.catalog import ROOT
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
@@ -29,18 +28,19 @@ from keepfs.fs.nodes import (
     SymlinkNode,
     changed_metadata,
 )
-from keepfs.fs.place import Place
-from keepfs.fs.upload_file import UploadFile
-from keepfs.fs.upload_symlink import UploadSymlink
+from keepfs.fs.upload.catalog import ROOT
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.place import Place
+from keepfs.fs.upload.symlink import UploadSymlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from keepfs.fs.catalog import Catalog
-    from keepfs.fs.entries import Entry
-    from keepfs.fs.failed import FailedFiles
-    from keepfs.fs.place import OnStored
-    from keepfs.fs.staging import Staging
+    from keepfs.fs.upload.catalog import Catalog
+    from keepfs.fs.upload.entries import Entry
+    from keepfs.fs.upload.failed import FailedFiles
+    from keepfs.fs.upload.place import OnStored
+    from keepfs.fs.upload.staging import Staging
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 

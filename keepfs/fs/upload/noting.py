@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs.fs.recovery import about
-from keepfs.fs.upload_file import UploadFile
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.recovery import about
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from keepfs.failed_journal import FailedJournal
     from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.fs.failed import FailedFiles, Storable
-    from keepfs.unsaved import About
+    from keepfs.fs.upload.failed import FailedFiles, Storable
+    from keepfs.fs.upload.failed_journal import FailedJournal
+    from keepfs.fs.upload.unsaved import About
 
 _log = logging.getLogger(__name__)
 

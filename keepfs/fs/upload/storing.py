@@ -24,7 +24,7 @@ from keepfs.keep.errors import KeepRequestError, KeepWriteError, fresh_copy
 
 if TYPE_CHECKING:
     from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.fs.failed import FailedFiles
+    from keepfs.fs.upload.failed import FailedFiles
 
 _log = logging.getLogger(__name__)
 

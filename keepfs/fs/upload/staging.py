@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs.fs.failed import FailedFiles
-from keepfs.fs.staged import StagedBytes, zeros
+from keepfs.fs.upload.failed import FailedFiles
+from keepfs.fs.upload.staged import StagedBytes, zeros
+from keepfs.fs.upload.unsaved import Piece
 from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
-from keepfs.unsaved import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable

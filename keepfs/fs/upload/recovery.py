@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 import trio
 from pyfuse3 import FUSEError
 
-from keepfs import unsaved
 from keepfs.fs.call import Call
 from keepfs.fs.nodes import Metadata, Node, directory_mode
-from keepfs.fs.place import Spilled
-from keepfs.fs.staged import zeros
-from keepfs.fs.upload import UploadDirectory
-from keepfs.fs.upload_file import UploadFile
-from keepfs.unsaved import About, UnsavedError
+from keepfs.fs.upload import unsaved
+from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.file import UploadFile
+from keepfs.fs.upload.place import Spilled
+from keepfs.fs.upload.staged import zeros
+from keepfs.fs.upload.unsaved import About, UnsavedError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.fs.catalog import Catalog
-    from keepfs.fs.staging import Staging
-    from keepfs.unsaved import Piece, UnsavedFile
+    from keepfs.fs.upload.catalog import Catalog
+    from keepfs.fs.upload.staging import Staging
+    from keepfs.fs.upload.unsaved import Piece, UnsavedFile
 
 _log = logging.getLogger(__name__)
 

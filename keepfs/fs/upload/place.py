@@ -7,14 +7,14 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from keepfs.fs.version import distinct
+from keepfs.fs.upload.version import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from keepfs.fs.catalog import Catalog
-    from keepfs.fs.entries import Entry
     from keepfs.fs.nodes import Metadata
+    from keepfs.fs.upload.catalog import Catalog
+    from keepfs.fs.upload.entries import Entry
     from keepfs.keep.receipt import Receipt
 
 

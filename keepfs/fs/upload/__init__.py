@@ -1,0 +1,1 @@
+"""What is written through upload/: staged, stored, recorded, and kept where it can't be stored."""

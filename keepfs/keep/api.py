@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 from keepfs import __version__
 from keepfs.config.arvados import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
+from keepfs.keep.http.pace import Pace, pacing
+from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
-from keepfs.keep.pace import Pace, pacing
-from keepfs.keep.sessions import SessionPool
-from keepfs.keep.timeouts import Timeouts
 from keepfs.keep.tokens import clean_token, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from keepfs.keep.transport import Answer
+    from keepfs.keep.http.transport import Answer
 
 #: Seconds that a call may take. Guessed: the lists are short.
 DEFAULT_TIMEOUT = 60.0

@@ -23,10 +23,10 @@ from keepfs.keep.cache import KeepBlockCache
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
 from keepfs.keep.grants import Grants
+from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.store import Call, Wanted
-from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

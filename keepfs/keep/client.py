@@ -20,9 +20,9 @@ from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
 from keepfs.keep.discovery import Access, Services, weight
 from keepfs.keep.errors import KeepWriteError, NotFoundError
+from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.local import LocalStore
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator, parse_list
-from keepfs.keep.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from keepfs.config.arvados import load_settings
 from keepfs.keep.api import ApiClient, verify_setting
 from keepfs.keep.discovery import Services
+from keepfs.keep.http.sessions import SessionPool
 from keepfs.keep.remote import RemoteStore
 from keepfs.keep.roster import Defaults, Roster
-from keepfs.keep.sessions import SessionPool
 
 if TYPE_CHECKING:
     import requests

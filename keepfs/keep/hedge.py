@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from keepfs.keep.background import BusyError
-from keepfs.keep.pace import CancelledError, TooSlowError, Watch
+from keepfs.keep.http.pace import CancelledError, TooSlowError, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

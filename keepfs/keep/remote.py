@@ -18,11 +18,11 @@ from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.failures import read_error, write_error
 from keepfs.keep.hedge import SILENCE, Hedge, Sluggish
+from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
 from keepfs.keep.retry import RetryLoop
 from keepfs.keep.store import Found
-from keepfs.keep.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.tokens import clean_token, salted_token
 from keepfs.keep.writer_queue import Tally
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from keepfs.keep.buffers import Room
     from keepfs.keep.counters import Counters
     from keepfs.keep.errors import KeepRequestError
+    from keepfs.keep.http.sessions import SessionPool
     from keepfs.keep.outcome import Outcome
     from keepfs.keep.roster import Defaults, Roster
     from keepfs.keep.service import KeepService
-    from keepfs.keep.sessions import SessionPool
     from keepfs.keep.store import Call, Wanted
     from keepfs.keep.writers import KeepWriterThreadPool
 

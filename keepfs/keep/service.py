@@ -14,7 +14,9 @@ from keepfs import __version__
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
-from keepfs.keep.exchange import Exchange
+from keepfs.keep.http.exchange import Exchange
+from keepfs.keep.http.pace import CancelledError, Pace
+from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 from keepfs.keep.outcome import (
     TRANSPORT_ERRORS,
@@ -27,9 +29,7 @@ from keepfs.keep.outcome import (
     is_keepstores,
     verdict_is_permanent,
 )
-from keepfs.keep.pace import CancelledError, Pace
 from keepfs.keep.retry import Verdict
-from keepfs.keep.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
 from keepfs.keep.tokens import shown
 from keepfs.keep.transfer import (
     MOST_TEXT,
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Room
+    from keepfs.keep.http.pace import Watch
+    from keepfs.keep.http.sessions import SessionPool
+    from keepfs.keep.http.transport import Answer
     from keepfs.keep.locator import KeepLocator
-    from keepfs.keep.pace import Watch
-    from keepfs.keep.sessions import SessionPool
-    from keepfs.keep.transport import Answer
 
 _log = logging.getLogger(__name__)
 

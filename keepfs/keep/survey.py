@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause
+from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.threads import Thread
-from keepfs.keep.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Self
 import urllib3
 
 from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.http.wire import CutShortError, declared_length
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.outcome import TRANSPORT_ERRORS, innermost
 from keepfs.keep.threads import Thread
-from keepfs.keep.wire import CutShortError, declared_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keepfs.keep.buffers import Room
-    from keepfs.keep.transport import Answer
+    from keepfs.keep.http.transport import Answer
 
 #: Bytes that are received, then hashed: large enough that hashing lets other
 #: threads run, small enough to lie in the processor's cache.

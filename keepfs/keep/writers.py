@@ -16,9 +16,9 @@ import queue
 import select
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
+from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.outcome import Confirmation
 from keepfs.keep.threads import Thread
-from keepfs.keep.timeouts import Timeouts
 from keepfs.keep.writer_queue import KeepWriterQueue
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.exchange import Exchange
+    from keepfs.keep.http.exchange import Exchange
     from keepfs.keep.writer_queue import Tally, WritableService
 
 _log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import requests
 
 from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator, KeepReadError
 from keepfs.keep.buffers import FreshRoom
-from keepfs.keep.connections import IDLE_SECONDS, Connections
+from keepfs.keep.http.connections import IDLE_SECONDS, Connections
+from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.service import KeepService
-from keepfs.keep.sessions import SessionPool
-from keepfs.keep.timeouts import Timeouts
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running
 from tests.keep.clusters import Cluster, root

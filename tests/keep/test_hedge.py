@@ -17,10 +17,10 @@ from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
 from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.hedge import Sluggish
+from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.service import KeepService
-from keepfs.keep.sessions import SessionPool
 from keepfs.keep.store import Call
-from keepfs.keep.timeouts import Timeouts
 from keepfs.keep.writers import KeepWriterThreadPool
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until

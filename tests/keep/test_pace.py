@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfs.keep.pace import CancelledError, Pace, PacedSocket, TooSlowError, pacing
-from keepfs.keep.timeouts import Timeouts
+from keepfs.keep.http.pace import CancelledError, Pace, PacedSocket, TooSlowError, pacing
+from keepfs.keep.http.timeouts import Timeouts
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
 

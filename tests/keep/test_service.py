@@ -10,9 +10,9 @@ import pytest
 
 from keepfs.keep import Cause, HttpError, KeepLocator
 from keepfs.keep.counters import Counters
+from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.service import KeepService
-from keepfs.keep.sessions import SessionPool
-from keepfs.keep.timeouts import Timeouts
 from tests.fakes.threads import Running
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 

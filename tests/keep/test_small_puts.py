@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from keepfs.keep import KeepClient, KeepWriteError
+from keepfs.keep.http.wire import ONE_PIECE
 from keepfs.keep.service import KeepService
-from keepfs.keep.wire import ONE_PIECE
 from keepfs.keep.writers import KeepWriterThread
 from tests.fakes.threads import Running
 from tests.keep.clusters import Cluster, root

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from keepfs.keep import MAX_BLOCK_SIZE
-from keepfs.keep.timeouts import MAX_CONNECT, Timeouts
+from keepfs.keep.http.timeouts import MAX_CONNECT, Timeouts
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from keepfs.keep import (
     KeepReadError,
     KeepWriteError,
 )
-from keepfs.keep.sessions import SessionPool
+from keepfs.keep.http.sessions import SessionPool
 from keepfs.keep.tokens import salted_token
 from tests.keep.clusters import Cluster, root
 from tests.keepstore import (

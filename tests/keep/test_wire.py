@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfs.keep.wire import CutShortError, Head
+from keepfs.keep.http.wire import CutShortError, Head
 from tests.soak.http_answers import fuzz
 
 

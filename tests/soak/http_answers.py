@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import h11
 
-from keepfs.keep.wire import Head
+from keepfs.keep.http.wire import Head
 from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import requests
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from keepfs.keep.pace import tries
-from keepfs.keep.wire import Wire
+from keepfs.keep.http.pace import tries
+from keepfs.keep.http.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
     from urllib3.connectionpool import HTTPConnectionPool
 
-    from keepfs.keep.timeouts import Timeouts
+    from keepfs.keep.http.timeouts import Timeouts
 
 #: Marks that an interval is cut into: the rule is exact to a 32nd of it.
 _MARKS = 32

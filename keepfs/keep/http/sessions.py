@@ -11,16 +11,16 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from keepfs.keep.transport import DirectTransport, SessionTransport, adopt
-from keepfs.keep.wire import ONE_PIECE
+from keepfs.keep.http.transport import DirectTransport, SessionTransport, adopt
+from keepfs.keep.http.wire import ONE_PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import requests
 
-    from keepfs.keep.pace import Pace
-    from keepfs.keep.transport import Transport
+    from keepfs.keep.http.pace import Pace
+    from keepfs.keep.http.transport import Transport
 
 
 class SessionPool:

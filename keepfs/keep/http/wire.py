@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from urllib3.util.connection import is_connection_dropped
 
-from keepfs.keep.pace import PacedSocket
+from keepfs.keep.http.pace import PacedSocket
 
 if TYPE_CHECKING:
     import io

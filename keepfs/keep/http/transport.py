@@ -17,9 +17,9 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from keepfs.keep.connections import Connections, parsed
-from keepfs.keep.pace import CancelledError, leave_socket, paced_connections
-from keepfs.keep.wire import BROKEN
+from keepfs.keep.http.connections import Connections, parsed
+from keepfs.keep.http.pace import CancelledError, leave_socket, paced_connections
+from keepfs.keep.http.wire import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from urllib3.connectionpool import HTTPConnectionPool
     from urllib3.poolmanager import PoolManager
 
-    from keepfs.keep.wire import Wire
+    from keepfs.keep.http.wire import Wire
 
 
 @dataclass(frozen=True, slots=True)

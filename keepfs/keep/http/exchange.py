@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepfs.keep.pace import pacing
+from keepfs.keep.http.pace import pacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from keepfs.keep.pace import Pace
+    from keepfs.keep.http.pace import Pace
 
 
 class Exchange:

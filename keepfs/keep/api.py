@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from keepfs import __version__
 from keepfs.config.arvados import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
+from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.pace import Pace, pacing
-from keepfs.keep.http.sessions import SessionPool
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
 from keepfs.keep.tokens import clean_token, redacted
@@ -93,7 +93,7 @@ class ApiClient:
         insecure: Whether certificates go unchecked.
         request_id: Goes with each request, if given.
         timeout: Seconds that a call may take.
-        sessions: Where connections come from; its own pool when not given.
+        exchanges: Where connections come from; its own when not given.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class ApiClient:
         insecure: bool = False,
         request_id: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
-        sessions: SessionPool | None = None,
+        exchanges: Exchanges | None = None,
     ) -> None:
         self.root = root if root.endswith("/") else f"{root}/"
         self.api_token = clean_token(api_token)
         self.insecure = insecure
         self.request_id = request_id
         self.timeout = timeout
-        self._sessions = sessions or SessionPool(verify_setting(insecure=insecure))
+        self._exchanges = exchanges or Exchanges(verify_setting(insecure=insecure))
 
     def __repr__(self) -> str:
         return f"ApiClient({self.root!r})"
@@ -173,7 +173,7 @@ class ApiClient:
             headers["X-Request-Id"] = self.request_id
         pace = Pace(Timeouts(_CONNECT, self.timeout, 0), time.monotonic() + self.timeout)
         try:
-            with self._sessions.exchange(pace) as transport, pacing(pace):
+            with self._exchanges.begin(pace) as transport, pacing(pace):
                 limits = (min(_CONNECT, self.timeout), self.timeout)
                 with (
                     transport.send("GET", self.root, path, headers, None, limits) as sent,
@@ -188,7 +188,7 @@ class ApiClient:
 
     def close(self) -> None:
         """Close its connections."""
-        self._sessions.close()
+        self._exchanges.close()
 
     def _answer(self, answer: Answer, token: str) -> dict[str, Any]:
         status = answer.status

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keepfs.config.arvados import load_settings
 from keepfs.keep.api import ApiClient, verify_setting
 from keepfs.keep.discovery import Services
-from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.remote import RemoteStore
 from keepfs.keep.roster import Defaults, Roster
 
@@ -58,7 +58,7 @@ def connect(
     store = RemoteStore(
         Roster(api_client, fixed),
         Defaults(api_client),
-        SessionPool(verify_setting(insecure=insecure), session),
+        Exchanges(verify_setting(insecure=insecure), session),
         counters,
         parts,
         token if isinstance(token, str) else "",

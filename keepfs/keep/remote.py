@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from keepfs.keep.buffers import Room
     from keepfs.keep.counters import Counters
     from keepfs.keep.errors import KeepRequestError
-    from keepfs.keep.http.sessions import SessionPool
+    from keepfs.keep.http.exchange import Exchanges
     from keepfs.keep.outcome import Outcome
     from keepfs.keep.roster import Defaults, Roster
     from keepfs.keep.service import KeepService
@@ -71,7 +71,7 @@ class RemoteStore:
     Args:
         roster: Which services there are.
         defaults: Of the cluster.
-        sessions: Where connections come from.
+        exchanges: Where connections come from.
         counters: Of the client.
         parts: The classes to work with.
         api_token: The user's; it may be replaced at any time, and then holds
@@ -82,7 +82,7 @@ class RemoteStore:
         self,
         roster: Roster,
         defaults: Defaults,
-        sessions: SessionPool,
+        exchanges: Exchanges,
         counters: Counters,
         parts: Parts,
         api_token: str = "",
@@ -91,7 +91,7 @@ class RemoteStore:
         self.defaults = defaults
         self.timeout = Timeouts.of(DEFAULT_TIMEOUT)
         self.proxy_timeout = Timeouts.of(DEFAULT_PROXY_TIMEOUT)
-        self._sessions = sessions
+        self._exchanges = exchanges
         self._counters = counters
         self._parts = parts
         self._token = clean_token(api_token)
@@ -124,7 +124,7 @@ class RemoteStore:
         self._hedges.close()
         self.roster.close()
         self.defaults.close()
-        self._sessions.close()
+        self._exchanges.close()
         self._hedges.wait_until_idle(_CLOSING)
 
     # --- reading ----------------------------------------------------------
@@ -322,7 +322,7 @@ class RemoteStore:
                     given["Authorization"] = f"Bearer {token}"
                 asked[root] = self._parts.KeepService(
                     root,
-                    self._sessions,
+                    self._exchanges,
                     given,
                     counters=self._counters,
                     deadline=deadline,

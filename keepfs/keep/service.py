@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Room
+    from keepfs.keep.http.exchange import Exchanges
     from keepfs.keep.http.pace import Watch
-    from keepfs.keep.http.sessions import SessionPool
     from keepfs.keep.http.transport import Answer
     from keepfs.keep.locator import KeepLocator
 
@@ -66,7 +66,7 @@ class KeepService:
 
     Args:
         root: Base URL, with its slash.
-        sessions: Where connections come from.
+        exchanges: Where connections come from.
         headers: Go with each request: the token, the request's id.
         counters: Of the client.
         deadline: When the call ends, on the monotonic clock.
@@ -77,7 +77,7 @@ class KeepService:
     def __init__(
         self,
         root: str,
-        sessions: SessionPool,
+        exchanges: Exchanges,
         headers: Mapping[str, str],
         counters: Counters | None = None,
         deadline: float | None = None,
@@ -85,7 +85,7 @@ class KeepService:
         allocate: Callable[[int], Room] = FreshRoom,
     ) -> None:
         self.root = root
-        self._sessions = sessions
+        self._exchanges = exchanges
         self._headers = {**_COMMON_HEADERS, **headers}
         self._token = self._headers.get("Authorization", "").removeprefix("Bearer ")
         self._counters = counters or Counters()
@@ -249,7 +249,7 @@ class KeepService:
         Not where `put` is another one: it is what is meant then.
         """
         is_ours = getattr(self.put, "__func__", None) is _PUT
-        return is_ours and self._sessions.sends_at_once(self.root, size)
+        return is_ours and self._exchanges.sends_at_once(self.root, size)
 
     def begin_put(
         self,
@@ -308,7 +308,7 @@ class KeepService:
         try:
             pace.patience()  # raises if the time is up already
             with (
-                self._sessions.exchange(pace) as transport,
+                self._exchanges.begin(pace) as transport,
                 transport.send(
                     method,
                     self.root,

@@ -14,7 +14,7 @@ import requests
 from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator, KeepReadError
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.http.connections import IDLE_SECONDS, Connections
-from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.service import KeepService
 from tests.fakes.clock import FakeClock
@@ -126,19 +126,19 @@ def test_a_connection_that_ends_in_an_answer_is_not_replaced(
     assert store.counts()["GET"] == 2
 
 
-def service_of(store: KeepstoreControls, pool: SessionPool) -> KeepService:
+def service_of(store: KeepstoreControls, exchanges: Exchanges) -> KeepService:
     """Make a service."""
-    return KeepService(root(store), pool, {"Authorization": f"Bearer {TEST_TOKEN}"})
+    return KeepService(root(store), exchanges, {"Authorization": f"Bearer {TEST_TOKEN}"})
 
 
 def test_a_request_that_is_cancelled_is_not_sent_again(
     cluster: Cluster, store: KeepstoreControls
 ) -> None:
     locator = cluster.store(b"foo")
-    pool = SessionPool(verify=True)
-    assert service_of(store, pool).get(locator, timeout=PATIENT) == b"foo"
+    exchanges = Exchanges(verify=True)
+    assert service_of(store, exchanges).get(locator, timeout=PATIENT) == b"foo"
     store.script(Fault(hold=Stage.BEFORE_STATUS))
-    service = service_of(store, pool)
+    service = service_of(store, exchanges)
     reading = Running(lambda: service.get(locator, timeout=PATIENT))
     store.wait_held(1)
 
@@ -146,7 +146,7 @@ def test_a_request_that_is_cancelled_is_not_sent_again(
 
     assert reading.result() is None
     assert store.counts() == {"GET": 2}
-    pool.close()
+    exchanges.close()
 
 
 def test_a_connection_whose_request_was_not_wholly_sent_is_not_used_again() -> None:
@@ -161,15 +161,15 @@ def test_a_connection_whose_request_was_not_wholly_sent_is_not_used_again() -> N
 
         serving = Running(answer_early)
         name = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        pool = SessionPool(verify=True)
-        service = KeepService(name, pool, {})
+        exchanges = Exchanges(verify=True)
+        service = KeepService(name, exchanges, {})
 
         assert not service.put("0" * 32, bytes(60_000_000), PATIENT)
 
         serving.result()
         assert service.last_status() == 422
-        assert not pool.sends_at_once(name, 3)
-        pool.close()
+        assert not exchanges.sends_at_once(name, 3)
+        exchanges.close()
 
 
 @pytest.mark.parametrize("has_session", [False, True])
@@ -177,7 +177,7 @@ def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
     cluster: Cluster, store: KeepstoreControls, *, has_session: bool
 ) -> None:
     session = requests.Session()
-    pool = SessionPool(verify=True, template=session if has_session else None)
+    exchanges = Exchanges(verify=True, template=session if has_session else None)
     locator = cluster.store(b"foo")
     store.script(Fault(), Fault(hold=Stage.BEFORE_STATUS))
     others: list[Running[object]] = []
@@ -187,19 +187,21 @@ def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
 
         def first(self, size: int) -> bytes:
             """Have another exchange begin, and this one cancelled."""
-            others.append(Running(lambda: service_of(store, pool).get(locator, timeout=PATIENT)))
+            others.append(
+                Running(lambda: service_of(store, exchanges).get(locator, timeout=PATIENT))
+            )
             store.wait_held(1)
             service.cancel()
             return super().first(size)
 
     headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
-    service = KeepService(root(store), pool, headers, allocate=Room)
+    service = KeepService(root(store), exchanges, headers, allocate=Room)
 
     service.get(locator, timeout=PATIENT)
     store.release()
 
     assert others[0].result() == b"foo"
-    pool.close()
+    exchanges.close()
     session.close()
 
 

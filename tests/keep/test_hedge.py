@@ -17,7 +17,7 @@ from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
 from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.hedge import Sluggish
-from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.service import KeepService
 from keepfs.keep.store import Call
@@ -245,8 +245,8 @@ def test_a_service_that_was_silent_is_asked_last_for_a_while(
 def test_a_service_is_asked_in_its_turn_again_after_a_while_or_when_it_has_answered() -> None:
     clock = FakeClock()
     sluggish = Sluggish(clock)
-    pool = SessionPool(verify=True)
-    one, two = (KeepService(f"http://{name}/", pool, {}) for name in "ab")
+    exchanges = Exchanges(verify=True)
+    one, two = (KeepService(f"http://{name}/", exchanges, {}) for name in "ab")
 
     sluggish.note([one], two)
     assert sluggish.last([one, two]) == [two, one]

@@ -10,7 +10,7 @@ import pytest
 
 from keepfs.keep import Cause, HttpError, KeepLocator
 from keepfs.keep.counters import Counters
-from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.service import KeepService
 from tests.fakes.threads import Running
@@ -31,11 +31,11 @@ def store() -> Iterator[KeepstoreControls]:
 
 
 @pytest.fixture
-def sessions() -> Iterator[SessionPool]:
-    """Make a pool, closed in the end."""
-    pool = SessionPool(verify=True)
-    yield pool
-    pool.close()
+def exchanges() -> Iterator[Exchanges]:
+    """Make one, closed in the end."""
+    it = Exchanges(verify=True)
+    yield it
+    it.close()
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def counters() -> Counters:
 
 
 @pytest.fixture
-def service(store: KeepstoreControls, sessions: SessionPool, counters: Counters) -> KeepService:
+def service(store: KeepstoreControls, exchanges: Exchanges, counters: Counters) -> KeepService:
     """Make the keepstore's service."""
     headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
-    return KeepService(f"{store.url}/", sessions, headers, counters)
+    return KeepService(f"{store.url}/", exchanges, headers, counters)
 
 
 def test_before_the_first_request_there_is_nothing_to_tell(service: KeepService) -> None:
@@ -149,9 +149,9 @@ def test_cancelling_ends_a_request_under_way(
 
 
 def test_a_deadline_that_has_passed_allows_no_request(
-    store: KeepstoreControls, sessions: SessionPool
+    store: KeepstoreControls, exchanges: Exchanges
 ) -> None:
-    late = KeepService(f"{store.url}/", sessions, {}, deadline=time.monotonic())
+    late = KeepService(f"{store.url}/", exchanges, {}, deadline=time.monotonic())
 
     assert late.get(FOO) is None
     outcome = late.outcome()
@@ -160,20 +160,20 @@ def test_a_deadline_that_has_passed_allows_no_request(
     assert store.counts() == {}
 
 
-def test_a_closed_pool_is_a_failure_like_any(service: KeepService, sessions: SessionPool) -> None:
-    sessions.close()
+def test_after_close_a_request_fails_like_any(service: KeepService, exchanges: Exchanges) -> None:
+    exchanges.close()
 
     assert service.get(FOO) is None
     assert service.last_status() == 0
 
 
 def test_the_size_is_told_before_the_block_has_come(
-    store: KeepstoreControls, sessions: SessionPool
+    store: KeepstoreControls, exchanges: Exchanges
 ) -> None:
     sizes: list[int] = []
     locator = KeepLocator(store.store_block(b"foo"))
     headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
-    service = KeepService(f"{store.url}/", sessions, headers, answered=sizes.append)
+    service = KeepService(f"{store.url}/", exchanges, headers, answered=sizes.append)
 
     service.get(locator)
 

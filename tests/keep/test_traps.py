@@ -20,7 +20,7 @@ from keepfs.keep import (
     KeepReadError,
     KeepWriteError,
 )
-from keepfs.keep.http.sessions import SessionPool
+from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.tokens import salted_token
 from tests.keep.clusters import Cluster, root
 from tests.keepstore import (
@@ -474,9 +474,9 @@ def test_a_users_http_proxy_is_used(cluster: Cluster) -> None:
     session.close()
 
 
-def test_a_closed_pool_lends_nothing() -> None:
-    pool = SessionPool(verify=True)
-    pool.close()
+def test_after_close_no_exchange_begins() -> None:
+    exchanges = Exchanges(verify=True)
+    exchanges.close()
 
-    with pytest.raises(ConnectionError), pool.exchange(None):  # type: ignore[arg-type] # unused
+    with pytest.raises(ConnectionError), exchanges.begin(None):  # type: ignore[arg-type] # unused
         pass

@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.config.arvados import load_settings
-from keepfs.keep.api import ApiClient, ApiError
 from keepfs.keep.buffers import BufferPool
-from keepfs.keep.cache import KEPT_FOR_READER, KeepBlockCache
+from keepfs.keep.caching.cache import KEPT_FOR_READER, KeepBlockCache
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
+from keepfs.keep.services.api import ApiClient, ApiError
 from keepfs.keep.survey import survey
 
 if TYPE_CHECKING:

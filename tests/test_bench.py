@@ -33,8 +33,8 @@ from bench.reading import verify
 from bench.report import line
 from bench.services import Kind, Services, md5
 from keepfs.keep import KeepClient
-from keepfs.keep.discovery import Access
-from keepfs.keep.discovery import Services as Known
+from keepfs.keep.services.discovery import Access
+from keepfs.keep.services.discovery import Services as Known
 from tests.mount.mounts import PATIENCE, why_no_mounts
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.keep.local import LocalStore
-from keepfs.keep.tokens import salted_token
+from keepfs.keep.services.tokens import salted_token
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,

@@ -4,7 +4,7 @@ Blocking and thread-safe; it knows no trio and no FUSE. What is named here is
 its public face.
 """
 
-from keepfs.keep.cache import KeepBlockCache
+from keepfs.keep.caching.cache import KeepBlockCache
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import (
     ArgumentError,

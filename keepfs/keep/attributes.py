@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepfs.keep.discovery import Access
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
+from keepfs.keep.services.discovery import Access
 
 if TYPE_CHECKING:
-    from keepfs.keep.discovery import Services
-    from keepfs.keep.remote import RemoteStore
+    from keepfs.keep.services.discovery import Services
+    from keepfs.keep.services.remote import RemoteStore
 
 
 class Attributes:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Self
 
 from cachetools import LRUCache
 
-from keepfs.keep.answer_times import AnswerTimes
 from keepfs.keep.background import Background, BusyError
-from keepfs.keep.cache import KeepBlockCache
+from keepfs.keep.caching.cache import KeepBlockCache
+from keepfs.keep.caching.grants import Grants
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
-from keepfs.keep.grants import Grants
 from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.retry import Backoff
+from keepfs.keep.services.answer_times import AnswerTimes
 from keepfs.keep.store import Call, Wanted
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.in_flight import Fetch
+    from keepfs.keep.caching.in_flight import Fetch
     from keepfs.keep.receipt import Receipt
     from keepfs.keep.store import Store
 
@@ -64,7 +64,7 @@ class BlockClient:
         block_cache: Shared with other clients if given; else one of 256 MiB.
         num_retries: Rounds after the first, where a call doesn't say.
         counters: To count in.
-        signs: Whether the store may check signatures; see `keepfs.keep.grants`.
+        signs: Whether the store may check signatures; see `keepfs.keep.caching.grants`.
 
     Raises:
         TypeError: `block_cache` is another kind of cache.
@@ -119,7 +119,7 @@ class BlockClient:
 
         A name that the services might refuse is not answered from memory: one
         whose signature has expired, or that they have not answered to
-        (`keepfs.keep.grants`).
+        (`keepfs.keep.caching.grants`).
 
         Args:
             locator: The block's name.

@@ -11,18 +11,18 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from keepfs.config.arvados import local_store_directory
-from keepfs.keep import service, writer_queue, writers
-from keepfs.keep.api import ApiClient
 from keepfs.keep.attributes import Attributes
 from keepfs.keep.blocks import BlockClient
 from keepfs.keep.buffers import as_buffer, as_bytes
-from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
-from keepfs.keep.discovery import Access, Services, weight
 from keepfs.keep.errors import KeepWriteError, NotFoundError
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.local import LocalStore
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator, parse_list
+from keepfs.keep.services import service, writer_queue, writers
+from keepfs.keep.services.api import ApiClient
+from keepfs.keep.services.connect import connect
+from keepfs.keep.services.discovery import Access, Services, weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import requests
     from typing_extensions import Buffer
 
-    from keepfs.keep.cache import KeepBlockCache
-    from keepfs.keep.remote import RemoteStore
+    from keepfs.keep.caching.cache import KeepBlockCache
+    from keepfs.keep.services.remote import RemoteStore
     from keepfs.keep.store import Store
 
 

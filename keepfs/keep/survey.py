@@ -17,7 +17,7 @@ from keepfs.keep.threads import Thread
 if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.keep.locator import KeepLocator
-    from keepfs.keep.service import KeepService
+    from keepfs.keep.services.service import KeepService
 
 #: Seconds to connect. Shorter than to read a block: this is to tell, not to get.
 _CONNECT = 5.0

@@ -11,8 +11,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Self
 
 from keepfs.keep import KeepClient, KeepLocator
-from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.retry import Backoff
+from keepfs.keep.services.discovery import Access, Services, probe_order
 from tests.keepstore import TEST_TOKEN, Controls, KeepstoreControls, ServiceEntry
 
 if TYPE_CHECKING:

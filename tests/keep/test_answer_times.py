@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keepfs.keep import Cause, KeepReadError, NotFoundError
-from keepfs.keep.answer_times import AnswerTimes
+from keepfs.keep.services.answer_times import AnswerTimes
 
 
 def times_of(*samples: float) -> AnswerTimes:

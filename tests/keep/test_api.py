@@ -8,7 +8,7 @@ import pytest
 
 from keepfs.config.arvados import Settings
 from keepfs.keep import ArgumentError, Cause, KeepClient
-from keepfs.keep.api import ApiClient, ApiError, verify_setting
+from keepfs.keep.services.api import ApiClient, ApiError, verify_setting
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,

@@ -22,9 +22,9 @@ from keepfs.keep import (
     KeepWriteError,
     NotFoundError,
 )
-from keepfs.keep.api import ApiClient
-from keepfs.keep.service import KeepService
-from keepfs.keep.writers import KeepWriterThreadPool
+from keepfs.keep.services.api import ApiClient
+from keepfs.keep.services.service import KeepService
+from keepfs.keep.services.writers import KeepWriterThreadPool
 from tests.contracts.block_store import BlockStoreContract
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, StandInApi, root

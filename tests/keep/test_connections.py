@@ -16,7 +16,7 @@ from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.http.connections import IDLE_SECONDS, Connections
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.service import KeepService
+from keepfs.keep.services.service import KeepService
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running
 from tests.keep.clusters import Cluster, root

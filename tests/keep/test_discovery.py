@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepfs.keep import ArgumentError, KeepLocator
-from keepfs.keep.discovery import (
+from keepfs.keep.services.discovery import (
     Access,
     Hint,
     Kind,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.keep import Cause, KeepClient, KeepLocator, KeepReadError
-from keepfs.keep.grants import Grants
+from keepfs.keep.caching.grants import Grants
 from tests.keep.clusters import Cluster
 from tests.keepstore import Fault, Settings, Stage
 

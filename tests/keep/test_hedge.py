@@ -13,15 +13,15 @@ import pytest
 from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepReadError
 from keepfs.keep.blocks import BlockClient
 from keepfs.keep.buffers import FreshRoom
-from keepfs.keep.connect import connect
 from keepfs.keep.counters import Counters
-from keepfs.keep.discovery import Access, Services, probe_order
-from keepfs.keep.hedge import Sluggish
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.service import KeepService
+from keepfs.keep.services.connect import connect
+from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.hedge import Sluggish
+from keepfs.keep.services.service import KeepService
+from keepfs.keep.services.writers import KeepWriterThreadPool
 from keepfs.keep.store import Call
-from keepfs.keep.writers import KeepWriterThreadPool
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
@@ -30,7 +30,7 @@ from tests.keepstore import Fault, Stage, silent_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from keepfs.keep.remote import RemoteStore
+    from keepfs.keep.services.remote import RemoteStore
 
 #: Seconds of silence after which the next service is asked, in these tests.
 SILENCE = 0.25

@@ -10,7 +10,7 @@ import pytest
 
 from keepfs.keep import KeepBlockCache, KeepLocator, KeepReadError
 from keepfs.keep.background import Background, BusyError
-from keepfs.keep.in_flight import SILENT, STUCK, Fetch
+from keepfs.keep.caching.in_flight import SILENT, STUCK, Fetch
 from tests.fakes.threads import Running, wait_for, wait_until
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keepfs.keep import KeepClient, KeepLocator
-from keepfs.keep.discovery import Access, Services, probe_order
+from keepfs.keep.services.discovery import Access, Services, probe_order
 from tests.keep.clusters import AT_ONCE, Cluster
 from tests.keepstore import (
     TEST_TOKEN,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from keepfs.keep import Cause
-from keepfs.keep.outcome import READ_ORDER, WRITE_ORDER, cause_of_reads, cause_of_writes
+from keepfs.keep.services.outcome import READ_ORDER, WRITE_ORDER, cause_of_reads, cause_of_writes
 
 SEMANTICS = Path(__file__).parent.parent.parent / "SEMANTICS.md"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep.reuse import ReuseCache
+from keepfs.keep.caching.reuse import ReuseCache
 from tests.fakes.clock import FakeClock
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from keepfs.keep import Cause, NoKeepServersError
-from keepfs.keep.discovery import Services
-from keepfs.keep.joined import Joined, Pause
-from keepfs.keep.roster import Defaults, Roster
+from keepfs.keep.services.discovery import Services
+from keepfs.keep.services.joined import Joined, Pause
+from keepfs.keep.services.roster import Defaults, Roster
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running, wait_for, wait_until
 from tests.keep.clusters import StandInApi

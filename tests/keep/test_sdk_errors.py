@@ -24,7 +24,7 @@ from keepfs.keep import (
     NoKeepServersError,
     NotFoundError,
 )
-from keepfs.keep.api import ApiError
+from keepfs.keep.services.api import ApiError
 from tests.keep.clusters import Cluster
 from tests.keepstore import TEST_TOKEN, KeepproxyControls, ProxySettings, Store
 

@@ -12,7 +12,7 @@ from keepfs.keep import Cause, HttpError, KeepLocator
 from keepfs.keep.counters import Counters
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.service import KeepService
+from keepfs.keep.services.service import KeepService
 from tests.fakes.threads import Running
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 

@@ -10,8 +10,8 @@ import requests
 
 from keepfs.keep import KeepClient, KeepWriteError
 from keepfs.keep.http.wire import ONE_PIECE
-from keepfs.keep.service import KeepService
-from keepfs.keep.writers import KeepWriterThread
+from keepfs.keep.services.service import KeepService
+from keepfs.keep.services.writers import KeepWriterThread
 from tests.fakes.threads import Running
 from tests.keep.clusters import Cluster, root
 from tests.keepstore import Fault, Stage

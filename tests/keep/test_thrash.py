@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepfs.keep.thrash import Thrash
+from keepfs.keep.caching.thrash import Thrash
 from tests.fakes.clock import FakeClock
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepfs.keep import ArgumentError
-from keepfs.keep.tokens import clean_token, redacted, salted_token
+from keepfs.keep.services.tokens import clean_token, redacted, salted_token
 from tests.keep.vectors import VECTORS
 
 TOKEN = "v2/zzzzz-gj3su-077z32aux8dg2s1/thesecretpart"  # noqa: S105 - none

@@ -21,7 +21,7 @@ from keepfs.keep import (
     KeepWriteError,
 )
 from keepfs.keep.http.exchange import Exchanges
-from keepfs.keep.tokens import salted_token
+from keepfs.keep.services.tokens import salted_token
 from tests.keep.clusters import Cluster, root
 from tests.keepstore import (
     TEST_TOKEN,

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepfs.keep import KeepClient
-from keepfs.keep.outcome import Confirmation
-from keepfs.keep.writer_queue import KeepWriterQueue, Tally
-from keepfs.keep.writers import KeepWriterThread, KeepWriterThreadPool
+from keepfs.keep.services.outcome import Confirmation
+from keepfs.keep.services.writer_queue import KeepWriterQueue, Tally
+from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
 from tests.fakes.threads import Running, wait_for
 
 DIGEST = "acbd18db4cc2f85cedef654fccc4a4d8"

@@ -23,7 +23,7 @@ import urllib3
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.http.wire import CutShortError, declared_length
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.outcome import TRANSPORT_ERRORS, innermost
+from keepfs.keep.services.outcome import TRANSPORT_ERRORS, innermost
 from keepfs.keep.threads import Thread
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import select
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.outcome import Confirmation
+from keepfs.keep.services.outcome import Confirmation
+from keepfs.keep.services.writer_queue import KeepWriterQueue
 from keepfs.keep.threads import Thread
-from keepfs.keep.writer_queue import KeepWriterQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.http.exchange import Exchange
-    from keepfs.keep.writer_queue import Tally, WritableService
+    from keepfs.keep.services.writer_queue import Tally, WritableService
 
 _log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.pace import Pace, pacing
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
-from keepfs.keep.tokens import clean_token, redacted
+from keepfs.keep.services.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
+from keepfs.keep.services.tokens import clean_token, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from keepfs.keep.http.pace import CancelledError, TooSlowError, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from keepfs.keep.service import KeepService
+    from keepfs.keep.services.service import KeepService
     from keepfs.keep.store import Call
 
 _log = logging.getLogger(__name__)

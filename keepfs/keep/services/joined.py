@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from keepfs.keep.errors import Cause, NoKeepServersError
-from keepfs.keep.outcome import cause_of_error
+from keepfs.keep.services.outcome import cause_of_error
 from keepfs.keep.threads import Thread
 
 if TYPE_CHECKING:

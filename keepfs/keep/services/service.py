@@ -18,7 +18,8 @@ from keepfs.keep.http.exchange import Exchange
 from keepfs.keep.http.pace import CancelledError, Pace
 from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT, Timeouts
 from keepfs.keep.locator import MAX_BLOCK_SIZE
-from keepfs.keep.outcome import (
+from keepfs.keep.retry import Verdict
+from keepfs.keep.services.outcome import (
     TRANSPORT_ERRORS,
     Outcome,
     cause_of_error,
@@ -29,9 +30,8 @@ from keepfs.keep.outcome import (
     is_keepstores,
     verdict_is_permanent,
 )
-from keepfs.keep.retry import Verdict
-from keepfs.keep.tokens import shown
-from keepfs.keep.transfer import (
+from keepfs.keep.services.tokens import shown
+from keepfs.keep.services.transfer import (
     MOST_TEXT,
     BodyCutError,
     content_length,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from keepfs.keep.outcome import Confirmation
+    from keepfs.keep.services.outcome import Confirmation
 
 _log = logging.getLogger(__name__)
 

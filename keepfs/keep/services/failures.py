@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
-from keepfs.keep.outcome import (
+from keepfs.keep.services.outcome import (
     NOT_FOUND_FOR_SDK,
     cause_of_reads,
     cause_of_writes,
@@ -15,12 +15,12 @@ from keepfs.keep.outcome import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from keepfs.keep.discovery import Services
     from keepfs.keep.errors import NoKeepServersError
     from keepfs.keep.locator import KeepLocator
-    from keepfs.keep.outcome import Outcome
+    from keepfs.keep.services.discovery import Services
+    from keepfs.keep.services.outcome import Outcome
+    from keepfs.keep.services.writer_queue import Tally
     from keepfs.keep.store import Call
-    from keepfs.keep.writer_queue import Tally
 
 
 def read_error(

@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from keepfs.keep.discovery import Access, Services
 from keepfs.keep.errors import KeepRequestError, NoKeepServersError
-from keepfs.keep.joined import Joined, Pause, TooLateError, UselessAnswerError
+from keepfs.keep.services.discovery import Access, Services
+from keepfs.keep.services.joined import Joined, Pause, TooLateError, UselessAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -3,7 +3,7 @@
 Blocks never change, so a cached block is never stale; it is verified before
 it comes in. Every method may be called from any thread. The lock is held for
 arithmetic only: fetching happens outside. Which block goes when there is no
-room is the business of `keepfs.keep.reuse`.
+room is the business of `keepfs.keep.caching.reuse`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.caching.in_flight import Fetch, Reservations
+from keepfs.keep.caching.reuse import ReuseCache
+from keepfs.keep.caching.thrash import Thrash
 from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
-from keepfs.keep.in_flight import Fetch, Reservations
-from keepfs.keep.reuse import ReuseCache
-from keepfs.keep.thrash import Thrash
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.background import Background
 from keepfs.keep.buffers import FreshRoom
-from keepfs.keep.discovery import Access, Services, probe_order
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
-from keepfs.keep.failures import read_error, write_error
-from keepfs.keep.hedge import SILENCE, Hedge, Sluggish
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.receipt import Receipt
 from keepfs.keep.retry import RetryLoop
+from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.failures import read_error, write_error
+from keepfs.keep.services.hedge import SILENCE, Hedge, Sluggish
+from keepfs.keep.services.tokens import clean_token, salted_token
+from keepfs.keep.services.writer_queue import Tally
 from keepfs.keep.store import Found
-from keepfs.keep.tokens import clean_token, salted_token
-from keepfs.keep.writer_queue import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from keepfs.keep.counters import Counters
     from keepfs.keep.errors import KeepRequestError
     from keepfs.keep.http.exchange import Exchanges
-    from keepfs.keep.outcome import Outcome
-    from keepfs.keep.roster import Defaults, Roster
-    from keepfs.keep.service import KeepService
+    from keepfs.keep.services.outcome import Outcome
+    from keepfs.keep.services.roster import Defaults, Roster
+    from keepfs.keep.services.service import KeepService
+    from keepfs.keep.services.writers import KeepWriterThreadPool
     from keepfs.keep.store import Call, Wanted
-    from keepfs.keep.writers import KeepWriterThreadPool
 
 _log = logging.getLogger(__name__)
 

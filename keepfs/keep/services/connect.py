@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from keepfs.config.arvados import load_settings
-from keepfs.keep.api import ApiClient, verify_setting
-from keepfs.keep.discovery import Services
 from keepfs.keep.http.exchange import Exchanges
-from keepfs.keep.remote import RemoteStore
-from keepfs.keep.roster import Defaults, Roster
+from keepfs.keep.services.api import ApiClient, verify_setting
+from keepfs.keep.services.discovery import Services
+from keepfs.keep.services.remote import RemoteStore
+from keepfs.keep.services.roster import Defaults, Roster
 
 if TYPE_CHECKING:
     import requests
 
     from keepfs.keep.counters import Counters
-    from keepfs.keep.remote import Parts
+    from keepfs.keep.services.remote import Parts
 
 
 def connect(

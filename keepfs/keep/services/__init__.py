@@ -1,0 +1,1 @@
+"""The Keep services of a cluster: found, asked in probe order, hedged, written to."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.config.options import StoreOptions
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

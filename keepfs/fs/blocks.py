@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

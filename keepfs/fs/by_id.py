@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pyfuse3 import EntryAttributes
 
     from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 #: Seconds for which the kernel remembers that a name wasn't found: it may be
 #: stored any moment.

@@ -19,7 +19,7 @@ from keepfs.keep.errors import (
 )
 from keepfs.keep.local import LocalStore
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.receipt import Receipt
+from keepfs.keep.store import Receipt
 
 __all__ = [
     "MAX_BLOCK_SIZE",

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.caching.in_flight import Fetch
-    from keepfs.keep.receipt import Receipt
-    from keepfs.keep.store import Store
+    from keepfs.keep.store import Receipt, Store
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32

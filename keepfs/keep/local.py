@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.receipt import Receipt
-from keepfs.keep.store import Found
+from keepfs.keep.store import Found, Receipt
 
 if TYPE_CHECKING:
     import io

@@ -1,4 +1,4 @@
-"""The one interface to where blocks are, whether a directory or Keep services.
+"""Store: the one interface to where blocks are, with its values; Receipt: what a store confirmed.
 
 Calls may block, and any thread may make them.
 """
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from keepfs.keep.buffers import Room
     from keepfs.keep.locator import KeepLocator
-    from keepfs.keep.receipt import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,23 @@ class Call:
     def remaining(self) -> float:
         """Return the seconds that are left, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a store confirmed of one block.
+
+    Attributes:
+        locator: The block's name, signed where the store signs.
+        copies: Confirmed copies, summed over the services.
+        services: Who confirmed them: root URLs, or the local store's name.
+        classes: Confirmed copies by storage class; empty where nobody says.
+    """
+
+    locator: KeepLocator
+    copies: int
+    services: tuple[str, ...]
+    classes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

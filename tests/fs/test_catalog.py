@@ -17,7 +17,7 @@ import pytest
 from keepfs.fs.nodes import Metadata
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.keep.locator import KeepLocator
-from keepfs.keep.receipt import Receipt
+from keepfs.keep.store import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

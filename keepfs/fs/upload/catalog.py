@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keepfs.fs.nodes import Metadata
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.keep.locator import KeepLocator
-from keepfs.keep.receipt import Receipt
+from keepfs.keep.store import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.place import OnStored, Place, Spilled
     from keepfs.keep.locator import KeepLocator
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 #: Largest file, in bytes: 65,536 blocks, whose locators make 6 MB: enough for one name.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from keepfs.fs.nodes import Metadata
     from keepfs.fs.upload.catalog import Catalog
     from keepfs.fs.upload.entries import Entry
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 
 #: Takes a stored block's receipt, and owner and mode of the file that has it.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keepfs.fs.blocks import AsyncBlocks
     from keepfs.fs.call import Call
     from keepfs.keep.locator import KeepLocator
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 #: Bytes that a staged slot takes beside its content: the slot, its digest, its file and
 #: its errors. Measured with 6,000 failed files of 5 bytes.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.receipt import Receipt
+from keepfs.keep.store import Receipt
 from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:

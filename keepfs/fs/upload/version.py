@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from keepfs.keep.receipt import Receipt
+    from keepfs.keep.store import Receipt
 
 
 def name_of(receipts: Sequence[Receipt]) -> str:

@@ -17,14 +17,13 @@ from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.receipt import Receipt
 from keepfs.keep.retry import RetryLoop
 from keepfs.keep.services.discovery import Access, Services, probe_order
 from keepfs.keep.services.failures import read_error, write_error
 from keepfs.keep.services.hedge import SILENCE, Hedge, Sluggish
 from keepfs.keep.services.tokens import clean_token, salted_token
 from keepfs.keep.services.writer_queue import Tally
-from keepfs.keep.store import Found
+from keepfs.keep.store import Found, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

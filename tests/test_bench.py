@@ -35,7 +35,7 @@ from bench.services import Kind, Services, md5
 from keepfs.keep import KeepClient
 from keepfs.keep.services.discovery import Access
 from keepfs.keep.services.discovery import Services as Known
-from tests.mount.mounts import PATIENCE, why_no_mounts
+from tests.mounted.mounts import PATIENCE, why_no_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

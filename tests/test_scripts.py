@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.mounts import why_no_mounts
+from tests.mounted.mounts import why_no_mounts
 
 ROOT = Path(__file__).parent.parent
 

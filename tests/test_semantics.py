@@ -31,7 +31,7 @@ def statements() -> list[str]:
 
 def file_of(reference: str) -> Path:
     """Find the file that the first half of a reference names."""
-    folder, _, name = (reference if "/" in reference else f"mount/{reference}").rpartition("/")
+    folder, _, name = (reference if "/" in reference else f"mounted/{reference}").rpartition("/")
     return TESTS / folder / f"test_{name}.py"
 
 
@@ -56,7 +56,7 @@ def test_every_test_of_the_semantics_is_named() -> None:
 
     unnamed = [
         f"{name}::{test}"
-        for path in sorted((TESTS / "mount").glob("test_semantics*.py"))
+        for path in sorted((TESTS / "mounted").glob("test_semantics*.py"))
         for test in sorted(names_in(path))
         if ((name := path.stem.removeprefix("test_")), test) not in named
     ]

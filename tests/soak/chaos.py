@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tests.mount.mounts import KeepfsMount
+from tests.mounted.mounts import KeepfsMount
 from tests.soak.chaos_findings import Findings, summary, table
 from tests.soak.chaos_mount import REQUEST_TIMEOUT, SLACK
 from tests.soak.chaos_run import Chaos, Scale

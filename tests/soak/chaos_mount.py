@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.mount.mounts import KeepfsMount, is_zombie, keepfs
+from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

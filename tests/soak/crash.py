@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tests.mount.mounts import PATIENCE, KeepfsMount, is_zombie, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, wait_until
 from tests.soak.arguments import numbers_and_seed
 from tests.soak.crash_writer import (
     ELSEWHERE,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 #: A random read has a whole block fetched and verified, and a random write into a
 #: block that is stored already reads it back first; so both want the whole of

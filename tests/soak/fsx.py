@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs.keep.locator import MAX_BLOCK_SIZE
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 #: Longest piece read or written at once, in bytes.
 _MOST_BYTES = 64 * 1024

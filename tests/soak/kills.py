@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 from tests.soak.arguments import numbers_and_seed
 
 if TYPE_CHECKING:
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 #: Seconds the others may wait, as promised.
 MOST_SECONDS = 0.2

@@ -30,7 +30,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 from tests.soak.arguments import numbers_and_seed
 from tests.soak.twins import (
     LONG_AGO_NS,
@@ -45,7 +45,7 @@ from tests.soak.twins import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 #: Steps between two remounts of an example: one takes as long as a hundred other steps.
 _STEPS_MOUNTED = 15

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 from tests.soak.arguments import numbers
 from tests.soak.waits import Asker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.keepstore import TEST_TOKEN, KeepstoreControls
-from tests.mount.mounts import KeepfsMount, wait_until
+from tests.mounted.mounts import KeepfsMount, wait_until
 
 
 @dataclass(frozen=True, slots=True)

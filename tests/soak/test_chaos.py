@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import why_no_mounts
+from tests.mounted.mounts import why_no_mounts
 from tests.soak.chaos_agent import Step, read_steps, seen_by
 from tests.soak.chaos_cluster import COPIES, Cluster
 from tests.soak.chaos_content import ABSENT, Content, Recipe, Seen, identified, md5_of

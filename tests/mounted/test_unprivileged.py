@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import PATIENCE, KeepfsMount, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.keepstore import TEST_TOKEN, KeepstoreControls
-from tests.mount.mounts import KeepfsMount, keepfs, wait_until
+from tests.mounted.mounts import KeepfsMount, keepfs, wait_until
 from tests.soak.outage import soak
 
 if TYPE_CHECKING:

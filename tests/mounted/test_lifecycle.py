@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from keepfs.mount import mountpoint
-from tests.mount.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
 
 def the_one_line(done: subprocess.CompletedProcess[bytes]) -> str:

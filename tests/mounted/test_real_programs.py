@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.mount.mounts import KeepfsMount
-    from tests.mount.places import Places
+    from tests.mounted.mounts import KeepfsMount
+    from tests.mounted.places import Places
 
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE, _WHITEOUT = 1, 2, 4

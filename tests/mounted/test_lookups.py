@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
-from tests.mount.mounts import PATIENCE, KeepfsMount, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import mounted
+from tests.mounted.mounts import mounted
 from tests.soak import chaos, crash, fio, fsx, model, names
 from tests.soak.chaos_run import Scale
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from tests.keepstore import (
     ServiceEntry,
     Store,
 )
-from tests.mount.mounts import KeepfsMount, keepfs
+from tests.mounted.mounts import KeepfsMount, keepfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

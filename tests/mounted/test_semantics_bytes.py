@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.mount.mounts import KeepfsMount
-    from tests.mount.places import Places
+    from tests.mounted.mounts import KeepfsMount
+    from tests.mounted.places import Places
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _FS_IOC_GETFLAGS, _TCGETS, _FICLONE = 0x80086601, 0x5401, 0x40049409

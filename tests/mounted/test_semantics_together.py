@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
-from tests.mount.mounts import PATIENCE, KeepfsMount, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.mount.places import Places
+    from tests.mounted.places import Places
 
 
 @pytest.fixture

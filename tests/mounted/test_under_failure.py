@@ -18,7 +18,7 @@ import pytest
 from keepfs.config.options import MountOptions
 from keepfs.fs.upload.drain import GRACE
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
-from tests.mount.mounts import KeepfsMount, is_zombie, keepfs, wait_until
+from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

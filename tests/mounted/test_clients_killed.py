@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import PATIENCE, is_zombie, wait_until
+from tests.mounted.mounts import PATIENCE, is_zombie, wait_until
 from tests.soak.kills import soak
 
 if TYPE_CHECKING:
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 
 def test_clients_killed_at_random_moments_leave_the_mount_alive(mount: KeepfsMount) -> None:

@@ -22,7 +22,7 @@ from tests.fakes.threads import Running
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 SERVER = """
 import sys

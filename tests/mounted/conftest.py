@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import KeepfsMount, mounted, why_no_mounts
-from tests.mount.places import Places
+from tests.mounted.mounts import KeepfsMount, mounted, why_no_mounts
+from tests.mounted.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "/tests/mount/" in str(item.path):
+        if "/tests/mounted/" in str(item.path):
             item.add_marker(pytest.mark.fuse)
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import mounted, wait_until
+from tests.mounted.mounts import mounted, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ def test_two_writers_of_one_file_both_count(shared: KeepfsMount, here: Path) -> 
 
 
 def test_a_mount_to_read_only_refuses_changes(tmp_path: Path) -> None:
-    from tests.mount.mounts import mounted  # noqa: PLC0415 - a mount of its own
+    from tests.mounted.mounts import mounted  # noqa: PLC0415 - a mount of its own
 
     with mounted(tmp_path, "--read-only") as mount:
         attempts: list[Callable[[], object]] = [

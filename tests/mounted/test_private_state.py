@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.mount.mounts import KeepfsMount
+    from tests.mounted.mounts import KeepfsMount
 
 
 # --- what others could have put there ---------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 
 from keepfs.keep.local import LocalStore
 from keepfs.keep.services.tokens import salted_token
+from tests.cli.test_cli import EMPTY, FOO, Shell, stored
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -29,8 +30,7 @@ from tests.keepstore import (
     Stage,
     Store,
 )
-from tests.mount.mounts import why_no_mounts
-from tests.test_cli import EMPTY, FOO, Shell, stored
+from tests.mounted.mounts import why_no_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -46,7 +46,7 @@ def in_mount_namespace(code: str, *arguments: str) -> list[str]:
         ],
         capture_output=True,
         check=False,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout.decode().splitlines()

@@ -11,7 +11,7 @@ import pytest
 from keepfs.keep import Cause
 from keepfs.keep.services.outcome import READ_ORDER, WRITE_ORDER, cause_of_reads, cause_of_writes
 
-SEMANTICS = Path(__file__).parent.parent.parent / "SEMANTICS.md"
+SEMANTICS = Path(__file__).parents[3] / "SEMANTICS.md"
 
 DENIED, LATE, GONE, CORRUPT = Cause.DENIED, Cause.TIMED_OUT, Cause.UNREACHABLE, Cause.CORRUPT
 FULL, FEW, OTHER, MISSING = Cause.FULL, Cause.TOO_FEW_COPIES, Cause.OTHER, Cause.NOT_FOUND

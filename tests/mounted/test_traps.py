@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
-from tests.mount.mounts import KeepfsMount
+from tests.mounted.mounts import KeepfsMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

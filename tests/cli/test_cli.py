@@ -25,7 +25,7 @@ from keepfs.keep.local import LocalStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
 EMPTY = "d41d8cd98f00b204e9800998ecf8427e+0"
 COMMANDS = ("mount", "unmount", "put", "get", "stat", "verify", "where", "locate")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.mounts import KeepfsMount, keepfs
+from tests.mounted.mounts import KeepfsMount, keepfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from tests.keepstore import (
     Stage,
     Store,
 )
-from tests.mount.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
 
 if TYPE_CHECKING:
     import subprocess

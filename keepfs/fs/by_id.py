@@ -19,16 +19,17 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from pyfuse3 import FUSEError
-
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.lookups import Lookups
 from keepfs.fs.nodes import (
     ENDLESS,
+    Attributes,
     Caller,
     DirectoryNode,
     FileNode,
     Metadata,
     Node,
+    Validity,
     file_mode,
 )
 from keepfs.fs.owners import Owners
@@ -38,8 +39,6 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from pyfuse3 import EntryAttributes
 
     from keepfs.fs.blocks import AsyncBlocks
     from keepfs.keep.store import Receipt
@@ -119,21 +118,20 @@ class BlockFile(FileNode):
         """Whether the name is good without asking: seen, and its signatures haven't expired."""
         return self.is_seen and not any(it.permission_expired() for it in self._locators)
 
-    def attributes(self) -> EntryAttributes:
-        """Return what `stat` says, for as long as it is sure to be true."""
+    def attributes(self) -> Attributes:
+        """Return what `stat` says; valid until a signature expires, briefly if not verified."""
         uploaded = self._owners.metadata(self._locators)
         if uploaded is not None:
             self.metadata = uploaded
         attributes = super().attributes()
         if not self.is_current:
-            attributes.entry_timeout = attributes.attr_timeout = TRUSTED_TIMEOUT
-            return attributes
+            return attributes._replace(validity=Validity(TRUSTED_TIMEOUT, TRUSTED_TIMEOUT))
         ends = [it.perm_expiry.timestamp() for it in self._locators if it.perm_expiry is not None]
         now = time.time_ns() / 1e9
-        attributes.entry_timeout = min([ENDLESS, *(max(0.0, end - now) for end in ends)])
-        if uploaded is not None:
-            attributes.attr_timeout = UPLOADED_TIMEOUT
-        return attributes
+        entry = min([ENDLESS, *(max(0.0, end - now) for end in ends)])
+        return attributes._replace(
+            validity=Validity(entry, ENDLESS if uploaded is None else UPLOADED_TIMEOUT)
+        )
 
     def found_by(self, caller: Caller) -> None:
         """Note that somebody looked it up, or opened it."""
@@ -209,7 +207,7 @@ class ByIdDirectory(DirectoryNode):
         """Find a block by its locator; one that was seen before without asking.
 
         Raises:
-            FUSEError: ENOENT, the name isn't a locator.
+            RefusedError: ENOENT, the name isn't a locator.
             KeepReadError: No service has the block, or they refuse the name.
         """
         known = self._known.get(name)
@@ -219,9 +217,9 @@ class ByIdDirectory(DirectoryNode):
         try:
             locators = parse_list(name)
         except ValueError:
-            raise FUSEError(errno.ENOENT) from None
+            raise RefusedError(errno.ENOENT) from None
         if any(each.size is not None and each.size > MAX_BLOCK_SIZE for each in locators):
-            raise FUSEError(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         try:
             # Of a list the first block tells: fetching all of it might fill the cache.
             findings = [

@@ -1,7 +1,6 @@
-"""Every failure as an errno, in one table.
+"""The errno of every failure, in one table, and the error by which a node refuses a request.
 
-A handler that lets anything but `FUSEError` out ends the whole mount; so all
-failures pass through here, in the guard of `keepfs.fs.requests`.
+`keepfs.fs.requests` converts every exception of a handler with `errno_of`.
 """
 
 from __future__ import annotations
@@ -9,12 +8,23 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pyfuse3 import FUSEError
-
 from keepfs.keep.errors import Cause, KeepRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class RefusedError(Exception):
+    """A request that a node refuses: its caller's mistake, and not logged.
+
+    Args:
+        number: The errno for the caller.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.errorcode[number])
+        self.errno = number
+
 
 #: Has a row for every cause; a test sees to it.
 ERRNO_BY_CAUSE: Mapping[Cause, int] = {
@@ -33,7 +43,7 @@ ERRNO_BY_CAUSE: Mapping[Cause, int] = {
 def errno_of(error: BaseException) -> int:
     """Choose the errno that tells a caller what `error` means for it."""
     match error:
-        case FUSEError():
+        case RefusedError():
             return error.errno
         case KeepRequestError():
             return ERRNO_BY_CAUSE[error.cause]

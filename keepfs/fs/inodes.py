@@ -11,15 +11,12 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-import pyfuse3
-from pyfuse3 import FUSEError
-
+from keepfs.fs.errors import RefusedError
+from keepfs.fs.nodes import ROOT_INODE
 from keepfs.fs.requests import Overdue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pyfuse3 import FileHandleT, InodeT
 
     from keepfs.fs.nodes import Caller, DirectoryNode, FileNode, Node
 
@@ -37,32 +34,32 @@ class InodeTable:
     """
 
     def __init__(self, root: Node) -> None:
-        self._nodes: dict[InodeT, Node] = {root.inode: root}
+        self._nodes: dict[int, Node] = {root.inode: root}
 
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def __getitem__(self, inode: InodeT) -> Node:
+    def __getitem__(self, inode: int) -> Node:
         """Return the node of a number the kernel has looked up.
 
         Raises:
-            FUSEError: ESTALE, the kernel doesn't know the number any more.
+            RefusedError: ESTALE, the kernel doesn't know the number any more.
         """
         try:
             return self._nodes[inode]
         except KeyError:
-            raise FUSEError(errno.ESTALE) from None
+            raise RefusedError(errno.ESTALE) from None
 
     def remember(self, node: Node) -> None:
         """Count one lookup: the kernel is being told of the node."""
-        if node.inode != pyfuse3.ROOT_INODE:
+        if node.inode != ROOT_INODE:
             self._nodes[node.inode] = node
             node.lookups += 1
 
-    def forget(self, inode: InodeT, lookups: int) -> None:
+    def forget(self, inode: int, lookups: int) -> None:
         """Take lookups back. Never raises: an exception here would end the mount."""
         node = self._nodes.get(inode)
-        if node is None or inode == pyfuse3.ROOT_INODE:
+        if node is None or inode == ROOT_INODE:
             return
         node.lookups = max(0, node.lookups - lookups)
         if not node.lookups:
@@ -74,34 +71,34 @@ class HandleTable(Generic[_HandleT]):
     """Open files, by the number the kernel knows them by."""
 
     def __init__(self) -> None:
-        self._open: dict[FileHandleT, _HandleT] = {}
+        self._open: dict[int, _HandleT] = {}
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, handle: _HandleT) -> FileHandleT:
+    def add(self, handle: _HandleT) -> int:
         """Give a new handle its number."""
         number = next(self._numbers)
         self._open[number] = handle
         return number
 
-    def __getitem__(self, number: FileHandleT) -> _HandleT:
+    def __getitem__(self, number: int) -> _HandleT:
         """Return an open handle.
 
         Raises:
-            FUSEError: EBADF, there is none of that number.
+            RefusedError: EBADF, there is none of that number.
         """
         try:
             return self._open[number]
         except KeyError:
-            raise FUSEError(errno.EBADF) from None
+            raise RefusedError(errno.EBADF) from None
 
-    def remove(self, number: FileHandleT) -> _HandleT:
+    def remove(self, number: int) -> _HandleT:
         """Close a handle and return it.
 
         Raises:
-            FUSEError: EBADF, there is none of that number.
+            RefusedError: EBADF, there is none of that number.
         """
         handle = self[number]
         del self._open[number]

@@ -8,6 +8,7 @@ For the trio thread only.
 from __future__ import annotations
 
 import abc
+import enum
 import errno
 import functools
 import itertools
@@ -15,15 +16,14 @@ import os
 import stat
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import pyfuse3
-from pyfuse3 import EntryAttributes, FUSEError
+from keepfs.fs.errors import RefusedError
+from keepfs.fs.processes import supplementary_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pyfuse3 import InodeT, RequestContext
     from typing_extensions import Buffer
 
 #: Seconds for which the kernel may keep what can't change behind its back:
@@ -33,10 +33,13 @@ ENDLESS = 365 * 24 * 3600.0
 #: fast as with 4 KiB).
 BLOCK_SIZE_HINT = 1024 * 1024
 
-_numbers = itertools.count(pyfuse3.ROOT_INODE + 1)
+#: The inode number of the mount's root, FUSE_ROOT_ID of the protocol.
+ROOT_INODE = 1
+
+_numbers = itertools.count(ROOT_INODE + 1)
 
 
-def new_inode() -> InodeT:
+def new_inode() -> int:
     """Return a number that no node of this process has had."""
     return next(_numbers)
 
@@ -100,19 +103,10 @@ class Caller:
     gid: int
     pid: int
 
-    @classmethod
-    def of(cls, context: RequestContext) -> Caller:
-        """Return who makes the request of this context."""
-        return cls(context.uid, context.gid, context.pid)
-
     @functools.cached_property
     def groups(self) -> frozenset[int]:
         """All its groups; its own alone where its process can't be looked at."""
-        try:
-            others = pyfuse3.get_sup_groups(self.pid)
-        except (OSError, RuntimeError, ValueError):
-            others = set()
-        return frozenset(others) | {self.gid}
+        return supplementary_groups(self.pid) | {self.gid}
 
     def may_read(self, permissions: int, uid: int, gid: int) -> bool:
         """Tell whether it may read what has these permissions and this owner and group."""
@@ -147,13 +141,55 @@ class Ownership:
     uid: int | None = None
     gid: int | None = None
 
-    def of_new(self, kind: int, permissions: int, maker: RequestContext) -> Metadata:
+    def of_new(self, kind: int, permissions: int, maker: Caller) -> Metadata:
         """Return the metadata of what `maker` makes."""
         return Metadata(
             kind | stat.S_IMODE(permissions),
             maker.uid if self.uid is None else self.uid,
             maker.gid if self.gid is None else self.gid,
         )
+
+
+class Validity(NamedTuple):
+    """How long the kernel may answer by itself, in seconds.
+
+    Attributes:
+        entry: That the name is this node.
+        attributes: What `stat` returns for it.
+    """
+
+    entry: float
+    attributes: float
+
+
+#: For what cannot change behind the kernel's back.
+FOREVER = Validity(ENDLESS, ENDLESS)
+
+
+class Attributes(NamedTuple):
+    """What `stat` says of a node.
+
+    Attributes:
+        inode: Its number.
+        metadata: Mode, owner and times.
+        size: Bytes.
+        links: Names it has.
+        validity: How long this may be repeated.
+    """
+
+    inode: int
+    metadata: Metadata
+    size: int
+    links: int
+    validity: Validity = FOREVER
+
+
+class RenameMode(enum.Enum):
+    """What a rename does if the new name exists, as in renameat2(2)."""
+
+    REPLACE = enum.auto()
+    NO_REPLACE = enum.auto()
+    EXCHANGE = enum.auto()
 
 
 class Node:
@@ -170,7 +206,7 @@ class Node:
 
     __slots__ = ("inode", "links", "lookups", "metadata")  # there may be very many
 
-    def __init__(self, metadata: Metadata, inode: InodeT | None = None) -> None:
+    def __init__(self, metadata: Metadata, inode: int | None = None) -> None:
         self.inode = new_inode() if inode is None else inode
         self.metadata = metadata
         self.links = 1
@@ -181,26 +217,9 @@ class Node:
         """Bytes of its content."""
         return 0
 
-    def attributes(self) -> EntryAttributes:
-        """Return what `stat` says, for as long as the kernel likes."""
-        metadata, size = self.metadata, self.size
-        attributes = EntryAttributes()
-        attributes.st_ino = self.inode
-        attributes.generation = 0
-        attributes.entry_timeout = ENDLESS
-        attributes.attr_timeout = ENDLESS
-        attributes.st_mode = metadata.mode
-        attributes.st_nlink = self.links
-        attributes.st_uid = metadata.uid
-        attributes.st_gid = metadata.gid
-        attributes.st_rdev = 0
-        attributes.st_size = size
-        attributes.st_blksize = BLOCK_SIZE_HINT
-        attributes.st_blocks = (size + 511) // 512
-        attributes.st_atime_ns = metadata.atime_ns
-        attributes.st_mtime_ns = metadata.mtime_ns
-        attributes.st_ctime_ns = metadata.ctime_ns
-        return attributes
+    def attributes(self) -> Attributes:
+        """Return what `stat` says, and how long the kernel may repeat it."""
+        return Attributes(self.inode, self.metadata, self.size, self.links)
 
     def xattrs(self) -> Mapping[str, str]:
         """Return its extended attributes, by name (`user.keep.…`)."""
@@ -223,9 +242,9 @@ class Node:
         """Do what a setattr asks for.
 
         Raises:
-            FUSEError: EROFS, where nothing can be changed.
+            RefusedError: EROFS, where nothing can be changed.
         """
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
 
 class FileNode(Node):
@@ -244,9 +263,9 @@ class FileNode(Node):
         return False
 
     def check_open(self, flags: int) -> None:
-        """Raise the FUSEError that an opening with these flags deserves, if any."""
+        """Raise the RefusedError that an opening with these flags deserves, if any."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            raise FUSEError(errno.EROFS)
+            raise RefusedError(errno.EROFS)
 
     def opened(self) -> None:
         """Note one opening more."""
@@ -256,7 +275,7 @@ class FileNode(Node):
 
     async def truncate(self, size: int) -> None:
         """Set the size."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     @abc.abstractmethod
     async def read(self, offset: int, size: int) -> Buffer:
@@ -267,7 +286,7 @@ class FileNode(Node):
 
     async def write(self, offset: int, content: bytes) -> None:
         """Put bytes at `offset`, all of them."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     @property
     def needs_store(self) -> bool:
@@ -324,7 +343,7 @@ class DirectoryNode(Node):
         """Find an entry.
 
         Raises:
-            FUSEError: ENOENT, there is none of that name.
+            RefusedError: ENOENT, there is none of that name.
         """
 
     @abc.abstractmethod
@@ -340,41 +359,41 @@ class DirectoryNode(Node):
 
     def create(self, name: str, metadata: Metadata) -> FileNode:
         """Make an empty file."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
         """Make an empty directory."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     def symlink(self, name: str, target: bytes, metadata: Metadata) -> SymlinkNode:
         """Make a symbolic link."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     def link(self, name: str, node: Node) -> None:
         """Give a node one more name."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     def unlink(self, name: str) -> None:
         """Remove a file or symlink."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
     def rmdir(self, name: str) -> None:
         """Remove an empty directory."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
-    def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
+    def rename(self, name: str, target: DirectoryNode, new_name: str, mode: RenameMode) -> None:
         """Move an entry, over an existing one if need be."""
-        raise FUSEError(errno.EROFS)
+        raise RefusedError(errno.EROFS)
 
 
 def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
     """Return what a setattr makes of mode and times.
 
     Raises:
-        FUSEError: EPERM, another owner or group is asked for.
+        RefusedError: EPERM, another owner or group is asked for.
     """
     if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
-        raise FUSEError(errno.EPERM)
+        raise RefusedError(errno.EPERM)
     changed = replace(metadata)
     if changes.mode is not None:
         changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)

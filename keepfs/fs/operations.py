@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
-from keepfs.fs.errors import errno_of
+from keepfs.fs import replies
+from keepfs.fs.errors import RefusedError, errno_of
 from keepfs.fs.free_space import FreeSpace
 from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
 from keepfs.fs.nodes import (
-    Caller,
-    Changes,
     DirectoryNode,
     FileNode,
     Node,
     Ownership,
+    RenameMode,
     SymlinkNode,
 )
 from keepfs.fs.requests import Requests, guarded
+from keepfs.fs.upload.directory import MAX_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         ReaddirToken,
         RequestContext,
         SetattrFields,
-        StatvfsData,
         XAttrNameT,
     )
     from typing_extensions import Buffer
@@ -52,6 +52,12 @@ if TYPE_CHECKING:
 #: Names looked at for one answer to readdir, some 5 ms: a kernel may ask for 6,000, and everybody
 #: else waits until they are there.
 _MOST_LISTED = 256
+#: By the flags of renameat2(2).
+_RENAME_MODES = {
+    0: RenameMode.REPLACE,
+    pyfuse3.RENAME_NOREPLACE: RenameMode.NO_REPLACE,
+    pyfuse3.RENAME_EXCHANGE: RenameMode.EXCHANGE,
+}
 
 
 class Operations(pyfuse3.Operations):
@@ -100,7 +106,7 @@ class Operations(pyfuse3.Operations):
         parent = self._directory(parent_inode)
         try:
             node = await parent.lookup(os.fsdecode(name))
-            node.found_by(Caller.of(ctx))
+            node.found_by(replies.caller(ctx))
             return self._told(node)
         except Exception as error:
             if parent.not_found_timeout and errno_of(error) == errno.ENOENT:
@@ -126,7 +132,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a file and open it."""
         node = self._changeable(parent_inode).create(
-            os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
+            os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, replies.caller(ctx))
         )
         return self._opened(node, ctx, stores=True), self._told(node)
 
@@ -136,9 +142,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a regular file; devices, pipes and sockets are refused."""
         if not stat.S_ISREG(mode):
-            raise FUSEError(errno.EPERM)
+            raise RefusedError(errno.EPERM)
         node = self._changeable(parent_inode).create(
-            os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, ctx)
+            os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, replies.caller(ctx))
         )
         self.requests.about(node)
         node.opened()
@@ -154,7 +160,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a directory."""
         node = self._changeable(parent_inode).mkdir(
-            os.fsdecode(name), self._ownership.of_new(stat.S_IFDIR, mode, ctx)
+            os.fsdecode(name), self._ownership.of_new(stat.S_IFDIR, mode, replies.caller(ctx))
         )
         return self._told(node)
 
@@ -164,7 +170,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a symbolic link."""
         node = self._changeable(parent_inode).symlink(
-            os.fsdecode(name), target, self._ownership.of_new(stat.S_IFLNK, 0o777, ctx)
+            os.fsdecode(name),
+            target,
+            self._ownership.of_new(stat.S_IFLNK, 0o777, replies.caller(ctx)),
         )
         return self._told(node)
 
@@ -186,7 +194,7 @@ class Operations(pyfuse3.Operations):
         """Return what a symbolic link points to."""
         node = self._inodes[inode]
         if not isinstance(node, SymlinkNode):
-            raise FUSEError(errno.EINVAL)
+            raise RefusedError(errno.EINVAL)
         return node.target
 
     @guarded
@@ -209,10 +217,12 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        """Move an entry."""
+        """Move an entry; the flags are those of renameat2(2), a whiteout is refused."""
+        if flags not in _RENAME_MODES:
+            raise RefusedError(errno.EINVAL)
         target = self._changeable(parent_inode_new)
         self._changeable(parent_inode_old).rename(
-            os.fsdecode(name_old), target, os.fsdecode(name_new), flags
+            os.fsdecode(name_old), target, os.fsdecode(name_new), _RENAME_MODES[flags]
         )
 
     # --- attributes ----------------------------------------------------------
@@ -220,7 +230,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return what `stat` says."""
-        return self._inodes[inode].attributes()
+        return replies.entry(self._inodes[inode].attributes())
 
     @guarded
     async def setattr(
@@ -233,32 +243,24 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Change mode, times or size; another owner is refused."""
         if self._read_only:
-            raise FUSEError(errno.EROFS)
+            raise RefusedError(errno.EROFS)
         node = self._inodes[inode]
         if isinstance(node, FileNode):
             self.requests.about(node)
-        changes = Changes(
-            mode=attr.st_mode if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
-            size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-        )
         with self._resizing(node):
-            await node.change(changes)
-        return node.attributes()
+            await node.change(replies.changes(attr, fields))
+        return replies.entry(node.attributes())
 
     @guarded
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Return an extended attribute of ours."""
         if name.startswith(b"system."):  # access control lists
-            raise FUSEError(errno.EOPNOTSUPP)
+            raise RefusedError(errno.EOPNOTSUPP)
         if not name.startswith(b"user.keep."):
-            raise FUSEError(pyfuse3.ENOATTR)
+            raise RefusedError(pyfuse3.ENOATTR)
         value = self._inodes[inode].xattrs().get(os.fsdecode(name))
         if value is None:
-            raise FUSEError(pyfuse3.ENOATTR)
+            raise RefusedError(pyfuse3.ENOATTR)
         return os.fsencode(value)
 
     @guarded
@@ -278,12 +280,12 @@ class Operations(pyfuse3.Operations):
         """Do the same; the attribute stays."""
         self._check_attribute(inode, name)
         if os.fsdecode(name) not in self._inodes[inode].xattrs():
-            raise FUSEError(pyfuse3.ENOATTR)
+            raise RefusedError(pyfuse3.ENOATTR)
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Return the store's size and what is free of it."""
-        return await self._free_space.answer()
+        return replies.statvfs(await self._free_space.answer(), MAX_NAME)
 
     # --- files ---------------------------------------------------------------
 
@@ -292,11 +294,11 @@ class Operations(pyfuse3.Operations):
         """Open a file; `O_TRUNC` comes here too, no setattr follows."""
         node = self._inodes[inode]
         if not isinstance(node, FileNode):
-            raise FUSEError(errno.EISDIR)
+            raise RefusedError(errno.EISDIR)
         # With O_TRUNC, opening to read alone changes the file too.
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if self._read_only and writes:
-            raise FUSEError(errno.EROFS)
+            raise RefusedError(errno.EROFS)
         node.check_open(flags)
         self.requests.about(node)
         if flags & os.O_TRUNC:
@@ -354,7 +356,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Begin to read a directory."""
-        return self._listings.add(Listing(self._directory(inode), Caller.of(ctx)))
+        return self._listings.add(Listing(self._directory(inode), replies.caller(ctx)))
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
@@ -371,7 +373,8 @@ class Operations(pyfuse3.Operations):
             node = listing.node.entry_nowait(name)
             if node is None or not node.is_listed_for(listing.caller):  # None: removed meanwhile
                 continue
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), node.attributes(), number):
+            entry = replies.entry(node.attributes())
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):
                 return
             self._inodes.remember(node)
             is_listed = True
@@ -405,13 +408,13 @@ class Operations(pyfuse3.Operations):
 
     def _told(self, node: Node) -> EntryAttributes:
         """Return the attributes of a node that the kernel is about to learn of."""
-        attributes = node.attributes()
+        attributes = replies.entry(node.attributes())
         self._inodes.remember(node)
         return attributes
 
     def _opened(self, node: FileNode, ctx: RequestContext, *, stores: bool) -> FileInfo:
         node.opened()
-        node.found_by(Caller.of(ctx))
+        node.found_by(replies.caller(ctx))
         file = OpenFile(node, ctx.pid, stores)
         direct = self._direct_io and node.may_change
         # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
@@ -422,19 +425,19 @@ class Operations(pyfuse3.Operations):
         node = self._inodes[inode]
         is_ours = name.startswith(b"user.keep.") and isinstance(node, FileNode) and node.may_change
         if not is_ours:
-            raise FUSEError(errno.EOPNOTSUPP)
+            raise RefusedError(errno.EOPNOTSUPP)
         if self._read_only:
-            raise FUSEError(errno.EROFS)
+            raise RefusedError(errno.EROFS)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]
         if not isinstance(node, DirectoryNode):
-            raise FUSEError(errno.ENOTDIR)
+            raise RefusedError(errno.ENOTDIR)
         return node
 
     def _changeable(self, inode: InodeT) -> DirectoryNode:
         if self._read_only:
-            raise FUSEError(errno.EROFS)
+            raise RefusedError(errno.EROFS)
         return self._directory(inode)
 
 

@@ -21,8 +21,8 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from keepfs.fs.dying import dies_of_a_signal, dying_threads_in_fuse
-from keepfs.fs.errors import errno_of
+from keepfs.fs.errors import RefusedError, errno_of
+from keepfs.fs.processes import dies_of_a_signal, dying_threads_in_fuse
 from keepfs.keep.errors import KeepRequestError
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class Requests:
         try:
             with request.scope:
                 return await self._entered(request, handling)
-        except FUSEError:
-            raise
+        except RefusedError as error:
+            raise FUSEError(error.errno) from None
         except trio.Cancelled:
             # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
             # could not even be killed. The next checkpoint raises it again.
@@ -230,7 +230,7 @@ class Overdue:
             size: How many bytes.
 
         Raises:
-            FUSEError: ETIMEDOUT, a read of the range was given up less than a
+            RefusedError: ETIMEDOUT, a read of the range was given up less than a
                 second ago and the bytes are still not here.
         """
         now = trio.current_time()
@@ -238,7 +238,7 @@ class Overdue:
         if any(begin < offset + size and offset < end for begin, end, _ in self._ranges):
             with trio.move_on_after(0):  # what is in memory comes without waiting
                 return await read(offset, size)
-            raise FUSEError(errno.ETIMEDOUT)
+            raise RefusedError(errno.ETIMEDOUT)
         try:
             return await read(offset, size)
         except trio.Cancelled:

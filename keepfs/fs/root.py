@@ -6,10 +6,16 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-import pyfuse3
-from pyfuse3 import FUSEError
-
-from keepfs.fs.nodes import DirectoryNode, FileNode, Metadata, Node, directory_mode, file_mode
+from keepfs.fs.errors import RefusedError
+from keepfs.fs.nodes import (
+    ROOT_INODE,
+    DirectoryNode,
+    FileNode,
+    Metadata,
+    Node,
+    directory_mode,
+    file_mode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,18 +93,18 @@ class RootDirectory(DirectoryNode):
 
     def __init__(self, entries: Mapping[str, Node], owner: Metadata) -> None:
         metadata = Metadata(directory_mode(0o555), owner.uid, owner.gid, owner.mtime_ns)
-        super().__init__(metadata, pyfuse3.ROOT_INODE)
+        super().__init__(metadata, ROOT_INODE)
         self._entries = dict(entries)
 
     async def lookup(self, name: str) -> Node:
         """Find one of the entries.
 
         Raises:
-            FUSEError: ENOENT, there is none of that name.
+            RefusedError: ENOENT, there is none of that name.
         """
         node = self._entries.get(name)
         if node is None:
-            raise FUSEError(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         return node
 
     def names(self) -> Iterable[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 
 import pytest
-from pyfuse3 import FUSEError
 
-from keepfs.fs.errors import ERRNO_BY_CAUSE, errno_of
+from keepfs.fs.errors import ERRNO_BY_CAUSE, RefusedError, errno_of
 from keepfs.keep import Cause, KeepReadError, KeepWriteError, NoKeepServersError, NotFoundError
 
 
@@ -26,7 +25,7 @@ def test_every_cause_has_a_row() -> None:
         (KeepReadError("for no reason"), errno.EIO),
         (KeepWriteError("full", cause=Cause.FULL), errno.ENOSPC),
         (KeepWriteError("one of two", cause=Cause.TOO_FEW_COPIES), errno.EIO),
-        (FUSEError(errno.ENOTEMPTY), errno.ENOTEMPTY),
+        (RefusedError(errno.ENOTEMPTY), errno.ENOTEMPTY),
         (MemoryError(), errno.ENOMEM),
         (PermissionError(errno.EACCES, "no"), errno.EACCES),
         (TimeoutError(), errno.EIO),

@@ -189,6 +189,34 @@ async def test_entries_are_renamed_and_removed() -> None:
         assert (await operations.getattr(inode, ME)).st_nlink == 0
 
 
+async def test_renaming_leaves_no_whiteouts() -> None:
+    whiteout = 1 << 2  # RENAME_WHITEOUT of linux/fs.h
+    async with open_tree() as tree:
+        await make(tree, b"file", b"abc")
+
+        renaming = tree.operations.rename(tree.upload, b"file", tree.upload, b"x", whiteout, ME)
+        assert await refusal(renaming) == "EINVAL"
+
+
+async def test_every_attribute_reaches_the_kernel() -> None:
+    async with open_tree() as tree:
+        inode, handle = await make(tree, b"file", b"abc")
+        wanted = EntryAttributes()
+        wanted.st_atime_ns, wanted.st_mtime_ns = 1_791_234_567_123_456_789, -(10**18) - 1
+        wanted.st_mode = 0o100640
+        changes = Fields("atime", "mtime", "mode")
+
+        said = await tree.operations.setattr(inode, wanted, changes, None, ME)
+        await close(tree, handle)
+
+        assert (said.st_ino, said.st_mode, said.st_nlink) == (inode, 0o100640, 1)
+        assert (said.st_uid, said.st_gid, said.st_size) == (ME.uid, ME.gid, 3)
+        assert (said.st_atime_ns, said.st_mtime_ns) == (wanted.st_atime_ns, wanted.st_mtime_ns)
+        assert said.st_ctime_ns > said.st_mtime_ns
+        assert (said.st_blocks, said.st_blksize, said.st_rdev) == (1, 1 << 20, 0)
+        assert said.entry_timeout == said.attr_timeout > 24 * 3600
+
+
 async def test_what_is_no_directory_has_no_entries() -> None:
     async with open_tree() as tree:
         inode, _ = await make(tree, b"file")

@@ -18,9 +18,10 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 
-from keepfs.fs.dying import dies_of_a_signal
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.operations import Operations
+from keepfs.fs.processes import dies_of_a_signal
 from keepfs.fs.requests import WATCH_INTERVAL, Requests, guarded
 from keepfs.keep import Cause, KeepReadError, NotFoundError
 from tests.fakes.kernel import Caller
@@ -121,7 +122,7 @@ async def test_a_handlers_answer_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("error", "number"),
     [
-        (FUSEError(errno.ENOTDIR), errno.ENOTDIR),
+        (RefusedError(errno.ENOTDIR), errno.ENOTDIR),
         (NotFoundError("gone"), errno.ENOENT),
         (PermissionError(errno.EACCES, "no"), errno.EACCES),
         (OSError("no number"), errno.EIO),
@@ -195,7 +196,7 @@ async def test_what_a_handler_refuses_on_purpose_is_no_news(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with pytest.raises(FUSEError):
-        await raising(FUSEError(errno.EROFS)).read(1)
+        await raising(RefusedError(errno.EROFS)).read(1)
 
     assert caplog.records == []
 

@@ -16,15 +16,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, TypeVar
 
-import pyfuse3
-from pyfuse3 import FUSEError
-
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
     FileNode,
     Metadata,
     Node,
+    RenameMode,
     SymlinkNode,
     changed_metadata,
 )
@@ -98,7 +97,7 @@ class UploadDirectory(DirectoryNode):
         """Find an entry.
 
         Raises:
-            FUSEError: ENOENT, there is none of that name; ENAMETOOLONG.
+            RefusedError: ENOENT, there is none of that name; ENAMETOOLONG.
         """
         _check_name(name)
         return self._entry(name)
@@ -178,51 +177,49 @@ class UploadDirectory(DirectoryNode):
         """Refuse a hard link: a file has one name.
 
         Raises:
-            FUSEError: EPERM, as on other file systems without hard links.
+            RefusedError: EPERM, as on other file systems without hard links.
         """
-        raise FUSEError(errno.EPERM)
+        raise RefusedError(errno.EPERM)
 
     def unlink(self, name: str) -> None:
         """Remove a file or symlink; an open file stays usable until it is closed.
 
         Raises:
-            FUSEError: ENOENT; EISDIR.
+            RefusedError: ENOENT; EISDIR.
         """
         if isinstance(self._entry(name), DirectoryNode):
-            raise FUSEError(errno.EISDIR)
+            raise RefusedError(errno.EISDIR)
         self._remove(name)
 
     def rmdir(self, name: str) -> None:
         """Remove an empty directory.
 
         Raises:
-            FUSEError: ENOENT; ENOTDIR; ENOTEMPTY.
+            RefusedError: ENOENT; ENOTDIR; ENOTEMPTY.
         """
         node = self._entry(name)
         if not isinstance(node, UploadDirectory):
-            raise FUSEError(errno.ENOTDIR)
+            raise RefusedError(errno.ENOTDIR)
         if not node._is_empty:
-            raise FUSEError(errno.ENOTEMPTY)
+            raise RefusedError(errno.ENOTEMPTY)
         self._remove(name)
 
-    def rename(self, name: str, target: DirectoryNode, new_name: str, flags: int) -> None:
+    def rename(self, name: str, target: DirectoryNode, new_name: str, mode: RenameMode) -> None:
         """Move an entry, over an existing one if need be, in one step.
 
         A file that isn't stored leaves the one it replaces in the catalog until it is.
 
         Raises:
-            FUSEError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
-                ENOTEMPTY, EINVAL as rename(2) says.
+            RefusedError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
+                ENOTEMPTY as rename(2) says.
         """
         if not isinstance(target, UploadDirectory):
-            raise FUSEError(errno.EROFS)
+            raise RefusedError(errno.EROFS)
         _check_name(new_name)
-        if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
-            raise FUSEError(errno.EINVAL)  # a whiteout
         node, replaced = self._entry(name), target.entry_nowait(new_name)
-        if flags & pyfuse3.RENAME_EXCHANGE:
+        if mode is RenameMode.EXCHANGE:
             if replaced is None:
-                raise FUSEError(errno.ENOENT)
+                raise RefusedError(errno.ENOENT)
             with target._recording(self, moved=(node, replaced)):
                 self._move_in_catalog(node, replaced, target, name, new_name)
             self._put(name, replaced)
@@ -230,8 +227,8 @@ class UploadDirectory(DirectoryNode):
             _note_moved(self._staging.failed, node, replaced)
         elif replaced is not node:
             if replaced is not None:
-                if flags & pyfuse3.RENAME_NOREPLACE:
-                    raise FUSEError(errno.EEXIST)
+                if mode is RenameMode.NO_REPLACE:
+                    raise RefusedError(errno.EEXIST)
                 _check_replaceable(node, replaced)
                 _prepare_to_forget(replaced)
             with target._recording(self, moved=(node,)):
@@ -290,7 +287,7 @@ class UploadDirectory(DirectoryNode):
     def _entry(self, name: str) -> UploadNode:
         node = self.entry_nowait(name)
         if node is None:
-            raise FUSEError(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         return node
 
     def _put(self, name: str, node: UploadNode) -> None:
@@ -310,9 +307,9 @@ class UploadDirectory(DirectoryNode):
     def _add(self, name: str, node: _NodeT) -> _NodeT:
         _check_name(name)
         if self.entry_nowait(name) is not None:
-            raise FUSEError(errno.EEXIST)
+            raise RefusedError(errno.EEXIST)
         if not self.links:
-            raise FUSEError(errno.ENOENT)
+            raise RefusedError(errno.ENOENT)
         if isinstance(node, UploadFile):
             self.metadata.changed(content=True)
         else:
@@ -387,14 +384,14 @@ def _note_moved(failed: FailedFiles, *nodes: UploadNode) -> None:
 
 def _check_name(name: str) -> None:
     if len(os.fsencode(name)) > MAX_NAME:
-        raise FUSEError(errno.ENAMETOOLONG)
+        raise RefusedError(errno.ENAMETOOLONG)
 
 
 def _check_replaceable(node: Node, replaced: Node) -> None:
     if isinstance(node, UploadDirectory):
         if not isinstance(replaced, UploadDirectory):
-            raise FUSEError(errno.ENOTDIR)
+            raise RefusedError(errno.ENOTDIR)
         if not replaced._is_empty:
-            raise FUSEError(errno.ENOTEMPTY)
+            raise RefusedError(errno.ENOTEMPTY)
     elif isinstance(replaced, DirectoryNode):
-        raise FUSEError(errno.EISDIR)
+        raise RefusedError(errno.EISDIR)

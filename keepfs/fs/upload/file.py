@@ -14,8 +14,8 @@ import errno
 from typing import TYPE_CHECKING
 
 import trio
-from pyfuse3 import FUSEError
 
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, changed_metadata
 from keepfs.fs.reading import BlockReader
 from keepfs.fs.upload.staged import zeros
@@ -232,12 +232,12 @@ class UploadFile(StoringFile):
         """Put bytes at `offset`; a whole block leaves for the store at once.
 
         Raises:
-            FUSEError: EFBIG, the file would be larger than a file may be.
+            RefusedError: EFBIG, the file would be larger than a file may be.
             KeepWriteError: There is no room for the bytes, since storing failed.
         """
         end = offset + len(content)
         if end > MAX_FILE_SIZE:
-            raise FUSEError(errno.EFBIG)
+            raise RefusedError(errno.EFBIG)
         view = memoryview(content)
         async with self._changing():
             for index, begin, stop in self._cut(offset, end):
@@ -254,11 +254,11 @@ class UploadFile(StoringFile):
         """Set the size; a longer file ends in zeros.
 
         Raises:
-            FUSEError: EFBIG, the size is larger than a file may be.
+            RefusedError: EFBIG, the size is larger than a file may be.
             KeepReadError: The block that is cut can't be read.
         """
         if size > MAX_FILE_SIZE:
-            raise FUSEError(errno.EFBIG)
+            raise RefusedError(errno.EFBIG)
         async with self._changing():
             if size == self._size:
                 # Nothing is stored anew, so nothing else would record the time.
@@ -323,7 +323,7 @@ class UploadFile(StoringFile):
         """Do what a setattr asks for; the owner stays who it is.
 
         Raises:
-            FUSEError: EPERM, another owner is asked for.
+            RefusedError: EPERM, another owner is asked for.
         """
         metadata = changed_metadata(self.metadata, changes)
         if changes.size is not None:

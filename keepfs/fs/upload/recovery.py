@@ -11,9 +11,9 @@ import logging
 from typing import TYPE_CHECKING
 
 import trio
-from pyfuse3 import FUSEError
 
 from keepfs.fs.call import Call
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.nodes import Metadata, Node, directory_mode
 from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.directory import UploadDirectory
@@ -284,7 +284,7 @@ def _made(directory: UploadDirectory, name: str, described: About) -> UploadFile
         free = f"{name}~unsaved" + (f"-{number}" if number > 1 else "")
     try:
         file = directory.create(free, Metadata(described.mode, described.uid, described.gid))
-    except FUSEError:  # too long a name
+    except RefusedError:  # too long a name
         return _made(directory, f"unsaved-{described.mtime_ns}", described)
     if not isinstance(file, UploadFile):
         raise TypeError("upload/ makes upload files")

@@ -8,12 +8,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import pytest
-from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
+from keepfs.fs.errors import RefusedError
+from keepfs.fs.nodes import Changes, Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.root import RootDirectory
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import MAX_NAME, UploadDirectory
@@ -51,7 +50,7 @@ def subdirectory(directory: UploadDirectory, name: str) -> UploadDirectory:
 
 @contextlib.contextmanager
 def refused(number: int) -> Iterator[None]:
-    with pytest.raises(FUSEError) as caught:
+    with pytest.raises(RefusedError) as caught:
         yield
     assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
 
@@ -88,7 +87,7 @@ async def test_a_name_has_255_bytes_at_most(character: str) -> None:
             with refused(errno.ENAMETOOLONG):
                 make(upload, name)
         with refused(errno.ENAMETOOLONG):
-            upload.rename(character * MAX_NAME, upload, character * 256, 0)
+            upload.rename(character * MAX_NAME, upload, character * 256, RenameMode.REPLACE)
         with refused(errno.ENAMETOOLONG):
             await upload.lookup(character * 256)
 
@@ -97,7 +96,7 @@ async def test_a_name_need_not_be_text() -> None:
     name = os.fsdecode(b"\xff\xfe caf\xc3\xa9\n")
     async with open_upload() as upload:
         node = make(upload, name)
-        upload.rename(name, upload, f"{name}2", 0)
+        upload.rename(name, upload, f"{name}2", RenameMode.REPLACE)
 
         assert await upload.lookup(f"{name}2") is node
         assert list(upload.names()) == [f"{name}2"]
@@ -108,7 +107,7 @@ async def test_making_and_removing_entries_moves_the_times_of_the_directory() ->
         actions: list[Callable[[], object]] = [
             lambda: make(upload, "file"),
             lambda: make(upload, "directory/"),
-            lambda: upload.rename("file", upload, "other", 0),
+            lambda: upload.rename("file", upload, "other", RenameMode.REPLACE),
             lambda: upload.unlink("other"),
             lambda: upload.rmdir("directory"),
         ]
@@ -170,7 +169,7 @@ async def test_a_file_is_renamed_into_another_directory() -> None:
         file = make(upload, "file")
         directory = subdirectory(upload, "directory")
 
-        upload.rename("file", directory, "moved", 0)
+        upload.rename("file", directory, "moved", RenameMode.REPLACE)
 
         assert directory.entry_nowait("moved") is file
         assert list(upload.names()) == ["directory"]
@@ -181,7 +180,7 @@ async def test_renaming_over_a_file_removes_it() -> None:
     async with open_upload() as upload:
         old, new = make(upload, "old"), make(upload, "new")
 
-        upload.rename("new", upload, "old", 0)
+        upload.rename("new", upload, "old", RenameMode.REPLACE)
 
         assert upload.entry_nowait("old") is new
         assert (old.links, new.links) == (0, 1)
@@ -193,7 +192,7 @@ async def test_renaming_a_directory_over_an_empty_one_removes_that() -> None:
         empty, full = subdirectory(upload, "empty"), subdirectory(upload, "full")
         make(full, "entry")
 
-        upload.rename("full", upload, "empty", 0)
+        upload.rename("full", upload, "empty", RenameMode.REPLACE)
 
         assert upload.entry_nowait("empty") is full
         assert empty.links == 0
@@ -219,14 +218,14 @@ async def test_renaming_follows_the_rules(old: str, new: str, number: int) -> No
         before = list(upload.names())
 
         with refused(number):
-            upload.rename(old, upload, new, 0)
+            upload.rename(old, upload, new, RenameMode.REPLACE)
         assert list(upload.names()) == before
 
 
 async def test_renaming_to_itself_changes_nothing() -> None:
     async with open_upload() as upload:
         file = make(upload, "file")
-        upload.rename("file", upload, "file", 0)
+        upload.rename("file", upload, "file", RenameMode.REPLACE)
 
         assert upload.entry_nowait("file") is file
         assert file.links == 1
@@ -236,8 +235,8 @@ async def test_renaming_may_refuse_to_replace() -> None:
     async with open_upload() as upload:
         old, new = make(upload, "old"), make(upload, "new")
         with refused(errno.EEXIST):
-            upload.rename("new", upload, "old", pyfuse3.RENAME_NOREPLACE)
-        upload.rename("new", upload, "other", pyfuse3.RENAME_NOREPLACE)
+            upload.rename("new", upload, "old", RenameMode.NO_REPLACE)
+        upload.rename("new", upload, "other", RenameMode.NO_REPLACE)
 
         assert upload.entry_nowait("old") is old
         assert upload.entry_nowait("other") is new
@@ -249,9 +248,9 @@ async def test_renaming_may_exchange_what_is_there() -> None:
         inner = make(directory, "inner@")
         inner.metadata.ctime_ns = 3
 
-        upload.rename("file", directory, "inner", pyfuse3.RENAME_EXCHANGE)
+        upload.rename("file", directory, "inner", RenameMode.EXCHANGE)
         with refused(errno.ENOENT):
-            upload.rename("file", upload, "none", pyfuse3.RENAME_EXCHANGE)
+            upload.rename("file", upload, "none", RenameMode.EXCHANGE)
 
         assert upload.entry_nowait("file") is inner
         assert directory.entry_nowait("inner") is file
@@ -259,21 +258,12 @@ async def test_renaming_may_exchange_what_is_there() -> None:
         assert inner.metadata.ctime_ns > 3
 
 
-async def test_renaming_leaves_no_whiteouts() -> None:
-    whiteout = 1 << 2  # RENAME_WHITEOUT of linux/fs.h
-    async with open_upload() as upload:
-        make(upload, "file")
-
-        with refused(errno.EINVAL):
-            upload.rename("file", upload, "other", whiteout)
-
-
 async def test_nothing_is_moved_out_of_the_tree() -> None:
     async with open_upload() as upload:
         make(upload, "file")
 
         with refused(errno.EROFS):
-            upload.rename("file", RootDirectory({}, upload.metadata), "file", 0)
+            upload.rename("file", RootDirectory({}, upload.metadata), "file", RenameMode.REPLACE)
 
 
 async def test_a_setgid_directory_hands_down_its_group_and_its_bit() -> None:

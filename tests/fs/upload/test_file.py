@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, file_mode
 from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
 from keepfs.fs.upload.staging import Slot, Staging
@@ -518,9 +518,9 @@ async def test_a_file_has_a_largest_size() -> None:
     async with open_bench() as bench:
         file = bench.file()
 
-        with pytest.raises(FUSEError) as writing:
+        with pytest.raises(RefusedError) as writing:
             await file.write(MAX_FILE_SIZE, b"x")
-        with pytest.raises(FUSEError) as truncating:
+        with pytest.raises(RefusedError) as truncating:
             await file.truncate(MAX_FILE_SIZE + 1)
 
         assert writing.value.errno == truncating.value.errno == errno.EFBIG
@@ -630,9 +630,9 @@ async def test_mode_and_times_change_but_not_the_owner() -> None:
         file = bench.file()
 
         await file.change(Changes(mode=0o100600, uid=7, gid=8, atime_ns=1, mtime_ns=2))
-        with pytest.raises(FUSEError) as user:
+        with pytest.raises(RefusedError) as user:
             await file.change(Changes(uid=9))
-        with pytest.raises(FUSEError) as group:
+        with pytest.raises(RefusedError) as group:
             await file.change(Changes(gid=9))
 
         assert file.metadata.mode == file_mode(0o600)

@@ -7,13 +7,12 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import pytest
-from pyfuse3 import FUSEError
 
 from keepfs.fs.blocks import open_blocks
+from keepfs.fs.errors import RefusedError
 from keepfs.fs.inodes import InodeTable
-from keepfs.fs.nodes import Metadata, directory_mode, file_mode
+from keepfs.fs.nodes import Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
@@ -159,7 +158,7 @@ async def test_a_version_that_an_unstored_file_replaces_is_not_listed_beside_it(
         await bench.store("old")
         bench.mount()
         new = bench.create("new")
-        bench.upload.rename("new", bench.upload, "old", 0)
+        bench.upload.rename("new", bench.upload, "old", RenameMode.REPLACE)
 
         assert list(bench.upload.names()) == ["old"]
         assert await bench.file("old") is new
@@ -174,19 +173,19 @@ async def test_a_directory_nobody_has_looked_into_follows_the_rules() -> None:
         for name in ("empty", "full"):
             bench.upload.mkdir(name, Metadata(directory_mode(0o755), 1, 2))
         await bench.store("a", "b", "c")
-        bench.upload.rename("a", await bench.directory("full"), "inner", 0)
+        bench.upload.rename("a", await bench.directory("full"), "inner", RenameMode.REPLACE)
         bench.mount()
 
         for name, number in (("full", errno.ENOTEMPTY), ("b", errno.ENOTDIR)):
-            with pytest.raises(FUSEError) as caught:
+            with pytest.raises(RefusedError) as caught:
                 bench.upload.rmdir(name)
             assert caught.value.errno == number
-        with pytest.raises(FUSEError) as caught:
-            bench.upload.rename("empty", bench.upload, "full", 0)
+        with pytest.raises(RefusedError) as caught:
+            bench.upload.rename("empty", bench.upload, "full", RenameMode.REPLACE)
         assert caught.value.errno == errno.ENOTEMPTY
-        bench.upload.rename("full", bench.upload, "empty", 0)
-        bench.upload.rename("b", bench.upload, "empty", pyfuse3.RENAME_EXCHANGE)
-        bench.upload.rename("c", bench.upload, "empty", 0)
+        bench.upload.rename("full", bench.upload, "empty", RenameMode.REPLACE)
+        bench.upload.rename("b", bench.upload, "empty", RenameMode.EXCHANGE)
+        bench.upload.rename("c", bench.upload, "empty", RenameMode.REPLACE)
 
         assert list(bench.upload.names()) == ["b", "empty"]
         bench.mount()
@@ -263,7 +262,7 @@ async def test_an_open_file_nobody_has_read_keeps_its_bytes_when_it_is_removed(h
         if how == "unlink":
             bench.upload.unlink("file")
         else:
-            bench.upload.rename("other", bench.upload, "file", 0)
+            bench.upload.rename("other", bench.upload, "file", RenameMode.REPLACE)
 
         assert bytes(await file.read(0, 10)) == b"file"
         assert file.xattrs()["user.keep.locator"].endswith("+4")
@@ -272,11 +271,11 @@ async def test_an_open_file_nobody_has_read_keeps_its_bytes_when_it_is_removed(h
 async def test_the_time_of_a_rename_is_kept() -> None:
     async with open_bench() as bench:
         await bench.store("file", "other")
-        for flags in (0, pyfuse3.RENAME_EXCHANGE):
-            source = "file" if flags == 0 else "other"
+        for mode in (RenameMode.REPLACE, RenameMode.EXCHANGE):
+            source = "file" if mode is RenameMode.REPLACE else "other"
             node = await bench.file(source)
             node.metadata.ctime_ns = 3
-            bench.upload.rename(source, bench.upload, "moved", flags)
+            bench.upload.rename(source, bench.upload, "moved", mode)
             renamed = node.metadata.ctime_ns
             bench.forget(node)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import trio
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.nodes import Metadata, directory_mode, file_mode
+from keepfs.fs.nodes import Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload import failed_journal
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import UploadDirectory
@@ -126,7 +126,7 @@ async def test_a_file_that_fails_again_or_is_renamed_has_one_entry(
         bench.failed.add(file)
         await trio.sleep(1)
         again = bench.noted()
-        bench.upload.rename("one", bench.upload, "new", 0)
+        bench.upload.rename("one", bench.upload, "new", RenameMode.REPLACE)
         await trio.sleep(1)
 
         assert again == ["one"]

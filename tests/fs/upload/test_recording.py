@@ -7,11 +7,10 @@ import dataclasses
 import stat
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import pytest
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
+from keepfs.fs.nodes import Changes, Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import UploadDirectory, UploadNode
 from keepfs.fs.upload.file import UploadFile
@@ -144,21 +143,21 @@ async def rmdir(bench: Bench) -> None:
 async def rename(bench: Bench) -> None:
     full = bench.node("full")
     assert isinstance(full, UploadDirectory)
-    bench.upload.rename("stored", full, "moved", 0)
+    bench.upload.rename("stored", full, "moved", RenameMode.REPLACE)
 
 
 async def rename_over(bench: Bench) -> None:
     full = bench.node("full")
     assert isinstance(full, UploadDirectory)
-    bench.upload.rename("stored", full, "inner", 0)
+    bench.upload.rename("stored", full, "inner", RenameMode.REPLACE)
 
 
 async def rename_unstored(bench: Bench) -> None:
-    bench.upload.rename("new", bench.upload, "stored", 0)
+    bench.upload.rename("new", bench.upload, "stored", RenameMode.REPLACE)
 
 
 async def exchange(bench: Bench) -> None:
-    bench.upload.rename("stored", bench.upload, "full", pyfuse3.RENAME_EXCHANGE)
+    bench.upload.rename("stored", bench.upload, "full", RenameMode.EXCHANGE)
 
 
 async def chmod(bench: Bench) -> None:
@@ -229,8 +228,10 @@ async def test_an_unstored_file_leaves_no_name_behind_where_it_is_renamed_twice(
         bench = Bench(Staging(blocks), Catalog())
         await bench.fill()
 
-        bench.upload.rename("new", bench.upload, "stored", 0)  # whose version the catalog keeps
-        bench.upload.rename("stored", bench.upload, "other", 0)
+        bench.upload.rename(
+            "new", bench.upload, "stored", RenameMode.REPLACE
+        )  # whose version the catalog keeps
+        bench.upload.rename("stored", bench.upload, "other", RenameMode.REPLACE)
         names = list(bench.upload.names())
 
         assert names == ["empty", "full", "link", "other"]

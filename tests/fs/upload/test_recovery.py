@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from keepfs.fs.blocks import open_blocks
-from keepfs.fs.nodes import Metadata, directory_mode, file_mode
+from keepfs.fs.nodes import Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import UploadDirectory
@@ -168,7 +168,7 @@ async def test_a_file_is_spilled_again_only_if_it_was_changed_or_renamed(tmp_pat
         file = await bench.file("name", b"one")
         seen = []
         for name in ("name", "new"):
-            bench.upload.rename(file.path, bench.upload, name, 0)
+            bench.upload.rename(file.path, bench.upload, name, RenameMode.REPLACE)
             for _ in range(2):
                 assert await bench.spills.spill(file)
                 await records_are(bench, 1)
@@ -277,7 +277,7 @@ async def test_a_file_that_is_removed_or_stored_makes_its_record_obsolete_at_onc
         held.gate = trio.Event()  # a crash comes before anything is deleted
 
         bench.upload.unlink("a")
-        bench.upload.rename("other", bench.upload, "b", 0)
+        bench.upload.rename("other", bench.upload, "b", RenameMode.REPLACE)
         await stored.store()
 
         assert len(names) == 3

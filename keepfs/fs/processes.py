@@ -1,7 +1,7 @@
-"""Which clients are about to be killed, as /proc shows it.
+"""What /proc shows of the processes that use the mount: their groups, and pending fatal signals.
 
-A thread that a fatal signal waits for, and that doesn't run, is in a wait that
-the signal can't end: in a request to the mount, or of a disk.
+A thread with a pending fatal signal that does not run is in an uninterruptible
+wait: for a request to the mount, or for a disk.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ def dying_threads_in_fuse(pid: int) -> set[int]:
         return set()
 
 
+def supplementary_groups(pid: int) -> frozenset[int]:
+    """Return the supplementary groups of a process; none if it is gone or in another namespace."""
+    return frozenset(map(int, _status(Path(f"/proc/{pid}")).get("Groups", "").split()))
+
+
 def _dies_in_fuse(thread: Path) -> bool:
     status = _status(thread)
     # After a fatal signal the wait for a mount is one that no signal ends.
@@ -60,7 +65,7 @@ def _dies_in_fuse(thread: Path) -> bool:
 
 
 def _status(process: Path) -> dict[str, str]:
-    """Read what there is in the status of a process or thread; nothing if it is gone."""
+    """Return the fields of a process's or thread's status file; none if it is gone."""
     try:
         # A program's name may be cut in the middle of a character.
         lines = (process / "status").read_text(errors="replace").splitlines()

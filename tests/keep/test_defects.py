@@ -75,7 +75,7 @@ ROWS = [
     Row(
         9,
         "the connect limit grows without bound",
-        ("timeouts::test_the_connect_part_doubles_each_round_up_to_a_cap",),
+        ("http.timeouts::test_the_connect_part_doubles_each_round_up_to_a_cap",),
     ),
     Row(
         10,
@@ -94,8 +94,8 @@ ROWS = [
         12,
         "all callers share a lock round the list's request, and each refreshes it",
         (
-            "roster::test_nobody_waits_for_a_newer_list_who_has_one",
-            "roster::test_a_list_that_is_newer_already_is_not_asked_for_again",
+            "services.roster::test_nobody_waits_for_a_newer_list_who_has_one",
+            "services.roster::test_a_list_that_is_newer_already_is_not_asked_for_again",
         ),
     ),
     Row(
@@ -108,8 +108,8 @@ ROWS = [
         14,
         "too many copies are written",
         (
-            "writers::test_a_success_starts_no_other_while_one_is_under_way",
-            "writers::test_tries_under_way_never_exceed_the_confirmations_that_are_missing",
+            "services.writers::test_a_success_starts_no_other_while_one_is_under_way",
+            "services.writers::test_tries_under_way_never_exceed_the_confirmations_that_are_missing",
         ),
     ),
     Row(
@@ -126,7 +126,9 @@ ROWS = [
     Row(
         18,
         "a class without `Default` switches all defaults off",
-        ("roster::test_a_class_that_does_not_say_is_no_default_and_the_others_still_are",),
+        (
+            "services.roster::test_a_class_that_does_not_say_is_no_default_and_the_others_still_are",
+        ),
     ),
     Row(
         19,
@@ -231,7 +233,7 @@ ROWS = [
     Row(
         36,
         "failed fetches leave dead slots in the cache",
-        ("cache::test_a_failed_fetch_is_not_kept",),
+        ("caching.cache::test_a_failed_fetch_is_not_kept",),
     ),
     Row(37, "the log shows `None bytes`", why="No log line of ours quotes a HEAD's length."),
 ]
@@ -241,8 +243,11 @@ ROWS = [
 def test_a_defect_has_a_proof_or_a_reason(row: Row) -> None:
     assert bool(row.proofs) != bool(row.why)
     for proof in row.proofs:
-        module, _, test = proof.partition("::")
-        assert callable(getattr(importlib.import_module(f"tests.keep.test_{module}"), test))
+        place, _, test = proof.partition("::")
+        folder, _, module = f".{place}".rpartition(".")
+        assert callable(
+            getattr(importlib.import_module(f"tests.keep{folder}.test_{module}"), test)
+        )
 
 
 def test_every_defect_has_a_row() -> None:

@@ -87,7 +87,7 @@ def open_file(path: str | os.PathLike[str], flags: int) -> int:
             raise NotPrivateError(f"{path} is a symbolic link: remove it") from error
         raise
     try:
-        _check(path, os.fstat(descriptor))
+        _check_private(path, os.fstat(descriptor))
         os.fchmod(descriptor, 0o600)
     except BaseException:
         os.close(descriptor)
@@ -102,10 +102,10 @@ def check_file(path: Path) -> None:
         NotPrivateError: It isn't.
     """
     with contextlib.suppress(FileNotFoundError):
-        _check(path, path.lstat())
+        _check_private(path, path.lstat())
 
 
-def _check(path: str | os.PathLike[str], status: os.stat_result) -> None:
+def _check_private(path: str | os.PathLike[str], status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise NotPrivateError(f"{path} is no regular file: remove it")
     if status.st_uid != os.geteuid():

@@ -81,7 +81,7 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
     )
 
 
-def check(client: KeepClient, options: StoreOptions) -> None:
+def check_usable(client: KeepClient, options: StoreOptions) -> None:
     """See that the token is good and a service answers, before anyone relies on it. Blocks.
 
     Logs a warning where a proxy refuses to read with the token.
@@ -90,11 +90,11 @@ def check(client: KeepClient, options: StoreOptions) -> None:
         StoreError: They don't; the message names what to look at.
     """
     if options.local_store is not None:
-        _check_directory(options.local_store)
+        _check_writable(options.local_store)
         return
     where = _where_from(options)
     try:
-        unanswered = _check_token(client, options)
+        unanswered = _verify_token(client, options)
         if unanswered is not None:
             raise StoreError(f"the API server doesn't answer: {unanswered} (settings: {where})")
         check_classes(client, options)
@@ -123,7 +123,7 @@ def check_token(client: KeepClient, options: StoreOptions) -> None:
         StoreError: It doesn't know it.
     """
     if options.local_store is None:
-        _check_token(client, options)
+        _verify_token(client, options)
 
 
 def check_classes(client: KeepClient, options: StoreOptions) -> None:
@@ -256,7 +256,7 @@ class RenewingStore:
             )
 
 
-def _check_directory(path: Path) -> None:
+def _check_writable(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         next(path.iterdir(), None)
@@ -264,7 +264,7 @@ def _check_directory(path: Path) -> None:
         raise StoreError(f"can't use the local store {path}: {error.strerror}") from error
 
 
-def _check_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
+def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
     """See that the API server knows the token; return why it can't be asked, if so.
 
     Raises:

@@ -21,12 +21,12 @@ _INTERRUPTED = 130
 _COMMANDS = {
     "mount": "keepfs.cli.mounting",
     "unmount": "keepfs.cli.mounting",
-    "put": "keepfs.cli.blocks",
-    "get": "keepfs.cli.blocks",
+    "put": "keepfs.cli.put_get",
+    "get": "keepfs.cli.put_get",
     "stat": "keepfs.cli.asking",
     "verify": "keepfs.cli.asking",
     "where": "keepfs.cli.asking",
-    "unsaved": "keepfs.cli.unsaved",
+    "unsaved": "keepfs.cli.unsaved_files",
     "locate": "keepfs.cli.locate",
 }
 #: Other names of commands, for fingers that are used to them.

@@ -34,7 +34,7 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """Print each block's size and locator, if it is there; exit with 1 if any isn't."""
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
-    with clients.opened(store) as client:
+    with clients.open_client(store) as client:
 
         def ask(locator: KeepLocator) -> int | KeepRequestError:
             try:
@@ -46,7 +46,7 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
             if isinstance(found, KeepRequestError):
                 failed.note(str(found))
             else:
-                clients.say(f"{found}\t{locator}")
+                clients.print_line(f"{found}\t{locator}")
     failed.exit()
 
 
@@ -65,14 +65,14 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
-    with clients.opened(store) as client:
+    with clients.open_client(store) as client:
         for locator, sightings in _surveyed(client, store, wanted):
             if isinstance(sightings, KeepRequestError):
                 failed.note(str(sightings))
                 continue
             verdicts = [_verdict(each, locator) for each in sightings]
             for verdict, each in zip(verdicts, sightings, strict=True):
-                clients.say(f"{verdict}\t{each.root}\t{locator}")
+                clients.print_line(f"{verdict}\t{each.root}\t{locator}")
             if not _is_sound(verdicts):
                 failed.note()
             elif store.copies is not None and not any(each.is_proxy for each in sightings):
@@ -93,17 +93,17 @@ def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
-    with clients.opened(store) as client:
+    with clients.open_client(store) as client:
         for locator, sightings in _surveyed(client, store, wanted):
             if isinstance(sightings, KeepRequestError):
                 failed.note(str(sightings))
                 continue
-            clients.say(str(locator))
+            clients.print_line(str(locator))
             for number, each in enumerate(sightings, 1):
                 milliseconds = f"{each.seconds * 1000:.0f} ms"
                 why = "" if each.cause is None else f"  ({each.reason})"
                 verdict = _verdict(each, locator)
-                clients.say(f"{number:3}  {verdict:8}{milliseconds:>10}  {each.root}{why}")
+                clients.print_line(f"{number:3}  {verdict:8}{milliseconds:>10}  {each.root}{why}")
             if all(each.cause is not None for each in sightings):
                 failed.note()
     failed.exit()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import click
 
 from keepfs import stores
-from keepfs.cli import failures, waiting
+from keepfs.cli import reporting, waiting
 from keepfs.keep.locator import KeepLocator, parse_list
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ zero_option = click.option(
 
 
 @contextlib.contextmanager
-def opened(store: StoreOptions) -> Iterator[KeepClient]:
+def open_client(store: StoreOptions) -> Iterator[KeepClient]:
     """Open a client for one command, which fails in one line, and cleans up when it is killed."""
-    with failures.in_one_line(), ended_by_signals():
+    with reporting.in_one_line(), ended_by_signals():
         try:
-            with stores.open_client(store) as client, waiting.said(store, client.is_waiting):
+            with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):
                 yield client
         except stores.StoreError as error:
             raise click.ClickException(str(error)) from error
@@ -74,7 +74,7 @@ class Failures:
         self._count = 0
 
     def note(self, message: str = "") -> None:
-        """Say why one failed, if there is something to say."""
+        """Say why one failed, if there is something to print_line."""
         self._count += 1
         if message:
             click.ClickException(message).show()
@@ -83,7 +83,7 @@ class Failures:
     def noted(self) -> Iterator[None]:
         """Note what can be expected to fail, and go on."""
         try:
-            with failures.in_one_line():
+            with reporting.in_one_line():
                 yield
         except click.ClickException as error:
             self.note(error.message)
@@ -134,7 +134,7 @@ def side_by_side(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def say(text: str, *, null: bool = False) -> None:
+def print_line(text: str, *, null: bool = False) -> None:
     """Print a line; names in it needn't be text.
 
     Raises:

@@ -20,7 +20,7 @@ def locate_command(files: tuple[str, ...], *, null: bool) -> None:
     for name in files:
         with failed.noted():
             clients.check_name(name, null=null)
-            clients.say(f"{_locator_of(name)}\t{name}", null=null)
+            clients.print_line(f"{_locator_of(name)}\t{name}", null=null)
     failed.exit()
 
 

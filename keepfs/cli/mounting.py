@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import failures, settings, waiting
+from keepfs.cli import reporting, settings, waiting
 from keepfs.cli.settings import Setting, setting
 from keepfs.config import options
 from keepfs.fs.upload import failed_journal, unsaved
@@ -175,7 +175,7 @@ def mount_command(
     the command line comes before the environment, and that before the file.
     http_proxy, https_proxy and no_proxy are not used: Keep is asked directly.
     """
-    with failures.in_one_line():
+    with reporting.in_one_line():
         path = mountpoint.resolve(mountpoint_)
         told = options.MountOptions(
             mountpoint=path,
@@ -195,14 +195,14 @@ def mount_command(
     is_new = not told.state_dir.exists()
     if foreground:
         person = _Foreground()
-        with waiting.said(store, person.waits):
+        with waiting.announced(store, person.waits):
             code = serve(person)
         if is_new and not person.was_ready:
             _remove_state(path, told.state_dir)
         raise SystemExit(code)
     reason = daemon.run_in_background(
         lambda pipe: _serve_telling(serve, pipe),
-        lambda: waiting.say(store),
+        lambda: waiting.announce(store),
         lambda warning: click.echo(f"Warning: {warning}", err=True),
     )
     if reason is not None:
@@ -254,7 +254,7 @@ class _Foreground:
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 def unmount_command(mountpoint_: Path) -> None:
     """Unmount MOUNTPOINT: returns when all is stored and the process has ended."""
-    with failures.in_one_line():
+    with reporting.in_one_line():
         path = mountpoint.resolve(mountpoint_)
         entry = mountpoint.mounted_at(path)
         running = runtime.find(path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from keepfs.cli import failures
+from keepfs.cli import reporting
 from keepfs.config import options
 from keepfs.config.arvados import load_settings
 
@@ -153,9 +153,9 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
             cache_size=cache_size,
             retries=retries,
         )
-        with failures.in_one_line():
+        with reporting.in_one_line():
             if not _is_configured(store):
-                raise click.UsageError(failures.NOTHING_CONFIGURED)
+                raise click.UsageError(reporting.NOTHING_CONFIGURED)
         command(store=store, **others)
 
     decorated: Callable[..., None] = with_store

@@ -1,4 +1,4 @@
-"""What a command waits for, said on standard error when it takes long."""
+"""What a command waits for, announced on standard error when it takes long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SILENT = 2.0
 
 
-def say(store: StoreOptions) -> None:
+def announce(store: StoreOptions) -> None:
     """Say whose answer is waited for; a local store is only slow, and nobody's answer."""
     if store.local_store is not None:
         return
@@ -33,7 +33,9 @@ def say(store: StoreOptions) -> None:
 
 
 @contextlib.contextmanager
-def said(store: StoreOptions, is_waiting: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def announced(
+    store: StoreOptions, is_waiting: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Say once what is waited for, if it takes longer than 2 seconds.
 
     Args:
@@ -43,7 +45,7 @@ def said(store: StoreOptions, is_waiting: Callable[[], bool] = lambda: True) -> 
 
     def look() -> None:
         if is_waiting():
-            say(store)
+            announce(store)
 
     timer = threading.Timer(_SILENT, look)
     timer.daemon = True

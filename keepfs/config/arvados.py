@@ -109,13 +109,13 @@ def parse_settings(text: str) -> dict[str, str]:
 
 def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
     """Name the places of `settings.conf`, the one that counts first."""
-    for directory in _absolute(environ.get("CONFIGURATION_DIRECTORY", "")):
+    for directory in _absolute_paths(environ.get("CONFIGURATION_DIRECTORY", "")):
         yield directory / "settings.conf"
-    own = list(_absolute(environ.get("XDG_CONFIG_HOME", "")))[:1]
+    own = list(_absolute_paths(environ.get("XDG_CONFIG_HOME", "")))[:1]
     home = environ["HOME"] if "HOME" in environ else _home_of_user()
     if not own and home:
         own = [Path(home, ".config")]
-    for directory in (*own, *_absolute(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg")):
+    for directory in (*own, *_absolute_paths(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg")):
         yield directory / "arvados" / "settings.conf"
 
 
@@ -151,5 +151,5 @@ def local_store_directory(environ: Mapping[str, str] | None = None) -> str:
     return (os.environ if environ is None else environ).get("KEEP_LOCAL_STORE", "")
 
 
-def _absolute(directories: str) -> Iterator[Path]:
+def _absolute_paths(directories: str) -> Iterator[Path]:
     return (Path(name) for name in directories.split(":") if name.startswith("/"))

@@ -19,7 +19,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.lookups import Lookups
 from keepfs.fs.nodes import (
     ENDLESS,
@@ -40,7 +40,7 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.keep.store import Receipt
 
 #: Seconds for which the kernel remembers that a name wasn't found: it may be

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 if TYPE_CHECKING:
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 #: Seconds for which an answer is repeated: df asks often, disks answer slowly.
 _AGE = 10.0

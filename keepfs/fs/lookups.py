@@ -21,8 +21,8 @@ import trio
 from keepfs.keep.errors import Cause, KeepReadError, KeepRequestError
 
 if TYPE_CHECKING:
-    from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.fs.call import Call
+    from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.future import Future
     from keepfs.keep.locator import KeepLocator
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Finding:
 class _Question:
     """A HEAD under way, or one whose answer nobody has heard yet."""
 
-    call: Call[int]
+    future: Future[int]
     waiting: int = 0
     ended: float | None = None
 
@@ -130,7 +130,7 @@ class Lookups:
             del self._questions[locator]
         question.waiting += 1
         try:
-            return await question.call.wait()
+            return await question.future.wait()
         finally:
             question.waiting -= 1
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.processes import supplementary_groups
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class FileNode(Node):
         raise RefusedError(errno.EROFS)
 
     @property
-    def needs_store(self) -> bool:
+    def has_untried_changes(self) -> bool:
         """Whether there are changes that no store has been tried for."""
         return False
 

@@ -17,7 +17,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
 from keepfs.fs import replies
-from keepfs.fs.errors import RefusedError, errno_of
+from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.free_space import FreeSpace
 from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
 from keepfs.fs.nodes import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from typing_extensions import Buffer
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 #: Names looked at for one answer to readdir, some 5 ms: a kernel may ask for 6,000, and everybody
 #: else waits until they are there.
@@ -346,7 +346,7 @@ class Operations(pyfuse3.Operations):
         """Close for good; a task of the mount stores what mmap wrote since the last flush."""
         node = self._files.remove(fh).node
         try:
-            if node.needs_store:
+            if node.has_untried_changes:
                 node.begin_store()
         finally:
             node.closed()

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from keepfs.fs.blocks import PATIENCE
+from keepfs.fs.bridge import PATIENCE
 from keepfs.keep.errors import Cause, KeepReadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.keep.locator import KeepLocator
 
 #: Blocks fetched ahead: so that two are received and hashed side by side.

@@ -6,7 +6,7 @@ watch goes through it ten times a second: one older than the deadline is
 answered ETIMEDOUT, one whose caller is about to be killed EINTR.
 
 Giving up a request cancels its handler, not what it waits for: threads that
-fetch or store run on (`keepfs.fs.blocks`).
+fetch or store run on (`keepfs.fs.bridge`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from keepfs.fs.errors import RefusedError, errno_of
+from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.processes import dies_of_a_signal, dying_threads_in_fuse
 from keepfs.keep.errors import KeepRequestError
 

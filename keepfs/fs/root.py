@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import (
     ROOT_INODE,
     DirectoryNode,

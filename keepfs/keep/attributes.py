@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from keepfs.keep.services.remote import RemoteStore
 
 
-class Attributes:
+class ClientAttributes:
     """The readable part of `KeepClient`. Nothing here makes a request, unless it says so."""
 
     _remote: RemoteStore | None

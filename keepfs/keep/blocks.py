@@ -83,7 +83,7 @@ class BlockClient:
         signs: bool = True,
     ) -> None:
         self.num_retries = num_retries
-        self.block_cache = _cache(block_cache)
+        self.block_cache = _given_or_new(block_cache)
         self.total_timeout = DEFAULT_TOTAL_TIMEOUT
         self.backoff = Backoff()
         self.counters = counters or Counters()
@@ -374,7 +374,7 @@ class BlockClient:
             self._services_of[locator.md5sum] = services
 
 
-def _cache(given: object) -> KeepBlockCache:
+def _given_or_new(given: object) -> KeepBlockCache:
     """Return the cache that was given, or a new one."""
     if given is None:
         return KeepBlockCache()

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from keepfs.config.arvados import local_store_directory
-from keepfs.keep.attributes import Attributes
+from keepfs.keep.attributes import ClientAttributes
 from keepfs.keep.blocks import BlockClient
 from keepfs.keep.buffers import as_buffer, as_bytes
 from keepfs.keep.counters import Counters
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from keepfs.keep.store import Store
 
 
-class KeepClient(Attributes, BlockClient):
+class KeepClient(ClientAttributes, BlockClient):
     """Reads and writes blocks.
 
     Args:

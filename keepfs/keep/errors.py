@@ -55,14 +55,14 @@ class _SdkError(Exception):
 
     def __new__(cls, *arguments: object, **_: object) -> Self:
         """Make an instance of the class that both `except` clauses catch."""
-        return super().__new__(_joined(cls), *arguments)
+        return super().__new__(_with_sdk_base(cls), *arguments)
 
     def __reduce__(self) -> tuple[object, ...]:
         _, *rest = cast("tuple[object, ...]", super().__reduce__())
         return (self._plain, *rest)
 
 
-def _joined(cls: type[_T]) -> type[_T]:
+def _with_sdk_base(cls: type[_T]) -> type[_T]:
     """Return a class that is this one and the SDK's of the same name, if that is loaded."""
     sdk = sys.modules.get("arvados.errors")
     theirs = getattr(sdk, cls.__name__, None)
@@ -128,7 +128,8 @@ class KeepRequestError(_SdkError):
 
     def __str__(self) -> str:
         said = "; ".join(
-            f"{self.label} {root} {_said(error)}" for root, error in self._request_errors.items()
+            f"{self.label} {root} {_description(error)}"
+            for root, error in self._request_errors.items()
         )
         return f"{self.message}: {said}" if said else self.message
 
@@ -183,7 +184,7 @@ def fresh_copy(error: Exception) -> Exception:
     return twin
 
 
-def _said(error: Exception) -> str:
+def _description(error: Exception) -> str:
     if isinstance(error, HttpError):
         return f"responded with {error.status_code} {error.reason}"
     return f"raised {type(error).__name__} ({error})"

@@ -22,6 +22,7 @@ from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Found, Receipt
+from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
     import io
@@ -77,7 +78,7 @@ class LocalStore:
                 size = os.fstat(file.fileno()).st_size
                 self._check_size(locator, path, size)
                 memory = allocate(size)
-                got = _fill(memory.view, file)
+                got = _read_into(memory.view, file)
                 # A file that grows meanwhile is noticed.
                 is_whole = got == size and not file.read(1)
                 block = memory.first(got)
@@ -216,7 +217,7 @@ class LocalStore:
             Path(name).unlink(missing_ok=True)
             raise
         # The rename is on disk once the directory is.
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
 
     def _make_directory(self) -> None:
         paths = (self.directory, *self.directory.parents)
@@ -225,7 +226,7 @@ class LocalStore:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Each new directory is on disk once the one it is in is.
         for made in missing:
-            _sync_directory(made.parent)
+            sync_directory(made.parent)
 
 
 def remove_leftovers(directory: Path) -> int:
@@ -246,7 +247,7 @@ def remove_leftovers(directory: Path) -> int:
     return removed
 
 
-def _fill(view: memoryview, file: io.FileIO) -> int:
+def _read_into(view: memoryview, file: io.FileIO) -> int:
     """Read up to a view's bytes; return how many there were."""
     got = 0
     while got < view.nbytes:
@@ -255,11 +256,3 @@ def _fill(view: memoryview, file: io.FileIO) -> int:
             break
         got += count
     return got
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

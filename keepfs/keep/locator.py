@@ -63,7 +63,7 @@ class KeepLocator:
     def __init__(self, locator_str: str) -> None:
         match = _LOCATOR.match(locator_str)
         if match is None:
-            raise ValueError(f"not a locator: {_quoted(locator_str)}: {_flaw(locator_str)}")
+            raise ValueError(f"not a locator: {_quoted(locator_str)}: {_syntax_flaw(locator_str)}")
         md5sum, size, hints = match.groups()
         if size is not None and len(size) > _MAX_SIZE_DIGITS:
             raise ValueError(f"not a locator: {_quoted(locator_str)}: no block is that large")
@@ -167,7 +167,7 @@ def _quoted(text: str) -> str:
     return repr(text if len(text) <= most else text[:most] + "...")
 
 
-def _flaw(text: str) -> str:
+def _syntax_flaw(text: str) -> str:
     if not re.match(r"[0-9a-f]{32}(\+|\Z)", text, re.ASCII):
         return "it begins with exactly 32 lower-case hex digits"
     if not re.match(r"[0-9a-f]{32}(\Z|\+[0-9]+(\+|\Z)|\+[A-Z])", text, re.ASCII):

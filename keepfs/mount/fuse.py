@@ -99,8 +99,8 @@ def request_deadline(wanted: float, settings: Path = _SETTINGS) -> float:
         wanted: What the user asks for.
         settings: The directory of the kernel's settings; without one there are no limits.
     """
-    default = _setting(settings / "default_request_timeout")
-    most = _setting(settings / "max_request_timeout")
+    default = _kernel_setting(settings / "default_request_timeout")
+    most = _kernel_setting(settings / "max_request_timeout")
     limits = [each for each in (default, most) if each]
     if not limits:
         return wanted
@@ -118,7 +118,7 @@ def request_deadline(wanted: float, settings: Path = _SETTINGS) -> float:
     return limit - _MARGIN
 
 
-def _setting(path: Path) -> int:
+def _kernel_setting(path: Path) -> int:
     try:
         return int(path.read_text())
     except (OSError, ValueError):  # an older kernel

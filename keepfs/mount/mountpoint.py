@@ -46,7 +46,7 @@ class MountEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class BusyProcess:
     """A process that holds a mount busy.
 
     Attributes:
@@ -197,7 +197,7 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
         )
 
 
-def holders(entry: MountEntry) -> list[Holder]:
+def holders(entry: MountEntry) -> list[BusyProcess]:
     """Return the processes with open files or working directories in a mount.
 
     Those of other users are seen by root alone.
@@ -208,7 +208,7 @@ def holders(entry: MountEntry) -> list[Holder]:
             continue
         for path in _held_paths(process):
             if path == str(entry.mountpoint) or path.startswith(f"{entry.mountpoint}/"):
-                found.append(Holder(int(process.name), _command(process), path))
+                found.append(BusyProcess(int(process.name), _command(process), path))
                 break
     return sorted(found, key=lambda holder: holder.pid)
 

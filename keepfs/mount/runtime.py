@@ -93,7 +93,7 @@ def claim(
         OSError: The run file can't be made, or isn't ours.
     """
     path = _run_file(mountpoint)
-    _sweep(path)
+    _remove_stale(path)
     while True:
         descriptor = privacy.open_file(path, os.O_RDWR)
         try:
@@ -103,7 +103,7 @@ def claim(
             if not _is_locked(path):
                 time.sleep(_LOOKING)
                 continue  # somebody only looks whether there is one
-            other = _read(path)
+            other = _read_run_file(path)
             who = f"process {other.pid}" if other else "another process"
             raise AlreadyServedError(f"{mountpoint} is already mounted, by {who}") from None
         # The one who held it before removes it at the end; then this isn't the file any more.
@@ -120,7 +120,7 @@ def claim(
         os.close(descriptor)
 
 
-def _sweep(mine: Path) -> None:
+def _remove_stale(mine: Path) -> None:
     """Remove the files of processes that don't live any more."""
     for path in mine.parent.glob("*.json"):
         with contextlib.suppress(OSError), path.open("rb") as file:
@@ -153,13 +153,13 @@ class Claim:
 def find(mountpoint: Path) -> RunningMount | None:
     """Return the running mount at a resolved mount point, or None."""
     path = _run_file(mountpoint)
-    return _read(path) if _is_locked(path) else None
+    return _read_run_file(path) if _is_locked(path) else None
 
 
 def find_device(device: str) -> RunningMount | None:
     """Return the running mount of a device, as `major:minor`, or None."""
     for path in runtime_directory().glob("*.json"):
-        running = _read(path) if _is_locked(path) else None
+        running = _read_run_file(path) if _is_locked(path) else None
         if running is not None and running.device and device == f"0:{running.device}":
             return running
     return None
@@ -194,7 +194,7 @@ def _run_file(mountpoint: Path) -> Path:
     return runtime_directory() / f"{name}.json"
 
 
-def _read(path: Path) -> RunningMount | None:
+def _read_run_file(path: Path) -> RunningMount | None:
     try:
         return RunningMount(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):

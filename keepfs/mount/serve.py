@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from keepfs import __version__, privacy, stores
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import Metadata, Ownership, directory_mode
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keepfs.config.options import MountOptions
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.mount.daemon import Reporter
 
 _log = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         The exit code: 0, or 1 if there was no mount or something is not stored.
     """
     try:
-        return _run(options, reporter, foreground=foreground)
+        return _serve(options, reporter, foreground=foreground)
     except BaseException:
         # In the background nobody sees the traceback but the log.
         _log.critical("the mount ended unexpectedly", exc_info=True)
         raise
 
 
-def _run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
+def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     """Do the same; what is expected to fail is reported, anything else raised."""
     log_file = options.log_file
     if log_file is None and not foreground:
@@ -93,10 +93,10 @@ def _run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
             _prepare(options)
             buffers = BufferPool()
             with stores.open_client(options.store, buffers) as client:
-                stores.check(client, options.store)
+                stores.check_usable(client, options.store)
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
-                with contextlib.closing(_catalog(options)) as catalog, fuse.ticking():
+                with contextlib.closing(_open_catalog(options)) as catalog, fuse.ticking():
                     mount = _Mount(options, store, buffers, copies, catalog, claim, reporter)
                     code = trio.run(mount.serve)
     except* (
@@ -129,7 +129,7 @@ def _check_paths(options: MountOptions, log_file: Path | None) -> None:
             )
 
 
-def _catalog(options: MountOptions) -> Catalog:
+def _open_catalog(options: MountOptions) -> Catalog:
     return Catalog(
         options.state_dir / "catalog.sqlite",
         stores.identity(options.store),
@@ -225,7 +225,7 @@ class _Mount:
                     # Whatever ended it: what is not stored is safe before the process ends.
                     with trio.CancelScope(shield=True):
                         if self._was_mounted:
-                            await _store(drain)
+                            await _drain_into_store(drain)
                         count, lost = await drain.finish()
                         self._notes.end(lost)
                 to_the_end.cancel_scope.cancel()
@@ -342,7 +342,7 @@ class _Mount:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
 
 
-async def _store(drain: Drain) -> None:
+async def _drain_into_store(drain: Drain) -> None:
     """Store what isn't stored. Whatever fails in it, the rest is still to be spilled."""
     try:
         await drain.store()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, open_blocks
+from keepfs.fs.bridge import AsyncBlocks, BlocksStatistics, open_blocks
 from tests.fakes.threads import wait_for, wait_until
 
 if TYPE_CHECKING:

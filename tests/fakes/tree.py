@@ -15,7 +15,7 @@ from keepfs.fs.upload.staging import DEFAULT_STAGING_SIZE, Staging
 from keepfs.keep import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 #: What the README says here.
 README = "This is a test."

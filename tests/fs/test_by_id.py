@@ -14,9 +14,9 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import MAX_KNOWN_NAMES, NOT_FOUND_TIMEOUT, BlockFile, ByIdDirectory
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.keep import (
     MAX_BLOCK_SIZE,

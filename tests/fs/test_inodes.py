@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.inodes import HandleTable, InodeTable
 from keepfs.fs.nodes import Metadata, Node, directory_mode, file_mode, new_inode
 

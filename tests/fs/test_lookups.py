@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, open_blocks
+from keepfs.fs.bridge import AsyncBlocks, open_blocks
 from keepfs.fs.lookups import Finding, Lookup, Lookups
 from keepfs.keep import Cause, KeepLocator, KeepReadError, NotFoundError
 from keepfs.keep.errors import HttpError, NoKeepServersError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import pytest
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import (
     ROOT_INODE,
     Changes,
@@ -119,7 +119,7 @@ async def test_a_plain_file_can_be_read_and_needs_nothing_else() -> None:
     await file.store()
     file.closed()
 
-    assert not file.needs_store
+    assert not file.has_untried_changes
     assert file.size == 0
     assert file.xattrs() == {}
     assert await file.read(0, 3) == b"con"

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from pyfuse3 import EntryAttributes, FUSEError
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import NOT_FOUND_TIMEOUT
 from keepfs.fs.nodes import Ownership
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.reading import BlockReader
 from keepfs.keep import KeepReadError
 from tests.fakes.store import DictStore

@@ -18,7 +18,7 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.operations import Operations
 from keepfs.fs.processes import dies_of_a_signal

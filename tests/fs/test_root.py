@@ -7,7 +7,7 @@ import errno
 import pyfuse3
 import pytest
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Metadata, directory_mode
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.mount import mountpoint
-from keepfs.mount.mountpoint import Holder, MountEntry, MountpointError
+from keepfs.mount.mountpoint import BusyProcess, MountEntry, MountpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -303,4 +303,4 @@ def test_a_holder_has_what_a_message_needs(tmp_path: Path) -> None:
         (holder,) = mountpoint.holders(entry_of(tmp_path))
 
         command = Path(f"/proc/{pid}/comm").read_text().strip()
-    assert holder == Holder(pid, command, os.fspath(tmp_path))
+    assert holder == BusyProcess(pid, command, os.fspath(tmp_path))

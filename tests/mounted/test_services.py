@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.fs.errors import ERRNO_BY_CAUSE
+from keepfs.fs.errnos import ERRNO_BY_CAUSE
 from tests.keep.test_faults import PROXY_ROWS, ROWS, ProxyRow, Row
 from tests.keepstore import (
     TEST_TOKEN,

@@ -16,7 +16,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, TypeVar
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
@@ -99,7 +99,7 @@ class UploadDirectory(DirectoryNode):
         Raises:
             RefusedError: ENOENT, there is none of that name; ENAMETOOLONG.
         """
-        _check_name(name)
+        _check_length(name)
         return self._entry(name)
 
     def names(self) -> Iterator[str]:
@@ -215,7 +215,7 @@ class UploadDirectory(DirectoryNode):
         """
         if not isinstance(target, UploadDirectory):
             raise RefusedError(errno.EROFS)
-        _check_name(new_name)
+        _check_length(new_name)
         node, replaced = self._entry(name), target.entry_nowait(new_name)
         if mode is RenameMode.EXCHANGE:
             if replaced is None:
@@ -305,7 +305,7 @@ class UploadDirectory(DirectoryNode):
         return self._nodes.pop(name)
 
     def _add(self, name: str, node: _NodeT) -> _NodeT:
-        _check_name(name)
+        _check_length(name)
         if self.entry_nowait(name) is not None:
             raise RefusedError(errno.EEXIST)
         if not self.links:
@@ -382,7 +382,7 @@ def _note_moved(failed: FailedFiles, *nodes: UploadNode) -> None:
         failed.moved(node, is_directory=isinstance(node, UploadDirectory))
 
 
-def _check_name(name: str) -> None:
+def _check_length(name: str) -> None:
     if len(os.fsencode(name)) > MAX_NAME:
         raise RefusedError(errno.ENAMETOOLONG)
 

@@ -19,7 +19,7 @@ from keepfs.keep.errors import Cause, KeepRequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.fs.upload.file import UploadFile
     from keepfs.fs.upload.recovery import Spills
 
@@ -102,7 +102,7 @@ class Drain:
         waiting = [
             file
             for file in self._upload.files()
-            if file.needs_saving
+            if file.has_unstored_changes
             and (file, file.changes) not in self._tried
             and not file.is_half_written
         ]
@@ -178,7 +178,7 @@ class Drain:
         begin = now if self._hurried.is_set() else max(now, self._deadline or now)
         try:
             await self._end_stores()
-            left = [file for file in self._upload.files() if file.needs_saving]
+            left = [file for file in self._upload.files() if file.has_unstored_changes]
             safe: set[UploadFile] = set()
 
             async def spill(file: UploadFile) -> None:
@@ -192,7 +192,7 @@ class Drain:
                 await self._spills.settle()
         finally:
             self._blocks.abandon_writes()
-        lost = [file for file in left if file.needs_saving and file not in safe]
+        lost = [file for file in left if file.has_unstored_changes and file not in safe]
         for file in lost:
             _log.error("LOST, as neither Keep nor the disk took it: %s", file.path)
-        return sum(file.needs_saving for file in left), lost
+        return sum(file.has_unstored_changes for file in left), lost

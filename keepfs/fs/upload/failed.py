@@ -44,7 +44,7 @@ class Storable(Protocol):
         """Below upload/."""
 
     @property
-    def needs_saving(self) -> bool:
+    def has_unstored_changes(self) -> bool:
         """Whether it isn't all in the store."""
 
     @property
@@ -63,7 +63,7 @@ class Storable(Protocol):
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Retry:
     """A file that waits.
 
     Attributes:
@@ -90,7 +90,7 @@ class FailedFiles:
     ) -> None:
         self.on_change = on_change
         self._backoff = backoff
-        self._files: dict[Storable, _Entry] = {}
+        self._files: dict[Storable, _Retry] = {}
         # (due, number, file); an entry that is out of date is skipped.
         self._queue: list[tuple[float, int, Storable]] = []
         self._numbers = itertools.count()
@@ -117,7 +117,7 @@ class FailedFiles:
         failures = 0 if entry is None or at_once else entry.failures
         draw = random.random()  # noqa: S311 - to spread attempts
         wait = 0.0 if at_once else self._backoff.wait(failures, draw)
-        self._files[file] = _Entry(failures + (not at_once), 0.0)
+        self._files[file] = _Retry(failures + (not at_once), 0.0)
         self._schedule(file, wait)
         self.on_change(file)
 
@@ -189,7 +189,7 @@ class FailedFiles:
             if entry is not None and entry.due <= trio.current_time():
                 self.add(file)  # it was not reported by the attempt
             return
-        if file.needs_saving:  # changed meanwhile; its close stores it
+        if file.has_unstored_changes:  # changed meanwhile; its close stores it
             if file in self._files:
                 self._schedule(file, self._backoff.first)
         else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, changed_metadata
 from keepfs.fs.reading import BlockReader
 from keepfs.fs.upload.staged import zeros
@@ -188,7 +188,7 @@ class UploadFile(StoringFile):
 
     def forgotten(self) -> None:
         """Leave memory, if the catalog has all of it and nobody has it open."""
-        in_use = self._openings or self._attempt is not None or self.needs_saving
+        in_use = self._openings or self._attempt is not None or self.has_unstored_changes
         if self.place is not None and not in_use:
             self.place.leave()
 
@@ -337,7 +337,7 @@ class UploadFile(StoringFile):
                 self.place.record_metadata(self.number, metadata)
             self.metadata = metadata
         finally:
-            if is_last and self.needs_store:
+            if is_last and self.has_untried_changes:
                 self.begin_store()
         if is_last:
             await self.store()
@@ -376,7 +376,7 @@ class UploadFile(StoringFile):
         """Let go of slots and receipts, if the catalog has them and nobody uses them."""
         is_changing = self._mutating is not None and self._mutating.locked()
         in_use = self._openings or self._attempt is not None or is_changing
-        if in_use or self.needs_saving or self.number is None:
+        if in_use or self.has_unstored_changes or self.number is None:
             return
         if all(slot.is_stored and not slot.is_storing for slot in self._slots.values()):
             self._slots, self._receipts, self._base = {}, (), ()

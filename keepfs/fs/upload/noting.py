@@ -17,7 +17,7 @@ from keepfs.fs.upload.recovery import about
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.fs.upload.failed import FailedFiles, Storable
     from keepfs.fs.upload.failed_journal import FailedJournal
     from keepfs.fs.upload.unsaved import About

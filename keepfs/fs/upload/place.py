@@ -34,7 +34,7 @@ class Recorded(Protocol):
     metadata: Metadata
 
 
-class Holder(Recorded, Protocol):
+class ParentDirectory(Recorded, Protocol):
     """A directory, as far as places go.
 
     Attributes:
@@ -82,7 +82,7 @@ class Place:
         name: Its name there.
     """
 
-    directory: Holder
+    directory: ParentDirectory
     name: str
 
     @property

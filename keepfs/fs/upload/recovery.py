@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs.fs.call import Call
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.errnos import RefusedError
+from keepfs.fs.future import Future
 from keepfs.fs.nodes import Metadata, Node, directory_mode
 from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.directory import UploadDirectory
@@ -25,7 +25,7 @@ from keepfs.fs.upload.unsaved import About, UnsavedError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.fs.upload.catalog import Catalog
     from keepfs.fs.upload.staging import Staging
     from keepfs.fs.upload.unsaved import Piece, UnsavedFile
@@ -65,7 +65,7 @@ class Spills:
         self._blocks = blocks
         self._state_dir = state_dir
         self._catalog = catalog
-        self._under_way: dict[UploadFile, Call[bool]] = {}
+        self._under_way: dict[UploadFile, Future[bool]] = {}
         #: How many records are being deleted; the event is set, and replaced, after each.
         self._removing = 0
         self._removed = trio.Event()
@@ -80,7 +80,7 @@ class Spills:
             Whether a record has it now; the log says why not.
         """
         wanted = file.changes
-        while file.needs_saving:
+        while file.has_unstored_changes:
             record = file.spilled
             if (
                 record is not None
@@ -91,7 +91,7 @@ class Spills:
                 break
             running = self._under_way.get(file)
             if running is None:
-                running = self._under_way[file] = Call[bool]()
+                running = self._under_way[file] = Future[bool]()
                 self._blocks.start(self._spill, file, running, is_awaited=True)
             if not await running.wait():
                 return False
@@ -102,11 +102,11 @@ class Spills:
         while self._removing:
             await self._removed.wait()
 
-    async def _spill(self, file: UploadFile, outcome: Call[bool]) -> None:
+    async def _spill(self, file: UploadFile, outcome: Future[bool]) -> None:
         """Write a record once."""
         is_written = False
         try:
-            if file.needs_saving:
+            if file.has_unstored_changes:
                 is_written = await self._write(file)
         except Exception as error:  # noqa: BLE001 - of one file: the others are still to be spilled
             _log.error("can't write %s to the disk: %s", file.path, error)
@@ -125,14 +125,14 @@ class Spills:
         record = await self._blocks.spill(
             lambda: unsaved.spill(self._state_dir, description, pieces)
         )
-        if file.changes != changes and file.needs_saving:
+        if file.changes != changes and file.has_unstored_changes:
             # It may be torn. The earlier record stays.
             await self._blocks.spill(record.remove)
             return False
         if before and file.spilled is before:
             before.remove()
         file.spilled = self._spilled(record, path, changes, is_partial=description.is_partial)
-        if not file.needs_saving:
+        if not file.has_unstored_changes:
             self._drop(file)  # stored or removed meanwhile
             return True
         _log.warning(

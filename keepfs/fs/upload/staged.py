@@ -17,7 +17,7 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 #: Bytes that are worth a thread's time: hashing them takes ten times as long
 #: as the way to the thread and back.

@@ -24,8 +24,8 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.fs.blocks import AsyncBlocks
-    from keepfs.fs.call import Call
+    from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.future import Future
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
 
@@ -156,7 +156,7 @@ class Slot:
         self._sent_version = -1
         #: What was sent last: it may not change while it is being sent.
         self._sent: StagedBytes | None = None
-        self._storing: Call[Receipt] | None = None
+        self._storing: Future[Receipt] | None = None
         self._is_dropped = False
 
     @property
@@ -274,7 +274,7 @@ class Slot:
         await self._storing_ended()
         return None
 
-    def start_storing(self) -> Call[Receipt] | None:
+    def start_storing(self) -> Future[Receipt] | None:
         """Begin to send the bytes there are, unless that is under way; return what is."""
         if self._storing is not None or self.is_stored:
             return self._storing
@@ -293,13 +293,13 @@ class Slot:
             with contextlib.suppress(Exception):
                 await self._storing.wait()
 
-    def _settle(self, call: Call[Receipt]) -> None:
+    def _settle(self, future: Future[Receipt]) -> None:
         """Note what came of a store."""
         self._storing = None
-        self.failure = call.failure
-        if call.failure is None and self._version == self._sent_version:
+        self.failure = future.failure
+        if future.failure is None and self._version == self._sent_version:
             self._buffer = self._sent = None
-            self.receipt = call.result
+            self.receipt = future.result
         elif self._sent is not self._buffer:
             self._sent = None
         elif self._buffer is not None:
@@ -352,7 +352,7 @@ async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
     """Store slots side by side; equal holes are sent once. Return None for one that is dropped."""
     failures: list[Exception] = []
     receipts: dict[Slot, Receipt | None] = {}
-    holes: dict[int, Call[Receipt] | None] = {}
+    holes: dict[int, Future[Receipt] | None] = {}
     for slot in slots:
         if slot.is_hole and slot.length not in holes:
             holes[slot.length] = slot.start_storing()

@@ -18,12 +18,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from keepfs.fs.call import Call
+from keepfs.fs.future import Future
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.keep.errors import KeepRequestError, KeepWriteError, fresh_copy
 
 if TYPE_CHECKING:
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.fs.upload.failed import FailedFiles
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class _Attempt:
     """
 
     changes: int
-    outcome: Call[None] = field(default_factory=Call)
+    outcome: Future[None] = field(default_factory=Future)
     waiters: int = 0
     is_outdated: bool = False
 
@@ -93,17 +93,17 @@ class StoringFile(FileNode):
         return State.DIRTY if self.failure is None else State.FAILED
 
     @property
-    def needs_store(self) -> bool:
+    def has_untried_changes(self) -> bool:
         """Whether there are changes that no store has been tried for."""
         return self.links > 0 and self._tried < self._changes
 
     @property
     def is_being_changed(self) -> bool:
         """Whether it is open and was changed since the last attempt to store it."""
-        return self._openings > 0 and self.needs_store
+        return self._openings > 0 and self.has_untried_changes
 
     @property
-    def needs_saving(self) -> bool:
+    def has_unstored_changes(self) -> bool:
         """Whether it has a name and changes that are not stored."""
         return self.links > 0 and self._stored < self._changes
 
@@ -162,7 +162,7 @@ class StoringFile(FileNode):
         Raises:
             Exception: What the attempt raised; the file is queued for retry.
         """
-        if not self.needs_saving:
+        if not self.has_unstored_changes:
             return
         attempt = self._attempt or self.begin_store()
         attempt.waiters += 1
@@ -210,12 +210,12 @@ class StoringFile(FileNode):
         """Give the file its next owner, if it needs one."""
         if failure is not None and self.links:
             self._failed.add(self)
-        elif not self.needs_saving:
+        elif not self.has_unstored_changes:
             self._failed.discard(self)
         self._failure = None if failure is None else fresh_copy(failure)
         if failure is not None:
             self._report(attempt, failure)
-        if self.needs_store and (attempt.is_outdated or not self._openings):
+        if self.has_untried_changes and (attempt.is_outdated or not self._openings):
             self.begin_store()  # changed meanwhile, and no close need follow
         self._attempt_ended()
 

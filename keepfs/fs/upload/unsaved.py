@@ -125,7 +125,7 @@ class UnsavedFile:
         try:
             described = _read_about(self.directory)["pieces"]
             expected = sum(each["staged"] or 0 for each in described)
-            with _opened(self.directory / _BYTES) as file:
+            with _open_private(self.directory / _BYTES) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != expected:
                     raise ValueError(f"{_BYTES} has {size} bytes instead of {expected}")  # noqa: TRY301 - one message for all flaws
@@ -202,7 +202,7 @@ def _scan(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
     known = {each.name for each in fields(About)}
     for directory in _directories(state_dir):
         try:
-            _check_directory(directory)
+            _check_is_directory(directory)
             if not os.path.lexists(directory / _ABOUT):
                 continue  # incomplete
             described = _read_about(directory)
@@ -233,7 +233,7 @@ def _is_incomplete(directory: Path) -> bool:
     return {each.name for each in directory.iterdir()} <= {_BYTES, f"{_ABOUT}.new"}
 
 
-def _check_directory(directory: Path) -> None:
+def _check_is_directory(directory: Path) -> None:
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise ValueError("it isn't a directory")
@@ -248,7 +248,7 @@ def _read_about(directory: Path) -> dict[str, Any]:
         ValueError: It can't be; or a KeyError or TypeError.
         OSError: It can't be read.
     """
-    with _opened(directory / _ABOUT) as file:
+    with _open_private(directory / _ABOUT) as file:
         if os.fstat(file.fileno()).st_size > _MAX_ABOUT:
             raise ValueError(f"{_ABOUT} is too long")
         described = json.loads(file.read())
@@ -340,7 +340,7 @@ def _read_piece(described: dict[str, Any], staged: bytes) -> Piece:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _open_private(path: Path) -> Iterator[BinaryIO]:
     """Open a file of ours to read; neither a symlink, nor what could block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor

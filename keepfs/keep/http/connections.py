@@ -103,7 +103,7 @@ class Connections:
 
     def connect(self, root: str, timeout: float) -> Wire:
         """Make a connection; as `take`."""
-        url = parsed(root)
+        url = parse_root(root)
         wire = Wire(self._connection(url), url.netloc or "")
         try:
             wire.connect(timeout)
@@ -161,7 +161,7 @@ class Connections:
         host = (url.host or "").strip("[]")
         options: dict[str, Any] = {"socket_options": _SOCKET_OPTIONS}
         if url.scheme != "https":
-            return _Connection(host, url.port or 80, **options)
+            return _RetryingConnection(host, url.port or 80, **options)
         if self._verify is False:
             options["assert_hostname"] = False
         options["ssl_context"] = _tls_context(self._verify)
@@ -180,7 +180,7 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-class _Connection(HTTPConnection):
+class _RetryingConnection(HTTPConnection):
     """A connection whose TCP handshake is tried again where silence is watched meanwhile."""
 
     def _new_conn(self) -> socket.socket:
@@ -205,12 +205,12 @@ class _Connection(HTTPConnection):
         raise failure
 
 
-class _TlsConnection(_Connection, HTTPSConnection):
+class _TlsConnection(_RetryingConnection, HTTPSConnection):
     """The same, over TLS."""
 
 
 @functools.lru_cache(maxsize=_MOST_SERVICES)
-def parsed(root: str) -> urllib3.util.Url:
+def parse_root(root: str) -> urllib3.util.Url:
     """Take a base URL apart."""
     return urllib3.util.parse_url(root)
 

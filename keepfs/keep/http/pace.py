@@ -360,7 +360,7 @@ def _set_timeout(connected: socket.socket, patience: float) -> None:
         connected.settimeout(patience if patience < 1 else patience * 0.9)
 
 
-class _Connection(Protocol):
+class _Connectable(Protocol):
     sock: Any
 
     def connect(self) -> None: ...
@@ -371,9 +371,9 @@ def paced_connections(pool_class: Any) -> type[HTTPConnectionPool]:  # noqa: ANN
     """Derive a pool of urllib3 whose connections keep to the pace of the thread that uses them."""
     if hasattr(pool_class, "_keepfs_paced"):
         return cast("type[HTTPConnectionPool]", pool_class)
-    plain = cast("type[_Connection]", pool_class.ConnectionCls)
+    plain = cast("type[_Connectable]", pool_class.ConnectionCls)
 
-    def connect(self: _Connection) -> None:
+    def connect(self: _Connectable) -> None:
         plain.connect(self)
         self.sock = PacedSocket(self.sock)
 

@@ -17,7 +17,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from keepfs.keep.http.connections import Connections, parsed
+from keepfs.keep.http.connections import Connections, parse_root
 from keepfs.keep.http.pace import CancelledError, leave_socket, paced_connections
 from keepfs.keep.http.wire import BROKEN
 
@@ -132,7 +132,7 @@ class DirectTransport:
         timeouts: tuple[float, float],
     ) -> Sent:
         """Send one request; as `Transport` has it."""
-        target = (parsed(root).path or "/") + path
+        target = (parse_root(root).path or "/") + path
 
         def send(wire: Wire) -> Wire:
             try:

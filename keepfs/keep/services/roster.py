@@ -33,7 +33,7 @@ _PATIENCE = 30.0
 _LIST = "list of services"
 
 
-class ApiClient(Protocol):
+class ServiceFinder(Protocol):
     """What finds the services: our API client, the SDK's, or anything that acts like it."""
 
     def keep_services(self) -> Any:  # noqa: ANN401 - `.accessible().execute()` is all we ask of it
@@ -62,7 +62,7 @@ class Roster:
 
     def __init__(
         self,
-        api_client: ApiClient | None,
+        api_client: ServiceFinder | None,
         fixed: Services | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -190,7 +190,7 @@ class Defaults:
     """
 
     def __init__(
-        self, api_client: ApiClient | None, clock: Callable[[], float] | None = None
+        self, api_client: ServiceFinder | None, clock: Callable[[], float] | None = None
     ) -> None:
         self._clock = clock or time.monotonic
         self._api_client = api_client

@@ -93,18 +93,18 @@ def receive_block(
     room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
     memory = allocate(room)
     with (_HashThread if room >= _LARGE else _Hash)() as digest:
-        got, is_cut = _fill(memory.view, answer, digest)
+        got, is_cut = _receive_into(memory.view, answer, digest)
     # Without a length or chunks the end of the connection ends the body, early or not.
     has_end = declared is not None or "transfer-encoding" in answer.headers
     if is_cut or (size is not None and got < size and not has_end):
         if not got or size is None or got != _sent_of_a_damaged_block(size):
             raise BodyCutError(got, size)
         return f"the service sent {got} of {size} bytes, then closed the connection", b""
-    flaw = _flaw(locator, size, got, digest)
+    flaw = _body_flaw(locator, size, got, digest)
     return flaw, b"" if flaw else memory.first(got)
 
 
-def _flaw(locator: KeepLocator, size: int | None, got: int, digest: _Hash) -> str:
+def _body_flaw(locator: KeepLocator, size: int | None, got: int, digest: _Hash) -> str:
     """Say what is wrong with a body that came whole; empty if nothing is."""
     if size is not None and got != size:
         more = "more than " if got > size else ""
@@ -119,7 +119,7 @@ def _sent_of_a_damaged_block(size: int) -> int:
     return max(0, size - 1) // _PIECE * _PIECE
 
 
-def _fill(view: memoryview, answer: Answer, digest: _Hash) -> tuple[int, bool]:
+def _receive_into(view: memoryview, answer: Answer, digest: _Hash) -> tuple[int, bool]:
     """Receive and hash up to a view's bytes.
 
     Returns:

@@ -37,7 +37,7 @@ class File:
         self.error = error
         self.changes = 1
         self.failure: Exception | None = None
-        self.needs_saving = True
+        self.has_unstored_changes = True
         self.is_being_changed = self.is_overwriting = self.is_storing = False
         self.began: list[float] = []
 
@@ -54,7 +54,7 @@ class File:
         if self.error is not None:
             self.failure = self.error
             raise self.error
-        self.needs_saving = False
+        self.has_unstored_changes = False
 
 
 class Spills:
@@ -142,7 +142,7 @@ class Bench:
 
 async def test_what_is_not_stored_is_stored_and_nothing_else(autojump_clock: MockClock) -> None:
     stored, new = File("stored"), File("new")
-    stored.needs_saving = False
+    stored.has_unstored_changes = False
     bench = Bench(autojump_clock, stored, new)
 
     await bench.drain.store()
@@ -165,7 +165,7 @@ async def test_what_failed_before_is_spilled_at_once_and_stored_all_the_same(
     await bench.drain.store()
 
     assert bench.spills.done == {"failed": (0.0, False)}
-    assert not failed.needs_saving
+    assert not failed.has_unstored_changes
 
 
 async def test_a_store_that_takes_long_is_spilled_beside_and_keeps_its_time(
@@ -177,7 +177,7 @@ async def test_a_store_that_takes_long_is_spilled_beside_and_keeps_its_time(
     await bench.drain.store()
 
     assert bench.spills.done == {"slow": (5.0, False)}
-    assert not slow.needs_saving
+    assert not slow.has_unstored_changes
     assert len(slow.began) == 1
 
 
@@ -189,7 +189,7 @@ async def test_stores_that_hang_give_their_places_to_others(autojump_clock: Mock
 
     assert [file.began for file in hanging[:9]] == [[0.0]] * 8 + [[5.0]]
     assert bench.files()[-1].began == [10.0]
-    assert not bench.files()[-1].needs_saving
+    assert not bench.files()[-1].has_unstored_changes
     assert bench.spilled() == sorted(file.path for file in hanging)
     assert bench.now() == TIMEOUT
 
@@ -210,7 +210,7 @@ async def test_one_that_failed_gives_its_place_to_another(autojump_clock: MockCl
 
     await bench.drain.store()
 
-    assert not bench.files()[-1].needs_saving
+    assert not bench.files()[-1].has_unstored_changes
     assert all(len(file.began) == 1 for file in bench.files())
 
 

@@ -17,7 +17,7 @@ class File:
 
     def __init__(self, failed: FailedFiles, path: str) -> None:
         self.path = path
-        self.needs_saving = True
+        self.has_unstored_changes = True
         self.is_being_changed = False
         self.is_storing = False
         self.error: Exception | None = None
@@ -39,7 +39,7 @@ class File:
                 self._failed.add(self)
             raise self.error
         self.changes_meanwhile -= 1
-        self.needs_saving = self.changes_meanwhile >= 0
+        self.has_unstored_changes = self.changes_meanwhile >= 0
 
 
 async def run(failed: FailedFiles, seconds: float) -> None:
@@ -57,7 +57,7 @@ async def test_a_file_that_fails_in_any_way_keeps_no_other_from_its_retry(
 
     await run(failed, 100.0)
 
-    assert not good.needs_saving
+    assert not good.has_unstored_changes
     assert len(good.tries) == 1
     assert failed.files() == [bad, odd]
     assert 3 <= len(bad.tries) <= 7
@@ -89,7 +89,7 @@ async def test_retries_that_hang_give_their_places_to_others(
 
     await run(failed, 300.0)
 
-    assert all(not each.needs_saving for each in good)
+    assert all(not each.has_unstored_changes for each in good)
     assert all(len(each.tries) <= 2 for each in hanging)
     del autojump_clock
 
@@ -159,7 +159,7 @@ async def test_a_user_may_retry_all_at_once_though_others_hang(
         await trio.sleep(300.0)
         nursery.cancel_scope.cancel()
 
-    assert not late.needs_saving
+    assert not late.has_unstored_changes
     del autojump_clock
 
 
@@ -189,7 +189,7 @@ async def test_what_earlier_mounts_left_is_tried_at_once(
 
     await run(failed, 0.1)
 
-    assert not file.needs_saving
+    assert not file.has_unstored_changes
     del autojump_clock
 
 

@@ -11,8 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import open_blocks
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.bridge import open_blocks
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, file_mode
 from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
 from keepfs.fs.upload.staging import Slot, Staging
@@ -95,8 +95,8 @@ async def test_a_new_file_is_dirty_and_has_no_locator() -> None:
         file = bench.file()
 
         assert file.xattrs() == {"user.keep.state": "dirty"}
-        assert file.needs_store
-        assert file.needs_saving
+        assert file.has_untried_changes
+        assert file.has_unstored_changes
 
 
 async def test_a_file_is_cut_into_blocks_and_each_stored_version_is_told() -> None:
@@ -123,7 +123,7 @@ async def test_storing_what_is_stored_makes_no_request() -> None:
 
         assert bench.puts() == puts
         assert len(bench.receipts) == 1
-        assert not file.needs_store
+        assert not file.has_untried_changes
 
 
 async def test_writing_on_after_a_store_is_stored_by_the_next() -> None:
@@ -168,8 +168,8 @@ async def test_a_failed_store_keeps_the_bytes_and_says_why() -> None:
             "user.keep.state": "failed",
             "user.keep.error": "the disk is full",
         }
-        assert not file.needs_store
-        assert file.needs_saving
+        assert not file.has_untried_changes
+        assert file.has_unstored_changes
         assert bytes(await file.read(0, 100)) == b"precious"
 
 
@@ -202,9 +202,9 @@ async def test_half_of_a_new_version_is_not_stored_behind_its_writers_back() -> 
 
         bench.staging.failed.retry_now()
         nursery.start_soon(bench.staging.failed.retry)
-        while other.needs_saving:
+        while other.has_unstored_changes:
             await trio.testing.wait_all_tasks_blocked()
-        untouched = file.needs_store
+        untouched = file.has_untried_changes
         await file.write(7, b" a new one")
         await file.store()
         nursery.cancel_scope.cancel()
@@ -265,7 +265,7 @@ async def test_who_gives_up_waiting_has_not_tried_and_the_file_is_stored_all_the
             nursery.start_soon(trio.testing.wait_all_tasks_blocked)
             scope.cancel()
             await file.store()
-        needed = file.needs_store
+        needed = file.has_untried_changes
 
         nursery.start_soon(file.store)  # as release does
         await trio.testing.wait_all_tasks_blocked()
@@ -570,8 +570,8 @@ async def test_a_removed_file_is_usable_until_it_is_closed_and_not_stored() -> N
         assert content == b"abcdef"
         assert bench.puts() == 0
         assert bench.staging.currsize == 0
-        assert not file.needs_store
-        assert not file.needs_saving
+        assert not file.has_untried_changes
+        assert not file.has_unstored_changes
 
 
 async def test_a_file_removed_while_it_is_stored_is_not_told_of() -> None:

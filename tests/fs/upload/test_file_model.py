@@ -83,8 +83,8 @@ class UploadFileModel(RuleBasedStateMachine):
         self.loop.wait(self.file.store)
 
         assert self.file.state is State.STORED
-        assert not self.file.needs_store
-        assert not self.file.needs_saving
+        assert not self.file.has_untried_changes
+        assert not self.file.has_unstored_changes
         assert self.staging.currsize == 0
 
     @precondition(lambda self: not self.is_shut and self.is_down)

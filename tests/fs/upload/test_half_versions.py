@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, open_blocks
+from keepfs.fs.bridge import AsyncBlocks, open_blocks
 from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
 from keepfs.fs.upload import drain, failed, unsaved
 from keepfs.fs.upload.catalog import Catalog

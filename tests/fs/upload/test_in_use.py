@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.fs.blocks import open_blocks
-from keepfs.fs.errors import RefusedError
+from keepfs.fs.bridge import open_blocks
+from keepfs.fs.errnos import RefusedError
 from keepfs.fs.inodes import InodeTable
 from keepfs.fs.nodes import Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload.catalog import Catalog

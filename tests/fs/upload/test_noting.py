@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import trio
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.nodes import Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload import failed_journal
 from keepfs.fs.upload.catalog import Catalog
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pytest
     from trio.testing import MockClock
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 T = TypeVar("T")
 

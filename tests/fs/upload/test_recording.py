@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.nodes import Changes, Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import UploadDirectory, UploadNode

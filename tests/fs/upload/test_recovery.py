@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.nodes import Metadata, RenameMode, directory_mode, file_mode
 from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.catalog import Catalog
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 BLOCK = 8
 DOWN = KeepWriteError("down")
@@ -151,7 +151,7 @@ async def test_what_is_spilled_is_restored_by_the_next_mount_and_queued(tmp_path
         assert found.metadata.atime_ns == 5
         assert found.metadata.mtime_ns == metadata.mtime_ns
         assert found in bench.staging.failed
-        assert not found.needs_store
+        assert not found.has_untried_changes
         assert await bench.spills.spill(found)  # it has its record already
         assert len(bench.records()) == 1
 
@@ -323,7 +323,7 @@ async def test_an_unstored_version_replaces_the_one_that_it_was_made_from(tmp_pa
 
         assert await bench.restore() == ["name"]
         assert await bench.content("name") == b"new"
-        assert bench.found("name").needs_saving
+        assert bench.found("name").has_unstored_changes
 
 
 @pytest.mark.parametrize("version", ["", "37b51d194a7513e45b56f6524f2d51f2+3"])

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.nodes import Metadata, directory_mode
 from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.catalog import Catalog

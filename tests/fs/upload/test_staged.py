@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from keepfs.fs.blocks import AsyncBlocks, open_blocks
+from keepfs.fs.bridge import AsyncBlocks, open_blocks
 from keepfs.fs.upload import staged
 from keepfs.fs.upload.staged import StagedBytes
 from keepfs.keep.buffers import BufferPool

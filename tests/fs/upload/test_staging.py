@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.upload.staged import zeros
 from keepfs.fs.upload.staging import Slot, Staging
 from keepfs.fs.upload.unsaved import Piece

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import open_blocks
+from keepfs.fs.bridge import open_blocks
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.fs.upload.failed import FailedFiles
 from keepfs.fs.upload.storing import State, StoringFile
@@ -20,7 +20,7 @@ from tests.fakes.store import DictStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keepfs.fs.blocks import AsyncBlocks
+    from keepfs.fs.bridge import AsyncBlocks
 
 DOWN = KeepWriteError("no service takes it")
 
@@ -133,8 +133,8 @@ async def test_all_who_want_the_same_changes_stored_wait_for_one_attempt() -> No
         assert [waiter.result for waiter in waiters] == ["stored"] * 3
         assert file.attempts == [1]
         assert file.ends == 1
-        assert not file.needs_store
-        assert not file.needs_saving
+        assert not file.has_untried_changes
+        assert not file.has_unstored_changes
         assert not file.is_storing
 
 
@@ -152,8 +152,8 @@ async def test_a_failure_is_everybodys_and_queues_the_file() -> None:
         assert results[0] is not results[1]
         assert file.attempts == [1]
         assert file in file.failed
-        assert not file.needs_store
-        assert file.needs_saving
+        assert not file.has_untried_changes
+        assert file.has_unstored_changes
         assert file.error == "no service takes it"
         state = file.state
         assert state is State.FAILED
@@ -187,7 +187,7 @@ async def test_a_success_of_older_changes_leaves_the_file_in_the_queue() -> None
         assert waiter.result == "stored"
         assert file.attempts == [1, 1]
         assert file in file.failed
-        assert file.needs_saving
+        assert file.has_unstored_changes
         assert file.state is State.DIRTY
 
 
@@ -276,11 +276,11 @@ async def test_changes_made_meanwhile_are_stored_next_unless_a_close_will_follow
         await settle()
 
         assert file.attempts == ([1] if openings else [1, 2])
-        assert file.needs_store == bool(openings)
+        assert file.has_untried_changes == bool(openings)
         assert file.is_being_changed == bool(openings)
         assert file.state is (State.DIRTY if openings else State.STORED)
         file.change_content()
-        assert file.needs_store
+        assert file.has_untried_changes
         assert file.is_being_changed == bool(openings)
 
 
@@ -336,8 +336,8 @@ async def test_a_removed_file_is_neither_stored_nor_queued() -> None:
         assert isinstance(waiter.result, KeepWriteError)
         assert file.attempts == [1]
         assert file not in file.failed
-        assert not file.needs_store
-        assert not file.needs_saving
+        assert not file.has_untried_changes
+        assert not file.has_unstored_changes
 
 
 async def test_a_failure_is_logged_if_no_waiter_reports_it(
@@ -393,4 +393,4 @@ async def test_the_end_of_the_mount_ends_attempts_and_waits() -> None:
     assert isinstance(waiter.result, KeepWriteError)
     assert str(waiter.result) == "the mount has ended"
     assert not file.is_storing
-    assert file.needs_saving
+    assert file.has_unstored_changes

@@ -37,19 +37,19 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
     FILE that fails, and exits with 1 then.
     """
     failed = clients.Failures()
-    with clients.opened(store) as client:
+    with clients.open_client(store) as client:
         stores.check_token(client, store)
         stores.check_classes(client, store)
         copies = stores.copies_of(client, store)
         for name in files:
             with failed.noted():
                 clients.check_name(name, null=null)
-                with _opened(name) as file:
+                with _open_input(name) as file:
                     locators = [
                         str(client.put_block(part, copies, store.storage_classes).locator)
                         for part in _parts(file)
                     ]
-                clients.say(f"{','.join(locators)}\t{name}", null=null)
+                clients.print_line(f"{','.join(locators)}\t{name}", null=null)
     failed.exit()
 
 
@@ -71,8 +71,8 @@ def get_command(
     A LOCATOR may be several, joined by commas. If one is none, or a block
     can't be had, what follows isn't written: the output has no gaps.
     """
-    wanted = _parsed(locators)
-    with clients.opened(store) as client:
+    wanted = _parse_locators(locators)
+    with clients.open_client(store) as client:
         if output is None or str(output) == "-":
             for locator in wanted:
                 block = client.get_block(locator)
@@ -114,7 +114,7 @@ def _written(output: Path) -> Iterator[BinaryIO]:
         raise click.ClickException(f"{output}: {error.strerror}") from error
 
 
-def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
     if name != "-":
         return Path(name).open("rb")
     if clients.is_input_closed():
@@ -140,7 +140,7 @@ def _is_text(block: memoryview) -> bool:
     return all(it.isprintable() or it in "\n\t\r\f" for it in text)
 
 
-def _parsed(texts: tuple[str, ...]) -> list[KeepLocator]:
+def _parse_locators(texts: tuple[str, ...]) -> list[KeepLocator]:
     try:
         return [each for text in texts for each in parse_list(text)]
     except ValueError as error:

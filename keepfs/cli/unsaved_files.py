@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, failures, settings
+from keepfs.cli import clients, reporting, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.mount import mountpoint, runtime
@@ -52,7 +52,7 @@ _state_dir = setting(
 def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
     directory = _state_dir_of(path, state_dir)
-    with failures.in_one_line():
+    with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
     if not running and not directory.exists():
@@ -63,11 +63,13 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     if running:  # it has restored what was spilled
         for about in failed_journal.read(directory):
             why = about.error or "waits for its turn"
-            clients.say(f"-\t{about.size}\t{about.path}\t{why}", null=null)
+            clients.print_line(f"-\t{about.size}\t{about.path}\t{why}", null=null)
     else:
         for file in spilled:
             about = file.about
-            clients.say(f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null)
+            clients.print_line(
+                f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null
+            )
     if flaws:
         raise click.ClickException("\n".join(flaws))
 
@@ -76,7 +78,7 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
 @_mountpoint
 def retry_command(path: Path) -> None:
     """Have the running mount try everything at once, not when it is its turn."""
-    with failures.in_one_line():
+    with reporting.in_one_line():
         running = runtime.find(mountpoint.resolve(path))
         if running is None:
             raise click.ClickException(
@@ -96,7 +98,11 @@ def export_command(
 ) -> None:
     """Write the file that `list` calls NAME to OUTPUT."""
     file = _named(path, state_dir, name)
-    with failures.in_one_line(), clients.ended_by_signals(), contextlib.ExitStack() as unless_done:
+    with (
+        reporting.in_one_line(),
+        clients.ended_by_signals(),
+        contextlib.ExitStack() as unless_done,
+    ):
         pieces = file.pieces()
         with output.open("xb") as written:
             unless_done.callback(output.unlink, missing_ok=True)
@@ -135,7 +141,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
         raise click.ClickException(
             f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
         )
-    with failures.in_one_line():
+    with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
     for file in spilled:
         if file.name == name:
@@ -148,7 +154,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
 
 def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
     """Return a mount's state directory: its own if it runs, else as given, else the default."""
-    with failures.in_one_line():
+    with reporting.in_one_line():
         resolved = mountpoint.resolve(path)
         running = runtime.find(resolved)
     if running is not None and running.state_dir:

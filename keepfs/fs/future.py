@@ -1,4 +1,4 @@
-"""Call: work that a task or thread does, and what came of it.
+"""Future: the result or failure of work that a task or thread does.
 
 For the trio thread only.
 """
@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Call(Generic[_T]):
-    """Work in a thread, and what came of it.
+class Future(Generic[_T]):
+    """The result of work that is under way.
 
     Args:
         then: Called in the trio thread when the work has ended, before those
@@ -31,7 +31,7 @@ class Call(Generic[_T]):
         failure: What it raised.
     """
 
-    def __init__(self, then: Callable[[Call[_T]], None] = lambda _: None) -> None:
+    def __init__(self, then: Callable[[Future[_T]], None] = lambda _: None) -> None:
         self._then = then
         self._done = trio.Event()
         self.result: _T | None = None
@@ -54,7 +54,7 @@ class Call(Generic[_T]):
         try:
             self._then(self)
         except Exception as error:  # noqa: BLE001 - it would end the nursery, and so the mount
-            _log.exception("noting the end of a call failed")
+            _log.exception("the end of a future could not be noted")
             self.failure = fresh_copy(error)
         finally:
             self._done.set()

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.blocks import AsyncBlocks, BlocksStatistics, open_blocks
+from keepfs.fs.bridge import AsyncBlocks, BlocksStatistics, open_blocks
 from keepfs.keep import KeepLocator, KeepReadError, KeepWriteError, NotFoundError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import wait_until
@@ -18,7 +18,7 @@ from tests.fakes.threads import wait_until
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from keepfs.fs.call import Call
+    from keepfs.fs.future import Future
     from keepfs.keep import Receipt
 
 
@@ -249,7 +249,7 @@ async def test_at_the_end_reads_are_dropped_and_writes_waited_for() -> None:
     store = GatedStore(memory)
     store.shut("get_block")
     store.shut("put_block")
-    calls: list[Call[Receipt]] = []
+    calls: list[Future[Receipt]] = []
 
     async def use() -> None:
         async with open_blocks(store, copies=1) as blocks:

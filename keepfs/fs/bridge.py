@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
 import trio
 
-from keepfs.fs.call import Call
+from keepfs.fs.future import Future
 from keepfs.fs.limits import YieldingLimiter
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 
@@ -152,7 +152,7 @@ class AsyncBlocks:
         # The waits for work that is awaited at the end, until `abandon_writes`.
         self._awaited: set[trio.CancelScope] = set()
         self._abandons_writes = False
-        self._gets: dict[KeepLocator, Call[memoryview]] = {}
+        self._gets: dict[KeepLocator, Future[memoryview]] = {}
         self._under_way = collections.Counter[_Limiter]()
 
     async def get(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview:
@@ -194,27 +194,27 @@ class AsyncBlocks:
         """Return the seconds for which a lookup should wait: by the usual time to an answer."""
         return self._store.lookup_wait(most)
 
-    def probe(self, locator: KeepLocator, wait: float) -> Call[int | None]:
+    def probe(self, locator: KeepLocator, wait: float) -> Future[int | None]:
         """Begin to fetch a block; the result is its size, or None if unknown after `wait` s."""
-        call = Call[int | None]()
-        self._start(lambda: self._store.probe_block(locator, wait), self._lookups, call)
-        return call
+        future = Future[int | None]()
+        self._start(lambda: self._store.probe_block(locator, wait), self._lookups, future)
+        return future
 
     def head(
-        self, locator: KeepLocator, then: Callable[[Call[int]], None] = lambda _: None
-    ) -> Call[int]:
+        self, locator: KeepLocator, then: Callable[[Future[int]], None] = lambda _: None
+    ) -> Future[int]:
         """Ask for a block's size."""
-        call = Call(then)
-        self._start(lambda: self._store.head_block(locator), self._lookups, call)
-        return call
+        future = Future(then)
+        self._start(lambda: self._store.head_block(locator), self._lookups, future)
+        return future
 
     def put(
         self,
         block: Buffer,
         size: int,
-        then: Callable[[Call[Receipt]], None] = lambda _: None,
+        then: Callable[[Future[Receipt]], None] = lambda _: None,
         digest: Callable[[], str] | None = None,
-    ) -> Call[Receipt]:
+    ) -> Future[Receipt]:
         """Begin to store a block, which may not change until that is done.
 
         Args:
@@ -230,9 +230,9 @@ class AsyncBlocks:
             locator = None if digest is None else KeepLocator(f"{digest()}+{size}")
             return self._store.put_block(_padded(block, size), self.copies, locator=locator)
 
-        call = Call(then)
-        self._start(store, self._writes, call)
-        return call
+        future = Future(then)
+        self._start(store, self._writes, future)
+        return future
 
     def start(
         self,
@@ -276,25 +276,25 @@ class AsyncBlocks:
 
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         """Run work that only computes in a thread of its own kind; `then` is called after it."""
-        self._start(work, self._hashes, Call[None](lambda _: then()))
+        self._start(work, self._hashes, Future[None](lambda _: then()))
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Run work on this machine's disk in a thread, and return its result.
 
         Cancellation abandons the wait, not the work.
         """
-        call = Call[_T]()
-        self._start(work, self._disk, call)
-        return await call.wait()
+        future = Future[_T]()
+        self._start(work, self._disk, future)
+        return await future.wait()
 
     async def run_alone(self, work: Callable[[], _T]) -> _T:
         """Run work in a thread of its own, which waits for no other, and return its result.
 
         Cancellation abandons the wait, not the work.
         """
-        call = Call[_T]()
-        self._start(work, trio.CapacityLimiter(1), call)
-        return await call.wait()
+        future = Future[_T]()
+        self._start(work, trio.CapacityLimiter(1), future)
+        return await future.wait()
 
     async def spill(self, work: Callable[[], _T]) -> _T:
         """Run work that writes unstored bytes to this machine's disk, and return its result.
@@ -303,10 +303,10 @@ class AsyncBlocks:
         thread can be started it runs in the trio thread: bytes come before latency.
         Cancellation abandons the wait, not the work.
         """
-        call = Call[_T]()
-        self._start(work, self._spills, call)
+        future = Future[_T]()
+        self._start(work, self._spills, future)
         try:
-            return await call.wait()
+            return await future.wait()
         except RuntimeError as error:
             if "thread" not in str(error):
                 raise
@@ -314,31 +314,31 @@ class AsyncBlocks:
 
     async def free_space(self) -> tuple[int, int]:
         """Return the store's bytes: all, and free."""
-        call = Call[tuple[int, int]]()
-        self._start(self._store.free_space, self._asking_for_space, call)
-        return await call.wait()
+        future = Future[tuple[int, int]]()
+        self._start(self._store.free_space, self._asking_for_space, future)
+        return await future.wait()
 
     def statistics(self) -> BlocksStatistics:
         """Return what is under way at this moment."""
         limiters = (self._reads, self._lookups, self._writes)
         return BlocksStatistics(*(self._under_way[limiter] for limiter in limiters))
 
-    def _get(self, locator: KeepLocator) -> Call[memoryview]:
+    def _get(self, locator: KeepLocator) -> Future[memoryview]:
         running = self._gets.get(locator)
         if running is None:
 
-            def ended(_: Call[memoryview]) -> None:
+            def ended(_: Future[memoryview]) -> None:
                 del self._gets[locator]
 
-            running = self._gets[locator] = Call(ended)
+            running = self._gets[locator] = Future(ended)
             self._start(lambda: self._store.get_block(locator), self._reads, running)
         return running
 
-    def _start(self, work: Callable[[], _T], limiter: _Limiter, call: Call[_T]) -> None:
+    def _start(self, work: Callable[[], _T], limiter: _Limiter, future: Future[_T]) -> None:
         self._under_way[limiter] += 1
-        self._nursery.start_soon(self._run, work, limiter, call)
+        self._nursery.start_soon(self._run, work, limiter, future)
 
-    async def _run(self, work: Callable[[], _T], limiter: _Limiter, call: Call[_T]) -> None:
+    async def _run(self, work: Callable[[], _T], limiter: _Limiter, future: Future[_T]) -> None:
         # Reads are abandoned when the mount ends; what stores or spills bytes is awaited.
         awaited = limiter in (self._writes, self._disk, self._spills)
         shield = awaited and not self._abandons_writes
@@ -354,12 +354,12 @@ class AsyncBlocks:
                     )
                 finally:
                     self._awaited.discard(scope)
-        except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
+        except Exception as error:  # noqa: BLE001 - whoever waits for the future gets it
             self._under_way[limiter] -= 1
-            call.fail(error)
+            future.fail(error)
         else:
             self._under_way[limiter] -= 1
-            call.finish(result)
+            future.finish(result)
 
 
 @contextlib.asynccontextmanager

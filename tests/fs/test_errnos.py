@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from keepfs.fs.errors import ERRNO_BY_CAUSE, RefusedError, errno_of
+from keepfs.fs.errnos import ERRNO_BY_CAUSE, RefusedError, errno_of
 from keepfs.keep import Cause, KeepReadError, KeepWriteError, NoKeepServersError, NotFoundError
 
 

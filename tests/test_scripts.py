@@ -6,13 +6,20 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.mounted.mounts import why_no_mounts
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).parent.parent
+#: Any user that has no rights.
+NOBODY = 65534
 
 
 @pytest.mark.parametrize(
@@ -73,3 +80,88 @@ def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
     )
 
     assert "keepfs@" not in done.stderr
+
+
+@pytest.fixture
+def checkout() -> Iterator[Path]:
+    """A checkout of another user, with scripts/setup and the programs that it may find in bin/.
+
+    Not in `tmp_path`, which other users can't enter.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can run scripts/setup as another user")
+    system = "/usr/bin:/bin"
+    if shutil.which("python3", path=system) is None or shutil.which("apt-get") is None:
+        pytest.skip("needs Debian's python3 and apt-get")
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        (base / "scripts").mkdir()
+        (base / "bin").mkdir()
+        shutil.copy(ROOT / "scripts" / "setup", base / "scripts")
+        for program in ("sh", "env", "id", "dirname", "tr", "touch", "python3", "apt-get"):
+            found = shutil.which(program, path=system)
+            assert found is not None
+            (base / "bin" / program).symlink_to(found)
+        for path in (base, *base.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+            path.chmod(0o755)
+        yield base
+
+
+def set_up(checkout: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/setup as a user without rights, with the programs of bin/ alone."""
+    return subprocess.run(
+        ["/bin/sh", checkout / "scripts" / "setup", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": str(checkout / "bin"), "HOME": "/nonexistent", **variables},
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--user",), ("--bench",)])
+def test_setup_without_root_names_the_missing_packages_once(
+    checkout: Path, options: tuple[str, ...]
+) -> None:
+    done = set_up(checkout, *options)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    said, _, packages = line.partition("apt-get install --no-install-recommends ")
+    assert said == (
+        "scripts/setup: system packages are missing; as root, run this, then scripts/setup again: "
+    )
+    names = packages.split()
+    assert len(names) == len(set(names))
+    assert {"fuse3", "gcc", "pkg-config", "libfuse3-dev"} <= set(names)
+    assert ("fio" in names) == (options != ("--user",))
+    assert ("curl" in names) == (options == ("--bench",))
+    assert not (checkout / ".venv").exists()
+
+
+def test_setup_with_a_sudo_that_refuses_names_the_missing_packages(checkout: Path) -> None:
+    sudo = checkout / "bin" / "sudo"
+    sudo.write_text("#!/bin/sh\necho 'nobody is not in the sudoers file.' >&2\nexit 1\n")
+    sudo.chmod(0o755)
+
+    done = set_up(checkout)
+
+    assert done.returncode == 1
+    assert done.stdout == "+ sudo apt-get update -q\n"
+    refusal, line = done.stderr.splitlines()
+    assert refusal == "nobody is not in the sudoers file."
+    assert "as root, run this, then scripts/setup again: apt-get install " in line
+    assert not (checkout / ".venv").exists()
+
+
+def test_setup_names_a_python_that_cannot_be_run(checkout: Path) -> None:
+    done = set_up(checkout, PYTHON="/nonexistent/python3")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "PYTHON=/nonexistent/python3 can't be run, or is older than 3.11" in line

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -13,11 +14,13 @@ from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.survey import Sighting, survey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
     from keepfs.keep.locator import KeepLocator
+
+_T = TypeVar("_T")
 
 _WORDS = {
     None: "ok",
@@ -35,18 +38,8 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
     with clients.open_client(store) as client:
-
-        def ask(locator: KeepLocator) -> int | KeepRequestError:
-            try:
-                return client.head_block(locator)
-            except KeepRequestError as error:
-                return error
-
-        for locator, found in clients.side_by_side(ask, wanted):
-            if isinstance(found, KeepRequestError):
-                failed.note(str(found))
-            else:
-                clients.print_line(f"{found}\t{locator}")
+        for locator, size in _answers(client.head_block, wanted, failed):
+            clients.print_line(f"{size}\t{locator}")
     failed.exit()
 
 
@@ -66,10 +59,8 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
     with clients.open_client(store) as client:
-        for locator, sightings in _surveyed(client, store, wanted):
-            if isinstance(sightings, KeepRequestError):
-                failed.note(str(sightings))
-                continue
+        look = functools.partial(_sightings, client, store)
+        for locator, sightings in _answers(look, wanted, failed):
             verdicts = [_verdict(each, locator) for each in sightings]
             for verdict, each in zip(verdicts, sightings, strict=True):
                 clients.print_line(f"{verdict}\t{each.root}\t{locator}")
@@ -94,10 +85,8 @@ def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
     with clients.open_client(store) as client:
-        for locator, sightings in _surveyed(client, store, wanted):
-            if isinstance(sightings, KeepRequestError):
-                failed.note(str(sightings))
-                continue
+        look = functools.partial(_sightings, client, store)
+        for locator, sightings in _answers(look, wanted, failed):
             clients.print_line(str(locator))
             for number, each in enumerate(sightings, 1):
                 milliseconds = f"{each.seconds * 1000:.0f} ms"
@@ -109,16 +98,25 @@ def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     failed.exit()
 
 
-def _surveyed(
-    client: KeepClient, store: StoreOptions, locators: list[KeepLocator]
-) -> Iterator[tuple[KeepLocator, list[Sighting] | KeepRequestError]]:
-    def ask(locator: KeepLocator) -> list[Sighting] | KeepRequestError:
+def _answers(
+    question: Callable[[KeepLocator], _T], locators: list[KeepLocator], failed: clients.Failures
+) -> Iterator[tuple[KeepLocator, _T]]:
+    """Ask of each locator, several at once; yield the answers in the locators' order.
+
+    A question that fails is noted, and its locator left out.
+    """
+
+    def ask(locator: KeepLocator) -> _T | KeepRequestError:
         try:
-            return _sightings(client, store, locator)
+            return question(locator)
         except KeepRequestError as error:
             return error
 
-    return clients.side_by_side(ask, locators)
+    for locator, answer in clients.side_by_side(ask, locators):
+        if isinstance(answer, KeepRequestError):
+            failed.note(str(answer))
+        else:
+            yield locator, answer
 
 
 def _sightings(client: KeepClient, store: StoreOptions, locator: KeepLocator) -> list[Sighting]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import os
 import signal
+import stat
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 
 import click
 
@@ -19,6 +21,7 @@ from keepfs.keep.locator import KeepLocator, parse_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
@@ -175,3 +178,45 @@ def writing() -> Iterator[None]:
         raise
     except OSError as error:
         raise click.ClickException(f"standard output: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to be written, which has its name only when it is whole.
+
+    Until then it is `.NAME.part`, beside it. A process that is killed leaves that at most.
+    A device or a pipe is written to directly.
+
+    Args:
+        output: Its name. A regular file of that name is replaced in the end.
+        is_new: Refuse a name that exists.
+
+    Raises:
+        click.ClickException: It can't be written.
+    """
+    target = output.resolve()
+    part = target.with_name(f".{target.name[:200]}.part")
+
+    def check() -> None:
+        if is_new and os.path.lexists(output):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    try:
+        check()
+        if target.exists() and not target.is_file():
+            with target.open("wb") as file:
+                yield file
+            return
+        try:
+            with part.open("wb") as file:
+                yield file
+            check()
+            if target.exists():
+                part.chmod(stat.S_IMODE(target.stat().st_mode))
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # by the name that was given, not that of the part
+        raise click.ClickException(f"{output}: {error.strerror}") from error

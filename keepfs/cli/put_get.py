@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -85,33 +84,9 @@ def get_command(
             with clients.writing():
                 sys.stdout.buffer.flush()
             return
-        with _written(output) as file:
+        with clients.written_whole(output) as file:
             for locator in wanted:
                 file.write(client.get_block(locator))
-
-
-@contextlib.contextmanager
-def _written(output: Path) -> Iterator[BinaryIO]:
-    """Open a file to be written; a regular one is replaced only when the new one is whole."""
-    target = output.resolve()
-    part = target.with_name(f".{target.name[:200]}.part")
-    try:
-        if target.exists() and not target.is_file():  # a device, a pipe
-            with target.open("wb") as file:
-                yield file
-            return
-        try:
-            with part.open("wb") as file:
-                yield file
-            if target.exists():
-                part.chmod(stat.S_IMODE(target.stat().st_mode))
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # by the name that was given, not that of the part
-        raise click.ClickException(f"{output}: {error.strerror}") from error
 
 
 def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:

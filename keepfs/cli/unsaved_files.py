@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from pathlib import Path
@@ -96,16 +95,14 @@ def retry_command(path: Path) -> None:
 def export_command(
     path: Path, name: str, output: Path, state_dir: Path | None, store: StoreOptions
 ) -> None:
-    """Write the file that `list` calls NAME to OUTPUT."""
+    """Write the file that `list` calls NAME to OUTPUT, which must not exist.
+
+    It has that name only when it is whole, and on the disk.
+    """
     file = _named(path, state_dir, name)
-    with (
-        reporting.in_one_line(),
-        clients.ended_by_signals(),
-        contextlib.ExitStack() as unless_done,
-    ):
+    with reporting.in_one_line(), clients.ended_by_signals():
         pieces = file.pieces()
-        with output.open("xb") as written:
-            unless_done.callback(output.unlink, missing_ok=True)
+        with clients.written_whole(output, is_new=True) as written:
             for piece in pieces:
                 begin = written.tell()
                 if piece.receipt is not None:
@@ -115,8 +112,9 @@ def export_command(
                     written.write(piece.staged)
                 written.truncate(begin + piece.length)
                 written.seek(begin + piece.length)
-        unless_done.pop_all()
-    os.utime(output, ns=(file.about.atime_ns, file.about.mtime_ns))
+            written.flush()
+            os.utime(written.fileno(), ns=(file.about.atime_ns, file.about.mtime_ns))
+            os.fsync(written.fileno())
 
 
 @unsaved_command.command("drop")

@@ -15,19 +15,31 @@ START_PATIENCE = 10.0
 class _BoundedEvent(threading.Event):
     """An event for which nobody waits for ever."""
 
+    def __init__(self, patience: float) -> None:
+        super().__init__()
+        self._patience = patience
+
     def wait(self, timeout: float | None = None) -> bool:
-        return super().wait(START_PATIENCE if timeout is None else timeout)
+        return super().wait(self._patience if timeout is None else timeout)
 
 
 class Thread(threading.Thread):
-    """As `threading.Thread`, but for `start`."""
+    """As `threading.Thread`, but for `start`.
+
+    Args:
+        arguments: As for `threading.Thread`.
+        patience: Seconds that the thread may take to begin.
+        keywords: As for `threading.Thread`.
+    """
 
     # What `Thread.start` waits for; the name is CPython's, from 3.11 to 3.14.
     _started: threading.Event
 
-    def __init__(self, *arguments: object, **keywords: object) -> None:
+    def __init__(
+        self, *arguments: object, patience: float = START_PATIENCE, **keywords: object
+    ) -> None:
         super().__init__(*arguments, **keywords)  # type: ignore[arg-type] # whatever it takes
-        self._started = _BoundedEvent()
+        self._started = _BoundedEvent(patience)
         self._deciding = threading.Lock()
         self._has_begun = self._is_given_up = False
 

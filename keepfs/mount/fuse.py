@@ -159,9 +159,13 @@ class _Tick:
 
     trio starts its threads from the main thread, and CPython waits there until the new
     thread says that it has begun; one without memory never does (`keepfs.keep.threads`).
+
+    Args:
+        patience: Seconds that a thread may take to begin.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._starting: FrameType | None = None
         self._since = 0.0
 
@@ -174,15 +178,19 @@ class _Tick:
             starting = frame
         if starting is not self._starting:
             self._starting, self._since = starting, time.monotonic()
-        elif starting is not None and time.monotonic() - self._since > START_PATIENCE:
+        elif starting is not None and time.monotonic() - self._since > self._patience:
             self._starting = None
             raise RuntimeError("can't start new thread: it does not begin")
 
 
 @contextlib.contextmanager
-def ticking() -> Iterator[None]:
-    """Have the interval timer tick: each tick ends a read of /dev/fuse that hangs."""
-    before = signal.signal(signal.SIGALRM, _Tick())
+def ticking(start_patience: float = START_PATIENCE) -> Iterator[None]:
+    """Have the interval timer tick: each tick ends a read of /dev/fuse that hangs.
+
+    Args:
+        start_patience: Seconds that a thread which the main thread starts may take to begin.
+    """
+    before = signal.signal(signal.SIGALRM, _Tick(start_patience))
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield

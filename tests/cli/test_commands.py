@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.fs.upload import unsaved
+from keepfs.fs.upload.unsaved import About, Piece
+from keepfs.keep import KeepLocator, Receipt
 from keepfs.keep.local import LocalStore
 from keepfs.keep.services.tokens import salted_token
 from tests.cli.test_cli import EMPTY, FOO, Shell, stored
@@ -549,3 +552,86 @@ def test_an_empty_path_is_not_the_working_directory(
     arguments: tuple[str, ...], shell: Shell
 ) -> None:
     assert "the path is empty" in shell.error(*arguments, code=2)
+
+
+# --- unsaved export ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def record(over: Shell, stores: list[KeepstoreControls], tmp_path: Path) -> tuple[str, ...]:
+    """The words that export a file of two pieces: one is in the record, the other in a store."""
+    locator = KeepLocator(over.run("put", "-", sent=b"in a store").stdout.decode().split()[0])
+    receipt = Receipt(locator, 1, (stores[0].url,))
+    pieces = [Piece(100_000, staged=b"x" * 100_000), Piece(10, receipt)]
+    spilled = unsaved.spill(tmp_path / "state", About("file", 100_010, mtime_ns=10**18), pieces)
+    (tmp_path / "mountpoint").mkdir()
+    return ("unsaved", "export", str(tmp_path / "mountpoint"), spilled.name, str(tmp_path / "out"),
+            "--state-dir", str(tmp_path / "state"))  # fmt: skip
+
+
+def test_an_export_has_its_name_when_it_is_whole(
+    over: Shell, record: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = over.run(*record)
+
+    assert done.stderr == b""
+    assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a store"
+    assert (tmp_path / "out").stat().st_mtime_ns == 10**18
+    assert not (tmp_path / ".out.part").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_export_that_is_killed_leaves_nothing_under_its_name(
+    over: Shell,
+    stores: list[KeepstoreControls],
+    record: tuple[str, ...],
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    for store in stores:
+        store.always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    with subprocess.Popen(
+        [sys.executable, "-m", "keepfs", *record],
+        stderr=subprocess.PIPE,
+        env=over.environment,
+        cwd=tmp_path,
+    ) as process:
+        stores[0].wait_under_way(1, "GET")
+        during = (tmp_path / "out").exists(), (tmp_path / ".out.part").exists()
+        process.send_signal(number)
+        process.wait(60)
+
+    assert during == (False, True)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.part").exists() == (number is signal.SIGKILL)
+    for store in stores:
+        store.heal()
+    over.run(*record)  # what a killed one left doesn't keep another from it
+    assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a store"
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_an_export_that_the_disk_does_not_take_leaves_nothing(
+    over: Shell, record: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 100; exec "$0" -m keepfs "$@"', sys.executable, *record],
+        capture_output=True,
+        check=False,
+        env=over.environment,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"Error: {tmp_path / 'out'}: File too large\n"
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_an_export_replaces_nothing(over: Shell, record: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"mine")
+
+    done = over.run(*record, code=1)
+
+    assert b"out: File exists" in done.stderr
+    assert (tmp_path / "out").read_bytes() == b"mine"

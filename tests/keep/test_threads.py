@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from keepfs.keep import threads
 from keepfs.keep.threads import Thread
 from keepfs.mount import fuse
 
@@ -38,17 +37,14 @@ def test_a_thread_runs_its_work() -> None:
     assert done == [1]
 
 
-def test_a_thread_that_does_not_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "START_PATIENCE", 0.01)
-
+def test_a_thread_that_does_not_begin_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="can't start new thread: it does not begin"):
-        Stillborn(target=print, daemon=True).start()
+        Stillborn(target=print, daemon=True, patience=0.01).start()
 
 
-def test_work_that_was_given_up_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "START_PATIENCE", 0.01)
+def test_work_that_was_given_up_is_not_done_later() -> None:
     done: list[int] = []
-    late = Late(target=done.append, args=(1,), daemon=True)
+    late = Late(target=done.append, args=(1,), daemon=True, patience=0.01)
     with pytest.raises(RuntimeError):
         late.start()
 
@@ -59,17 +55,14 @@ def test_work_that_was_given_up_is_not_done_later(monkeypatch: pytest.MonkeyPatc
     assert done == []
 
 
-def test_a_tick_ends_a_start_that_hangs_in_the_main_thread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_tick_ends_a_start_that_hangs_in_the_main_thread() -> None:
     class Plain(threading.Thread):
         """As of a library."""
 
         def _bootstrap_inner(self) -> None:
             """Do nothing."""
 
-    monkeypatch.setattr(fuse, "START_PATIENCE", 0.1)
-    with fuse.ticking():
+    with fuse.ticking(start_patience=0.1):
         with pytest.raises(RuntimeError, match="can't start new thread: it does not begin"):
             Plain(daemon=True).start()
         waits = threading.Event()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.fs.upload.staging import SLOT_OVERHEAD
 from tests.keepstore import TEST_TOKEN, KeepstoreControls
 from tests.mounted.mounts import KeepfsMount, keepfs, wait_until
 from tests.soak.outage import soak
@@ -139,6 +141,25 @@ def test_a_name_with_another_version_meanwhile_keeps_both(
 
     assert (over.upload / "file").read_bytes() == b"written since"
     assert (over.upload / "file~unsaved").read_bytes() == b"unsaved"
+
+
+def test_small_files_that_fail_count_with_the_memory_that_each_takes(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    over.unmount()
+    over.options += ("--staging-size", "128K")
+    over.mount()
+    store.go_down()
+
+    held = 0
+    for number in range(40):  # some 200 bytes of content, and 6 KiB each beside it
+        file = os.open(over.upload / f"{number}", os.O_CREAT | os.O_WRONLY)
+        with contextlib.suppress(OSError):
+            held += os.write(file, b"small") == 5
+        with contextlib.suppress(OSError):
+            os.close(file)
+
+    assert 15 < held <= 128 * 1024 // SLOT_OVERHEAD
 
 
 def test_what_is_aside_can_be_exported_and_dropped(

@@ -53,6 +53,7 @@ class Drain:
         blocks: Whose stores are abandoned in the end.
         close_client: Ends the requests to the services that are under way. Blocks.
         timeout: Seconds for storing, from `begin` on.
+        patience: Seconds after which a store that has not ended counts as hung.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Drain:
         blocks: AsyncBlocks,
         close_client: Callable[[], None],
         timeout: float,
+        patience: float = _PATIENCE,
     ) -> None:
         self._upload = upload
         self._spills = spills
@@ -69,6 +71,7 @@ class Drain:
         self._close_client = close_client
         #: Seconds for storing, from `begin` on.
         self.timeout = timeout
+        self._patience = patience
         self._deadline: float | None = None
         self._hurried = trio.Event()
         self._storing = trio.Lock()
@@ -147,7 +150,7 @@ class Drain:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store)
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(self._patience):
                 await ended.wait()
             places.release()
             if not ended.is_set():

@@ -81,15 +81,19 @@ class FailedFiles:
     Args:
         on_change: Called with a file that was added, has failed again or was discarded.
         backoff: How long to wait between two attempts for a file.
+        patience: Seconds after which a retry that has not ended gives its place to the
+            next file.
     """
 
     def __init__(
         self,
         on_change: Callable[[Storable], None] = lambda _: None,
         backoff: Backoff = _BACKOFF,
+        patience: float = _PATIENCE,
     ) -> None:
         self.on_change = on_change
         self._backoff = backoff
+        self._patience = patience
         self._files: dict[Storable, _Retry] = {}
         # (due, number, file); an entry that is out of date is skipped.
         self._queue: list[tuple[float, int, Storable]] = []
@@ -169,7 +173,7 @@ class FailedFiles:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attempt)
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(self._patience):
                 await ended.wait()
             self._places.release()
         if generation == self._generation:

@@ -90,6 +90,7 @@ class Staging:
             KeepWriteError: Storing every other slot failed, so there is no room.
         """
         failures: dict[Slot, Exception] = {}
+        size = self._with_overhead(size)
         while self.currsize - self._sizes.get(slot, 0) + size > self.maxsize:
             others = [other for other in self._sizes if other is not slot]
             if not others:
@@ -120,7 +121,7 @@ class Staging:
 
     def account(self, slot: Slot, size: int) -> None:
         """Note that a slot now has `size` bytes staged."""
-        size += self._overhead if size else 0
+        size = self._with_overhead(size)
         self.currsize += size - self._sizes.get(slot, 0)
         if size:
             self._sizes[slot] = size
@@ -128,6 +129,10 @@ class Staging:
             self._sizes.pop(slot, None)
         self._changed.set()
         self._changed = trio.Event()
+
+    def _with_overhead(self, size: int) -> int:
+        """Return the bytes that a slot takes of which `size` bytes are staged."""
+        return size + self._overhead if size else 0
 
 
 class Slot:

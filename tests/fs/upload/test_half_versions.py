@@ -13,10 +13,11 @@ import trio.testing
 
 from keepfs.fs.bridge import AsyncBlocks, open_blocks
 from keepfs.fs.nodes import Changes, Metadata, directory_mode, file_mode
-from keepfs.fs.upload import drain, failed, unsaved
+from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.catalog import Catalog
 from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.drain import Drain
+from keepfs.fs.upload.failed import FailedFiles
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.recovery import Spills
 from keepfs.fs.upload.staging import Staging
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+#: Seconds of patience with a retry or a store: none of these tests needs more.
+SHORT = 0.01
 FULL = KeepWriteError("the disk is full", cause=Cause.FULL)
 
 
@@ -38,12 +41,17 @@ class World:
         self, blocks: AsyncBlocks, gated: GatedStore, state: Path, catalog: Catalog
     ) -> None:
         self.blocks, self.gated, self.state, self.catalog = blocks, gated, state, catalog
-        self.staging = Staging(blocks, 10**6, 64)
+        self.staging = Staging(blocks, 10**6, 64, FailedFiles(patience=SHORT))
         owner = Metadata(directory_mode(0o755), 0, 0)
         self.upload = UploadDirectory.mounted(owner, self.staging, lambda *_: None, catalog)
         self.spills = Spills(blocks, state, catalog)
         self.drain = Drain(
-            self.upload, self.spills, blocks, lambda: self.gated.open("put_block"), 1.0
+            self.upload,
+            self.spills,
+            blocks,
+            lambda: self.gated.open("put_block"),
+            timeout=1.0,
+            patience=SHORT,
         )
 
     async def stored(self, name: str, content: bytes) -> UploadFile:
@@ -84,9 +92,8 @@ def content_of(memory: DictStore, file: UploadFile) -> bytes:
 
 
 async def test_a_retry_that_hung_stores_nothing_that_was_written_since(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(failed, "_PATIENCE", 0.01)
     memory = DictStore()
     failing = FailingStore(memory)
     async with open_world(tmp_path, failing) as world, trio.open_nursery() as nursery:
@@ -113,9 +120,8 @@ async def test_a_retry_that_hung_stores_nothing_that_was_written_since(
 
 
 async def test_the_drain_spills_what_was_written_since_beside_the_good_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(drain, "_PATIENCE", 0.01)
     memory = DictStore()
     failing = FailingStore(memory)
     async with open_world(tmp_path, failing) as world, trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ from keepfs.fs.upload.unsaved import Piece
 from keepfs.keep import MAX_BLOCK_SIZE, Cause, KeepLocator, KeepReadError, KeepWriteError
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore
-from tests.fakes.threads import wait_until
+from tests.fakes.threads import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from keepfs.keep import Receipt
@@ -170,6 +170,54 @@ async def test_a_writer_waits_until_there_is_room() -> None:
     assert not second.is_stored
     assert third.length == 4
     assert staging.currsize == 2 * BLOCK
+
+
+async def test_a_writer_with_all_the_room_writes_on_in_its_own_bytes() -> None:
+    store = GatedStore(DictStore())
+    async with open_blocks(store, copies=2) as blocks:
+        staging = Staging(blocks, maxsize=2 * BLOCK, block_size=BLOCK)
+        slot, other = [await staged(staging, bytes(BLOCK)) for _ in range(2)]
+        store.shut("put_block")  # a writer that waited for room would wait for ever
+        with trio.fail_after(PATIENCE):
+            await slot.write(0, memoryview(b"again"))
+        are_storing = slot.is_storing, other.is_storing
+        store.open("put_block")
+
+    assert are_storing == (False, False)
+    assert staging.currsize == 2 * BLOCK
+
+
+async def test_each_staged_slot_counts_with_its_overhead_once() -> None:
+    async with open_blocks(DictStore(), copies=2) as blocks:
+        staging = Staging(blocks, block_size=BLOCK, overhead=100)
+        slot = await staged(staging, b"x")
+        sizes = [staging.currsize]
+        await slot.write(0, memoryview(b"again"))
+        sizes.append(staging.currsize)
+        other = await staged(staging, b"y")
+        sizes.append(staging.currsize)
+        await slot.store()
+        sizes.append(staging.currsize)
+        other.drop()
+        sizes.append(staging.currsize)
+
+    assert sizes == [116, 116, 232, 116, 0]
+
+
+async def test_a_writer_waits_for_room_for_the_overhead_of_its_slot() -> None:
+    store = GatedStore(DictStore())
+    async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
+        staging = Staging(blocks, maxsize=2 * BLOCK + 199, block_size=BLOCK, overhead=100)
+        first, second = await staged(staging, b"first"), Slot(staging, 0)
+        store.shut("put_block")
+        nursery.start_soon(second.write, 0, memoryview(b"second"))
+        await trio.testing.wait_all_tasks_blocked()
+        length_while_waiting, size_while_waiting = second.length, staging.currsize
+        store.open("put_block")
+
+    assert (length_while_waiting, size_while_waiting) == (0, BLOCK + 100)
+    assert first.is_stored
+    assert second.length == 6
 
 
 async def test_whole_blocks_leave_before_those_still_growing() -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.fs.errnos import ERRNO_BY_CAUSE
+from keepfs.keep import KeepLocator
+from keepfs.keep.services.discovery import Access, Services, probe_order
 from tests.keep.test_faults import PROXY_ROWS, ROWS, ProxyRow, Row
 from tests.keepstore import (
     TEST_TOKEN,
@@ -537,3 +539,28 @@ def test_unmounting_while_a_file_is_stored_waits_for_it(
 
     mount.mount()
     assert (mount.upload / "file").read_bytes() == b"on its way"
+
+
+def test_a_block_is_read_in_time_where_one_service_is_slow(
+    over: Callable[..., KeepfsMount],
+    unmounted: KeepfsMount,
+    stores: list[KeepstoreControls],
+) -> None:
+    services = Services.of_uris(" ".join(f"{each.url}/" for each in stores))
+    contents = (os.urandom(800_000) for _ in range(100))
+    names = ((it, [each.store_block(it) for each in stores].pop()) for it in contents)
+    block, name = next(
+        (it, name)
+        for it, name in names
+        if probe_order(KeepLocator(name), services.records, Access.READ)[0].root
+        == f"{stores[0].url}/"
+    )
+    # At its rate the block takes 20 s.
+    slow = Fault(pause={Stage.BEFORE_STATUS: 1.5}, send_rate=40_000)
+    stores[0].always(slow, method="GET")
+    unmounted.options += ("--request-timeout", "12")
+    mounted = over(*stores)
+
+    assert (mounted.by_id / name).read_bytes() == block
+
+    assert [each.counts().get("GET", 0) for each in stores].count(1) == 2

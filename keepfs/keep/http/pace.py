@@ -34,6 +34,9 @@ _MARKS = 32
 #: Bytes handed to the socket at a time. Each time costs turns at the interpreter: a
 #: mount that wrote at full speed made 10,000 futex calls a block with a quarter of it.
 _STEP = 1024 * 1024
+#: Part of `Watch.silence` after which a slow body is reported again. Guessed: a hedge that
+#: was refused is granted within a second.
+_AGAIN = 0.25
 #: Seconds; shorter waits could round to "don't wait at all".
 _SHORTEST = 0.001
 
@@ -54,11 +57,16 @@ class Watch(NamedTuple):
         on_silence: Must not take long.
         on_block: Called when a block begins to come, before there is memory for it.
             It may wait, and ends the request by an `OSError`.
+        on_slow: Called when the rest of a body would take more than `silence` seconds at
+            the rate of the last `silence` seconds, again and again. Must not take long.
+        probe: Bytes of a block that are received before `on_block` is called.
     """
 
     silence: float
     on_silence: Callable[[], None]
     on_block: Callable[[], None]
+    on_slow: Callable[[], None] = lambda: None
+    probe: int = 0
 
 
 class Pace:
@@ -87,6 +95,12 @@ class Pace:
         self._socket: socket.socket | None = None
         self._watch: Watch | None = None
         self._called_at = self._moved_at
+        # Of a body: the total when it is complete, where the measured interval began, the
+        # rate of the last whole one, and when to look at it again.
+        self._complete: int | None = None
+        self._window = self._marks[0]
+        self._rate: float | None = None
+        self._look_at = self._moved_at
         #: Why it ended early, once it did.
         self.failure: OSError | None = None
 
@@ -105,6 +119,35 @@ class Pace:
     def silent_for(self) -> float:
         """Return the seconds since the last byte moved. Any thread may ask."""
         return self._clock() - self._moved_at
+
+    def expect(self, size: int) -> None:
+        """Note that a body of `size` bytes begins to come; its rate is measured from now.
+
+        What came together with the head isn't subtracted: some KiB at most.
+        """
+        self._complete = self._total + size
+        self._measure_anew()
+
+    def time_left(self) -> float:
+        """Return the seconds that the rest of the body takes at its present rate.
+
+        The rate is that of the last `Watch.silence` seconds, or of the time since the
+        body began if that is shorter. Any thread may ask.
+
+        Returns:
+            0 if no body is expected; infinity if nothing of it has come.
+        """
+        if self._complete is None:
+            return 0.0
+        rate = self.rate()
+        return (self._complete - self._total) / rate if rate else float("inf")
+
+    def rate(self) -> float:
+        """Return the bytes a second that `time_left` assumes. Any thread may ask."""
+        rate, (since, total) = self._rate, self._window
+        if rate is None:
+            rate = (self._total - total) / max(_SHORTEST, self._clock() - since)
+        return rate
 
     def patience(self) -> float:
         """Return the seconds to wait for the next byte, above 0.
@@ -133,6 +176,8 @@ class Pace:
 
     def _next_call(self, now: float, watch: Watch) -> float:
         """Call whoever watches if it is time; tell when it will be again."""
+        if self._complete is not None and now >= self._look_at:
+            self._look(now, watch)
         due = self._moved_at + watch.silence
         if now < due:
             return due
@@ -140,6 +185,22 @@ class Pace:
             self._called_at = now
             watch.on_silence()
         return self._called_at + watch.silence
+
+    def _look(self, now: float, watch: Watch) -> None:
+        """Call whoever watches if a body comes too slowly. No wait ends for that."""
+        since, total = self._window
+        if now >= since + watch.silence:
+            self._rate = (self._total - total) / (now - since)
+            self._window = (now, self._total)
+        self._look_at = self._window[0] + watch.silence
+        if self._rate is not None and self.time_left() > watch.silence:
+            self._look_at = min(self._look_at, now + watch.silence * _AGAIN)
+            watch.on_slow()
+
+    def _measure_anew(self) -> None:
+        self._rate = None
+        self._window = (self._clock(), self._total)
+        self._look_at = self._window[0]
 
     def left(self) -> float:
         """Return the seconds that silence may last, at least 0; nothing ends by asking."""
@@ -162,6 +223,7 @@ class Pace:
         """
         self._moved_at = self._clock()
         self._marks = deque([(self._moved_at, self._total)])
+        self._measure_anew()
 
     def cancel(self, reason: OSError | None = None) -> None:
         """End the exchange from another thread, now or as soon as it starts.

@@ -1,11 +1,17 @@
-"""Hedge: services are asked for a block one after another, and beside one that is silent.
+"""Hedge: services are asked for a block one after another, and beside one that is slow.
 
-While a service answers, the caller's own thread asks it and no other is needed. When
-no byte has come for some seconds, a thread asks the next one as well. The first good
-answer wins, and the other exchanges are cancelled.
+While a service answers, the caller's own thread asks it and no other is needed. A
+thread asks the next one as well when no byte has come for `SILENCE` seconds, or when
+the block has come for so long and at its present rate would take that long still. The
+second reason holds only where `keepfs.keep.services.extras` allows it: on a link that is slow
+for all services a second transfer would take bytes from the first and help nobody. The
+first good answer wins, and the other exchanges are cancelled.
 
-All exchanges of one block share one block's memory. A service that begins to
-send the block waits while another sends it, and takes its place if that one is silent.
+All exchanges of one block share one block's memory. A service that begins to send the
+block while another sends it is received up to `PROBE` bytes, in memory beside. With the
+rest it waits, and takes the place of the other if that one is silent, or if it has sent
+its first bytes so much faster that the whole block takes it half the time that the
+other's rest does. A block of `PROBE` bytes or fewer is received whole from both.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from keepfs.keep.http.pace import CancelledError, TooSlowError, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from keepfs.keep.services.extras import Extras
     from keepfs.keep.services.service import KeepService
     from keepfs.keep.store import Call
 
@@ -32,16 +39,21 @@ _log = logging.getLogger(__name__)
 #: and hashes a block of 64 MiB before it answers: 0.7 s from a disk of 100 MB/s. Four
 #: times that is no longer usual, and a reader who waits 3 s more has not given up.
 SILENCE = 3.0
+#: Bytes that a second service sends before it is decided whether it replaces the first.
+#: `remote` has 64 threads that hedge: 16 MiB. A link of 100 kB/s brings them in 3 s.
+PROBE = 256 * 1024
+#: How much sooner it must be expected to end: a rate measured over so little is inexact.
+_SOONER = 2.0
 #: Exchanges at once for one block. A block has two or three copies.
 _MOST = 3
-#: Seconds for which a service that was silent is asked last. Guessed.
+#: Seconds for which a service that was silent or slow is asked last. Guessed.
 _SLUGGISH = 30.0
 #: Seconds to wait for a silent exchange to let go of the block's memory, at a time.
 _STEP = 0.1
 
 
 class Sluggish:
-    """Services that were silent while another answered. Any thread may use it.
+    """Services that were silent or slow while another answered. Any thread may use it.
 
     For a while they are asked last: else a reader of many blocks would wait for
     them at each.
@@ -54,20 +66,20 @@ class Sluggish:
         self._clock = clock
         self._until: dict[str, float] = {}
 
-    def note(self, silent: Sequence[KeepService], answered: KeepService | None) -> None:
-        """Note who was silent in a call, and who answered it."""
+    def note(self, sluggish: Sequence[KeepService], answered: KeepService | None) -> None:
+        """Note which services were silent or slow in a call, and which one answered it."""
         if answered is None:
             return
-        if not silent and not self._until:
+        if not sluggish and not self._until:
             return
         now = self._clock()
         until = {root: end for root, end in self._until.items() if end > now}
-        until |= {service.root: now + _SLUGGISH for service in silent}
+        until |= {service.root: now + _SLUGGISH for service in sluggish}
         until.pop(answered.root, None)
         self._until = until  # as a whole: others may be reading it
 
     def last(self, services: Iterable[KeepService]) -> list[KeepService]:
-        """Move those to the end that were silent of late."""
+        """Move those to the end that were silent or slow of late."""
         found, until = list(services), self._until
         if until:
             now = self._clock()
@@ -86,10 +98,12 @@ class Hedge:
         ask: Asks one, once, and tells whether it answered well. Blocks.
         call: What for.
         spawn: Runs what it is given in another thread, or raises `BusyError`.
-        silence: Seconds without a byte after which the next one is asked too.
+        extras: Says whether a slow transfer may be doubled.
+        silence: Seconds without a byte, or of a slow transfer, after which the next one
+            is asked too.
 
     Attributes:
-        silent: Services that were silent for so long, be it that they answered later.
+        sluggish: Services that were silent or slow for so long, be it that they answered later.
         displaced: Services that had begun to send the block when another took their place.
     """
 
@@ -99,24 +113,32 @@ class Hedge:
         ask: Callable[[KeepService], bool],
         call: Call,
         spawn: Callable[[Callable[[], None]], None],
+        extras: Extras,
         silence: float = SILENCE,
     ) -> None:
-        self.silent: list[KeepService] = []
+        self.sluggish: list[KeepService] = []
         self.displaced: list[KeepService] = []
         self._ask = ask
         self._call = call
         self._spawn = spawn
+        self._extras = extras
         self._silence = silence
         self._lock = threading.Lock()
         # Only where there are several threads somebody waits for a change.
         self._changed: threading.Condition | None = None
         self._waiting = collections.deque(services)
         self._asked: list[KeepService] = []
+        # Of these, by the threads; those whose transfers are slow; those that wait to send
+        # the rest of the block; and whether a slow one has a second beside it.
+        self._added: list[KeepService] = []
+        self._slow: list[KeepService] = []
+        self._ready: list[KeepService] = []
+        self._is_doubled = False
         self._threads = self._starting = 0
         self._receiving: KeepService | None = None
         self._winner: KeepService | None = None
         self._failure: BaseException | None = None
-        self._is_over = False
+        self._is_over = self._was_beaten = False
 
     def run(self) -> KeepService | None:
         """Return the service that answered well, or None if none did. Blocks.
@@ -138,21 +160,37 @@ class Hedge:
         finally:
             if self._changed is not None:
                 self._end()
+            if self._is_doubled:
+                self._extras.end(self._has_extra_won())
 
-    def _work(self) -> None:
+    def _has_extra_won(self) -> bool | None:
+        """Tell whether a thread's service answered first; None if none was still asked."""
+        if self._winner is not None and self._winner in self._added:
+            return True
+        return False if self._winner is not None and self._was_beaten else None
+
+    def _work(self, *, is_added: bool = False) -> None:
         """Ask one service after another, while nobody has answered well."""
-        while (service := self._next()) is not None:
-            on_silence = functools.partial(self._hedge, service)
+        while (service := self._next(is_added=is_added)) is not None:
             service.watch(
-                Watch(self._silence, on_silence, functools.partial(self._receive, service))
+                Watch(
+                    self._silence,
+                    functools.partial(self._hedge, service),
+                    functools.partial(self._receive, service),
+                    functools.partial(self._double, service),
+                    PROBE if is_added else 0,
+                )
             )
             is_good = False
+            begun = self._extras.clock()
             try:
                 is_good = self._ask(service)
             finally:
                 service.watch(None)  # it has us: a cycle would keep the block alive
                 with self._lock:
                     self._asked.remove(service)
+                    if service in self._slow:
+                        self._slow.remove(service)
                     if self._receiving is service:
                         self._receiving = None
                     if is_good and self._winner is None:
@@ -161,9 +199,15 @@ class Hedge:
             if is_good:
                 if self._changed is not None:
                     self._end()
+                self._note_rate(service, self._extras.clock() - begun)
                 return
 
-    def _next(self) -> KeepService | None:
+    def _note_rate(self, service: KeepService, seconds: float) -> None:
+        outcome = service.outcome()
+        if outcome is not None and outcome.block is not None:
+            self._extras.note(service.root, len(outcome.block), seconds)
+
+    def _next(self, *, is_added: bool) -> KeepService | None:
         with self._lock:
             if self._is_over or self._winner is not None or not self._waiting:
                 return None
@@ -173,40 +217,77 @@ class Hedge:
                 return None
             service = self._waiting.popleft()
             self._asked.append(service)
+            if is_added:
+                self._added.append(service)
             return service
 
     def _is_anybody_answering(self) -> bool:
-        return any(each.silent_for() < self._silence for each in self._asked)
+        return any(
+            each not in self._slow and (each in self._ready or each.silent_for() < self._silence)
+            for each in self._asked
+        )
 
     def _end(self) -> None:
         """Cancel what is still asked."""
         with self._lock:
             self._is_over = True
             superfluous = list(self._asked)
+            self._was_beaten |= any(each in self._added for each in superfluous)
             self._notify()
         for service in superfluous:
             service.cancel()
 
-    # --- silence ----------------------------------------------------------
+    # --- silence and slowness ---------------------------------------------
 
     def _hedge(self, silent: KeepService) -> None:
         """Ask the next service too, in a thread, since one is silent."""
         with self._lock:
-            if silent not in self.silent:
-                self.silent.append(silent)
-            if self._is_over or not self._waiting or self._starting:
+            self._note_sluggish(silent)
+            if not self._is_another_needed():
                 return
-            if len(self._asked) >= _MOST or self._is_anybody_answering():
+            self._prepare()
+        self._add(silent)
+
+    def _double(self, slow: KeepService) -> None:
+        """Ask the next service too, in a thread, since one sends the block slowly."""
+        with self._lock:
+            self._note_sluggish(slow)
+            if slow not in self._slow:
+                self._slow.append(slow)
+            self._notify()  # a service that waits to send the block may be faster
+            if not self._is_another_needed():
                 return
-            self._threads += 1
-            self._starting += 1
-            self._changed = self._changed or threading.Condition(self._lock)
+            if not self._is_doubled:
+                others = [each.root for each in self._waiting]
+                if not self._extras.begin(slow.rate(), others):
+                    return
+                self._is_doubled = True
+            self._prepare()
+        self._add(slow)
+
+    def _note_sluggish(self, service: KeepService) -> None:
+        if service not in self.sluggish:
+            self.sluggish.append(service)
+
+    def _is_another_needed(self) -> bool:
+        if self._is_over or not self._waiting or self._starting:
+            return False
+        return len(self._asked) < _MOST and not self._is_anybody_answering()
+
+    def _prepare(self) -> None:
+        """Count a thread that is about to start."""
+        self._threads += 1
+        self._starting += 1
+        self._changed = self._changed or threading.Condition(self._lock)
+
+    def _add(self, sluggish: KeepService) -> None:
+        """Start a thread that asks the next service."""
         try:
             self._spawn(self._work_in_thread)
         except BusyError as error:
             self._begin()
             self._leave(None)
-            _log.debug("%s is silent, but no other service is asked: %s", silent.root, error)
+            _log.debug("%s is silent or slow, but no other is asked: %s", sluggish.root, error)
         except BaseException:
             self._begin()
             self._leave(None)
@@ -216,7 +297,7 @@ class Hedge:
         failure: BaseException | None = None
         self._begin()
         try:
-            self._work()
+            self._work(is_added=True)
         except BaseException as error:  # noqa: BLE001 - raised by `run`, if nobody answers
             failure = error
         finally:
@@ -248,18 +329,30 @@ class Hedge:
             CancelledError: Another has sent it.
             TooSlowError: The call's time is up.
         """
+        needed = service.time_left()
         with self._lock:
-            while self._receiving is not None and self._changed is not None:
-                if self._is_over:
-                    raise CancelledError("given up")
-                if not self._call.remaining():
-                    raise TooSlowError("the call's time is up")
-                sender = self._receiving
-                left = self._silence - sender.silent_for()
-                if left <= 0 and sender not in self.displaced:
-                    self.displaced.append(sender)
-                    sender.interrupt(
-                        TooSlowError(f"no byte came for {self._silence:g} s, another was asked")
-                    )
-                self._changed.wait(max(left, _STEP))
+            self._ready.append(service)
+            try:
+                self._wait_to_receive(needed)
+            finally:
+                self._ready.remove(service)
             self._receiving = service
+
+    def _wait_to_receive(self, needed: float) -> None:
+        while self._receiving is not None and self._changed is not None:
+            if self._is_over:
+                raise CancelledError("given up")
+            if not self._call.remaining():
+                raise TooSlowError("the call's time is up")
+            sender = self._receiving
+            left = self._silence - sender.silent_for()
+            if left <= 0:
+                self._displace(sender, f"no byte came for {self._silence:g} s")
+            elif sender in self._slow and _SOONER * needed <= sender.time_left():
+                self._displace(sender, f"only {sender.rate():.0f} bytes a second came")
+            self._changed.wait(max(left, _STEP))
+
+    def _displace(self, sender: KeepService, reason: str) -> None:
+        if sender not in self.displaced:
+            self.displaced.append(sender)
+            sender.interrupt(TooSlowError(f"{reason}, another was asked"))

@@ -19,6 +19,7 @@ from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Ti
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.retry import RetryLoop
 from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.extras import Extras
 from keepfs.keep.services.failures import read_error, write_error
 from keepfs.keep.services.hedge import SILENCE, Hedge, Sluggish
 from keepfs.keep.services.tokens import clean_token, salted_token
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-#: Threads at once that ask another service where one is silent. A mount has 16 readers
+#: Threads at once that ask another service where one is silent or slow. A mount has 16 readers
 #: and fetches 32 blocks in the background.
 _MOST_HEDGES = 64
 #: Seconds that closing waits for them; their exchanges are cancelled.
@@ -94,10 +95,12 @@ class RemoteStore:
         self._counters = counters
         self._parts = parts
         self._token = clean_token(api_token)
-        #: Seconds of silence after which a reader asks the next service too.
+        #: Seconds of silence after which a reader asks the next service too; also for which
+        #: a block comes, and would come at least, before it is taken to come slowly.
         self.silence = SILENCE
         self._hedges = Background(_MOST_HEDGES)
         self._sluggish = Sluggish()
+        self._extras = Extras()
         self._closed = False
         self._warned_of_classes = False
 
@@ -207,9 +210,9 @@ class RemoteStore:
         services = self._sluggish.last(asked[root] for root in roots if asked[root].usable())
         answered = None
         while services and answered is None:
-            hedge = Hedge(services, ask, call, self._hedges.spawn, self.silence)
+            hedge = Hedge(services, ask, call, self._hedges.spawn, self._extras, self.silence)
             answered = hedge.run()
-            self._sluggish.note(hedge.silent, answered)
+            self._sluggish.note(hedge.sluggish, answered)
             # Whom another displaced gets its chance, now that the other came to nothing.
             services = hedge.displaced if len(hedge.displaced) < len(services) else []
         return answered

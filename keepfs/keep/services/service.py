@@ -155,6 +155,19 @@ class KeepService:
         pace = self._pace
         return 0.0 if pace is None else pace.silent_for()
 
+    def time_left(self) -> float:
+        """Return the seconds that the rest of a block takes at its present rate.
+
+        0 where none is being received. Any thread may ask.
+        """
+        pace = self._pace
+        return 0.0 if pace is None else pace.time_left()
+
+    def rate(self) -> float:
+        """Return the bytes a second at which a block comes; 0 without a request."""
+        pace = self._pace
+        return 0.0 if pace is None else pace.rate()
+
     def watch(self, watch: Watch | None) -> None:
         """Have somebody notified of what further requests do; None: nobody any more."""
         self._watch = watch
@@ -373,7 +386,8 @@ class KeepService:
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)
-        flaw, block = receive_block(answer, locator, declared, self._answered, self._memory)
+        probe = 0 if self._watch is None else self._watch.probe
+        flaw, block = receive_block(answer, locator, declared, self._begins, self._memory, probe)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
@@ -384,6 +398,13 @@ class KeepService:
             return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
+
+    def _begins(self, size: int) -> None:
+        """Note that a block of so many bytes begins to come."""
+        if self._pace is not None:
+            self._pace.expect(size)
+        if self._answered is not None:
+            self._answered(size)
 
     def _memory(self, size: int) -> Room:
         """Make the memory for a block that begins to come. Blocks while there is none."""

@@ -65,6 +65,7 @@ def receive_block(
     declared: int | None,
     answered: Callable[[int], None] | None = None,
     allocate: Callable[[int], Room] = FreshRoom,
+    probe: int = 0,
 ) -> tuple[str, bytes | memoryview]:
     """Receive a block, hashing it on the way.
 
@@ -74,6 +75,8 @@ def receive_block(
         declared: The length that the answer says; None if it doesn't.
         answered: Called with the block's size before it is received.
         allocate: Makes the memory that it is received into.
+        probe: Bytes that are received into memory of their own first; a block of no
+            more than that needs no other.
 
     Returns:
         What is wrong with it, empty if nothing is, and its bytes.
@@ -91,9 +94,15 @@ def receive_block(
         answered(size)
     # One byte more than there may be, where the answer doesn't say its length.
     room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
-    memory = allocate(room)
+    begun = min(probe, room)
+    memory = FreshRoom(begun) if begun else allocate(room)
     with (_HashThread if room >= _LARGE else _Hash)() as digest:
         got, is_cut = _receive_into(memory.view, answer, digest)
+        if got == begun < room and not is_cut and begun:
+            first, memory = memory.view, allocate(room)
+            memory.view[:begun] = first
+            more, is_cut = _receive_into(memory.view[begun:], answer, digest)
+            got += more
     # Without a length or chunks the end of the connection ends the body, early or not.
     has_end = declared is not None or "transfer-encoding" in answer.headers
     if is_cut or (size is not None and got < size and not has_end):

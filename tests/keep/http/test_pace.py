@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfs.keep.http.pace import CancelledError, Pace, PacedSocket, TooSlowError, pacing
+from keepfs.keep.http.pace import (
+    CancelledError,
+    Pace,
+    PacedSocket,
+    TooSlowError,
+    Watch,
+    pacing,
+)
 from keepfs.keep.http.timeouts import Timeouts
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
@@ -265,3 +272,79 @@ def test_a_socket_is_left_alone_when_the_exchange_is_over(
 
     ours.sendall(b"y")
     assert theirs.recv(2) == b"xy"
+
+
+# --- a slow body ---
+
+
+def watched(clock: FakeClock) -> tuple[Pace, list[float]]:
+    """Make a pace that is watched, and the times at which its body was reported as slow."""
+    slow_at: list[float] = []
+    pace = pace_of(clock, read=1000, bandwidth=1)
+    nothing = lambda: None  # noqa: E731 - a callback
+    pace.watch(Watch(4, nothing, nothing, lambda: slow_at.append(clock.now)))
+    return pace, slow_at
+
+
+def receive_for(pace: Pace, clock: FakeClock, seconds: int, rate: int) -> None:
+    """Let so many bytes come in each of some seconds."""
+    for _ in range(seconds):
+        pace.patience()
+        clock.advance(1)
+        pace.advance(rate)
+    pace.patience()
+
+
+def test_a_body_whose_rest_takes_longer_than_the_silence_is_reported_again_and_again() -> None:
+    clock = FakeClock()
+    pace, slow_at = watched(clock)
+    begun = clock.now
+
+    pace.expect(90)
+    receive_for(pace, clock, 6, 10)
+
+    assert [at - begun for at in slow_at] == [4]  # 50 are left; at 5 there are 40
+    assert pace.time_left() == 3
+    assert pace.rate() == 10
+
+
+def test_a_body_is_judged_by_the_rate_of_late() -> None:
+    clock = FakeClock()
+    pace, slow_at = watched(clock)
+    begun = clock.now
+
+    pace.expect(1000)
+    receive_for(pace, clock, 4, 200)
+    assert slow_at == []
+    receive_for(pace, clock, 4, 1)
+
+    assert [at - begun for at in slow_at] == [8]
+    assert pace.time_left() == 196
+
+
+def test_a_wait_for_memory_is_no_slowness_of_a_body() -> None:
+    clock = FakeClock()
+    pace, slow_at = watched(clock)
+
+    pace.expect(1000)
+    clock.advance(100)
+    pace.resume()
+    receive_for(pace, clock, 4, 200)
+
+    assert slow_at == []
+    assert pace.rate() == 200
+
+
+def test_before_an_interval_has_passed_the_rate_is_that_since_the_body_began() -> None:
+    clock = FakeClock()
+    pace, _ = watched(clock)
+    assert pace.time_left() == 0
+
+    pace.advance(50)
+    pace.expect(100)
+    assert pace.time_left() == float("inf")
+    clock.advance(2)
+    pace.advance(20)
+
+    assert pace.rate() == 10
+    assert pace.time_left() == 8

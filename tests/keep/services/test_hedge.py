@@ -453,4 +453,163 @@ def test_a_refused_hedge_is_not_a_failure(
         block = client.get_block(locator)
 
     assert bytes(block) == b"foo"
-    assert "is silent, but no other service is asked" in caplog.text
+    assert "is silent or slow, but no other is asked" in caplog.text
+
+
+# --- slow services ---
+
+#: Above the least bandwidth, and never silent: 8 MiB take 20 s.
+SLOW = Fault(send_rate=400_000)
+
+
+def extra_requests(cluster: Cluster, blocks: int) -> int:
+    """Count the GETs beyond one for each block."""
+    return sum(cluster.counts("GET")) - blocks
+
+
+@pytest.mark.parametrize("size", [200_000, 8 * MIB], ids=["small", "large"])
+def test_a_block_comes_from_the_next_service_where_the_first_is_slow(
+    cluster: Cluster, client: BlockClient, size: int
+) -> None:
+    block = LARGE[:size]
+    locator = cluster.store(block)
+    first, second, _ = cluster.by_probe_order(locator)
+    first.always(Fault(send_rate=size / 60), method="GET")
+
+    assert read(client, locator) == block
+
+    assert client.services_of(locator) == (root(second),)
+    first.wait_ended(1, "GET")
+    assert extra_requests(cluster, 1) == 1
+
+
+def test_a_service_that_was_slow_is_asked_last_for_a_while(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(LARGE)
+    first, second, _ = cluster.by_probe_order(locator)
+    first.always(SLOW, method="GET")
+    assert read(client, locator) == LARGE
+    client.block_cache.clear()
+
+    assert read(client, locator) == LARGE
+
+    assert (first.counts()["GET"], second.counts()["GET"]) == (1, 2)
+
+
+def test_the_sdks_call_is_hedged_where_the_first_service_is_slow(cluster: Cluster) -> None:
+    locator = cluster.store(LARGE)
+    first, second, _ = cluster.by_probe_order(locator)
+    first.always(SLOW, method="GET")
+    client = cluster.client()
+
+    assert Running(lambda: client.get(str(locator))).result() == LARGE
+
+    assert second.counts()["GET"] == 1
+
+
+def test_the_slow_service_goes_on_while_the_others_have_no_copy(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    block = LARGE[:800_000]
+    first, *_ = cluster.by_probe_order(block)
+    locator = cluster.store(block, first)
+    first.always(SLOW, method="GET")
+
+    assert read(client, locator) == block
+
+    assert client.services_of(locator) == (root(first),)
+    assert cluster.counts("GET") == [1, 1, 1]
+
+
+def test_the_slow_service_goes_on_while_another_has_a_bad_copy(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    block = LARGE[:200_000]
+    locator = cluster.store(block)
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(Fault(send_rate=200_000), method="GET")
+    second.always(Fault(body=bytes(200_000)), method="GET")
+    third.always(Fault(status=404), method="GET")
+
+    assert read(client, locator) == block
+
+    assert client.services_of(locator) == (root(first),)
+    assert first.counts()["GET"] == 1
+
+
+def test_two_slow_services_are_followed_by_the_third(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(LARGE)
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(SLOW, method="GET")
+    second.always(Fault(send_rate=100_000), method="GET")
+
+    assert read(client, locator) == LARGE
+
+    assert client.services_of(locator) == (root(third),)
+
+
+def test_blocks_that_come_slowly_from_all_services_are_not_doubled_each(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    blocks = [bytes([n]) * 600_000 for n in range(8)]
+    locators = [cluster.store(block) for block in blocks]
+    for each in cluster.stores:
+        each.always(SLOW, method="GET")
+
+    readers = [Running(lambda it=it: client.get_block(it)) for it in locators]  # type: ignore[misc]
+    assert [bytes(each.result()) for each in readers] == blocks
+
+    # One block has been tried at two services more, and none after that.
+    assert 1 <= extra_requests(cluster, len(blocks)) <= 2
+    for locator in locators:
+        client.block_cache.clear()
+        assert read(client, locator) == blocks[locators.index(locator)]
+    assert extra_requests(cluster, 2 * len(blocks)) <= 2
+
+
+def test_a_block_that_all_services_send_slowly_is_not_begun_anew(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    block = LARGE[:800_000]
+    locator = cluster.store(block)
+    first, *_ = cluster.by_probe_order(locator)
+    for each in cluster.stores:
+        each.always(SLOW, method="GET")
+
+    assert read(client, locator) == block
+
+    assert client.services_of(locator) == (root(first),)
+    assert extra_requests(cluster, 1) >= 1
+
+
+def test_blocks_that_services_send_in_reasonable_time_are_asked_for_once(
+    cluster: Cluster,
+) -> None:
+    blocks = [bytes([n]) * 4 * MIB for n in range(8)]
+    locators = [cluster.store(block) for block in blocks]
+    for each in cluster.stores:
+        each.always(Fault(send_rate=10e6), method="GET")
+    store = store_of(cluster)
+    store.silence = 3.0  # as by default
+
+    with client_of(store) as patient:
+        assert [read(patient, it) for it in locators] == blocks
+
+    assert extra_requests(cluster, len(blocks)) == 0
+
+
+def test_many_readers_of_a_slow_service_are_hedged_soon_after_one_another(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    sick, well, _ = cluster.stores
+    blocks = [bytes([n]) * 1_000_000 for n in range(12)]
+    locators = [cluster.store(block, sick, well) for block in blocks]
+    sick.always(Fault(send_rate=20_000), method="GET")
+
+    readers = [Running(lambda it=it: client.get_block(it)) for it in locators]  # type: ignore[misc]
+
+    assert [bytes(each.result()) for each in readers] == blocks
+    assert all(client.services_of(each) == (root(well),) for each in locators)

@@ -108,7 +108,8 @@ def test_an_old_rate_does_not_count_in_the_new_one(extras: Extras, clock: FakeCl
     assert extras.begin(SLOW, ["a"])
 
 
-def test_the_rate_is_a_moving_average(extras: Extras) -> None:
+def test_the_rate_is_a_moving_average(extras: Extras, clock: FakeClock) -> None:
+    clock.advance(1000)
     extras.note("a", MIB, MIB / (1.0 * SLOW))
     extras.note("a", MIB, MIB / (9.0 * SLOW))  # 3 times
     assert not extras.begin(SLOW, ["a"])

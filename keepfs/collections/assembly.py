@@ -9,8 +9,8 @@ from array import array
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
-from keepfs.collections.errors import ConflictError, EntryError
-from keepfs.collections.escapes import check_name, shown
+from keepfs.collections.escapes import check_component, decoded
+from keepfs.collections.manifest_errors import ConflictError, EntryError
 from keepfs.collections.tables import MAX_SIZE, Blocks, Names, Segments, Tables
 from keepfs.keep.locator import KeepLocator
 
@@ -58,7 +58,7 @@ class Assembly:
             key = (number, name)
             known = self._numbers.get(key)
             if known is None:
-                check_name(name, path)
+                check_component(name, path)
                 known = self._numbers[key] = len(self._names)
                 self._names.append(name)
                 self._parents.append(number)
@@ -103,7 +103,7 @@ class Assembly:
         before = self._size
         self._size = after = before + length
         if after > MAX_SIZE:
-            raise EntryError(f"{shown(self._name)!r} has more than 2**63 - 1 bytes")
+            raise EntryError(f"{decoded(self._name)!r} has more than 2**63 - 1 bytes")
         if before and starts[-1] + before - self._segment_begin() == start:
             ends[-1] = after
         else:
@@ -217,7 +217,7 @@ class Assembly:
                 file = tables.files.find(name, first_file, last_file)
                 if file is not None:
                     place = max(self._file_places[file], self._places[order[directory]])
-                    raise ConflictError(shown(tables.path(directory)), place)
+                    raise ConflictError(decoded(tables.path(directory)), place)
 
 
 def checked_locator(text: str) -> tuple[bytes, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepfs.collections.assembly import Assembly, checked_locator
-from keepfs.collections.errors import EntryError
-from keepfs.collections.escapes import check_name, encoded
+from keepfs.collections.escapes import check_component, encoded
 from keepfs.collections.manifest import Manifest
+from keepfs.collections.manifest_errors import EntryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,9 +53,9 @@ class ManifestBuilder:
         assembly = self._open()
         whole = encoded(path)
         above, slash, name = whole.rpartition(b"/")
-        check_name(name, whole)
+        check_component(name, whole)
         if slash:
-            check_name(above, whole)
+            check_component(above, whole)
         segments = [self._segment(*each) for each in ranges]
         assembly.file(assembly.directory(above), name)
         for start, length in segments:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from keepfs.collections.errors import EntryError
+from keepfs.collections.manifest_errors import EntryError
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2}|\\)")
 _SPECIAL = re.compile(rb"[\x00-\x20\\:]")
@@ -39,7 +39,7 @@ def _byte(found: re.Match[bytes]) -> bytes:
     return digits if digits == b"\\" else bytes((int(digits, 8),))
 
 
-def shown(name: bytes) -> str:
+def decoded(name: bytes) -> str:
     """Return a name or path as the public interface and messages have it.
 
     The result is a `str` as `os.fsdecode` returns it for UTF-8: bytes that are not UTF-8 are
@@ -49,7 +49,7 @@ def shown(name: bytes) -> str:
 
 
 def encoded(name: str) -> bytes:
-    """Return the bytes of a name or path; the inverse of `shown`.
+    """Return the bytes of a name or path; the inverse of `decoded`.
 
     Raises:
         EntryError: It has surrogates that stand for no byte.
@@ -60,7 +60,7 @@ def encoded(name: str) -> bytes:
         raise EntryError(f"{name!r} has code points that UTF-8 can't represent") from None
 
 
-def check_name(name: bytes, path: bytes) -> None:
+def check_component(name: bytes, path: bytes) -> None:
     """Refuse one component of a path that no manifest can hold.
 
     Args:
@@ -71,8 +71,8 @@ def check_name(name: bytes, path: bytes) -> None:
         EntryError: The name is empty, `.`, `..`, or has a NUL.
     """
     if not name:
-        raise EntryError(f"{shown(path)!r} has an empty name: each name has at least one byte")
+        raise EntryError(f"{decoded(path)!r} has an empty name: each name has at least one byte")
     if name in (b".", b".."):
-        raise EntryError(f"{shown(path)!r} has the name {shown(name)!r}, which is reserved")
+        raise EntryError(f"{decoded(path)!r} has the name {decoded(name)!r}, which is reserved")
     if b"\0" in name:
-        raise EntryError(f"{shown(path)!r} has a NUL byte, which no file name can have")
+        raise EntryError(f"{decoded(path)!r} has a NUL byte, which no file name can have")

@@ -13,8 +13,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from keepfs.collections.assembly import checked_locator
-from keepfs.collections.errors import EntryError
-from keepfs.collections.escapes import encoded, shown
+from keepfs.collections.escapes import decoded, encoded
+from keepfs.collections.manifest_errors import EntryError
 from keepfs.collections.portable import portable_data_hash
 from keepfs.collections.printing import print_pieces
 from keepfs.collections.tables import Blocks, Tables
@@ -192,12 +192,12 @@ class Directory:
     @property
     def name(self) -> str:
         """The last component of the path; the root's is empty."""
-        return shown(self._tables.directories[self.number])
+        return decoded(self._tables.directories[self.number])
 
     @property
     def path(self) -> str:
         """The path; the root's is empty."""
-        return shown(self._tables.path(self.number))
+        return decoded(self._tables.path(self.number))
 
     @property
     def parent(self) -> Directory:
@@ -287,7 +287,7 @@ class File:
     @property
     def name(self) -> str:
         """The last component of the path."""
-        return shown(self._tables.files[self.number])
+        return decoded(self._tables.files[self.number])
 
     @property
     def path(self) -> str:

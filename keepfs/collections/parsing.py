@@ -20,9 +20,9 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING, NoReturn
 
 from keepfs.collections.assembly import Assembly
-from keepfs.collections.errors import ConflictError, EntryError, ManifestError
-from keepfs.collections.escapes import check_name, shown, unescape
+from keepfs.collections.escapes import check_component, decoded, unescape
 from keepfs.collections.manifest import Manifest
+from keepfs.collections.manifest_errors import ConflictError, EntryError, ManifestError
 from keepfs.collections.tables import MAX_SIZE
 from keepfs.keep.locator import KeepLocator
 
@@ -236,13 +236,13 @@ class _Parser:
             if slash:
                 whole = self._stream + b"/" + above if self._stream else above
                 # An empty path is the root: refuse it here, as a component without a name.
-                check_name(above, path)
+                check_component(above, path)
                 directory = self._assembly.directory(whole, self._base + at)
             if name == b".":
                 if size:
-                    self._fail(at, f"the empty directory {shown(path)!r} has {size} bytes")
+                    self._fail(at, f"the empty directory {decoded(path)!r} has {size} bytes")
                 return
-            check_name(name, path)
+            check_component(name, path)
             self._assembly.file(directory, name, self._base + at)
         except EntryError as error:
             self._fail(at, str(error))
@@ -273,7 +273,7 @@ def _wrong_character(text: bytes) -> tuple[int, str] | None:
 
 def _quoted(token: bytes) -> str:
     most = 120  # guessed: enough to recognise it, too little to flood a log
-    return repr(shown(token[:most])) + ("..." if len(token) > most else "")
+    return repr(decoded(token[:most])) + ("..." if len(token) > most else "")
 
 
 def _locator_flaw(token: bytes) -> str:

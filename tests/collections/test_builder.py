@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 
 from keepfs.collections.builder import ManifestBuilder
-from keepfs.collections.errors import EntryError
 from keepfs.collections.manifest import File, Manifest, Range
+from keepfs.collections.manifest_errors import EntryError
 from keepfs.collections.parsing import parse
 from tests.collections.blocks import BAR, EMPTY, FOO, MOST
 

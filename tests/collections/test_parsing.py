@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from keepfs.collections.errors import ManifestError
 from keepfs.collections.manifest import Directory, File
+from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.parsing import MAX_TOKEN, parse
 from tests.collections.blocks import BAR, EMPTY, FOO, MOST
 

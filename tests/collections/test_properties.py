@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keepfs.collections.builder import ManifestBuilder
-from keepfs.collections.errors import EntryError, ManifestError
 from keepfs.collections.escapes import encoded, escape
 from keepfs.collections.manifest import Directory, File, Manifest
+from keepfs.collections.manifest_errors import EntryError, ManifestError
 from keepfs.collections.parsing import parse
 from keepfs.collections.portable import portable_data_hash, stripped
 from tests.collections.sdk import read_by_sdk

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from keepfs.collections.escapes import encoded, escape, shown, unescape
+from keepfs.collections.escapes import decoded, encoded, escape, unescape
 from keepfs.collections.parsing import parse
 from keepfs.collections.portable import portable_data_hash, stripped
 
@@ -36,4 +36,4 @@ def test_names_are_escaped_as_recorded(vector: dict[str, str]) -> None:
     name = encoded(vector["name"])
 
     assert escape(name).decode() == vector["escaped"]
-    assert shown(unescape(vector["escaped"].encode())) == vector["name"]
+    assert decoded(unescape(vector["escaped"].encode())) == vector["name"]

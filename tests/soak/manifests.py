@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from keepfs.collections.errors import ManifestError
+from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.parsing import parse
 from tests.collections.sdk import read_by_sdk
 from tests.soak.arguments import numbers_and_seed

@@ -1,0 +1,45 @@
+"""The portable data hash: what names a collection by its content, whatever its signatures are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_HINTS = re.compile(rb"( [0-9a-f]{32}\+[0-9]+)(?:\+[A-Z][-A-Za-z0-9@_]*)+(?=[ \n])")
+
+
+def portable_data_hash(text: str | bytes | Iterable[bytes]) -> str:
+    """Compute the portable data hash of a manifest's text, as the API server does.
+
+    It is the MD5 of the text with each locator cut to digest and size, and the length of that.
+    The text is hashed as it is written: one that is not in normal form has another hash than
+    its normal form has (`Manifest.portable_data_hash`), which the Python SDK computes.
+
+    Args:
+        text: A manifest; as bytes it is UTF-8. Pieces may be cut anywhere.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    length = 0
+    for piece in stripped(text):
+        md5.update(piece)
+        length += len(piece)
+    return f"{md5.hexdigest()}+{length}"
+
+
+def stripped(text: str | bytes | Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a manifest's text with each locator cut to digest and size, in pieces."""
+    if isinstance(text, str):
+        text = text.encode()
+    rest = b""
+    for piece in [text] if isinstance(text, bytes) else text:
+        rest += piece
+        # The separator stays with the token behind it, where the expression looks for it.
+        end = max(rest.rfind(b" "), rest.rfind(b"\n"))
+        if end > 0:
+            yield _HINTS.sub(rb"\1", rest[: end + 1])[:-1]
+            rest = rest[end:]
+    yield rest

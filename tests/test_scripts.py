@@ -66,8 +66,14 @@ def test_the_quickstart_knows_its_options() -> None:
 
 def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
     unit = (ROOT / "systemd" / "keepfs@.service").read_text()
-    for line in ("Type=notify", "ExecStart=/usr/bin/env keepfs mount --foreground %f"):
-        assert line in unit
+    for line in (
+        "Type=notify",
+        "ExecStart=/usr/bin/env keepfs mount --foreground %f",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "SyslogIdentifier=keepfs",
+        "RestartPreventExitStatus=2 127",
+    ):
+        assert line in unit.splitlines()
     if shutil.which("systemd-analyze") is None:
         return
     (tmp_path / "keepfs@mnt-keep.service").write_text(unit)
@@ -165,3 +171,30 @@ def test_setup_names_a_python_that_cannot_be_run(checkout: Path) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "PYTHON=/nonexistent/python3 can't be run, or is older than 3.11" in line
+
+
+def test_the_systemd_script_knows_its_options() -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / "test-systemd", "--twice"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2
+    assert "unknown option --twice" in done.stderr
+
+
+def test_readmes_steps_for_a_service_are_those_that_the_systemd_script_runs() -> None:
+    readme = (ROOT / "README.md").read_text()
+    script = (ROOT / "scripts" / "test-systemd").read_text()
+    assert "commands_after 'As a service, as root'" in script
+    assert re.search(
+        r"^System packages \(Debian's names\): `[a-z0-9 -]*\bpipx\b", readme, re.MULTILINE
+    )
+
+    section = readme.partition("\nAs a service, as root")[2].partition("\nFrom Python")[0]
+    steps = re.findall("^    # (.*)$", section, re.MULTILINE)
+
+    assert any("pipx install ." in step for step in steps)
+    assert "cp systemd/keepfs@.service /etc/systemd/system/" in steps
+    assert steps.index("systemctl daemon-reload") < next(
+        at for at, step in enumerate(steps) if step.startswith("systemctl enable --now keepfs@")
+    )

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: The journal has the time and the level of an entry itself.
+_JOURNAL_FORMAT = "%(name)s: %(message)s"
+#: Levels, highest first, and the priorities that sd-daemon(3) and syslog(3) have for them.
+_PRIORITIES = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+)
+_DEBUG_PRIORITY = 7
 #: Bytes after which a log file is put aside, and how many such are kept.
 _MAX_BYTES, _KEPT = 10 * 2**20, 3
 
@@ -43,8 +53,37 @@ class _PrivateFileHandler(logging.handlers.RotatingFileHandler):
         return file
 
 
+class _JournalFormatter(logging.Formatter):
+    """Begins each line with its priority, `<3>`, as sd-daemon(3) says; without a time."""
+
+    def __init__(self) -> None:
+        super().__init__(_JOURNAL_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(
+            (it for level, it in _PRIORITIES if record.levelno >= level), _DEBUG_PRIORITY
+        )
+        # Each line is an entry of the journal.
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Return whether the descriptor is the stream that systemd connected to its journal.
+
+    $JOURNAL_STREAM has the device and the inode of that stream (systemd.exec(5)). The variable
+    is inherited, so that a program whose output goes elsewhere has it too.
+    """
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM", "") == f"{status.st_dev}:{status.st_ino}"
+
+
 def start(level: str, file: Path | None) -> None:
     """Log from now on; to `file`, or to standard error without one.
+
+    Standard error that is the journal of systemd gets priorities and no times.
 
     The file is for its owner alone (mode 0600).
 
@@ -53,14 +92,17 @@ def start(level: str, file: Path | None) -> None:
             another user's.
     """
     handler: logging.Handler
+    formatter = logging.Formatter(_FORMAT)
     if file is None:
         handler = logging.StreamHandler()
+        if _is_journal(2):
+            formatter = _JournalFormatter()
     else:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handler = _PrivateFileHandler(
             file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8", errors="replace"
         )
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # What libraries say at INFO is of no use to those who run a mount.
     for library in ("urllib3", "pyfuse3"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,3 +92,54 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="file"):
         logs.start("INFO", tmp_path / "file" / "mount.log")
+
+
+_LOGS_TO_STANDARD_ERROR = """
+import logging
+from keepfs.mount import logs
+logs.start("DEBUG", None)
+log = logging.getLogger("keepfs.test")
+for level in (50, 40, 30, 20, 10):
+    log.log(level, "at %d", level)
+log.info("two\\nlines")
+"""
+
+
+def _logged_to_a_socket(journal_stream: str | None) -> str:
+    """Return what a process logs whose standard error is a socket, as under systemd.
+
+    Without `journal_stream`, $JOURNAL_STREAM names that socket.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        status = os.fstat(theirs.fileno())
+        stream = journal_stream or f"{status.st_dev}:{status.st_ino}"
+        subprocess.run(
+            [sys.executable, "-c", _LOGS_TO_STANDARD_ERROR],
+            stderr=theirs.fileno(),
+            check=True,
+            env={**os.environ, "JOURNAL_STREAM": stream},
+        )
+        theirs.close()
+        with ours.makefile() as file:
+            return file.read()
+
+
+def test_the_journal_gets_priorities_on_each_line_and_no_times() -> None:
+    assert _logged_to_a_socket(None).splitlines() == [
+        "<2>keepfs.test: at 50",
+        "<3>keepfs.test: at 40",
+        "<4>keepfs.test: at 30",
+        "<6>keepfs.test: at 20",
+        "<7>keepfs.test: at 10",
+        "<6>keepfs.test: two",
+        "<6>lines",
+    ]
+
+
+@pytest.mark.parametrize("stream", ["1:1", "nonsense"])
+def test_what_is_not_the_journal_gets_times_and_no_priorities(stream: str) -> None:
+    said = _logged_to_a_socket(stream)
+
+    assert " CRITICAL keepfs.test: at 50\n" in said
+    assert "<" not in said

@@ -18,8 +18,8 @@ import trio
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, changed_metadata
 from keepfs.fs.reading import BlockReader
+from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staged import zeros
-from keepfs.fs.upload.staging import Slot, Staging, store_slots
 from keepfs.fs.upload.storing import StoringFile
 from keepfs.fs.upload.unsaved import Piece
 from keepfs.fs.upload.version import distinct, is_whole, name_of, xattrs_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from keepfs.fs.upload.place import OnStored, Place, Spilled
+    from keepfs.fs.upload.staging import Staging
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
 
@@ -395,9 +396,8 @@ class UploadFile(StoringFile):
         slot = self._slots.get(index)
         if slot is None:
             length = min(max(self._size - index * self._block_size, 0), self._block_size)
-            slot = self._slots[index] = Slot(self._staging, length)
-            if index < len(self._base):
-                slot.receipt = self._base[index]
+            receipt = self._base[index] if index < len(self._base) else None
+            slot = self._slots[index] = Slot(self._staging, length, receipt)
         return slot
 
     def _slot_count(self) -> int:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keepfs.fs.bridge import open_blocks
+from keepfs.fs.upload.slot import Slot
 from keepfs.fs.upload.staged import zeros
-from keepfs.fs.upload.staging import Slot, Staging
+from keepfs.fs.upload.staging import Staging
 from keepfs.fs.upload.unsaved import Piece
 from keepfs.keep import MAX_BLOCK_SIZE, Cause, KeepLocator, KeepReadError, KeepWriteError
 from tests.fakes.loops import Loop, Task

@@ -19,7 +19,7 @@ from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, changed_metadata
 from keepfs.fs.reading import BlockReader
 from keepfs.fs.upload.content import Content
-from keepfs.fs.upload.passage import STORED_PASSAGE, PassageEvent
+from keepfs.fs.upload.passage import Passage, PassageEvent
 from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staged import zeros
 from keepfs.fs.upload.storing import StoringFile
@@ -80,7 +80,7 @@ class UploadFile(StoringFile):
     def take_version(self, size: int) -> None:
         """Be a file that is stored, of so many bytes, as the catalog has it."""
         self._content, self._resting_size = None, size
-        self._passage = STORED_PASSAGE
+        self._passage = Passage.of_stored_file()
 
     @property
     def size(self) -> int:
@@ -142,7 +142,7 @@ class UploadFile(StoringFile):
         self._content = Content.restored(self._staging, pieces)  # no memory, perhaps
         self._reader = None
         before.drop()
-        self._note(PassageEvent.RESTORE)
+        self._passage.note(PassageEvent.RESTORE)
         self.metadata = metadata
         self._staging.failed.add(self, at_once=True)
 
@@ -272,7 +272,7 @@ class UploadFile(StoringFile):
         spilled = self.spilled
         if self.place is not None:
             self.place.record_version(self, receipts, "" if spilled is None else spilled.name)
-        self._note(PassageEvent.RECORD)
+        self._passage.note(PassageEvent.RECORD)
         content.take_version(receipts, cuts)
         if spilled is not None:
             self.spilled = None
@@ -352,7 +352,7 @@ class UploadFile(StoringFile):
             self._mutating = self._reader = None
 
     def _changed(self) -> None:
-        self._note(PassageEvent.CHANGE)
+        self._passage.note(PassageEvent.CHANGE)
         self.metadata.changed(content=True)
 
     def _discard_if_unreachable(self) -> None:

@@ -76,7 +76,7 @@ _UNTRIED = frozenset({_S.UNTRIED, _S.STORING, _S.BEHIND, _S.OUTDATED})
 _ALL_STORED = frozenset({_S.STORED, _S.RECORDED})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Passage:
     """How much of a file's changes is in the store. A new file has one change: its creation.
 
@@ -94,8 +94,16 @@ class Passage:
     covered: int = 0
     stored: int = 0
 
-    def after(self, event: PassageEvent) -> Passage:
-        """Return the value after an event.
+    @classmethod
+    def of_stored_file(cls) -> Passage:
+        """Make that of a file that was stored before it was loaded."""
+        return cls(PassageState.STORED, changes=1, covered=1, stored=1)
+
+    def note(self, event: PassageEvent) -> None:
+        """Go to the state after an event, and count.
+
+        The events of an attempt that ends make no objects: they can be noted when
+        there is no memory.
 
         Raises:
             RuntimeError: The event is impossible in this state: a bug of the caller.
@@ -103,17 +111,16 @@ class Passage:
         state = PASSAGE_TRANSITIONS[self.state].get(event)
         if state is None:
             raise RuntimeError(f"a file in state {self.state.name} refuses the event {event.name}")
-        changes, covered, stored = self.changes, self.covered, self.stored
         match event:
             case PassageEvent.CHANGE:
-                changes += 1
+                self.changes += 1
             case PassageEvent.RESTORE:
-                changes = covered = changes + 1
+                self.changes = self.covered = self.changes + 1
             case PassageEvent.BEGIN:
-                covered = changes
+                self.covered = self.changes
             case PassageEvent.RECORD:
-                stored = covered
-        return Passage(state, changes, covered, stored)
+                self.stored = self.covered
+        self.state = state
 
     @property
     def is_under_way(self) -> bool:
@@ -129,7 +136,3 @@ class Passage:
     def has_untried(self) -> bool:
         """Whether there are changes that no attempt that has ended covered."""
         return self.state in _UNTRIED
-
-
-#: A file that was stored before it was loaded. One value serves all such files.
-STORED_PASSAGE = Passage(PassageState.STORED, changes=1, covered=1, stored=1)

@@ -8,7 +8,7 @@ another await.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from keepfs.keep.locator import KeepLocator
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sending:
     """A store of a slot that is under way.
 
     Attributes:
-        future: Its outcome.
         version: The slot's when it began.
         staged: The memory that is sent, which must not change; None if zeros are sent.
+        future: Its outcome; set when it has begun.
     """
 
-    future: Future[Receipt]
     version: int
     staged: StagedBytes | None
+    future: Future[Receipt] = field(init=False)
 
 
 class Slot:
@@ -203,8 +203,9 @@ class Slot:
         if self._sending is None and self._state not in {SlotState.STORED, SlotState.DROPPED}:
             state = slot_state_after(self._state, SlotEvent.SEND)
             staged = self._content if isinstance(self._content, StagedBytes) else None
-            self._sending = _Sending(self._put(staged), self._version, staged)
-            self._state = state
+            sending = _Sending(self._version, staged)
+            sending.future = self._put(staged)  # nothing after it needs memory
+            self._sending, self._state = sending, state
         return None if self._sending is None else self._sending.future
 
     def _put(self, staged: StagedBytes | None) -> Future[Receipt]:

@@ -183,12 +183,16 @@ class StoringFile(FileNode):
         Changes that the one under way may not cover are stored by another after it.
         """
         if self._attempt is None:
-            begun = self._passage.after(PassageEvent.BEGIN)
-            attempt = _Attempt(begun.covered)
-            self._blocks.start(self._run, attempt)
-            self._attempt, self._passage = attempt, begun
+            attempt = _Attempt(self._passage.changes)
+            self._passage.note(PassageEvent.BEGIN)
+            try:
+                self._blocks.start(self._run, attempt)
+            except BaseException:
+                self._passage.note(PassageEvent.ABANDON)
+                raise
+            self._attempt = attempt
         elif self._passage.state is PassageState.BEHIND:
-            self._note(PassageEvent.WANT)
+            self._passage.note(PassageEvent.WANT)
         return self._attempt
 
     async def _run(self, attempt: _Attempt) -> None:
@@ -201,12 +205,12 @@ class StoringFile(FileNode):
         except BaseException:
             # The mount ends; the drain has done what could be done.
             self._attempt = None
-            self._note(PassageEvent.ABANDON)
+            self._passage.note(PassageEvent.ABANDON)
             attempt.outcome.fail(KeepWriteError("the mount has ended"))
             raise
         is_outdated = self._passage.state is PassageState.OUTDATED
         self._attempt = None
-        self._note(PassageEvent.END)
+        self._passage.note(PassageEvent.END)
         try:
             self._conclude(attempt, failure, is_outdated=is_outdated)
         finally:  # whatever goes wrong, for want of memory say: nobody waits for ever
@@ -236,10 +240,6 @@ class StoringFile(FileNode):
             _log.error("storing %s failed unexpectedly", self.path, exc_info=failure)
         elif not attempt.waiters:
             _log.warning("not stored: %s: %s", self.path, failure)
-
-    def _note(self, event: PassageEvent) -> None:
-        """Note what happens to the changes. No await stands between a check and this."""
-        self._passage = self._passage.after(event)
 
     @property
     @abc.abstractmethod

@@ -38,7 +38,7 @@ class File(StoringFile):
 
     def __init__(self, blocks: AsyncBlocks) -> None:
         super().__init__(Metadata(file_mode(0o644), 1, 2), blocks, FailedFiles())
-        self.failed = self._failed
+        self.failed, self.blocks = self._failed, blocks
         self.attempts: list[int] = []
         self.errors: list[Exception | None] = []
         self.ends = 0
@@ -58,7 +58,7 @@ class File(StoringFile):
 
     def change_content(self) -> None:
         """Change it, as a write does."""
-        self._note(PassageEvent.CHANGE)
+        self._passage.note(PassageEvent.CHANGE)
 
     def remove(self) -> None:
         """Take its name."""
@@ -71,7 +71,7 @@ class File(StoringFile):
         error = self.errors.pop(0) if self.errors else None
         if error is not None:
             raise error
-        self._note(PassageEvent.RECORD)
+        self._passage.note(PassageEvent.RECORD)
 
     def _is_sending(self) -> bool:
         return False
@@ -302,6 +302,24 @@ async def test_a_file_whose_attempts_fail_is_not_stored_over_and_over() -> None:
 
         assert file.attempts == [1]
         assert file in file.failed
+
+
+async def test_a_task_that_cannot_be_started_leaves_the_file_to_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*_: object) -> None:
+        raise MemoryError
+
+    async with open_file() as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(file.blocks, "start", start)
+            with pytest.raises(MemoryError):
+                file.begin_store()
+
+        assert not file.is_storing
+        assert file.has_untried_changes
+        await file.store()
+        assert file.state is State.STORED
 
 
 async def test_the_repr_names_the_state() -> None:

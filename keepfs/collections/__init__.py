@@ -1,0 +1,1 @@
+"""Collections: what is asked of the API server about them."""

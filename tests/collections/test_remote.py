@@ -27,7 +27,7 @@ from keepfs.collections.remote_errors import (
 )
 from keepfs.keep import Cause
 from keepfs.keep.retry import Backoff
-from keepfs.keep.services.api import ApiClient
+from keepfs.keep.services.api import LEAST_RATE, ApiClient
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -441,3 +441,24 @@ def test_what_cannot_be_sent_is_refused_before(
         remote.get("../../users/current")
 
     assert names(server) == []
+
+
+def test_a_long_answer_may_take_longer_than_the_time_limit(
+    remote: RemoteCollections, server: ApiControls, api: ApiClient
+) -> None:
+    files = " ".join(f"0:0:file{number}" for number in range(20_000))
+    manifest = f". d41d8cd98f00b204e9800998ecf8427e+0 {files}\n"
+    made = remote.create(manifest, Attributes(name="long"))
+    api.timeout = 0.5
+    # The whole takes twice the limit; it moves faster than the least rate.
+    server.always(Fault(send_rate=LEAST_RATE * 1.1))
+
+    record = remote.get(made.uuid)
+
+    assert record.manifest is not None
+    assert len(record.manifest) > 240_000
+    server.heal()
+    server.always(Fault(send_rate=LEAST_RATE / 16))
+    with pytest.raises(ApiUnreachableError) as caught:
+        remote.get(made.uuid)
+    assert caught.value.cause is Cause.TIMED_OUT

@@ -18,7 +18,7 @@ from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.pace import Pace, pacing
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.services.long_json import PIECE, LongTexts
+from keepfs.keep.services.long_json import LongTexts
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
 from keepfs.keep.services.tokens import clean_token, redacted, shown
 
@@ -39,6 +39,8 @@ _MOST_ERROR, _MOST_LINES = 64 * 1024, 5
 #: Bytes a second, at least, that long bodies are sent, handled and received at.
 #: Guessed: a slow link has that; 128 MiB take 8.5 minutes at most.
 LEAST_RATE = 256 * 1024
+#: Bytes of a long answer that are received at once.
+_AT_ONCE = 64 * 1024
 _DENIED = frozenset({401, 403})
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?\Z", re.ASCII)
 
@@ -259,7 +261,8 @@ class ApiClient:
 
     def _long(self, answer: Answer, name: str, pace: Pace, end: float | None) -> Any:  # noqa: ANN401 - any JSON
         texts = LongTexts(name, _MOST_BYTES)
-        while piece := answer.raw.read(PIECE):
+        pace.extend(_AT_ONCE / LEAST_RATE)
+        while piece := answer.raw.read(_AT_ONCE):
             texts.feed(piece)
             pace.extend(len(piece) / LEAST_RATE)
             if end is not None:

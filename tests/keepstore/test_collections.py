@@ -198,6 +198,26 @@ def test_locators_must_be_signed_for_the_token(asked: Asked, store: KeepstoreCon
     assert asked("PATCH", f"/{made['uuid']}", json=more)[0] == 403
 
 
+def test_signatures_end_with_the_ttl_or_when_the_collection_is_trashed(
+    asked: Asked, api: ApiControls, session: requests.Session
+) -> None:
+    with KeepstoreControls(Settings(ttl=10), time_ns=DAY) as store:
+        api.set_clock(DAY)
+        api.configure(signature_ttl=10)
+        _, made = asked.create(manifest_of(store, b"x"))
+        signed = made["manifest_text"].split(" ")[1]
+        assert session.get(f"{store.url}/{signed}", timeout=10).status_code == 200
+        assert signed.endswith(f"@{86400 + 10:08x}")
+        store.set_clock(DAY + 11 * 1_000_000_000)
+        assert session.get(f"{store.url}/{signed}", timeout=10).status_code == 401
+
+        at = {"collection": {"trash_at": "1970-01-02T00:00:03Z"}}
+        _, soon = asked("PATCH", f"/{made['uuid']}", json=at)
+        assert soon["manifest_text"].split(" ")[1].endswith(f"@{86400 + 3:08x}")
+        api.set_clock(DAY + 4 * 1_000_000_000)
+        assert asked("GET", f"/{made['uuid']}")[0] == 404
+
+
 def test_an_update_changes_etag_version_and_time(asked: Asked, api: ApiControls) -> None:
     api.set_clock(10 * DAY)
     _, made = asked.create("", name="a")

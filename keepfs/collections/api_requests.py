@@ -13,8 +13,8 @@ from keepfs.collections.remote_errors import (
     CollectionError,
     CollectionNotFoundError,
     ForbiddenError,
+    InvalidRequestError,
     NameTakenError,
-    RefusedError,
     TooLargeError,
     UnauthorizedError,
 )
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 _NOT_UNIQUE = ("RecordNotUnique", "duplicate key value")
 _ERRORS: dict[int, type[CollectionError]] = {
-    400: RefusedError,
+    400: InvalidRequestError,
     401: UnauthorizedError,
     403: ForbiddenError,
     404: CollectionNotFoundError,
     413: TooLargeError,
-    422: RefusedError,
+    422: InvalidRequestError,
 }
 _ADVICE = {
     401: "the token is unknown or has expired: get a new one",

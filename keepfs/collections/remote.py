@@ -31,12 +31,12 @@ from keepfs.collections.api_requests import (
 )
 from keepfs.collections.manifest_text import hash_of_text, request_body
 from keepfs.collections.records import FIELDS, CollectionRecord, ProjectRecord, User
-from keepfs.collections.remote_errors import NameTakenError, RefusedError
-from keepfs.collections.wishes import Attributes, Expected, compare, is_as
+from keepfs.collections.remote_errors import InvalidRequestError, NameTakenError
+from keepfs.collections.wishes import CollectionAttributes, Expected, compare, is_as
 from keepfs.keep.services.api import ApiError
 from keepfs.keep.services.long_json import escaped
 
-__all__ = ["Attributes", "Expected", "RemoteCollections"]
+__all__ = ["CollectionAttributes", "Expected", "RemoteCollections"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +60,7 @@ class RemoteCollections:
     Failures that may be over in a moment (no answer, 5xx, 429, ...) are retried with
     back-off, by `retry.Verdict`; others raise at once. Each call raises a
     `CollectionError`: `UnauthorizedError`, `ForbiddenError`, `CollectionNotFoundError`,
-    `RefusedError`, `TooLargeError`, or `ApiUnreachableError` when retries didn't help.
+    `InvalidRequestError`, `TooLargeError`, or `ApiUnreachableError` when retries didn't help.
 
     Args:
         api: Asks the server; its token may be replaced at any time.
@@ -115,10 +115,10 @@ class RemoteCollections:
         The manifest takes its own size of memory, and twice that for a moment.
 
         Raises:
-            RefusedError: It is neither.
+            InvalidRequestError: It is neither.
         """
         if not _UUID.match(name) and not _HASH.match(name):
-            raise RefusedError(f"{name!r} is neither a collection's uuid nor a hash")
+            raise InvalidRequestError(f"{name!r} is neither a collection's uuid nor a hash")
         name = "+".join(name.split("+")[:2])
         asked = query(select=_selected(with_manifest=with_manifest))
         path = f"{_PATH}/{quoted(name)}{asked}"
@@ -153,7 +153,7 @@ class RemoteCollections:
     def create(
         self,
         manifest: str | bytes,
-        attributes: Attributes,
+        attributes: CollectionAttributes,
         *,
         unique_name: bool = False,
         with_manifest: bool = False,
@@ -169,10 +169,10 @@ class RemoteCollections:
 
         Raises:
             NameTakenError: Another collection of the owner has the name.
-            RefusedError: There is no name; or the manifest isn't UTF-8.
+            InvalidRequestError: There is no name; or the manifest isn't UTF-8.
         """
         if not attributes.name:
-            raise RefusedError("cannot create a collection without a name: give one")
+            raise InvalidRequestError("cannot create a collection without a name: give one")
         owner = attributes.owner_uuid or self.current_user().uuid
         wish = _Wish(
             attributes.name,
@@ -201,7 +201,7 @@ class RemoteCollections:
     def update(
         self,
         uuid: str,
-        attributes: Attributes | None = None,
+        attributes: CollectionAttributes | None = None,
         *,
         expected: Expected,
         manifest: str | bytes | None = None,
@@ -220,10 +220,10 @@ class RemoteCollections:
             with_manifest: Whether the answer has the manifest, freshly signed.
 
         Raises:
-            ConflictError: It is not as expected; nothing was changed.
+            ChangedMeanwhileError: It is not as expected; nothing was changed.
             NameTakenError: Another collection of the owner has the new name.
         """
-        given = (attributes or Attributes()).as_json()
+        given = (attributes or CollectionAttributes()).as_json()
         wanted = dict(given)
         if manifest is not None:
             wanted["portable_data_hash"] = hash_of_text(_checked(manifest))
@@ -340,14 +340,14 @@ def _checked(manifest: str | bytes) -> str | bytes:
     """Return a manifest that is UTF-8.
 
     Raises:
-        RefusedError: It isn't.
+        InvalidRequestError: It isn't.
     """
     try:
         if not manifest.isascii():
             for _ in escaped(manifest):
                 pass
     except ValueError as error:
-        raise RefusedError(
+        raise InvalidRequestError(
             f"cannot send the manifest: it is not UTF-8 ({error}); rename the file"
         ) from error
     return manifest

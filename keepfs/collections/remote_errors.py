@@ -50,7 +50,7 @@ class ForbiddenError(CollectionError):
     cause = Cause.DENIED
 
 
-class ConflictError(CollectionError):
+class ChangedMeanwhileError(CollectionError):
     """The collection isn't as the caller expects: somebody else changed it.
 
     Args:
@@ -88,7 +88,7 @@ class NameTakenError(CollectionError):
         self.uuid = uuid
 
 
-class RefusedError(CollectionError):
+class InvalidRequestError(CollectionError):
     """The server, or the check before it, refuses what was given (400, 422)."""
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from keepfs.collections.remote_errors import ConflictError
+from keepfs.collections.remote_errors import ChangedMeanwhileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attributes:
+class CollectionAttributes:
     """What can be set of a collection. What is None stays, or has the cluster's default.
 
     Attributes:
@@ -75,7 +75,7 @@ def compare(record: CollectionRecord, expected: Expected) -> None:
     """Accept a collection that is as expected.
 
     Raises:
-        ConflictError: It isn't.
+        ChangedMeanwhileError: It isn't.
     """
     changed: dict[str, tuple[object, object]] = {}
     for name in ("portable_data_hash", "modified_at"):
@@ -85,7 +85,7 @@ def compare(record: CollectionRecord, expected: Expected) -> None:
     if not changed:
         return
     what = "its files were changed" if "portable_data_hash" in changed else "it was changed"
-    raise ConflictError(
+    raise ChangedMeanwhileError(
         f"collection {record.uuid} is not as expected: {what} at {record.modified_at} by"
         f" {record.modified_by or 'an unknown user'}; "
         + "; ".join(f"{name} is {now}, not {old}" for name, (old, now) in changed.items()),

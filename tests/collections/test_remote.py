@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.collections.manifest_text import hash_of_text
-from keepfs.collections.remote import Attributes, Expected, RemoteCollections
+from keepfs.collections.remote import CollectionAttributes, Expected, RemoteCollections
 from keepfs.collections.remote_errors import (
     ApiUnreachableError,
+    ChangedMeanwhileError,
     CollectionError,
     CollectionNotFoundError,
-    ConflictError,
     ForbiddenError,
+    InvalidRequestError,
     NameTakenError,
-    RefusedError,
     TooLargeError,
     UnauthorizedError,
 )
@@ -88,7 +88,7 @@ def test_a_collection_is_created_found_and_read(
     remote: RemoteCollections, server: ApiControls, manifest: str
 ) -> None:
     at = dt.datetime(2040, 1, 1, tzinfo=dt.UTC)
-    attributes = Attributes(
+    attributes = CollectionAttributes(
         name="n",
         owner_uuid=WRITABLE,
         properties={"manifest_text": "mine", "x": {"y": ['"manifest_text":"']}},
@@ -142,7 +142,7 @@ def test_a_manifest_of_odd_names_arrives_as_it_was_sent(
 
     both: tuple[str | bytes, ...] = (text, text.encode())
     for number, given in enumerate(both):
-        made = remote.create(given, Attributes(name=f"odd{number}"), with_manifest=True)
+        made = remote.create(given, CollectionAttributes(name=f"odd{number}"), with_manifest=True)
         assert made.manifest is not None
         assert re.sub(rb"\+A[0-9a-f@]*", b"", made.manifest) == text.encode()
         assert made.portable_data_hash == portable_data_hash(text)
@@ -182,11 +182,13 @@ def test_an_unknown_outcome_makes_one_collection(
     server.script(*[fault] * times, method="POST")
     if fault.replaces and times == 3:
         with pytest.raises(ApiUnreachableError, match="503"):
-            remote.create(manifest, Attributes(name="once"))
+            remote.create(manifest, CollectionAttributes(name="once"))
         assert names(server) == []
         return
 
-    made = remote.create(manifest, Attributes(name="once"), unique_name=True, with_manifest=True)
+    made = remote.create(
+        manifest, CollectionAttributes(name="once"), unique_name=True, with_manifest=True
+    )
 
     assert names(server) == ["once"]
     assert made.uuid == server.collections()[0]["uuid"]
@@ -200,7 +202,7 @@ def test_a_request_that_is_still_under_way_makes_no_second_one(
     # It has waited before it was carried out; the next request overtakes it.
     server.script(Fault(hold=Stage.BEFORE_READ), method="POST")
 
-    made = remote.create("", Attributes(name="late"))
+    made = remote.create("", CollectionAttributes(name="late"))
     server.release()
     while any(each.ended is None for each in server.log("POST")):
         time.sleep(0.01)
@@ -215,7 +217,7 @@ def test_a_kept_connection_that_has_ended_makes_no_second_one(
     remote.current_user()
     server.script(Fault(close=Stage.BEFORE_STATUS), method="POST")
 
-    remote.create("", Attributes(name="kept"))
+    remote.create("", CollectionAttributes(name="kept"))
 
     assert names(server) == ["kept"]
     assert server.counts()["POST"] == 1
@@ -224,12 +226,12 @@ def test_a_kept_connection_that_has_ended_makes_no_second_one(
 def test_somebody_else_s_collection_is_not_taken_for_ours(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
-    first = remote.create("", Attributes(name="same", properties={"host": "a"}))
+    first = remote.create("", CollectionAttributes(name="same", properties={"host": "a"}))
 
     with pytest.raises(NameTakenError, match="give another") as caught:
-        remote.create("", Attributes(name="same", properties={"host": "b"}))
+        remote.create("", CollectionAttributes(name="same", properties={"host": "b"}))
     assert caught.value.uuid == first.uuid
-    second = remote.create("", Attributes(name="same"), unique_name=True)
+    second = remote.create("", CollectionAttributes(name="same"), unique_name=True)
 
     assert second.uuid != first.uuid
     assert second.name.startswith("same (2")
@@ -240,15 +242,15 @@ def test_a_name_that_is_taken_meanwhile_is_refused_by_the_server(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     empty_list = Fault(body=b'{"items":[]}')
-    remote.create("", Attributes(name="race", properties={"host": "a"}))
+    remote.create("", CollectionAttributes(name="race", properties={"host": "a"}))
     server.script(empty_list, method="GET", target="filters")
 
     with pytest.raises(NameTakenError, match="race") as caught:
-        remote.create("", Attributes(name="race", properties={"host": "b"}))
+        remote.create("", CollectionAttributes(name="race", properties={"host": "b"}))
 
     assert "duplicate key" in caught.value.reason
     server.script(empty_list, method="GET", target="filters")
-    other = remote.create("", Attributes(name="race"), unique_name=True)
+    other = remote.create("", CollectionAttributes(name="race"), unique_name=True)
     assert other.name != "race"
 
 
@@ -256,7 +258,7 @@ def test_many_threads_create_one_each(remote: RemoteCollections, server: ApiCont
     made = []
 
     def create(number: int) -> None:
-        made.append(remote.create("", Attributes(name=f"c{number}")).name)
+        made.append(remote.create("", CollectionAttributes(name=f"c{number}")).name)
 
     threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
     for each in threads:
@@ -273,17 +275,20 @@ def test_many_threads_create_one_each(remote: RemoteCollections, server: ApiCont
 def test_an_update_changes_what_is_as_expected(
     remote: RemoteCollections, server: ApiControls, manifest: str
 ) -> None:
-    made = remote.create("", Attributes(name="a"))
+    made = remote.create("", CollectionAttributes(name="a"))
 
     changed = remote.update(
-        made.uuid, Attributes(name="b"), expected=Expected.of(made), manifest=manifest
+        made.uuid, CollectionAttributes(name="b"), expected=Expected.of(made), manifest=manifest
     )
 
     assert names(server) == ["b"]
     assert changed.portable_data_hash == portable_data_hash(manifest)
     assert changed.modified_at > made.modified_at
     again = remote.update(
-        made.uuid, Attributes(properties={"k": 1}), expected=Expected(), with_manifest=True
+        made.uuid,
+        CollectionAttributes(properties={"k": 1}),
+        expected=Expected(),
+        with_manifest=True,
     )
     assert again.manifest is not None
 
@@ -291,13 +296,13 @@ def test_an_update_changes_what_is_as_expected(
 def test_an_update_of_what_was_changed_says_what_by_whom(
     remote: RemoteCollections, server: ApiControls, api: ApiClient, manifest: str
 ) -> None:
-    made = remote.create("", Attributes(name="a", owner_uuid=WRITABLE))
+    made = remote.create("", CollectionAttributes(name="a", owner_uuid=WRITABLE))
     api.api_token = "other"  # noqa: S105 - none
     empty = ". d41d8cd98f00b204e9800998ecf8427e+0 0:0:e\n"
     theirs = remote.update(made.uuid, expected=Expected(), manifest=empty)
     api.api_token = TEST_TOKEN
 
-    with pytest.raises(ConflictError, match="its files were changed") as caught:
+    with pytest.raises(ChangedMeanwhileError, match="its files were changed") as caught:
         remote.update(made.uuid, expected=Expected.of(made), manifest=manifest)
 
     changes = caught.value.changed["portable_data_hash"]
@@ -305,16 +310,16 @@ def test_an_update_of_what_was_changed_says_what_by_whom(
     assert (caught.value.modified_by, caught.value.modified_at) == (OTHER, theirs.modified_at)
     assert OTHER in str(caught.value)
     assert server.collections()[0]["manifest_text"] == empty
-    remote.create("", Attributes(name="b", owner_uuid=WRITABLE))
+    remote.create("", CollectionAttributes(name="b", owner_uuid=WRITABLE))
     with pytest.raises(NameTakenError):
-        remote.update(made.uuid, Attributes(name="b"), expected=Expected())
+        remote.update(made.uuid, CollectionAttributes(name="b"), expected=Expected())
 
 
 @pytest.mark.parametrize("fault", AMBIGUOUS.values(), ids=AMBIGUOUS)
 def test_an_update_of_unknown_outcome_is_done_once(
     remote: RemoteCollections, server: ApiControls, manifest: str, fault: Fault
 ) -> None:
-    made = remote.create("", Attributes(name="a"))
+    made = remote.create("", CollectionAttributes(name="a"))
     server.script(fault, method="PATCH")
 
     changed = remote.update(made.uuid, expected=Expected.of(made), manifest=manifest)
@@ -333,19 +338,19 @@ def test_refusals_have_a_class_a_cause_and_the_server_s_reason(
     with pytest.raises(CollectionNotFoundError, match="Path not found") as missing:
         remote.get(UUID)
     with pytest.raises(ForbiddenError, match="without write permission") as denied:
-        remote.create("", Attributes(name="a", owner_uuid=READABLE))
-    with pytest.raises(RefusedError, match=f"{MISSING}' not found"):
-        remote.create("", Attributes(name="a", owner_uuid=MISSING))
-    with pytest.raises(RefusedError, match="stream name"):
-        remote.create("no manifest\n", Attributes(name="a"))
+        remote.create("", CollectionAttributes(name="a", owner_uuid=READABLE))
+    with pytest.raises(InvalidRequestError, match=f"{MISSING}' not found"):
+        remote.create("", CollectionAttributes(name="a", owner_uuid=MISSING))
+    with pytest.raises(InvalidRequestError, match="stream name"):
+        remote.create("no manifest\n", CollectionAttributes(name="a"))
     with pytest.raises(ForbiddenError, match="signature"):
-        remote.create(manifest.replace("+A", "+A0", 1), Attributes(name="a"))
+        remote.create(manifest.replace("+A", "+A0", 1), CollectionAttributes(name="a"))
     server.configure(max_request_size=1000)
     with pytest.raises(TooLargeError, match="MaxRequestSize") as large:
-        remote.create("x" * 1001, Attributes(name="a"))
+        remote.create("x" * 1001, CollectionAttributes(name="a"))
     api.api_token = "reader"  # noqa: S105 - none
     with pytest.raises(ForbiddenError):
-        remote.create("", Attributes(name="a"))
+        remote.create("", CollectionAttributes(name="a"))
     api.api_token = "unknown"  # noqa: S105 - none
     with pytest.raises(UnauthorizedError, match="new one") as unknown:
         remote.get(UUID)
@@ -379,7 +384,7 @@ def test_failures_are_retried_and_then_reported(
     remote: RemoteCollections, server: ApiControls, api: ApiClient, fault: Fault, cause: Cause
 ) -> None:
     api.timeout = 0.3
-    made = remote.create("", Attributes(name="a"))
+    made = remote.create("", CollectionAttributes(name="a"))
     server.script(fault, fault)
     assert remote.get(made.uuid).name == "a"
 
@@ -398,8 +403,8 @@ def test_a_server_that_is_away_is_unreachable(
 
     calls: tuple[Callable[[], object], ...] = (
         lambda: remote.get(UUID),
-        lambda: remote.create("", Attributes(name="a", owner_uuid=USER)),
-        lambda: remote.update(UUID, Attributes(name="b"), expected=Expected()),
+        lambda: remote.create("", CollectionAttributes(name="a", owner_uuid=USER)),
+        lambda: remote.update(UUID, CollectionAttributes(name="b"), expected=Expected()),
     )
     for call in calls:
         with pytest.raises(ApiUnreachableError) as caught:
@@ -433,11 +438,11 @@ def test_what_cannot_be_sent_is_refused_before(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     for bad in (b". d41d8cd98f00b204e9800998ecf8427e+0 0:0:\xff\n", "./\udcff"):
-        with pytest.raises(RefusedError, match="not UTF-8"):
-            remote.create(bad, Attributes(name="a"))
-    with pytest.raises(RefusedError, match="without a name"):
-        remote.create("", Attributes())
-    with pytest.raises(RefusedError, match="neither"):
+        with pytest.raises(InvalidRequestError, match="not UTF-8"):
+            remote.create(bad, CollectionAttributes(name="a"))
+    with pytest.raises(InvalidRequestError, match="without a name"):
+        remote.create("", CollectionAttributes())
+    with pytest.raises(InvalidRequestError, match="neither"):
         remote.get("../../users/current")
 
     assert names(server) == []
@@ -448,7 +453,7 @@ def test_a_long_answer_may_take_longer_than_the_time_limit(
 ) -> None:
     files = " ".join(f"0:0:file{number}" for number in range(20_000))
     manifest = f". d41d8cd98f00b204e9800998ecf8427e+0 {files}\n"
-    made = remote.create(manifest, Attributes(name="long"))
+    made = remote.create(manifest, CollectionAttributes(name="long"))
     api.timeout = 0.5
     # The whole takes twice the limit; it moves faster than the least rate.
     server.always(Fault(send_rate=LEAST_RATE * 1.1))

@@ -47,7 +47,13 @@ _CHAINED = re.compile(
     r"^\W*(During handling of|The above exception was).*:\s*$\s*\Z", re.MULTILINE
 )
 #: Those of a mount that the soak has denied memory or threads.
-_OF_LIMITS = ("MemoryError", "Cannot allocate memory", "can't start new thread")
+#: CPython's SystemError stands for a MemoryError that there was no memory to make.
+_OF_LIMITS = (
+    "MemoryError",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "returned NULL without setting an exception",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -478,3 +478,43 @@ def test_the_nested_names_are_these_classes() -> None:
     assert KeepClient.KeepWriterQueue is KeepWriterQueue
     assert KeepClient.KeepWriterThread is KeepWriterThread
     assert KeepClient.KeepWriterThreadPool is KeepWriterThreadPool
+
+
+class KillsThreads(StandIn):
+    """A service whose `put` ends any thread but the caller's own."""
+
+    def put(self, hash_s: str, body: Any, timeout: Any, headers: Any) -> bool:  # noqa: ANN401 - a fake
+        if isinstance(threading.current_thread(), KeepWriterThread):
+            self.begun.set()
+            raise SystemExit  # as a MemoryError that no handler has memory for
+        return super().put(hash_s, body, timeout, headers)
+
+
+# The thread is meant to die.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_dies_in_a_try_is_not_waited_for() -> None:
+    services = [KillsThreads(GOOD) for _ in range(4)]
+    pool = KeepWriterThreadPool(b"foo", DIGEST, 2, 1)
+    for number, each in enumerate(services):
+        pool.add_task(each, str(number))
+
+    pool.join()
+
+    assert pool.done() == (2, [])
+    assert pool.queue._under_way == []  # noqa: SLF001 - else later callers wait for ever
+
+
+def test_where_a_thread_cannot_start_the_others_store_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: KeepWriterThread) -> None:
+        raise SystemError("returned NULL without setting an exception")  # as CPython at its limit
+
+    monkeypatch.setattr(KeepWriterThread, "start", fail)
+    pool = KeepWriterThreadPool(b"foo", DIGEST, 2, 1)
+    for number in range(2):
+        pool.add_task(StandIn(GOOD), str(number))
+
+    pool.join()
+
+    assert pool.done() == (2, [])

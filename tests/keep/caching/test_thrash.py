@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from keepfs.keep.caching.thrash import Thrash
 from tests.fakes.clock import FakeClock
-
-if TYPE_CHECKING:
-    import pytest
 
 MIB = 1024 * 1024
 
@@ -58,3 +55,20 @@ def test_a_size_is_measured_now_and_then_only() -> None:
         thrash.missed(measure)
 
     assert 5 < len(measured) < 15
+
+
+@pytest.mark.parametrize(
+    ("again", "new", "is_told"), [(8, 24, True), (7, 0, False), (8, 25, False)]
+)
+def test_eight_of_what_was_here_and_a_quarter_of_all_are_worth_a_word(
+    again: int, new: int, caplog: pytest.LogCaptureFixture, *, is_told: bool
+) -> None:
+    clock = FakeClock()
+    thrash = Thrash(256 * MIB, clock)
+    for number in range(again + new):
+        thrash.missed((lambda: MIB) if number < again else None)
+
+    clock.sleep(60)
+    thrash.missed(None)
+
+    assert bool(caplog.messages) == is_told

@@ -432,3 +432,19 @@ def test_what_came_because_others_are_stuck_makes_nobody_stuck() -> None:
     clock.now = 3 * STUCK
 
     assert held.limit() == 2 * MAX_BLOCK_SIZE
+
+
+def test_the_last_fetch_loses_its_bytes_when_it_has_been_silent_for_so_long_and_not_before() -> (
+    None
+):
+    clock = Clock()
+    held = Reservations(BUDGET, clock)
+    fetch = Fetch(named(1, BUDGET), 0, claims=True)
+    held.add(fetch)
+
+    clock.now = SILENT - 0.5
+    assert held.take_back(BUDGET) == 0.5
+    assert fetch in held
+    clock.now = SILENT
+    assert held.take_back(BUDGET) == 0.0
+    assert fetch not in held

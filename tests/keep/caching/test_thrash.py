@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import pytest
 
 from keepfs.keep.caching.thrash import Thrash
@@ -72,3 +75,20 @@ def test_eight_of_what_was_here_and_a_quarter_of_all_are_worth_a_word(
     thrash.missed(None)
 
     assert bool(caplog.messages) == is_told
+
+
+def test_each_interval_is_judged_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    clock.sleep(1000)
+    thrash = Thrash(256 * MIB, clock)
+    for count, size in ((9, 200 * MIB), (8, 100 * MIB)):
+        for _ in range(count):
+            thrash.missed(functools.partial(int, size))
+        clock.sleep(60)
+    thrash.missed(None)
+
+    told = [
+        re.findall("of ([0-9]+) blocks.*, ([0-9]+) had.* ([0-9]+MiB)", it)
+        for it in caplog.messages
+    ]
+    assert told == [[("9", "9", "256MiB")], [("8", "8", "128MiB")]]

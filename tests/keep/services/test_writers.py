@@ -521,8 +521,12 @@ def test_a_service_that_confirms_no_classes_is_logged_where_some_are_wanted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    for classes, confirmed in ((["fast"], {"fast": 1}), ([], None), (["fast"], None)):
+    for root, classes, confirmed in (
+        ("http://a/", ["fast"], {"fast": 1}),
+        ("http://b/", [], None),
+        ("http://c/", ["fast"], None),
+    ):
         queue = KeepWriterQueue(2, classes)
-        queue.write_success(StandIn(), "http://a/", Confirmation(1, confirmed), None)
+        queue.write_success(StandIn(), root, Confirmation(1, confirmed), None)
 
-    assert caplog.messages == ["service http://a/ confirms no storage classes"]
+    assert caplog.messages == ["service http://c/ confirms no storage classes"]

@@ -50,6 +50,7 @@ def test_no_import_cycles() -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_every_module_imports_alone(path: Path) -> None:
     if path.name == "__main__.py":

@@ -39,7 +39,7 @@ PATIENT = Timeouts(2, 300, 1)
 MIB = 1024 * 1024
 LARGE = bytes(range(256)) * (32 * 1024)  # 8 MiB
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_thread_is_left")]
 
 
 class Parts:

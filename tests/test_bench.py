@@ -40,6 +40,8 @@ from tests.mounted.mounts import PATIENCE, why_no_mounts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 #: What a quick run of these groups has, and whether it has a baseline.
@@ -138,7 +140,6 @@ def quick_run(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.fuse
-@pytest.mark.slow
 @pytest.mark.usefixtures("programs")
 @pytest.mark.parametrize(
     ("options", "kind"),
@@ -171,7 +172,6 @@ def test_a_quick_run_prints_and_writes_every_figure(
 
 
 @pytest.mark.fuse
-@pytest.mark.slow
 @pytest.mark.usefixtures("programs")
 def test_arv_mount_is_a_baseline_where_there_is_one(tmp_path: Path) -> None:
     done = quick_run(tmp_path, "arv-mount")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,3 +200,103 @@ def test_readmes_steps_for_a_service_are_those_that_the_systemd_script_runs() ->
     assert steps.index("systemctl daemon-reload") < next(
         at for at, step in enumerate(steps) if step.startswith("systemctl enable --now keepfs@")
     )
+
+
+def names_of_mounting(path: Path) -> set[str]:
+    """Return the names that a file has from the modules that mount."""
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests.mounted")
+        for alias in node.names
+    }
+
+
+def functions_with(path: Path, names: set[str]) -> set[str]:
+    """Return the functions of a file that use one of these names, or have it as a parameter."""
+    return {
+        function.name
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if (isinstance(node, ast.Name) and node.id in names)
+        or (isinstance(node, ast.arg) and node.arg in names)
+    }
+
+
+@pytest.mark.slow
+def test_fast_tests_are_most_of_them_and_none_mounts() -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / "test", "--fast", "--collect-only"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    chosen = re.findall(r"^(tests/.+?\.py)::(?:\w+::)?(\w+)", done.stdout, re.MULTILINE)
+
+    assert len(chosen) > 1000
+    assert [file for file, _ in chosen if file.startswith("tests/mounted/")] == []
+    for file in {file for file, _ in chosen}:
+        names = names_of_mounting(ROOT / file)
+        # A fixture that mounts is a parameter of the tests that use it.
+        mounting = functions_with(ROOT / file, names)
+        mounting |= functions_with(ROOT / file, mounting)
+        assert mounting & {name for other, name in chosen if other == file} == set()
+
+
+def test_that_a_test_mounts_is_found_where_its_fixture_does(tmp_path: Path) -> None:
+    path = tmp_path / "test_it.py"
+    path.write_text(
+        "from tests.mounted.mounts import mounted\n"
+        "def place(tmp_path):\n    with mounted(tmp_path) as it:\n        yield it\n"
+        "def test_one(place):\n    pass\n"
+        "def test_two():\n    pass\n"
+    )
+
+    assert names_of_mounting(path) == {"mounted"}
+    assert functions_with(path, {"mounted"}) == {"place"}
+    assert functions_with(path, {"place"}) == {"test_one"}
+
+
+def test_the_commit_hook_runs_the_lint_of_the_whole_tree() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+
+    assert "entry: scripts/lint\n" in text
+    assert "pass_filenames: false\n" in text
+
+
+@pytest.mark.slow
+def test_mutate_counts_what_the_tests_notice_and_shows_what_they_do_not() -> None:
+    if (
+        shutil.which("mutmut", path=ROOT / ".venv" / "bin") is None
+        and os.environ.get("CI") != "true"
+    ):
+        pytest.skip("scripts/mutate would install mutmut")
+
+    done = subprocess.run(
+        [ROOT / "scripts" / "mutate", "--seconds", "60", "keepfs/keep/caching/thrash.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.search(r"^total: (\d+) killed, (\d+) survived, ", done.stdout, re.MULTILINE)
+    assert said is not None
+    assert int(said[1]) > 0
+    assert done.stdout.count("--- keepfs/keep/caching/thrash.py") == int(said[2])
+
+
+@pytest.mark.parametrize("module", ["keepfs/mount", "keepfs/fs/upload/nothing.py", "tests"])
+def test_mutate_refuses_what_is_in_none_of_its_parts(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak.mutants", module],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert done.returncode == 2
+    assert f"{module} is in none of the parts" in done.stderr

@@ -1,6 +1,7 @@
-"""Collections: manifests as values; no I/O, no threads, no event loop.
+"""Collections: manifests as values, and what is asked of the API server; no event loop.
 
 A manifest is the text that says which files a collection has and where their bytes are.
 `parsing` reads a text, `builder` makes a manifest from files, `manifest` is the value that both
-return, `portable` computes the hash that names a collection by its content.
+return, `portable` computes the hash that names a collection by its content. `remote` creates,
+finds and changes collections at the API server.
 """

@@ -396,13 +396,16 @@ class Operations(pyfuse3.Operations):
         """Have the kernel drop size and pages, if a request fails after it changed the size.
 
         After an error the kernel keeps what it had: an old size, and pages of bytes that
-        are gone. The error is sent before the task runs.
+        are gone. It is told before the error is sent that its attributes are old, so that a
+        read to the end asks for the size; the pages are locked until then, so a task drops them.
         """
         size = node.size
         try:
             yield
         except BaseException:
             if node.size != size:
+                with contextlib.suppress(OSError, RuntimeError):  # nothing is mounted
+                    pyfuse3.invalidate_inode(node.inode, attr_only=True)
                 self._blocks.start(_invalidate, node.inode)
             raise
 

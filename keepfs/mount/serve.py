@@ -27,6 +27,7 @@ from keepfs.fs.upload.failed import FailedFiles
 from keepfs.fs.upload.failed_journal import FailedJournal
 from keepfs.fs.upload.noting import FailureNotes
 from keepfs.fs.upload.recovery import Spills
+from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.fs.upload.staging import SLOT_OVERHEAD, Staging
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
@@ -131,7 +132,7 @@ def _check_paths(options: MountOptions, log_file: Path | None) -> None:
 
 def _open_catalog(options: MountOptions) -> Catalog:
     return Catalog(
-        options.state_dir / "catalog.sqlite",
+        options.state_dir / CATALOG,
         stores.identity(options.store),
         owner=(options.uid, options.gid),
     )

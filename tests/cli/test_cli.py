@@ -25,6 +25,8 @@ from keepfs.keep.local import LocalStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
 EMPTY = "d41d8cd98f00b204e9800998ecf8427e+0"

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = "v2/zzzzz-gj3su-000000000000000/anothersecret"
 BAD = "no-locator"
 MISSING = f"{'0' * 32}+3"

@@ -201,6 +201,7 @@ async def test_the_wait_for_a_name_with_a_size_is_what_the_store_says() -> None:
     assert finding == Finding(7, is_seen=False)
 
 
+@pytest.mark.slow
 async def test_hung_lookups_give_their_places_to_others() -> None:
     memory, locator = a_store()
     store = GatedStore(memory)
@@ -217,6 +218,7 @@ async def test_hung_lookups_give_their_places_to_others() -> None:
     assert size == 3
 
 
+@pytest.mark.slow
 async def test_stalled_reads_give_their_places_to_others() -> None:
     """Reads that wait for one service don't use up the threads for all."""
 

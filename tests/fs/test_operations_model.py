@@ -282,5 +282,5 @@ def refusing(number: int) -> Iterator[None]:
         assert error.errno == number  # noqa: PT017 - it may also succeed
 
 
-TestOperationsModel = OperationsModel.TestCase
+TestOperationsModel = pytest.mark.slow(OperationsModel.TestCase)
 TestOperationsModel.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

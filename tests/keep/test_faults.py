@@ -36,6 +36,8 @@ from tests.keepstore import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8"
 SMALL = b"foo"
 LARGE = bytes(range(256)) * 1024  # four pieces of what keepstore checks and sends at once

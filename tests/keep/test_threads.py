@@ -55,6 +55,7 @@ def test_work_that_was_given_up_is_not_done_later() -> None:
     assert done == []
 
 
+@pytest.mark.slow
 def test_a_tick_ends_a_start_that_hangs_in_the_main_thread() -> None:
     class Plain(threading.Thread):
         """As of a library."""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
 SECRET = TEST_TOKEN.rpartition("/")[2]
 

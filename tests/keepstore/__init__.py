@@ -37,6 +37,13 @@ A keepproxy stands in front of keepstores, and an API server lists services:
         api.script(Fault(status=502), target="accessible")
         api.configure(storage_classes={"hot": {"Default": True, "Priority": 1}})
 
+It keeps collections too, and a collector trashes what none of them names:
+
+    settings = ApiSettings(signature_ttl=5, projects={"zzzzz-j7d0g-000000000000001": Project()})
+    collector = Collector(api, [store, ...])
+    collector.collect()                                      # once; or again and again:
+    with collector.running(interval=1): ...
+
 `refusing_port` and `silent_port` are services that can't be reached.
 
 `Settings` has the configuration (signing, key, TTL, limits), `Volume` the
@@ -45,8 +52,9 @@ TLS and buffer sizes, `Fault` everything that can go wrong with an exchange.
 Times are read from a clock that `time_ns` or `set_clock` stops.
 """
 
-from tests.keepstore.apiserver import ApiSettings, ServiceEntry, portable_data_hash
+from tests.keepstore.apiserver import ApiSettings, Project, ServiceEntry, portable_data_hash
 from tests.keepstore.certificates import Authority
+from tests.keepstore.collector import Collector
 from tests.keepstore.controls import (
     ApiControls,
     Controls,
@@ -70,12 +78,14 @@ __all__ = [
     "ApiControls",
     "ApiSettings",
     "Authority",
+    "Collector",
     "Controls",
     "Entry",
     "Fault",
     "KeepproxyControls",
     "KeepstoreControls",
     "Listening",
+    "Project",
     "ProxySettings",
     "ServiceEntry",
     "Settings",

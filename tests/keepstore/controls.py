@@ -350,6 +350,14 @@ class ApiControls(Controls):
         """Change what a running API server knows, named as in `ApiSettings`."""
         _change(self._api.settings, settings)
 
+    def collections(self) -> list[dict[str, Any]]:
+        """Return the collections there are, trashed or not, with unsigned manifests."""
+        return self._api.collections.all_records()
+
+    def referenced(self) -> dict[str, int]:
+        """Return the digests that collections name which aren't trashed, and wanted copies."""
+        return self._api.collections.referenced()
+
     def list_services(self, *lists: Sequence[ServiceEntry]) -> None:
         """Give the next requests for the service list these lists, one each.
 

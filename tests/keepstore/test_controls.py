@@ -64,6 +64,7 @@ def put(
     return session.put(f"{store.url}/{digest}", data=block, headers=headers, timeout=10)
 
 
+@pytest.mark.slow
 class TestFaults:
     def test_a_script_gives_each_request_its_status(
         self, session: requests.Session, store: KeepstoreControls

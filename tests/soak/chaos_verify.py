@@ -78,12 +78,13 @@ class Verifier:
         Raises:
             MountGoneError: The mount has ended.
         """
-        self._wait_until_stored()
+        all_stored = self._wait_until_stored()
         self._digests.clear()
         for writer in self._writers:
             for record in writer.records.values():
                 self._check_stored(record)
-        removed = self._stage.cluster.keep_only(self._digests)
+        # Of a file that is not stored after all, the blocks aren't known.
+        removed = self._stage.cluster.keep_only(self._digests) if all_stored else 0
         self._findings.log(f"{len(self._digests)} blocks in use, {removed} others removed")
 
     def _after_end(self, writer: Writer, *, orderly: bool, drained: bool) -> None:
@@ -117,8 +118,12 @@ class Verifier:
                 self._findings.content(f"{record.path}.new", seen, may, may)
         record.new = None
 
-    def _wait_until_stored(self) -> None:
-        """Wait until nothing is unsaved any more; what takes too long is reported."""
+    def _wait_until_stored(self) -> bool:
+        """Wait until nothing is unsaved any more; what takes too long is reported.
+
+        Returns:
+            Whether all files are stored.
+        """
         begin = told = time.monotonic()
         waiting = {
             record.path: record for writer in self._writers for record in writer.records.values()
@@ -135,7 +140,7 @@ class Verifier:
                 else:
                     states[path] = state
             if not waiting:
-                return
+                return True
             if time.monotonic() - begin > STORED_WITHIN:
                 break
             if time.monotonic() > told + _RETRY_AFTER:
@@ -151,6 +156,7 @@ class Verifier:
                 f"it to be stored {STORED_WITHIN:.0f} s after the last fault",
                 f"{state}: {why}",
             )
+        return False
 
     def _check_stored(self, record: Record) -> None:
         path = self._stage.life.mount.upload / record.path

@@ -112,6 +112,10 @@ class Pace:
         """Bring the deadline nearer: what is left isn't worth more time."""
         self._deadline = min(self._deadline, self._clock() + seconds)
 
+    def extend(self, seconds: float) -> None:
+        """Put the deadline off: more is to come than was known."""
+        self._deadline += seconds
+
     def watch(self, watch: Watch) -> None:
         """Have silence noticed, by the thread that waits in `patience`."""
         self._watch = watch

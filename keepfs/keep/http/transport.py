@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from keepfs.keep.http.wire import Wire
 
 
+#: Methods of requests that may be sent twice.
+_REPEATABLE = frozenset({"GET", "HEAD", "PUT"})
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The head of an answer; leaving `with` ends the exchange.
@@ -98,7 +102,7 @@ class Transport(Protocol):
         """Send one request; its answer is still to be received.
 
         Args:
-            method: GET, HEAD or PUT.
+            method: GET, HEAD, PUT, POST or PATCH.
             root: Base URL; ends in a slash.
             path: Behind it.
             headers: All there are.
@@ -150,7 +154,9 @@ class DirectTransport:
         return _SentDirectly(
             send(wire),
             lambda wire: self._connections.give_back(root, wire),
-            (lambda: send(self._connections.connect(root, timeouts[0]))) if was_used else None,
+            (lambda: send(self._connections.connect(root, timeouts[0])))
+            if was_used and method in _REPEATABLE
+            else None,
         )
 
     def has_idle(self, root: str) -> bool:
@@ -167,7 +173,7 @@ class _SentDirectly:
 
     A kept connection may have ended without our knowing. If it brings no byte of an
     answer, the request is sent once more, on a new one: the service hasn't begun to
-    answer, and each request may be made twice.
+    answer. Requests that may not be made twice (POST, PATCH) are not repeated.
 
     Args:
         wire: It was sent by this.

@@ -1,7 +1,7 @@
-"""ApiClient: the little that a Keep client asks the Arvados API server.
+"""ApiClient: what a Keep client asks the Arvados API server, and requests of any kind to it.
 
-It acts like the SDK's client as far as that goes, so either can be given to
-`KeepClient`. Each call blocks, and ends within `timeout` seconds.
+It acts like the SDK's client as far as `KeepClient` goes, so either can be given to
+that. Each call blocks, and ends within `timeout` seconds and what long bodies add.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.pace import Pace, pacing
 from keepfs.keep.http.timeouts import Timeouts
+from keepfs.keep.services.long_json import LongTexts
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
-from keepfs.keep.services.tokens import clean_token, redacted
+from keepfs.keep.services.tokens import clean_token, redacted, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from keepfs.keep.http.transport import Answer
@@ -33,6 +34,13 @@ DEFAULT_TIMEOUT = 60.0
 _CONNECT = 10.0
 #: Bytes of the largest answer that is read: a list of services takes 400 each.
 _MOST_BYTES = 16 * 1024 * 1024
+#: Bytes of an error's answer that are read, and lines of it that are kept.
+_MOST_ERROR, _MOST_LINES = 64 * 1024, 5
+#: Bytes a second, at least, that long bodies are sent, handled and received at.
+#: Guessed: a slow link has that; 128 MiB take 8.5 minutes at most.
+LEAST_RATE = 256 * 1024
+#: Bytes of a long answer that are received at once.
+_AT_ONCE = 64 * 1024
 _DENIED = frozenset({401, 403})
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?\Z", re.ASCII)
 
@@ -44,11 +52,15 @@ class ApiError(HttpError):
         status_code: The HTTP status; 0 without an answer.
         reason: What it said, or what happened.
         cause: Why, for whoever must tell the user.
+        said: The server's own reasons (`errors` of its answer), each one line.
     """
 
-    def __init__(self, status_code: int, reason: str, cause: Cause) -> None:
+    def __init__(
+        self, status_code: int, reason: str, cause: Cause, said: Sequence[str] = ()
+    ) -> None:
         super().__init__(status_code, reason)
         self.cause = cause
+        self.said = tuple(said)
 
 
 class ApiRequest:
@@ -165,21 +177,59 @@ class ApiClient:
         Raises:
             ApiError: It didn't work.
         """
+        return self.request("GET", path)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytearray | bytes | None = None,
+        long_text: str = "",
+        total: float | None = None,
+    ) -> dict[str, Any]:
+        """Make one request and return the JSON object of the answer. Blocks.
+
+        It is made once: nothing is repeated here but a GET whose kept connection had
+        ended. Time: `timeout` for connecting, the server's work and short bodies; a
+        body adds its size divided by `LEAST_RATE`, in each direction.
+
+        Args:
+            method: GET, POST, PATCH, PUT or DELETE.
+            path: Behind the base URL, query included, quoted.
+            body: JSON; sent without a copy; it must not change meanwhile.
+            long_text: Name of texts in the answer that may be very long; they are
+                returned as bytes (UTF-8), and received in their own size of memory
+                and that of one more copy at the end.
+            total: Seconds the call may take in all; None for no limit but the above.
+
+        Raises:
+            ApiError: It didn't work.
+        """
         token = self.api_token
         headers = {"Accept": "application/json", "User-Agent": f"keepfs/{__version__}"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         if isinstance(self.request_id, str):
             headers["X-Request-Id"] = self.request_id
-        pace = Pace(Timeouts(_CONNECT, self.timeout, 0), time.monotonic() + self.timeout)
+        view = None
+        silence = self.timeout
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            view = memoryview(body)
+            silence += view.nbytes / LEAST_RATE
+        limit = self.timeout + (view.nbytes * 2 / LEAST_RATE if view else 0)
+        now = time.monotonic()
+        pace = Pace(Timeouts(_CONNECT, silence, 0), now + min(limit, total or limit))
+        end = None if total is None else now + total
         try:
             with self._exchanges.begin(pace) as transport, pacing(pace):
-                limits = (min(_CONNECT, self.timeout), self.timeout)
+                limits = (min(_CONNECT, self.timeout), silence)
                 with (
-                    transport.send("GET", self.root, path, headers, None, limits) as sent,
+                    transport.send(method, self.root, path, headers, view, limits) as sent,
                     sent.receive() as answer,
                 ):
-                    return self._answer(answer, token)
+                    return self._answer(answer, token, long_text, pace, end)
         except TRANSPORT_ERRORS as error:
             happened = pace.failure or innermost(error)
             text = redacted(str(happened) or type(happened).__name__, token)
@@ -190,19 +240,45 @@ class ApiClient:
         """Close its connections."""
         self._exchanges.close()
 
-    def _answer(self, answer: Answer, token: str) -> dict[str, Any]:
+    def _answer(
+        self, answer: Answer, token: str, long_text: str, pace: Pace, end: float | None
+    ) -> dict[str, Any]:
         status = answer.status
         if status != HTTPStatus.OK:
             line = redacted(f"{self.root}: {status} {answer.reason}".strip(), token)
-            raise ApiError(status, line, Cause.DENIED if status in _DENIED else Cause.OTHER)
-        text = answer.raw.read(_MOST_BYTES)
+            cause = Cause.DENIED if status in _DENIED else Cause.OTHER
+            raise ApiError(status, line, cause, _said(answer.raw.read(_MOST_ERROR), token))
         try:
-            found = json.loads(text)
+            if long_text:
+                found = self._long(answer, long_text, pace, end)
+            else:
+                found = json.loads(answer.raw.read(_MOST_BYTES))
         except ValueError:
             found = None
         if not isinstance(found, dict):
             raise ApiError(status, f"{self.root}: not a JSON object", Cause.OTHER)
         return found
+
+    def _long(self, answer: Answer, name: str, pace: Pace, end: float | None) -> Any:  # noqa: ANN401 - any JSON
+        texts = LongTexts(name, _MOST_BYTES)
+        pace.extend(_AT_ONCE / LEAST_RATE)
+        while piece := answer.raw.read(_AT_ONCE):
+            texts.feed(piece)
+            pace.extend(len(piece) / LEAST_RATE)
+            if end is not None:
+                pace.hurry(end - time.monotonic())
+        return texts.parsed()
+
+
+def _said(body: bytes, token: str) -> list[str]:
+    """Return the reasons in the answer to a request that failed."""
+    try:
+        errors = json.loads(body)["errors"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    if not isinstance(errors, list):
+        return []
+    return [shown(str(each), token) for each in errors[:_MOST_LINES]]
 
 
 def verify_setting(

@@ -209,8 +209,18 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
             self._end(service)
             self._changed.notify_all()
 
+    def abandon(self, service: WritableService) -> None:
+        """End a try whose worker ends, unless it has ended; the other workers go on without it."""
+        with self._changed:
+            self._end(service)
+            self._changed.notify_all()
+
     def _end(self, service: WritableService) -> None:
-        # By identity: a stand-in may compare equal to others.
-        at = next((i for i, each in enumerate(self._under_way) if each is service), None)
-        if at is not None:
-            del self._under_way[at]
+        # By identity: a stand-in may compare equal to others. Without an iterator: this must
+        # work where there is no memory for one.
+        at = len(self._under_way)
+        while at:
+            at -= 1
+            if self._under_way[at] is service:
+                del self._under_way[at]
+                return

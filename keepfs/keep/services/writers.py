@@ -79,14 +79,21 @@ class KeepWriterThread(Thread):
         self.timeout = Timeouts() if timeout is None else timeout
 
     def run(self) -> None:
-        """Work until nothing more is needed, or nobody is left."""
+        """Work until nothing more is needed, or nobody is left.
+
+        However it ends, it leaves no try under way: the other threads would wait for it.
+        """
         while True:
             try:
-                service, root = self.queue.get_next_task()
+                task = self.queue.get_next_task()
             except queue.Empty:
                 return
-            with self._judging(service, root):
-                self.queue.write_success(service, root, *self.do_task(service, root))
+            try:
+                service, root = task
+                with self._judging(service, root):
+                    self.queue.write_success(service, root, *self.do_task(service, root))
+            finally:  # there may be no memory even for `_judging`
+                self.queue.abandon(task[0])
 
     def run_for_all(self) -> None:
         """Work as one thread for each service would, whose answers are awaited together.
@@ -257,14 +264,16 @@ class KeepWriterThreadPool:
         for worker in others:
             try:
                 worker.start()
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:  # noqa: BLE001 - for want of memory, in several ways
                 # Those that run store the block at one service after another.
                 _log.debug("no further thread to store in: %s", error)
                 break
             started.append(worker)
-        own.run()
-        for worker in started:
-            worker.join()
+        try:
+            own.run()
+        finally:
+            for worker in started:
+                worker.join()
 
     def _needs_one_thread(self) -> bool:
         """Tell whether the services that are asked first are sent the block without a wait."""

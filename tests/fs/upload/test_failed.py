@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import trio
 import trio.testing
 
 from keepfs.fs.upload.failed import FailedFiles
 from keepfs.keep import KeepWriteError
 from keepfs.keep.retry import Backoff
+
+if TYPE_CHECKING:
+    import pytest
 
 BACKOFF = Backoff(first=4.0, factor=2.0, cap=60.0)
 
@@ -206,3 +211,83 @@ async def test_whoever_notes_changes_learns_of_each_and_of_new_paths() -> None:
     assert changed == ["one", "two", "one", "one", "two", "two"]
     assert len(failed) == 1
     assert one in failed
+
+
+async def test_each_retry_is_logged_with_its_path_and_what_came_of_it(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    failed = FailedFiles(backoff=BACKOFF)
+    bad = File(failed, "bad")
+    bad.error = KeepWriteError("no service")
+
+    await run(failed, 5.0)
+    bad.error = None
+    await run(failed, 10.0)
+
+    assert caplog.messages == ["still not stored: bad: no service", "stored after a failure: bad"]
+    del autojump_clock
+
+
+async def test_the_first_retry_comes_after_the_first_wait_and_a_users_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    bad = File(failed, "bad")
+    bad.error = KeepWriteError("never")
+    begin = trio.current_time()
+
+    await run(failed, 4.5)
+    assert 2.0 <= bad.tries[0] - begin <= 4.0
+    failed.retry_now()
+    now = trio.current_time()
+    await run(failed, 0.5)
+
+    assert bad.tries[1:] == [now]
+    del autojump_clock
+
+
+async def test_a_file_that_is_removed_while_it_waits_or_fails_is_forgotten(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failed = FailedFiles(backoff=BACKOFF)
+    waits, fails, good = (File(failed, name) for name in ("waits", "fails", "good"))
+    failed.discard(waits)
+    fails.hangs, fails.error = True, ZeroDivisionError("a bug")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, failed, 30.0)
+        await trio.sleep(5.0)
+        failed.discard(fails)
+        fails.end.set()
+
+    assert (len(waits.tries), len(fails.tries), len(good.tries)) == (0, 1, 1)
+    assert failed.files() == []
+    del autojump_clock
+
+
+async def test_a_file_whose_change_begins_just_before_its_retry_waits_for_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Changing(File):
+        looks = 0
+
+        @property
+        def is_being_changed(self) -> bool:
+            self.looks += 1
+            return self.looks == 2  # it was due at the first look
+
+        @is_being_changed.setter
+        def is_being_changed(self, _value: bool) -> None:
+            """Set by the constructor only."""
+
+    failed = FailedFiles(backoff=BACKOFF)
+    file = Changing(failed, "changing")
+    begin = trio.current_time()
+
+    await run(failed, 60.0)
+
+    [tried] = file.tries
+    assert 6.0 <= tried - begin <= 8.0
+    assert failed.files() == []
+    del autojump_clock

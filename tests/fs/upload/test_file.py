@@ -647,3 +647,57 @@ async def test_a_file_may_be_opened_in_every_way() -> None:
 
         for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_TRUNC, os.O_APPEND):
             file.check_open(flags)
+
+
+async def test_a_removed_file_is_usable_until_its_last_opening_is_closed() -> None:
+    async with open_bench() as bench:
+        file = bench.file()
+        file.opened()
+        await file.write(0, b"abc")
+        file.removed()
+
+        file.closed()
+        content = bytes(await file.read(0, 10))
+        file.closed()
+
+        assert content == b"abc"
+        assert bench.staging.currsize == 0
+
+
+async def test_a_removed_file_is_retried_no_more() -> None:
+    async with open_bench() as bench:
+        bench.failing.fail_next("put_block", FULL)
+        file = bench.file()
+        await file.write(0, b"abc")
+        with pytest.raises(KeepWriteError):
+            await file.store()
+        assert bench.staging.failed.files() == [file]
+
+        file.removed()
+
+        assert bench.staging.failed.files() == []
+
+
+async def test_a_file_may_have_the_largest_size() -> None:
+    async with open_bench() as bench:
+        file = bench.file()
+
+        await file.truncate(MAX_FILE_SIZE)
+
+        assert bytes(await file.read(MAX_FILE_SIZE - 2, 9)) == bytes(2)
+
+
+async def test_the_pieces_of_a_file_are_its_receipts_its_holes_and_what_is_staged() -> None:
+    async with open_bench() as bench:
+        file = bench.file()
+        await file.write(0, b"01234567")
+        await file.store()
+        await file.write(2 * BLOCK, b"abc")
+
+        pieces = file.pieces()
+
+        assert [piece.length for piece in pieces] == [BLOCK, BLOCK, 3]
+        assert [piece.receipt for piece in pieces] == [bench.receipts[0], None, None]
+        assert pieces[1].staged is None
+        assert pieces[2].staged is not None
+        assert bytes(pieces[2].staged) == b"abc"

@@ -111,7 +111,7 @@ async def test_a_retry_that_hung_stores_nothing_that_was_written_since(
         await trio.sleep(0.05)  # the retry's patience passes
 
         world.gated.open("put_block")
-        await until(lambda: not file.is_storing)
+        await until(lambda: not file.is_storing and content_of(memory, file) != b"v1")
         await trio.testing.wait_all_tasks_blocked(0.05)
         nursery.cancel_scope.cancel()
 

@@ -237,3 +237,14 @@ async def test_an_unstored_file_leaves_no_name_behind_where_it_is_renamed_twice(
         assert names == ["empty", "full", "link", "other"]
         assert bench.upload.entry_nowait("stored") is None
         assert list(bench.mounted().names()) == ["empty", "full", "link"]
+
+
+async def test_a_synced_file_has_its_record_on_the_disk(tmp_path: Path, synced: list[str]) -> None:
+    async with open_bench(tmp_path) as bench:
+        file = bench.node("stored")
+        assert isinstance(file, UploadFile)
+        synced.clear()
+
+        await file.sync()
+
+        assert synced == [str(tmp_path / "state" / "catalog-wal")]

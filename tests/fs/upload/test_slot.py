@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from keepfs.fs.bridge import open_blocks
-from keepfs.fs.upload.slot import Slot
+from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staging import Staging
 from keepfs.fs.upload.unsaved import Piece
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError
@@ -312,3 +312,68 @@ async def test_no_failure_keeps_the_bytes_of_a_dropped_slot_alive() -> None:
         wait_until(lambda: gc.collect() >= 0 and watch() is None)  # the thread has let go
 
         assert call.failure is not None
+
+
+async def test_equal_holes_are_sent_once_and_bytes_of_their_length_beside_them() -> None:
+    memory = DictStore()
+    async with open_blocks(memory, copies=2) as blocks:
+        staging = Staging(blocks, block_size=BLOCK)
+        slots = [Slot(staging, 0) for _ in range(4)]
+        for slot, length in zip(slots, (BLOCK, 5, BLOCK, BLOCK), strict=True):
+            slot.extend(length)
+        slots.append(await staged(staging, b"a" * BLOCK))
+
+        receipts = await store_slots(slots)
+
+    assert [it and it.locator.size for it in receipts] == [BLOCK, 5, BLOCK, BLOCK, BLOCK]
+    assert all(slot.is_stored for slot in slots)
+    assert [call for call, _ in memory.calls] == ["put_block"] * 3
+    assert sorted(memory.blocks.values()) == [bytes(5), bytes(BLOCK), b"a" * BLOCK]
+
+
+async def test_a_slot_that_fills_the_staging_area_is_changed_where_it_is() -> None:
+    memory = DictStore()
+    async with open_blocks(memory, copies=2) as blocks:
+        staging = Staging(blocks, maxsize=BLOCK, block_size=BLOCK)
+        slot = await staged(staging, bytes(BLOCK))
+
+        await slot.write(3, memoryview(b"x"))
+
+        assert bytes(await slot.read(2, 5)) == b"\0x\0"
+    assert memory.calls == []
+
+
+async def test_zeros_are_read_where_nothing_is_written() -> None:
+    async with open_blocks(DictStore(), copies=2) as blocks:
+        slot = Slot(Staging(blocks, block_size=BLOCK), 0)
+        slot.extend(BLOCK)
+
+        assert bytes(await slot.read(2, 5)) == bytes(3)
+
+
+async def test_a_slot_that_grows_while_it_is_sent_is_sent_again() -> None:
+    store = GatedStore(DictStore())
+    receipts: list[Receipt | None] = []
+    async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
+        slot = await staged(Staging(blocks, block_size=BLOCK), b"abc")
+        store.shut("put_block")
+        slot.start_storing()
+        slot.extend(5)
+
+        async def store_it() -> None:
+            receipts.append(await slot.store())
+
+        nursery.start_soon(store_it)
+        await trio.testing.wait_all_tasks_blocked()
+        store.open("put_block")
+
+    assert [it and it.locator.size for it in receipts] == [5]
+
+
+async def test_a_stored_slots_piece_is_its_receipt() -> None:
+    async with open_blocks(DictStore(), copies=2) as blocks:
+        slot = await staged(Staging(blocks, block_size=BLOCK), b"abc")
+        receipt = await slot.store()
+
+    assert receipt is not None
+    assert slot.piece() == Piece(3, receipt)

@@ -107,7 +107,7 @@ class StagedBytesModel(RuleBasedStateMachine):
         assert self.staged.footprint(self.staged.size) >= self.staged.size
 
 
-TestStagedBytesModel = StagedBytesModel.TestCase
+TestStagedBytesModel = pytest.mark.slow(StagedBytesModel.TestCase)
 TestStagedBytesModel.settings = settings(max_examples=30)  # each moves and hashes tens of MiB
 
 

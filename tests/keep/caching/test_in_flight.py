@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep import KeepBlockCache, KeepLocator, KeepReadError
+from keepfs.keep import MAX_BLOCK_SIZE, KeepBlockCache, KeepLocator, KeepReadError
 from keepfs.keep.background import Background, BusyError
-from keepfs.keep.caching.in_flight import SILENT, STUCK, Fetch
+from keepfs.keep.caching.in_flight import SILENT, STUCK, Fetch, Reservations
 from tests.fakes.threads import Running, wait_for, wait_until
 
 if TYPE_CHECKING:
@@ -325,3 +325,126 @@ def test_a_fetch_gives_up_when_its_callers_time_is_over() -> None:
         cache.get_or_fetch(named(9, LARGE), lambda: bytes(LARGE), timeout=0.01, claims=True)
 
     assert ended(*services) == [LARGE] * 4
+
+
+def test_the_size_of_a_fetch_is_the_announced_one_and_then_the_blocks_own() -> None:
+    fetch = Fetch(named(1, LARGE), 0)
+
+    assert fetch.wait_for_size(0.0) is None
+    fetch.announce(3)
+    assert fetch.wait_for_size(0.0) == 3
+    fetch.block = memoryview(b"four")
+    fetch.end()
+    assert fetch.wait_for_size(0.0) == 4
+
+
+def test_whoever_waits_for_the_size_gets_a_copy_of_the_failure() -> None:
+    fetch = Fetch(named(1, LARGE), 0)
+    fetch.failure = KeepReadError("gone")
+    fetch.end()
+
+    with pytest.raises(KeepReadError, match="gone") as caught:
+        fetch.wait_for_size(0.0)
+
+    assert caught.value is not fetch.failure
+
+
+def test_the_cache_announces_a_size_to_the_fetch_of_that_block() -> None:
+    cache = KeepBlockCache(BUDGET)
+    begun = cache.begin(named(1, LARGE), bytes, lambda _work: None)
+    assert isinstance(begun, Fetch)
+
+    cache.announce(named(2, LARGE), 7)
+    assert begun.wait_for_size(0.0) is None
+    cache.announce(named(1, LARGE), 5)
+
+    assert begun.wait_for_size(0.0) == 5
+
+
+def test_a_block_that_fails_in_a_thread_raises_nothing_there() -> None:
+    cache = KeepBlockCache(BUDGET)
+    work: list[Callable[[], None]] = []
+
+    def fail() -> bytes:
+        raise KeepReadError("gone")
+
+    begun = cache.begin(named(1, LARGE), fail, work.append)
+    work[0]()
+
+    assert isinstance(begun, Fetch)
+    assert str(begun.failure) == "gone"
+
+
+def test_a_fetch_that_needs_less_than_it_has_gives_the_rest_back() -> None:
+    held = Reservations(BUDGET, Clock())
+    fetch = Fetch(named(1, LARGE), 0)
+    held.add(fetch)
+
+    assert not held.receive(Fetch(named(2, LARGE), 0), 1)
+    assert not held.receive(fetch, LARGE + 1)
+    assert not held.receive(fetch, LARGE)
+    assert held.receive(fetch, LARGE - 1)
+    assert (held.size, fetch.size) == (LARGE - 1, LARGE - 1)
+
+
+def test_bytes_are_taken_from_the_longest_silent_fetch_that_may_lose_them() -> None:
+    clock = Clock()
+    held = Reservations(BUDGET, clock)
+    patient, first, second, last = (
+        Fetch(named(number, LARGE), 0, claims=number > 0) for number in range(4)
+    )
+    for fetch in (patient, first, second, last):
+        held.add(fetch)
+        clock.now += 0.25
+
+    assert held.take_back(LARGE) == pytest.approx(SILENT + 0.25 - clock.now)
+    clock.now = SILENT + 0.25
+
+    assert held.take_back(LARGE) == 0.0
+    assert [fetch in held for fetch in (patient, first, second, last)] == [True, False, True, True]
+    assert held.take_back(LARGE) == 0.0
+    assert second in held
+
+
+def test_where_no_fetch_may_lose_its_bytes_the_wait_ends_when_they_are_stuck_if_ever() -> None:
+    clock = Clock()
+    held = Reservations(BUDGET, clock)
+    held.add(Fetch(named(1, BUDGET), 0))
+    clock.now = STUCK - 0.5
+
+    assert held.take_back(2 * BUDGET) == 0.5
+    clock.now = STUCK
+    assert held.take_back(2 * BUDGET) is None
+    assert held.take_back(BUDGET) == 0.0
+
+
+def test_what_came_because_others_are_stuck_makes_nobody_stuck() -> None:
+    clock = Clock()
+    held = Reservations(2 * MAX_BLOCK_SIZE, clock)
+    one, other, late = (Fetch(named(number, MAX_BLOCK_SIZE), 0) for number in range(3))
+    held.add(one)
+    held.add(other)
+    clock.now = STUCK
+    held.add(late)
+    assert held.limit() == 3 * MAX_BLOCK_SIZE
+
+    held.discard(other)
+    clock.now = 3 * STUCK
+
+    assert held.limit() == 2 * MAX_BLOCK_SIZE
+
+
+def test_the_last_fetch_loses_its_bytes_when_it_has_been_silent_for_so_long_and_not_before() -> (
+    None
+):
+    clock = Clock()
+    held = Reservations(BUDGET, clock)
+    fetch = Fetch(named(1, BUDGET), 0, claims=True)
+    held.add(fetch)
+
+    clock.now = SILENT - 0.5
+    assert held.take_back(BUDGET) == 0.5
+    assert fetch in held
+    clock.now = SILENT
+    assert held.take_back(BUDGET) == 0.0
+    assert fetch not in held

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import re
+
+import pytest
 
 from keepfs.keep.caching.thrash import Thrash
 from tests.fakes.clock import FakeClock
-
-if TYPE_CHECKING:
-    import pytest
 
 MIB = 1024 * 1024
 
@@ -58,3 +58,37 @@ def test_a_size_is_measured_now_and_then_only() -> None:
         thrash.missed(measure)
 
     assert 5 < len(measured) < 15
+
+
+@pytest.mark.parametrize(
+    ("again", "new", "is_told"), [(8, 24, True), (7, 0, False), (8, 25, False)]
+)
+def test_eight_of_what_was_here_and_a_quarter_of_all_are_worth_a_word(
+    again: int, new: int, caplog: pytest.LogCaptureFixture, *, is_told: bool
+) -> None:
+    clock = FakeClock()
+    thrash = Thrash(256 * MIB, clock)
+    for number in range(again + new):
+        thrash.missed((lambda: MIB) if number < again else None)
+
+    clock.sleep(60)
+    thrash.missed(None)
+
+    assert bool(caplog.messages) == is_told
+
+
+def test_each_interval_is_judged_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    clock.sleep(1000)
+    thrash = Thrash(256 * MIB, clock)
+    for count, size in ((9, 200 * MIB), (8, 100 * MIB)):
+        for _ in range(count):
+            thrash.missed(functools.partial(int, size))
+        clock.sleep(60)
+    thrash.missed(None)
+
+    told = [
+        re.findall("of ([0-9]+) blocks.*, ([0-9]+) had.* ([0-9]+MiB)", it)
+        for it in caplog.messages
+    ]
+    assert told == [[("9", "9", "256MiB")], [("8", "8", "128MiB")]]

@@ -18,6 +18,7 @@ from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.connect import connect
 from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.extras import Extras
 from keepfs.keep.services.hedge import Sluggish
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
@@ -39,7 +40,7 @@ PATIENT = Timeouts(2, 300, 1)
 MIB = 1024 * 1024
 LARGE = bytes(range(256)) * (32 * 1024)  # 8 MiB
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_thread_is_left")]
 
 
 class Parts:
@@ -536,6 +537,35 @@ def test_the_slow_service_goes_on_while_another_has_a_bad_copy(
 
     assert client.services_of(locator) == (root(first),)
     assert first.counts()["GET"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rate_of_second", "has_won"), [(None, True), (200_000, False)], ids=["faster", "slower"]
+)
+def test_what_came_of_a_second_transfer_counts_for_the_next(
+    cluster: Cluster,
+    client: BlockClient,
+    monkeypatch: pytest.MonkeyPatch,
+    rate_of_second: float | None,
+    has_won: bool,  # noqa: FBT001 - a row's value
+) -> None:
+    ends: list[bool | None] = []
+    end = Extras.end
+
+    def note(extras: Extras, outcome: bool | None) -> None:  # noqa: FBT001 - as it is called
+        ends.append(outcome)
+        end(extras, outcome)
+
+    monkeypatch.setattr(Extras, "end", note)
+    locator = cluster.store(LARGE[: 2 * MIB])
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(Fault(send_rate=700_000), method="GET")
+    second.always(Fault(send_rate=rate_of_second), method="GET")
+    third.always(Fault(status=404), method="GET")
+
+    assert read(client, locator) == LARGE[: 2 * MIB]
+
+    assert ends == [has_won]
 
 
 def test_two_slow_services_are_followed_by_the_third(

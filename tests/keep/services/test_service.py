@@ -204,6 +204,7 @@ def test_a_large_block_is_sent_and_received_whole(
     assert service.get(KeepLocator(service.last_result()["body"]), timeout=PATIENT) == block
 
 
+@pytest.mark.slow
 def test_a_head_of_a_large_block_on_a_slow_disk_is_waited_for(
     service: KeepService, store: KeepstoreControls
 ) -> None:

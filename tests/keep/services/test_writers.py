@@ -478,3 +478,95 @@ def test_the_nested_names_are_these_classes() -> None:
     assert KeepClient.KeepWriterQueue is KeepWriterQueue
     assert KeepClient.KeepWriterThread is KeepWriterThread
     assert KeepClient.KeepWriterThreadPool is KeepWriterThreadPool
+
+
+class KillsThreads(StandIn):
+    """A service whose `put` ends any thread but the caller's own."""
+
+    def put(self, hash_s: str, body: Any, timeout: Any, headers: Any) -> bool:  # noqa: ANN401 - a fake
+        if isinstance(threading.current_thread(), KeepWriterThread):
+            self.begun.set()
+            raise SystemExit  # as a MemoryError that no handler has memory for
+        return super().put(hash_s, body, timeout, headers)
+
+
+# The thread is meant to die.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_dies_in_a_try_is_not_waited_for() -> None:
+    services = [KillsThreads(GOOD) for _ in range(4)]
+    pool = KeepWriterThreadPool(b"foo", DIGEST, 2, 1)
+    for number, each in enumerate(services):
+        pool.add_task(each, str(number))
+
+    pool.join()
+
+    assert pool.done() == (2, [])
+    assert pool.queue._under_way == []  # noqa: SLF001 - else later callers wait for ever
+
+
+def test_where_a_thread_cannot_start_the_others_store_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: KeepWriterThread) -> None:
+        raise SystemError("returned NULL without setting an exception")  # as CPython at its limit
+
+    monkeypatch.setattr(KeepWriterThread, "start", fail)
+    pool = KeepWriterThreadPool(b"foo", DIGEST, 2, 1)
+    for number in range(2):
+        pool.add_task(StandIn(GOOD), str(number))
+
+    pool.join()
+
+    assert pool.done() == (2, [])
+
+
+class Cancellable(StandIn):
+    """A service that notes that its request was ended."""
+
+    is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_while_copies_are_missing_nothing_is_cancelled() -> None:
+    queue = KeepWriterQueue(2)
+    first, second = Cancellable(), Cancellable()
+    for service in (first, second):
+        queue.put((service, None))
+        queue.get_task_nowait()
+
+    queue.write_success(first, "http://a/", Confirmation(1, None), "body")
+
+    assert not second.is_cancelled
+    assert not first.is_cancelled
+
+
+def test_the_services_that_confirmed_are_named_where_they_are_known() -> None:
+    queue = KeepWriterQueue(3)
+    for root in ("http://a/", None, "http://b/"):
+        queue.write_success(StandIn(), root, Confirmation(1, None), None)
+
+    assert queue.tally.roots == ["http://a/", "http://b/"]
+
+
+def test_copies_are_missing_though_a_class_has_enough() -> None:
+    tally = Tally(2, ["fast"])
+    tally.add(Confirmation(1, {"fast": 2}), None, None)
+
+    assert tally.missing() == 1
+
+
+def test_a_service_that_confirms_no_classes_is_logged_where_some_are_wanted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    for root, classes, confirmed in (
+        ("http://a/", ["fast"], {"fast": 1}),
+        ("http://b/", [], None),
+        ("http://c/", ["fast"], None),
+    ):
+        queue = KeepWriterQueue(2, classes)
+        queue.write_success(StandIn(), root, Confirmation(1, confirmed), None)
+
+    assert caplog.messages == ["service http://c/ confirms no storage classes"]

@@ -1,0 +1,174 @@
+"""ApiRequests: requests to the API server, retried, and what its refusals are reported as."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any
+
+from keepfs.collections.records import CollectionRecord
+from keepfs.collections.remote_errors import (
+    ApiUnreachableError,
+    CollectionError,
+    CollectionNotFoundError,
+    ForbiddenError,
+    InvalidRequestError,
+    NameTakenError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from keepfs.keep.errors import Cause
+from keepfs.keep.retry import Backoff, RetryLoop, Verdict
+from keepfs.keep.services.api import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepfs.keep.services.api import ApiClient
+
+_NOT_UNIQUE = ("RecordNotUnique", "duplicate key value")
+_ERRORS: dict[int, type[CollectionError]] = {
+    400: InvalidRequestError,
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: CollectionNotFoundError,
+    413: TooLargeError,
+    422: InvalidRequestError,
+}
+_ADVICE = {
+    401: "the token is unknown or has expired: get a new one",
+    403: "the token's user may not do that, or a block's signature is not valid for the token",
+    404: "there is none, it is in the trash, or the token's user may not read it",
+    413: "it is larger than the server allows (API.MaxRequestSize)",
+}
+
+
+class ApiRequests:
+    """Makes requests for `RemoteCollections`, whose arguments it takes. Any thread may use it."""
+
+    def __init__(
+        self,
+        api: ApiClient,
+        retries: int,
+        backoff: Backoff | None,
+        total: float | None,
+        sleep: Callable[[float], None] | None,
+    ) -> None:
+        self._api = api
+        self._retries = retries
+        self._backoff = backoff or Backoff()
+        self._total = total
+        self._sleep = sleep
+
+    def ask(self, method: str, path: str, what: str, body: bytes | None = None) -> dict[str, Any]:
+        """Make a request that may be repeated, until there is an answer of use. Blocks.
+
+        Raises:
+            CollectionError: The server refused it, or retries did not help.
+        """
+        started = time.monotonic()
+        failure: ApiError | None = None
+        for _ in self.rounds():
+            try:
+                return self.once(method, path, body, self.left(started))
+            except ApiError as error:
+                if not is_transient(error):
+                    raise self.translated(error, what) from error
+                failure = error
+        raise self.given_up(failure, what)
+
+    def once(
+        self, method: str, path: str, body: bytes | bytearray | None, total: float | None
+    ) -> dict[str, Any]:
+        """Make a request once, within `total` seconds. Blocks.
+
+        Raises:
+            ApiError: It didn't work.
+        """
+        return self._api.request(method, path, body=body, long_text="manifest_text", total=total)
+
+    def rounds(self) -> RetryLoop:
+        """Return the rounds of one call."""
+        return RetryLoop(
+            self._retries, backoff=self._backoff, total=self._total, sleep=self._sleep
+        )
+
+    def left(self, started: float) -> float | None:
+        """Return the seconds left of a call that started then; None for any number."""
+        if self._total is None:
+            return None
+        return max(0.001, self._total - (time.monotonic() - started))
+
+    def record(self, answer: object) -> CollectionRecord:
+        """Read the description of a collection.
+
+        Raises:
+            ApiUnreachableError: It is none.
+        """
+        try:
+            return CollectionRecord.of(answer)  # type: ignore[arg-type] # what it isn't, raises
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ApiUnreachableError(
+                f"{self._api.root} described a collection in a way that can't be read: {error}",
+                cause=Cause.OTHER,
+            ) from error
+
+    def translated(
+        self, error: ApiError, what: str, name: str | None = None, size: int = 0
+    ) -> CollectionError:
+        """Say in our words what a server's refusal means."""
+        reason = reason_of(error)
+        if name and is_name_taken(error):
+            text = f"cannot {what}: another collection of the owner is named {name!r}"
+            return NameTakenError(text, uuid="", reason=reason)
+        status = error.status_code
+        message = f"cannot {what}: {reason}"
+        if status in _ADVICE:
+            message += f" ({_ADVICE[status]})"
+        if status == 413 and size:  # noqa: PLR2004 - as in _ERRORS
+            message += f"; the request has {size} bytes"
+        kind = _ERRORS.get(status, CollectionError)
+        return kind(message, status=status, reason=reason)
+
+    def given_up(self, error: ApiError | None, what: str) -> ApiUnreachableError:
+        """Say that retries did not help; `error` is the last one."""
+        if error is None:  # no round began, or each found nothing: the time was up
+            return ApiUnreachableError(f"cannot {what}: the time is up", cause=Cause.TIMED_OUT)
+        return ApiUnreachableError(
+            f"cannot {what}: the API server failed: {reason_of(error)}",
+            cause=error.cause,
+            status=error.status_code,
+            reason=reason_of(error),
+        )
+
+
+def is_transient(error: ApiError) -> bool:
+    """Tell whether a failure may be over in a moment."""
+    return Verdict.of(error.status_code) is Verdict.TRANSIENT
+
+
+def is_name_taken(error: ApiError) -> bool:
+    """Tell whether the server refused a name because another collection has it."""
+    said = " ".join(error.said)
+    return error.status_code == 422 and any(each in said for each in _NOT_UNIQUE)  # noqa: PLR2004
+
+
+def reason_of(error: ApiError) -> str:
+    """Return what happened, with the server's own reasons."""
+    said = "; ".join(error.said)
+    return f"{error.reason}: {said}" if said else error.reason
+
+
+def query(**parameters: object) -> str:
+    """Write the query of a URL; values other than texts as JSON."""
+    given = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in parameters.items()
+    }
+    return f"?{urllib.parse.urlencode(given)}"
+
+
+def quoted(name: str) -> str:
+    """Quote one part of a path."""
+    return urllib.parse.quote(name, safe="+")

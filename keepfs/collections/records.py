@@ -1,0 +1,141 @@
+"""Collections, users and projects as the API server describes them: values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: What is asked for of a collection, beside its manifest.
+FIELDS = (
+    "uuid",
+    "name",
+    "owner_uuid",
+    "portable_data_hash",
+    "properties",
+    "replication_desired",
+    "storage_classes_desired",
+    "trash_at",
+    "delete_at",
+    "is_trashed",
+    "created_at",
+    "modified_at",
+    "modified_by_user_uuid",
+    "version",
+    "file_count",
+    "file_size_total",
+    "etag",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRecord:
+    """A collection as the server described it at one moment.
+
+    Times are texts as the server writes them (ISO 8601, UTC), empty if there is none.
+
+    Attributes:
+        uuid: Empty where the server was asked by portable data hash.
+        portable_data_hash: Of the contents.
+        manifest: UTF-8, its locators signed for the asking token (until `trash_at` at
+            most); None if it wasn't asked for.
+        name: Unique among those of an owner that aren't trashed.
+        owner_uuid: Of a user or a project.
+        properties: As set by users.
+        replication_desired: Copies; None for the cluster's default.
+        storage_classes_desired: Names.
+        trash_at: When it is trashed.
+        delete_at: When it is deleted for good.
+        is_trashed: Whether it is.
+        created_at: When.
+        modified_at: When it was changed last.
+        modified_by: The user that did it.
+        version: Counts changes, where the cluster keeps versions.
+        file_count: Files.
+        file_size_total: Bytes of all files.
+        etag: Of this description. The server takes it over the columns that it read,
+            so it compares only with one of the same request.
+    """
+
+    uuid: str
+    portable_data_hash: str
+    manifest: bytes | None = field(default=None, repr=False)
+    name: str = ""
+    owner_uuid: str = ""
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    replication_desired: int | None = None
+    storage_classes_desired: tuple[str, ...] = ()
+    trash_at: str = ""
+    delete_at: str = ""
+    is_trashed: bool = False
+    created_at: str = ""
+    modified_at: str = ""
+    modified_by: str = ""
+    version: int = 0
+    file_count: int = 0
+    file_size_total: int = 0
+    etag: str = ""
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> CollectionRecord:
+        """Make one of the server's answer; fields that it left out have their defaults.
+
+        Raises:
+            TypeError: A field has a value of a kind that it can't have.
+            ValueError: The same.
+        """
+        copies = answer.get("replication_desired")
+        manifest = answer.get("manifest_text")
+        return cls(
+            uuid=str(answer.get("uuid") or ""),
+            portable_data_hash=str(answer.get("portable_data_hash") or ""),
+            manifest=manifest if isinstance(manifest, bytes) else None,
+            name=str(answer.get("name") or ""),
+            owner_uuid=str(answer.get("owner_uuid") or ""),
+            properties=dict(answer.get("properties") or {}),
+            replication_desired=None if copies is None else int(copies),
+            storage_classes_desired=tuple(answer.get("storage_classes_desired") or ()),
+            trash_at=str(answer.get("trash_at") or ""),
+            delete_at=str(answer.get("delete_at") or ""),
+            is_trashed=bool(answer.get("is_trashed")),
+            created_at=str(answer.get("created_at") or ""),
+            modified_at=str(answer.get("modified_at") or ""),
+            modified_by=str(answer.get("modified_by_user_uuid") or ""),
+            version=int(answer.get("version") or 0),
+            file_count=int(answer.get("file_count") or 0),
+            file_size_total=int(answer.get("file_size_total") or 0),
+            etag=str(answer.get("etag") or ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The user that a token is for.
+
+    Attributes:
+        uuid: Also the owner of what is in the user's home project.
+        is_admin: Whether the user may do everything.
+        is_active: Whether the user may do anything.
+    """
+
+    uuid: str
+    is_admin: bool = False
+    is_active: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectRecord:
+    """A project.
+
+    Attributes:
+        uuid: For `owner_uuid`.
+        name: As users gave it.
+        can_write: Whether the token's user may change what is in it; None if the
+            server doesn't say.
+    """
+
+    uuid: str
+    name: str = ""
+    can_write: bool | None = None

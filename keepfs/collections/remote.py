@@ -1,0 +1,361 @@
+"""RemoteCollections: what is asked of the API server about collections.
+
+Creating is idempotent. The server makes a new uuid for each request to create, and has
+no key to recognise a repeated one; but it keeps names unique among an owner's
+collections. So each collection has a name, the server is never asked to make a name
+unique (`ensure_unique_name`), and of two requests with one name at most one succeeds.
+After a failure that doesn't tell what happened (connection lost, time-out, 5xx) the name
+is looked up; what has the name, the contents and the properties is what was created.
+Where two programs might create equal collections under one name at the same moment,
+give them different properties.
+
+The server has no conditional update. `update` compares first, and a change that another
+client makes between the comparison and the update (one round trip) is not seen.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from keepfs.collections.api_requests import (
+    ApiRequests,
+    is_name_taken,
+    is_transient,
+    query,
+    quoted,
+    reason_of,
+)
+from keepfs.collections.manifest_text import hash_of_text, request_body
+from keepfs.collections.records import FIELDS, CollectionRecord, ProjectRecord, User
+from keepfs.collections.remote_errors import InvalidRequestError, NameTakenError
+from keepfs.collections.wishes import CollectionAttributes, Expected, compare, is_as
+from keepfs.keep.services.api import ApiError
+from keepfs.keep.services.long_json import escaped
+
+__all__ = ["CollectionAttributes", "Expected", "RemoteCollections"]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from keepfs.keep.retry import Backoff
+    from keepfs.keep.services.api import ApiClient
+
+#: Rounds after the first.
+DEFAULT_RETRIES = 3
+_PATH = "arvados/v1/collections"
+#: Names that are tried when one is taken.
+_MOST_NAMES = 5
+_HASH = re.compile(r"[0-9a-f]{32}\+[0-9]+(\+\S+)?\Z", re.ASCII)
+_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
+
+
+class RemoteCollections:
+    """The collections of a cluster, as one token sees them.
+
+    Any thread may use it. Each call blocks; `api.close()` ends the calls under way.
+    Failures that may be over in a moment (no answer, 5xx, 429, ...) are retried with
+    back-off, by `retry.Verdict`; others raise at once. Each call raises a
+    `CollectionError`: `UnauthorizedError`, `ForbiddenError`, `CollectionNotFoundError`,
+    `InvalidRequestError`, `TooLargeError`, or `ApiUnreachableError` when retries didn't help.
+
+    Args:
+        api: Asks the server; its token may be replaced at any time.
+        retries: Rounds after the first.
+        backoff: Waits between rounds.
+        total: Seconds after which no call starts a further round, and at which one
+            under way ends; None for no such limit.
+        sleep: Instead of `time.sleep`.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        *,
+        retries: int = DEFAULT_RETRIES,
+        backoff: Backoff | None = None,
+        total: float | None = None,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        self._api = ApiRequests(api, retries, backoff, total, sleep)
+
+    def current_user(self) -> User:
+        """Return the user that the token is for."""
+        found = self._api.ask("GET", "arvados/v1/users/current", "ask for the token's user")
+        return User(
+            str(found.get("uuid") or ""),
+            is_admin=bool(found.get("is_admin")),
+            is_active=bool(found.get("is_active", True)),
+        )
+
+    def project(self, uuid: str) -> ProjectRecord:
+        """Return a project by its uuid."""
+        path = f"arvados/v1/groups/{quoted(uuid)}"
+        found = self._api.ask("GET", path, f"find project {uuid}")
+        can_write = found.get("can_write")
+        return ProjectRecord(
+            str(found.get("uuid") or ""),
+            str(found.get("name") or ""),
+            can_write if isinstance(can_write, bool) else None,
+        )
+
+    def max_request_size(self) -> int:
+        """Return the most bytes of a request (API.MaxRequestSize); 128 MiB if it isn't said."""
+        found = self._api.ask("GET", "arvados/v1/config", "ask for the configuration")
+        limits = found.get("API")
+        size = limits.get("MaxRequestSize") if isinstance(limits, dict) else None
+        return size if isinstance(size, int) and size > 0 else 128 * 1024 * 1024
+
+    def get(self, name: str, *, with_manifest: bool = True) -> CollectionRecord:
+        """Return a collection by uuid or portable data hash; hints of a hash are ignored.
+
+        The manifest takes its own size of memory, and twice that for a moment.
+
+        Raises:
+            InvalidRequestError: It is neither.
+        """
+        if not _UUID.match(name) and not _HASH.match(name):
+            raise InvalidRequestError(f"{name!r} is neither a collection's uuid nor a hash")
+        name = "+".join(name.split("+")[:2])
+        asked = query(select=_selected(with_manifest=with_manifest))
+        path = f"{_PATH}/{quoted(name)}{asked}"
+        return self._api.record(self._api.ask("GET", path, f"get collection {name}"))
+
+    def find(
+        self,
+        *,
+        name: str | None = None,
+        owner_uuid: str | None = None,
+        portable_data_hash: str | None = None,
+        properties: Mapping[str, Any] | None = None,
+        limit: int = 100,
+    ) -> list[CollectionRecord]:
+        """List collections that have all that is given, newest first, without manifests.
+
+        Trashed ones are left out.
+        """
+        given = {"name": name, "owner_uuid": owner_uuid, "portable_data_hash": portable_data_hash}
+        filters = [[key, "=", value] for key, value in given.items() if value is not None]
+        filters += [[f"properties.{key}", "=", value] for key, value in (properties or {}).items()]
+        asked = query(
+            filters=filters,
+            select=_selected(with_manifest=False),
+            order=["created_at desc"],
+            limit=limit,
+            count="none",
+        )
+        items = self._api.ask("GET", f"{_PATH}{asked}", "list collections").get("items")
+        return [self._api.record(each) for each in items] if isinstance(items, list) else []
+
+    def create(
+        self,
+        manifest: str | bytes,
+        attributes: CollectionAttributes,
+        *,
+        unique_name: bool = False,
+        with_manifest: bool = False,
+    ) -> CollectionRecord:
+        """Create one collection, however often a request must be repeated.
+
+        Args:
+            manifest: Signed for the token. Its JSON takes once more its size of memory.
+            attributes: With a name; see the module. The owner is the token's user if
+                none is given.
+            unique_name: Append the time, as the server does, if the name is taken.
+            with_manifest: Whether the answer has the manifest, freshly signed.
+
+        Raises:
+            NameTakenError: Another collection of the owner has the name.
+            InvalidRequestError: There is no name; or the manifest isn't UTF-8.
+        """
+        if not attributes.name:
+            raise InvalidRequestError("cannot create a collection without a name: give one")
+        owner = attributes.owner_uuid or self.current_user().uuid
+        wish = _Wish(
+            attributes.name,
+            owner,
+            hash_of_text(_checked(manifest)),
+            attributes.as_json() | {"owner_uuid": owner},
+        )
+        other = reason = ""
+        for name in _names(attributes.name, unique=unique_name):
+            wish.name = wish.given["name"] = name
+            taken = self.find(name=name, owner_uuid=owner, limit=1)
+            if taken:
+                other, reason = taken[0].uuid, ""
+                continue
+            created = self._create_named(wish, manifest, with_manifest=with_manifest)
+            if isinstance(created, CollectionRecord):
+                return created
+            other, reason = created
+        raise NameTakenError(
+            f"cannot create collection {attributes.name!r}: {other or 'another'} of {owner} has"
+            " the name; give another one",
+            uuid=other,
+            reason=reason,
+        )
+
+    def update(
+        self,
+        uuid: str,
+        attributes: CollectionAttributes | None = None,
+        *,
+        expected: Expected,
+        manifest: str | bytes | None = None,
+        with_manifest: bool = False,
+    ) -> CollectionRecord:
+        """Change a collection if it is as expected.
+
+        A request whose outcome is unknown is repeated only if the collection is still
+        as expected; if it is as wanted by then, the update has succeeded.
+
+        Args:
+            uuid: Of the collection.
+            attributes: What to set.
+            expected: What the caller knows of it; see the module for the race left.
+            manifest: Signed for the token, unless the contents stay.
+            with_manifest: Whether the answer has the manifest, freshly signed.
+
+        Raises:
+            ChangedMeanwhileError: It is not as expected; nothing was changed.
+            NameTakenError: Another collection of the owner has the new name.
+        """
+        given = (attributes or CollectionAttributes()).as_json()
+        wanted = dict(given)
+        if manifest is not None:
+            wanted["portable_data_hash"] = hash_of_text(_checked(manifest))
+        select = {"select": _selected(with_manifest=with_manifest)}
+        body = request_body(given, manifest, select)
+        what = f"change collection {uuid}"
+        started, is_unsure = time.monotonic(), False
+        failure: ApiError | None = None
+        for _ in self._api.rounds():
+            left = self._api.left(started)
+            try:
+                now = self._api.once(
+                    "GET", f"{_PATH}/{quoted(uuid)}{query(**_bare())}", None, left
+                )
+                record = self._api.record(now)
+                if is_unsure and is_as(now, wanted):
+                    return self.get(uuid) if with_manifest else record
+                compare(record, expected)
+                is_unsure = True
+                done = self._api.once(
+                    "PATCH", f"{_PATH}/{quoted(uuid)}", body, self._api.left(started)
+                )
+                return self._api.record(done)
+            except ApiError as error:
+                if not is_transient(error):
+                    raise self._api.translated(
+                        error, what, given.get("name"), len(body)
+                    ) from error
+                failure = error
+        raise self._api.given_up(failure, f"{what}; it may have been changed all the same")
+
+    def trash(self, uuid: str) -> CollectionRecord:
+        """Move a collection to the trash. One that is there already raises not found or stays."""
+        path = f"{_PATH}/{quoted(uuid)}/trash"
+        return self._api.record(self._api.ask("POST", path, f"trash collection {uuid}", b"{}"))
+
+    # --- parts ----------------------------------------------------------------
+
+    def _create_named(
+        self, wish: _Wish, manifest: str | bytes, *, with_manifest: bool
+    ) -> CollectionRecord | tuple[str, str]:
+        """Create one by a name that was free; else return who has it and the server's reason."""
+        options = {"select": _selected(with_manifest=with_manifest)}
+        body = request_body(wish.given, manifest, options)
+        what = f"create collection {wish.name!r}"
+        started, is_unsure = time.monotonic(), False
+        failure: ApiError | None = None
+        for _ in self._api.rounds():
+            try:
+                if is_unsure and (made := self._made(wish, self._api.left(started))):
+                    return self.get(made.uuid) if with_manifest else made
+                is_unsure = True
+                return self._api.record(
+                    self._api.once("POST", _PATH, body, self._api.left(started))
+                )
+            except ApiError as error:
+                if is_transient(error):
+                    failure = error
+                    continue
+                if not is_name_taken(error):
+                    raise self._api.translated(error, what, None, len(body)) from error
+                # The first of our own requests may have been carried out only now.
+                if failure is not None and (made := self._made(wish, None)):
+                    return self.get(made.uuid) if with_manifest else made
+                taken = self.find(name=wish.name, owner_uuid=wish.owner, limit=1)
+                return (taken[0].uuid if taken else ""), reason_of(error)
+        try:
+            made = self._made(wish, None)
+        except ApiError:
+            made = None
+        if made is not None:
+            return self.get(made.uuid) if with_manifest else made
+        raise self._api.given_up(failure, f"{what}; it may have been created: look for its name")
+
+    def _made(self, wish: _Wish, total: float | None) -> CollectionRecord | None:
+        """Look for what an earlier request has created."""
+        filters = [["name", "=", wish.name], ["owner_uuid", "=", wish.owner]]
+        asked = query(filters=filters, select=_selected(with_manifest=False), count="none")
+        found = self._api.once("GET", f"{_PATH}{asked}", None, total).get("items")
+        for item in found if isinstance(found, list) else ():
+            record = self._api.record(item)
+            wanted = wish.given.get("properties", {})
+            if record.portable_data_hash == wish.hash and dict(record.properties) == wanted:
+                return record
+        return None
+
+
+@dataclass(slots=True)
+class _Wish:
+    """A collection to create.
+
+    Attributes:
+        name: As it is tried now.
+        owner: A user or a project.
+        hash: Portable data hash of the contents.
+        given: All attributes, as JSON.
+    """
+
+    name: str
+    owner: str
+    hash: str
+    given: dict[str, Any]
+
+
+def _names(name: str, *, unique: bool) -> Iterator[str]:
+    """Yield the names to try: the one that was given, then with the time behind it."""
+    yield name
+    for _ in range(_MOST_NAMES if unique else 0):
+        now = dt.datetime.now(dt.UTC)
+        yield f"{name} ({now:%Y-%m-%dT%H:%M:%S.%f}Z)"
+
+
+def _checked(manifest: str | bytes) -> str | bytes:
+    """Return a manifest that is UTF-8.
+
+    Raises:
+        InvalidRequestError: It isn't.
+    """
+    try:
+        if not manifest.isascii():
+            for _ in escaped(manifest):
+                pass
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"cannot send the manifest: it is not UTF-8 ({error}); rename the file"
+        ) from error
+    return manifest
+
+
+def _selected(*, with_manifest: bool) -> list[str]:
+    return [*FIELDS, "manifest_text"] if with_manifest else list(FIELDS)
+
+
+def _bare() -> dict[str, list[str]]:
+    return {"select": _selected(with_manifest=False)}

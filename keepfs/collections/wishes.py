@@ -1,0 +1,100 @@
+"""What a caller wants of a collection: attributes to set, and how it expects to find it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from keepfs.collections.remote_errors import ChangedMeanwhileError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keepfs.collections.records import CollectionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How a collection should be found. What is None isn't compared.
+
+    Attributes:
+        portable_data_hash: Of the contents.
+        modified_at: Of its last change of any kind; as a record has it.
+    """
+
+    portable_data_hash: str | None = None
+    modified_at: str | None = None
+
+    @classmethod
+    def of(cls, record: CollectionRecord) -> Expected:
+        """Expect what a record says: the same contents, and no change of any kind since."""
+        return cls(record.portable_data_hash, record.modified_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionAttributes:
+    """What can be set of a collection. What is None stays, or has the cluster's default.
+
+    Attributes:
+        name: Unique among its owner's collections.
+        owner_uuid: A user or a project.
+        properties: Any JSON object; replaces the old one.
+        replication_desired: Copies, from 1.
+        storage_classes_desired: Names.
+        trash_at: When it is to be trashed; with a time zone.
+    """
+
+    name: str | None = None
+    owner_uuid: str | None = None
+    properties: Mapping[str, Any] | None = None
+    replication_desired: int | None = None
+    storage_classes_desired: Sequence[str] | None = None
+    trash_at: dt.datetime | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is set, as the server takes it."""
+        given: dict[str, Any] = {
+            "name": self.name,
+            "owner_uuid": self.owner_uuid,
+            "properties": self.properties,
+            "replication_desired": self.replication_desired,
+            "storage_classes_desired": self.storage_classes_desired,
+        }
+        if self.trash_at is not None:
+            moment = self.trash_at.astimezone(dt.UTC)
+            given["trash_at"] = f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
+        if self.storage_classes_desired is not None:
+            given["storage_classes_desired"] = list(self.storage_classes_desired)
+        if self.properties is not None:
+            given["properties"] = dict(self.properties)
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def compare(record: CollectionRecord, expected: Expected) -> None:
+    """Accept a collection that is as expected.
+
+    Raises:
+        ChangedMeanwhileError: It isn't.
+    """
+    changed: dict[str, tuple[object, object]] = {}
+    for name in ("portable_data_hash", "modified_at"):
+        wanted, found = getattr(expected, name), getattr(record, name)
+        if wanted is not None and wanted != found:
+            changed[name] = (wanted, found)
+    if not changed:
+        return
+    what = "its files were changed" if "portable_data_hash" in changed else "it was changed"
+    raise ChangedMeanwhileError(
+        f"collection {record.uuid} is not as expected: {what} at {record.modified_at} by"
+        f" {record.modified_by or 'an unknown user'}; "
+        + "; ".join(f"{name} is {now}, not {old}" for name, (old, now) in changed.items()),
+        changed=changed,
+        modified_at=record.modified_at,
+        modified_by=record.modified_by,
+    )
+
+
+def is_as(answer: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a collection is as an update would have made it; times aren't compared."""
+    return all(answer.get(name) == value for name, value in wanted.items() if name != "trash_at")

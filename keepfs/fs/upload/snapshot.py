@@ -1,0 +1,161 @@
+"""Snapshots of upload/: its stored files as the catalog has them, while a mount goes on.
+
+The catalog is read in one transaction, by a connection of its own: a mount in this or
+another process may change it meanwhile. Blocking; not for the trio thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from keepfs.collections.builder import ManifestBuilder
+from keepfs.collections.manifest_errors import EntryError
+from keepfs.fs.upload.catalog import ROOT, CatalogError
+from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, receipts_of
+from keepfs.fs.upload.sqlite_errors import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from keepfs.collections.manifest import Manifest
+    from keepfs.fs.nodes import Metadata
+    from keepfs.keep.store import Receipt
+
+#: Name of the catalog in a state directory.
+CATALOG = "catalog.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNode:
+    """A file, directory or symlink of upload/ whose last version is stored.
+
+    Attributes:
+        path: Below upload/: names joined by slashes, as `os.fsdecode` returns them.
+        number: The catalog's.
+        metadata: Mode, owner and times.
+        receipts: Of a file: those of its blocks, in order.
+        target: Of a symlink: where it points.
+        damage: What is wrong with its entry; empty if nothing is. Then the rest is not known.
+    """
+
+    path: str
+    number: int
+    metadata: Metadata | None
+    receipts: tuple[Receipt, ...] = ()
+    target: bytes = b""
+    damage: str = ""
+
+    @property
+    def kind(self) -> int:
+        """The type as in st_mode: S_IFREG, S_IFDIR or S_IFLNK; 0 if the entry is damaged."""
+        return 0 if self.metadata is None else stat.S_IFMT(self.metadata.mode)
+
+
+@contextlib.contextmanager
+def open_snapshot(catalog: Path) -> Iterator[Iterator[StoredNode]]:
+    """Open a catalog and go through its nodes: a directory comes before what is in it.
+
+    Memory is that of the names of the directories that are not read yet.
+
+    Args:
+        catalog: The database, such as `state_dir / CATALOG`.
+
+    Raises:
+        CatalogError: There is none, or it can't be read.
+    """
+    with _reported(catalog), contextlib.closing(_connect(catalog)) as database:
+        database.execute("BEGIN")
+        yield _guarded(catalog, _nodes(database))
+
+
+def _guarded(catalog: Path, nodes: Iterator[StoredNode]) -> Iterator[StoredNode]:
+    with _reported(catalog):
+        yield from nodes
+
+
+def _nodes(database: sqlite3.Connection) -> Iterator[StoredNode]:
+    directories = [(ROOT, "")]
+    query = f"SELECT {COLUMNS}, content FROM entries WHERE parent = ? ORDER BY name"  # noqa: S608
+    while directories:
+        parent, prefix = directories.pop()
+        inner = []
+        for row in database.execute(query, (parent,)):
+            node = _node(prefix, row)
+            if node.kind == stat.S_IFDIR:
+                inner.append((node.number, f"{node.path}/"))
+            yield node
+        directories += reversed(inner)
+
+
+def _node(prefix: str, row: tuple[Any, ...]) -> StoredNode:
+    *columns, content = row
+    number, name = columns[0], columns[1]
+    path = prefix + os.fsdecode(name)
+    damage = damage_of(tuple(columns))
+    if damage:
+        return StoredNode(path, number, None, damage=damage)
+    entry = entry_of(tuple(columns), (None, None))
+    kind = stat.S_IFMT(entry.metadata.mode)
+    if kind == stat.S_IFLNK:
+        return StoredNode(path, number, entry.metadata, target=content)
+    if kind == stat.S_IFDIR:
+        return StoredNode(path, number, entry.metadata)
+    try:
+        receipts = receipts_of(content, size=entry.size)
+    except ValueError as error:
+        return StoredNode(path, number, None, damage=str(error))
+    return StoredNode(path, number, entry.metadata, receipts)
+
+
+def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, str]]]:
+    """Return a manifest of files and directories, and what it leaves out.
+
+    Args:
+        nodes: Their paths become those in the manifest.
+
+    Returns:
+        The manifest, and (path, reason) of each node that a manifest can't hold: symlinks,
+        damaged entries, and names and blocks that its format has no room for.
+    """
+    builder, left_out = ManifestBuilder(), []
+    for node in nodes:
+        try:
+            if node.damage:
+                left_out.append((node.path, f"its entry in the catalog is damaged: {node.damage}"))
+            elif node.kind == stat.S_IFDIR:
+                builder.add_directory(node.path)
+            elif node.kind == stat.S_IFLNK:
+                left_out.append((node.path, "manifests have no symbolic links"))
+            else:
+                builder.add_file(node.path, _ranges(node.receipts))
+        except EntryError as error:
+            left_out.append((node.path, str(error)))
+    return builder.build(), left_out
+
+
+def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:
+    for receipt in receipts:
+        if receipt.locator.size:
+            yield str(receipt.locator), 0, receipt.locator.size
+
+
+def _connect(catalog: Path) -> sqlite3.Connection:
+    if not catalog.is_file():
+        raise CatalogError(f"there is no catalog {catalog}: is it the state directory of a mount?")
+    return sqlite3.connect(
+        f"{catalog.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
+    )
+
+
+@contextlib.contextmanager
+def _reported(catalog: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise CatalogError(f"the catalog {catalog} can't be read: {reason(error)}") from error

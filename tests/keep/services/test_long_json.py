@@ -1,0 +1,97 @@
+"""Very long texts go into JSON and come out of it in pieces, wherever they are cut."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepfs.keep.services.long_json import PIECE, LongTexts, escaped
+
+# Much that could be taken for a key, an end or an escape sequence.
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.text(alphabet='"\\ u0:mt\n\0é😀'),
+    st.sampled_from(['"manifest_text":"', '\\"manifest_text\\": \\"', "manifest_text", "\\"]),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), TEXTS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.just("manifest_text"), TEXTS), inner, max_size=4),
+    ),
+    max_leaves=8,
+)
+
+
+def with_bytes(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
+    """Make the texts under the key bytes, as `LongTexts` does."""
+    if isinstance(value, dict):
+        return {name: with_bytes(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [with_bytes(each) for each in value]
+    return value.encode() if key == "manifest_text" and isinstance(value, str) else value
+
+
+@given(
+    value=st.dictionaries(st.one_of(st.just("manifest_text"), st.just("a")), VALUES),
+    is_ascii=st.booleans(),
+    indent=st.sampled_from([None, 1]),
+    cut=st.integers(min_value=1, max_value=40),
+)
+def test_what_is_read_in_pieces_is_what_was_written(
+    value: dict[str, Any], cut: int, indent: int | None, *, is_ascii: bool
+) -> None:
+    text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
+    reader = LongTexts("manifest_text", 1 << 20)
+
+    for start in range(0, len(text), cut):
+        reader.feed(text[start : start + cut])
+
+    assert reader.parsed() == with_bytes(value)
+
+
+@given(TEXTS)
+def test_what_is_escaped_is_json(text: str) -> None:
+    assert json.loads(b'"' + b"".join(escaped(text)) + b'"') == text
+    assert json.loads(b'"' + b"".join(escaped(text.encode())) + b'"') == text
+
+
+def test_a_character_may_stand_where_a_text_is_cut() -> None:
+    text = "x" * (PIECE - 1) + "😀\\" * PIECE
+
+    for given_text in (text, text.encode()):
+        assert json.loads(b'"' + b"".join(escaped(given_text)) + b'"') == text
+
+
+@pytest.mark.parametrize("bad", ["\ud800", b"\xff", b"\xc3", b"x" * (PIECE - 1) + b"\xe2\x82"])
+def test_what_is_not_utf_8_is_refused(bad: str | bytes) -> None:
+    with pytest.raises(ValueError, match="codec can't"):
+        list(escaped(bad))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"manifest_text":"',
+        b'{"manifest_text":"x\\',
+        b'{"manifest_text":"x\ny"}',
+        b'{"manifest_text":"x"',
+        b'{"manifest_text":"\\ud800"}',
+        b'{"a":"' + b"x" * 2000 + b'"}',
+    ],
+    ids=["no end", "escape", "raw line end", "no brace", "lone surrogate", "too long"],
+)
+def test_what_is_no_json_is_an_error(bad: bytes) -> None:
+    reader = LongTexts("manifest_text", 1000)
+
+    with pytest.raises(ValueError, match=r"."):
+        _read(reader, bad)
+
+
+def _read(reader: LongTexts, text: bytes) -> None:
+    reader.feed(text)
+    reader.parsed()

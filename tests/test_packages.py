@@ -1,0 +1,132 @@
+"""What an index is given: a wheel and an sdist, complete, with metadata that can be shown."""
+
+from __future__ import annotations
+
+import email.parser
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+#: What a checkout has for users and developers; the rest is made by tools.
+SHIPPED = ("keepfs", "tests", "bench", "scripts", "docs", "systemd", ".ci")
+SHIPPED_FILES = (
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "SEMANTICS.md",
+    "pyproject.toml",
+    ".pre-commit-config.yaml",
+)
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build both, the wheel from the sdist, with the backend that is installed."""
+    target = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    [path] = built.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as file:
+        [name] = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+        return email.parser.BytesParser().parsebytes(file.read(name))
+
+
+def test_the_sdist_has_everything_that_the_tests_need(built: Path) -> None:
+    [path] = built.glob("*.tar.gz")
+    with tarfile.open(path) as file:
+        modes = {it.name.partition("/")[2]: it.mode for it in file.getmembers()}
+
+    there = {
+        str(it.relative_to(ROOT))
+        for folder in SHIPPED
+        for it in (ROOT / folder).rglob("*")
+        if it.is_file() and "__pycache__" not in it.parts
+    }
+
+    assert "tests/data/vectors.json" in there
+    assert sorted((there | set(SHIPPED_FILES)) - set(modes)) == []
+    assert [
+        name for name in modes if name.startswith("scripts/") and not modes[name] & 0o100
+    ] == []
+
+
+def test_the_wheel_has_the_package_its_types_and_the_units_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        [unit] = [
+            name
+            for name in names
+            if name.endswith(".data/data/lib/systemd/system/keepfs@.service")
+        ]
+        text = file.read(unit).decode()
+
+    modules = {str(it.relative_to(ROOT)) for it in (ROOT / "keepfs").rglob("*.py")}
+    others = names - modules - {"keepfs/py.typed", unit}
+
+    assert text == (ROOT / "systemd" / "keepfs@.service").read_text()
+    assert names >= modules | {"keepfs/py.typed"}
+    assert all(".dist-info/" in name for name in others), others
+
+
+def test_an_index_can_show_the_metadata(built: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *sorted(built.iterdir())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_every_link_of_the_readme_is_absolute_and_leads_to_a_file(metadata: Message) -> None:
+    text = str(metadata.get_payload())
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    of_files = f"{URLS['Source']}/blob/main/"
+
+    ours = [link for link in links if link.startswith(URLS["Source"])]
+
+    assert links
+    assert [link for link in links if not re.match("https?://|#", link)] == []
+    assert len(ours) == len(re.findall(r"\]\((?!https?://|#)", (ROOT / "README.md").read_text()))
+    for link in ours:
+        assert (ROOT / link.removeprefix(of_files)).is_file(), link
+
+
+def test_the_metadata_names_the_licence_the_authors_and_the_addresses(metadata: Message) -> None:
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Author"] == "keepfs developers"
+    assert dict(it.split(", ") for it in metadata.get_all("Project-URL", [])) == URLS
+    assert all(url.startswith(URLS["Source"]) for url in URLS.values())

@@ -41,7 +41,7 @@ def imports(path: Path) -> set[str]:
 
 def test_no_import_cycles() -> None:
     ours = {dotted(path) for path in MODULES}
-    # `from keepfs.cli import x` names the package as well, whose face imports its rooms.
+    # `from keepfs.cli import x` names the package as well, whose face imports its modules.
     graph = {
         name: {need for need in imports(path) & ours if not f"{name}.".startswith(f"{need}.")}
         for name, path in ((dotted(path), path) for path in MODULES)
@@ -67,11 +67,11 @@ def test_every_module_imports_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_no_room_is_longer_than_it_may_be(path: Path) -> None:
+def test_no_module_is_longer_than_it_may_be(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
-def test_the_map_says_what_the_rooms_say() -> None:
+def test_the_map_says_what_the_modules_say() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     rows = re.findall(r"^\| `(keepfs/[^`]+)` \| (.+?) \|$", text, re.MULTILINE)
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Found, Receipt
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.store import Call, Wanted
 
 _CAUSE_BY_ERRNO = {
@@ -57,7 +57,7 @@ class LocalStore:
         self.name = f"local:{self.directory}"
 
     def get(
-        self, locator: KeepLocator, allocate: Callable[[int], Room] = FreshRoom
+        self, locator: KeepLocator, allocate: Callable[[int], Allocation] = FreshAllocation
     ) -> bytes | memoryview:
         """Read a block and verify it.
 

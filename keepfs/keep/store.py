@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.retry import Backoff
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.locator import KeepLocator
 
 
@@ -43,7 +43,7 @@ class Call:
     answered: Callable[[int], None] | None = None
     sent: Callable[[str], None] = lambda _: None
     backoff: Backoff = field(default_factory=Backoff)
-    allocate: Callable[[int], Room] = FreshRoom
+    allocate: Callable[[int], Allocation] = FreshAllocation
 
     def remaining(self) -> float:
         """Return the seconds that are left, at least 0."""

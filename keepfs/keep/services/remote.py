@@ -2,7 +2,7 @@
 
 A round asks the places that the locator's hints name, then each service that may
 still help, in probe order. Between rounds there is a back-off, and the
-list of services is fetched afresh. Only this room makes rounds.
+list of services is fetched afresh. Only this module makes rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.background import Background
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.counters import Counters
     from keepfs.keep.errors import KeepRequestError
     from keepfs.keep.http.exchange import Exchanges
@@ -298,7 +298,7 @@ class RemoteStore:
         *,
         deadline: float | None = None,
         answered: Callable[[int], None] | None = None,
-        allocate: Callable[[int], Room] = FreshRoom,
+        allocate: Callable[[int], Allocation] = FreshAllocation,
     ) -> list[str]:
         """Make a `KeepService` for each root that hasn't one yet, and return the roots.
 

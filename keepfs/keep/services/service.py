@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from keepfs import __version__
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
 from keepfs.keep.http.exchange import Exchange
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.http.exchange import Exchanges
     from keepfs.keep.http.pace import Watch
     from keepfs.keep.http.transport import Answer
@@ -82,7 +82,7 @@ class KeepService:
         counters: Counters | None = None,
         deadline: float | None = None,
         answered: Callable[[int], None] | None = None,
-        allocate: Callable[[int], Room] = FreshRoom,
+        allocate: Callable[[int], Allocation] = FreshAllocation,
     ) -> None:
         self.root = root
         self._exchanges = exchanges
@@ -406,7 +406,7 @@ class KeepService:
         if self._answered is not None:
             self._answered(size)
 
-    def _memory(self, size: int) -> Room:
+    def _memory(self, size: int) -> Allocation:
         """Make the memory for a block that begins to come. Blocks while there is none."""
         if self._watch is not None:
             self._watch.on_block()

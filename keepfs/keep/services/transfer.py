@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import urllib3
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.http.wire import CutShortError, declared_length
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, innermost
@@ -29,7 +29,7 @@ from keepfs.keep.threads import Thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.http.transport import Answer
 
 #: Bytes that are received, then hashed: large enough that hashing lets other
@@ -64,7 +64,7 @@ def receive_block(
     locator: KeepLocator,
     declared: int | None,
     answered: Callable[[int], None] | None = None,
-    allocate: Callable[[int], Room] = FreshRoom,
+    allocate: Callable[[int], Allocation] = FreshAllocation,
     probe: int = 0,
 ) -> tuple[str, bytes | memoryview]:
     """Receive a block, hashing it on the way.
@@ -93,13 +93,13 @@ def receive_block(
     if size is not None and answered is not None:
         answered(size)
     # One byte more than there may be, where the answer doesn't say its length.
-    room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
-    begun = min(probe, room)
-    memory = FreshRoom(begun) if begun else allocate(room)
-    with (_HashThread if room >= _LARGE else _Hash)() as digest:
+    capacity = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
+    begun = min(probe, capacity)
+    memory = FreshAllocation(begun) if begun else allocate(capacity)
+    with (_HashThread if capacity >= _LARGE else _Hash)() as digest:
         got, is_cut = _receive_into(memory.view, answer, digest)
-        if got == begun < room and not is_cut and begun:
-            first, memory = memory.view, allocate(room)
+        if got == begun < capacity and not is_cut and begun:
+            first, memory = memory.view, allocate(capacity)
             memory.view[:begun] = first
             more, is_cut = _receive_into(memory.view[begun:], answer, digest)
             got += more

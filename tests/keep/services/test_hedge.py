@@ -12,7 +12,7 @@ import pytest
 
 from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepReadError
 from keepfs.keep.blocks import BlockClient
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.counters import Counters
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
@@ -271,14 +271,14 @@ def test_a_service_is_asked_in_its_turn_again_after_a_while_or_when_it_has_answe
 def test_a_block_takes_the_memory_of_one_however_many_services_send_it(
     cluster: Cluster, fault: Fault
 ) -> None:
-    made: list[weakref.ref[FreshRoom]] = []
+    made: list[weakref.ref[FreshAllocation]] = []
     alive: list[int] = []
 
-    def allocate(size: int) -> FreshRoom:
+    def allocate(size: int) -> FreshAllocation:
         alive.append(sum(each() is not None for each in made))
-        room = FreshRoom(size)
-        made.append(weakref.ref(room))
-        return room
+        memory = FreshAllocation(size)
+        made.append(weakref.ref(memory))
+        return memory
 
     locator = cluster.store(LARGE)
     for each in cluster.by_probe_order(locator)[:2]:

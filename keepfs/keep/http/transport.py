@@ -178,43 +178,46 @@ class _SentDirectly:
     def __init__(
         self, wire: Wire, give_back: Callable[[Wire], None], send_again: Callable[[], Wire] | None
     ) -> None:
-        self._wire = wire
+        # None once the answer was received, which owns the connection from then on.
+        self._wire: Wire | None = wire
+        self._descriptor = wire.fileno()
         self._give_back = give_back
         self._send_again = send_again
-        self._is_received = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_received:
+        if self._wire is not None:
             self._wire.close()
 
     def fileno(self) -> int:
-        return self._wire.fileno()
+        return self._descriptor
 
     def receive(self) -> Answer:
+        wire = self._wire
+        if wire is None:
+            raise RuntimeError("the answer was received already")
         try:
-            head = self._wire.receive()
+            head = wire.receive()
         except CancelledError:
             raise
         except BROKEN:
-            if self._send_again is None or self._wire.has_answered():
+            if self._send_again is None or wire.has_answered():
                 raise
-            self._wire.close()
-            self._wire = self._send_again()
-            head = self._wire.receive()
-        self._is_received = True
-        body, wire = head.body, self._wire
+            wire.close()
+            wire = self._wire = self._send_again()
+            head = wire.receive()
+        self._wire = None
 
         def end() -> None:
-            if body.is_complete() and body.can_go_on:
+            if wire.is_idle():
                 leave_socket()  # before others have it
                 self._give_back(wire)
             else:
                 wire.close()
 
-        return Answer(head.status, head.reason, head.version, head.headers, body, end)
+        return Answer(head.status, head.reason, head.version, head.headers, head.body, end)
 
 
 class SessionTransport:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Allocation
-    from keepfs.keep.store import Call, Wanted
+    from keepfs.keep.store import CallOptions, Wanted
 
 _CAUSE_BY_ERRNO = {
     errno.ENOSPC: Cause.FULL,
@@ -134,13 +134,13 @@ class LocalStore:
             ) from error
         return Receipt(locator, copies=1, services=(self.name,))
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
+    def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Read a block and verify it; as `Store` has it."""
-        block = self.get(locator, call.allocate)
-        call.sent(self.name)
+        block = self.get(locator, call.observer.allocate)
+        call.observer.received_from(self.name)
         return block
 
-    def find(self, locator: KeepLocator, call: Call) -> Found:  # noqa: ARG002 - ditto
+    def find(self, locator: KeepLocator, call: CallOptions) -> Found:  # noqa: ARG002 - ditto
         """Tell a block's size; as `Store` has it."""
         return Found(self.head(locator))
 
@@ -149,7 +149,7 @@ class LocalStore:
         block: Buffer,
         locator: KeepLocator,  # noqa: ARG002 - computed anew: nobody else checks it
         wanted: Wanted,  # noqa: ARG002 - one directory, one copy
-        call: Call,  # noqa: ARG002 - a disk is asked once
+        call: CallOptions,  # noqa: ARG002 - a disk is asked once
     ) -> Receipt:
         """Store a block; as `Store` has it."""
         return self.put(block)

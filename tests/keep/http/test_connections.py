@@ -17,6 +17,7 @@ from keepfs.keep.http.connections import IDLE_SECONDS, Connections
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.service import KeepService
+from keepfs.keep.store import ReadObserver
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running
 from tests.keep.clusters import Cluster, root
@@ -194,8 +195,13 @@ def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
             service.cancel()
             return super().first(size)
 
+    class Observer(ReadObserver):
+        def allocate(self, size: int) -> Watched:
+            """Make such memory."""
+            return Watched(size)
+
     headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
-    service = KeepService(root(store), exchanges, headers, allocate=Watched)
+    service = KeepService(root(store), exchanges, headers, observer=Observer())
 
     service.get(locator, timeout=PATIENT)
     store.release()

@@ -21,7 +21,7 @@ from keepfs.keep.services.discovery import Access, Services, probe_order
 from keepfs.keep.services.hedge import Sluggish
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
-from keepfs.keep.store import Call
+from keepfs.keep.store import CallOptions, ReadObserver
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
@@ -411,11 +411,13 @@ def test_an_unexpected_failure_in_a_thread_is_raised_where_the_block_was_wanted(
     first.always(Fault(hold=Stage.BEFORE_STATUS))
     store = store_of(cluster, timeouts=Timeouts(2, 0.5, 1))
 
-    def answered(_size: int) -> None:
-        raise ValueError("a bug")
+    class Failing(ReadObserver):
+        def began(self, size: int) -> None:
+            """Fail."""
+            raise ValueError(f"a bug of {size} bytes")
 
     with client_of(store) as client:
-        call = Call(PATIENT.read + 1e9, answered=answered)
+        call = CallOptions(PATIENT.read + 1e9, observer=Failing())
         with pytest.raises(ValueError, match="a bug"):
             Running(lambda: store.read(locator, call)).result()
         assert client.block_cache.statistics().in_flight == 0

@@ -9,20 +9,22 @@ urllib3 and http.client, 394 without the first, and takes 213 so.
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import ssl
 from typing import TYPE_CHECKING, Any
 
 from urllib3.util.connection import is_connection_dropped
 
-from keepfs.keep.http.pace import PacedSocket
+from keepfs.keep.http.pace import PacedReader, send_all
 from keepfs.keep.http.phases import Phase, WireEvent, WireState
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Mapping
 
     from urllib3.connection import HTTPConnection
+
+    from keepfs.keep.http.pace import Pace
 
 #: Bounds of a head or of trailers: bytes, and header lines (http.client's number).
 _MOST_HEAD, _MOST_LINES = 65536, 100
@@ -65,6 +67,7 @@ class Wire:
         self._connection = connection
         self._host = host
         self._socket: Any = None
+        self._raw: PacedReader | None = None
         self._stream: io.BufferedReader | None = None
         self._method = ""
         self._state = WireState()
@@ -82,12 +85,23 @@ class Wire:
         """
         self._connection.timeout = timeout
         self._connection.connect()
-        self._socket = PacedSocket(self._connection.sock)
+        self._socket = self._connection.sock
         self._state.apply(WireEvent.CONNECTED)
 
     def is_idle(self) -> bool:
         """Return whether another request can be sent: no exchange is under way or broke off."""
         return self._state.phase is Phase.IDLE
+
+    def end_exchange(self) -> bool:
+        """End the exchange, and return whether another can follow; else close the connection.
+
+        From then on a cancel of the pace does not reach the socket.
+        """
+        if self.is_idle():
+            self._end_stream()
+            return True
+        self.close()
+        return False
 
     def is_usable(self) -> bool:
         """Tell whether it is connected still, and nothing came that nobody asked for."""
@@ -100,19 +114,31 @@ class Wire:
         self._connection.close()
 
     def _end_stream(self) -> None:
-        # It holds the socket open for itself.
+        # Its pace must not outlive the exchange: it refers to the call, and to its block.
         if self._stream is not None:
             self._stream.close()
-            self._stream = None
+            self._stream = self._raw = None
 
     def fileno(self) -> int:
         """Return the descriptor that an answer comes by."""
         return int(self._socket.fileno())
 
     def send(
-        self, method: str, target: str, headers: Mapping[str, str], body: memoryview | None
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: memoryview | None,
+        pace: Pace | None = None,
     ) -> None:
-        """Send a request, or as much of it as the service takes.
+        """Send a request, or as much of it as the service takes. Blocks.
+
+        Args:
+            method: GET, HEAD or PUT.
+            target: The path, with its slash.
+            headers: All but Host and Content-Length.
+            body: Sent without a copy; it must not change meanwhile.
+            pace: Of the exchange; None for no limit but the socket's own.
 
         Raises:
             ValueError: A header can't be sent.
@@ -125,19 +151,19 @@ class Wire:
         self.was_used = True
         try:
             if body is not None and body.nbytes <= ONE_PIECE:
-                self._socket.sendall(head + body.tobytes())
+                send_all(self._socket, head + body.tobytes(), pace)
             else:
-                self._socket.sendall(head)
+                send_all(self._socket, head, pace)
                 if body is not None:
-                    self._socket.sendall(body)
+                    send_all(self._socket, body, pace)
         except _CANT_SEND:
             # The service may answer before it has read the whole request, then close.
             self._state.apply(WireEvent.SENDING_FAILED)
         else:
             self._state.apply(WireEvent.ALL_SENT)
 
-    def receive(self) -> Head:
-        """Return the head of the answer to what was sent.
+    def receive(self, pace: Pace | None = None) -> Head:
+        """Return the head of the answer to what was sent; its body keeps the pace too. Blocks.
 
         Raises:
             http.client.HTTPException: The answer isn't one of HTTP.
@@ -145,12 +171,13 @@ class Wire:
         """
         # A new one each time: nothing that was left of the last answer is taken for this one's.
         self._end_stream()
-        self._stream = self._socket.reader()
+        self._raw = PacedReader(self._socket, pace)
+        self._stream = io.BufferedReader(self._raw)
         return Head.read(self._stream, self._method, self._state)
 
     def has_answered(self) -> bool:
         """Tell whether any byte has come of the answer to what was sent."""
-        return self._stream is not None and bool(self._stream.raw.has_received)  # type: ignore[attr-defined] # ours
+        return self._raw is not None and self._raw.has_received
 
 
 class Head:

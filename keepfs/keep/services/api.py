@@ -16,7 +16,7 @@ from keepfs import __version__
 from keepfs.config.arvados import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.http.exchange import Exchanges
-from keepfs.keep.http.pace import Pace, pacing
+from keepfs.keep.http.pace import Pace
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
 from keepfs.keep.services.tokens import clean_token, redacted
@@ -173,10 +173,10 @@ class ApiClient:
             headers["X-Request-Id"] = self.request_id
         pace = Pace(Timeouts(_CONNECT, self.timeout, 0), time.monotonic() + self.timeout)
         try:
-            with self._exchanges.begin(pace) as transport, pacing(pace):
+            with self._exchanges.begin(pace) as transport:
                 limits = (min(_CONNECT, self.timeout), self.timeout)
                 with (
-                    transport.send("GET", self.root, path, headers, None, limits) as sent,
+                    transport.send("GET", self.root, path, headers, None, limits, pace) as sent,
                     sent.receive() as answer,
                 ):
                     return self._answer(answer, token)

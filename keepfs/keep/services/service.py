@@ -327,6 +327,7 @@ class KeepService:
                     {**self._headers, **headers},
                     body,
                     (connect, min(timeouts.read, max(0.001, pace.remaining()))),
+                    pace,
                 ) as sent,
             ):
                 yield sent.fileno()

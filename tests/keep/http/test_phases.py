@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import socket
+import time
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
 
 from keepfs.keep.http.connections import Connections
+from keepfs.keep.http.pace import Pace
 from keepfs.keep.http.phases import TRANSITIONS, Phase, PhaseError, WireEvent, WireState
+from keepfs.keep.http.timeouts import Timeouts
 from tests.fakes.threads import Running
 from tests.keep.clusters import Cluster
 
@@ -96,6 +100,34 @@ def test_a_wire_shows_its_phase(store: KeepstoreControls) -> None:
     wire.close()
     assert repr(wire) == f"Wire({host!r}, closed)"
     assert repr(WireState()) == "WireState(new)"
+
+
+def test_an_idle_wire_keeps_nothing_of_the_last_exchange(store: KeepstoreControls) -> None:
+    # A pace refers to the hedge of a call, and so to a block.
+    wire = Connections(verify=True).take(f"{store.url}/", 2)
+    pace = Pace(Timeouts(2, 20, 1), time.monotonic() + 20)
+    left = weakref.ref(pace)
+    wire.send("GET", f"/{'0' * 32}", {}, None, pace)
+    wire.receive(pace).body.read(4096)
+
+    assert wire.end_exchange()
+    pace.cancel()
+    del pace
+
+    assert left() is None
+    get(wire)
+    assert wire.receive().body.read(4096)
+    assert wire.end_exchange()
+    wire.close()
+
+
+def test_a_wire_whose_answer_was_not_read_is_closed_by_its_end(store: KeepstoreControls) -> None:
+    wire = Connections(verify=True).take(f"{store.url}/", 2)
+    get(wire)
+    wire.receive()
+
+    assert not wire.end_exchange()
+    assert repr(wire).endswith(", closed)")
 
 
 def test_a_second_request_before_the_first_is_answered_is_an_error(

@@ -12,6 +12,7 @@ import pyfuse3
 import trio
 
 from keepfs import __version__, privacy, stores
+from keepfs.collections import local
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.collections.collections_directory import CollectionsDirectory
@@ -380,7 +381,11 @@ class _Mount:
         """Remove what killed writers left in a local store."""
         store = self._options.store.local_store
         if store is not None and not self._options.read_only:
-            count = await trio.to_thread.run_sync(remove_leftovers, store, abandon_on_cancel=True)
+            count = 0
+            for directory in (store, store / local.DIRECTORY):
+                count += await trio.to_thread.run_sync(
+                    remove_leftovers, directory, abandon_on_cancel=True
+                )
             if count:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
 

@@ -12,6 +12,7 @@ from keepfs.collections.local import LocalCollections
 from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.parsing import parse
 from keepfs.keep import Cause, KeepReadError, KeepWriteError, NotFoundError
+from keepfs.keep.local import remove_leftovers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,4 +85,20 @@ def test_other_files_are_no_collections(tmp_path: Path) -> None:
     for other in ("keepfs-abc.tmp", f"{name}.manifest.old", "x.manifest"):
         (collections.directory / other).touch()
 
+    assert collections.names() == [name]
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    collections = LocalCollections(tmp_path)
+    name = collections.put(TEXT).portable_data_hash
+    old, new = (collections.directory / f"keepfs-{each}.tmp" for each in ("old", "new"))
+    for each in (old, new, collections.directory / f"{name}.manifest"):
+        each.touch()
+        if each != new:
+            os.utime(each, (0, 0))
+
+    assert remove_leftovers(collections.directory) == 1
+
+    assert not old.exists()
+    assert new.exists()
     assert collections.names() == [name]

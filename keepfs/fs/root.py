@@ -36,7 +36,7 @@ To read it back:
 The names in upload/ are kept on this machine; the next mount has them again.
 {kept}
 
-Settings of this mount:
+This mount's settings:
 {settings}"""
 
 

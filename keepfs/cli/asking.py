@@ -34,7 +34,7 @@ _WORDS = {
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
 @store_settings
 def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
-    """Print the size and locator of each block that exists.
+    """Print the size and locator of each block.
 
     Exits with 1 if a block does not exist.
     """
@@ -50,9 +50,9 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
 @store_settings
 def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
-    """Make every service check its copy of each block, without a transfer.
+    """Make every service check its copies.
 
-    Prints one line per block and service: the result (ok, missing, DAMAGED,
+    The blocks are not transferred. Prints one line per block and service: the result (ok, missing, DAMAGED,
     refused, remote or unknown), the service, and the locator. `remote` means
     that the service has no copy and gets the block from the cluster in the
     locator. With a local store, keepfs reads the file of the block.
@@ -85,9 +85,10 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
 @store_settings
 def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
-    """List the services in probe order, with the state of each block and the response time.
+    """Show which services have each block.
 
-    `remote` means that the service has no copy and gets the block from the
+    Lists the services in probe order, with the state of the block and the
+    response time. `remote` means that the service has no copy and gets the block from the
     cluster in the locator. Exits with 1 if no service has a block.
     """
     failed = clients.Failures()

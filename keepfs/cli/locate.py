@@ -15,7 +15,10 @@ from keepfs.mount import mountpoint
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @clients.zero_option
 def locate_command(files: tuple[str, ...], *, null: bool) -> None:
-    """Print the locator of each FILE in a mount, a tab, and the name of FILE."""
+    """Print the locator of each FILE in a mount.
+
+    A line of output is the locator, a tab, and the name of FILE.
+    """
     failed = clients.Failures()
     for name in files:
         with failed.noted():

@@ -262,9 +262,9 @@ class _Foreground:
 @click.command("unmount")
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 def unmount_command(mountpoint_: Path) -> None:
-    """Unmount MOUNTPOINT; wait until everything is stored and the process has exited.
+    """Store everything and unmount MOUNTPOINT.
 
-    Exits with 1 if a file could not be stored, if the mount is busy, or if
+    Returns when everything is stored and the process has exited. Exits with 1 if a file could not be stored, if the mount is busy, or if
     bind mounts of it are left. It lists the files, processes or bind mounts.
     """
     with reporting.in_one_line():

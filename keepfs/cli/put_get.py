@@ -29,9 +29,10 @@ _LOOKED_AT = 64 * 1024
 @clients.zero_option
 @store_settings
 def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> None:
-    """Store each FILE; print its locator, a tab, and its name. `-` is standard input.
+    """Store each FILE and print its locator.
 
-    A file larger than 64 MiB becomes several blocks. Their locators are
+    A line of output is the locator, a tab, and the name of FILE. `-` is
+    standard input. A file larger than 64 MiB becomes several blocks. Their locators are
     joined by commas; `keepfs get` and by_id/ accept such a list. If a FILE
     fails, put continues with the next one and exits with 1 at the end.
     """
@@ -65,9 +66,9 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
 def get_command(
     locators: tuple[str, ...], output: Path | None, store: StoreOptions, *, force: bool
 ) -> None:
-    """Write the verified blocks to standard output, one after the other.
+    """Write verified blocks to standard output.
 
-    A LOCATOR may be a list joined by commas. At the first block that can't
+    The blocks are written one after the other. A LOCATOR may be a list joined by commas. At the first block that can't
     be read, get stops and exits with 1: the output never has a gap. If a
     LOCATOR is invalid, get writes nothing.
     """

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @click.group("unsaved", invoke_without_command=True)
 @click.pass_context
 def unsaved_command(context: click.Context) -> None:
-    """List, retry, export or drop files of upload/ that could not be stored.
+    """List, retry, export or drop unstored files.
 
-    While the mount runs, the files are in upload/ and are retried in the
+    These are files of upload/ whose store has failed. While the mount runs, the files are in upload/ and are retried in the
     background; user.keep.error has the reason. At unmount they are written
     to the state directory, and the next mount restores them.
     """
@@ -49,9 +49,10 @@ _state_dir = setting(
 @_state_dir
 @clients.zero_option
 def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
-    """List the unstored files: name, size, path in upload/, and reason.
+    """List the unstored files.
 
-    NAME is for `export` and `drop`; it is `-` while the mount runs.
+    A line of output has the name, size, path in upload/ and reason, separated
+    by tabs. The name is for `export` and `drop`; it is `-` while the mount runs.
     """
     directory = _state_dir_of(path, state_dir)
     with reporting.in_one_line():
@@ -99,9 +100,9 @@ def retry_command(path: Path) -> None:
 def export_command(
     path: Path, name: str, output: Path, state_dir: Path | None, store: StoreOptions
 ) -> None:
-    """Write the unsaved file NAME, as shown by `list`, to OUTPUT.
+    """Write an unsaved file to OUTPUT.
 
-    OUTPUT must not exist. It gets its name only when it is complete and
+    NAME is the name that `list` prints. OUTPUT must not exist. It gets its name only when it is complete and
     synced to the disk.
     """
     file = _named(path, state_dir, name)
@@ -128,7 +129,10 @@ def export_command(
 @config_file
 @_state_dir
 def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> None:
-    """Delete the unsaved files NAME, as shown by `list`. Their bytes are lost."""
+    """Delete unsaved files; their bytes are lost.
+
+    NAME is the name that `list` prints.
+    """
     wrong = []
     for name in names:
         try:

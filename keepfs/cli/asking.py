@@ -52,10 +52,11 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """Make every service check its copies.
 
-    The blocks are not transferred. Prints one line per block and service: the result (ok, missing, DAMAGED,
-    refused, remote or unknown), the service, and the locator. `remote` means
-    that the service has no copy and gets the block from the cluster in the
-    locator. With a local store, keepfs reads the file of the block.
+    The blocks are not transferred. Prints one line per block and service: the
+    result (ok, missing, DAMAGED, refused, remote or unknown), the service, and
+    the locator. `remote` means that the service has no copy and gets the block
+    from the cluster in the locator. With a local store, keepfs reads the file
+    of the block.
 
     Exits with 1 if a copy is damaged or can't be checked, if a block has no
     good copy, or if it has fewer good copies than --copies. Copies behind a

@@ -264,8 +264,9 @@ class _Foreground:
 def unmount_command(mountpoint_: Path) -> None:
     """Store everything and unmount MOUNTPOINT.
 
-    Returns when everything is stored and the process has exited. Exits with 1 if a file could not be stored, if the mount is busy, or if
-    bind mounts of it are left. It lists the files, processes or bind mounts.
+    Returns when everything is stored and the process has exited. Exits with 1
+    if a file could not be stored, if the mount is busy, or if bind mounts of
+    it are left. It lists the files, processes or bind mounts.
     """
     with reporting.in_one_line():
         path = mountpoint.resolve(mountpoint_)

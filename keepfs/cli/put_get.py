@@ -68,9 +68,9 @@ def get_command(
 ) -> None:
     """Write verified blocks to standard output.
 
-    The blocks are written one after the other. A LOCATOR may be a list joined by commas. At the first block that can't
-    be read, get stops and exits with 1: the output never has a gap. If a
-    LOCATOR is invalid, get writes nothing.
+    The blocks are written one after the other. A LOCATOR may be a list joined
+    by commas. At the first block that can't be read, get stops and exits with
+    1: the output never has a gap. If a LOCATOR is invalid, get writes nothing.
     """
     wanted = _parse_locators(locators)
     with clients.open_client(store) as client:

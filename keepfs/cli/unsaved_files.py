@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 def unsaved_command(context: click.Context) -> None:
     """List, retry, export or drop unstored files.
 
-    These are files of upload/ whose store has failed. While the mount runs, the files are in upload/ and are retried in the
-    background; user.keep.error has the reason. At unmount they are written
-    to the state directory, and the next mount restores them.
+    These are files of upload/ whose store has failed. While the mount runs,
+    the files are in upload/ and are retried in the background; user.keep.error
+    has the reason. At unmount they are written to the state directory, and the
+    next mount restores them.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -102,8 +103,8 @@ def export_command(
 ) -> None:
     """Write an unsaved file to OUTPUT.
 
-    NAME is the name that `list` prints. OUTPUT must not exist. It gets its name only when it is complete and
-    synced to the disk.
+    NAME is the name that `list` prints. OUTPUT must not exist. It gets its
+    name only when it is complete and synced to the disk.
     """
     file = _named(path, state_dir, name)
     with reporting.in_one_line(), clients.ended_by_signals():

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 _README = """\
 This is Arvados Keep, mounted by keepfs {version}.
 
-by_id/<locator>      reads a block; any valid locator is a name here, and so
-                     are several joined by commas. Every byte is verified.
-{collections}upload/              stores what is copied here. When cp (or close) succeeds,
-                     {copies} confirmed.
+by_id/<locator>      is the content of a block. Several locators joined by
+                     commas are a name too. Every byte is verified.
+{collections}upload/              stores the files that are copied here. When cp (or close)
+                     succeeds, {copies} confirmed.
 
-The locator of a file in upload/:
+To print the locator of a file in upload/:
     keepfs locate FILE            (or: getfattr -n user.keep.locator FILE)
-Read it back:
+To read it back:
     cat by_id/<locator>
 
-The names in upload/ are kept on this machine, and are there again at the next
-mount. {kept}
+The names in upload/ are kept on this machine; the next mount has them again.
+{kept}
 
 This mount's settings:
 {settings}"""

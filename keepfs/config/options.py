@@ -1,4 +1,4 @@
-"""What a mount can be told: options, where they come from, and sizes as people write them.
+"""Options of a mount and of a store, the configuration file, and sizes such as `256 MiB`.
 
 Standard library only.
 """
@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What a size may end in, and how many bytes that is.
+#: The units of a size, in bytes.
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\Z", re.ASCII | re.IGNORECASE)
 
@@ -20,24 +20,24 @@ MIB = 2**20
 
 
 class OptionsError(Exception):
-    """A setting that can't be: says which, where it came from, and what would do."""
+    """An invalid setting; the message has its name, its source and the valid values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
-    """Where the blocks are, and how to ask for them.
+    """The options of a block store and of requests to it.
 
     Attributes:
-        local_store: A directory of this machine, instead of services.
-        keep_services: Base URLs of services, blank-separated, instead of
-            discovery; None for Arvados's own settings.
-        copies: Replicas to be confirmed; None for the cluster's default.
-        storage_classes: Classes to be confirmed; None for the cluster's default.
-        cache_size: Bytes of blocks kept in memory.
-        retries: Rounds after the first; the default ones take about a minute.
-        token_file: A file with the token, read again when it is refused;
-            None for Arvados's own settings.
-        keep_services_from: Where `keep_services` was said, for messages.
+        local_store: A local directory that replaces the services.
+        keep_services: Base URLs of services, blank-separated, that replace
+            discovery; None for the Arvados settings.
+        copies: Replicas to confirm; None for the cluster's default.
+        storage_classes: Classes to confirm; None for the cluster's default.
+        cache_size: Bytes of blocks cached in memory.
+        retries: Rounds after the first; the default 4 take about a minute.
+        token_file: A file with the token, reloaded when the token is refused;
+            None for the Arvados settings.
+        keep_services_from: The source of `keep_services`, for messages.
     """
 
     local_store: Path | None = None
@@ -50,7 +50,7 @@ class StoreOptions:
     keep_services_from: str = ""
 
     def public_settings(self) -> dict[str, str]:
-        """Return what the mount's README shows of it: never the token."""
+        """Return the settings that the mount's README shows: never the token."""
         cache = {"cache-size": format_size(self.cache_size)}
         if self.local_store is not None:
             return {"blocks": str(self.local_store), **cache}  # which knows no classes
@@ -64,30 +64,29 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """How to mount.
+    """The options of a mount.
 
     Attributes:
         mountpoint: An absolute path.
         store: Where the blocks are.
-        lookup: How a lookup learns whether a block is there: `fetch`, `head`
-            or `trust`; None for what fits the store.
-        lookup_wait: Seconds after which a lookup believes the name.
-        staging_size: Bytes written but not stored yet that are kept in
-            memory; who writes faster waits.
-        direct_io: Let the kernel keep no pages of files in upload/.
-        uid: Owner of everything; None for whoever makes it.
-        gid: Group of everything; None for the maker's.
-        umask: Permissions taken from those of the fixed directories.
-        allow_other: Let other users in, as far as permissions go.
-        read_only: Refuse to change anything.
+        lookup: How a lookup checks that a block exists: `fetch`, `head` or
+            `trust`; None for the store's default.
+        lookup_wait: Seconds after which a lookup trusts the name.
+        staging_size: Bytes of unstored data kept in memory; when it is full,
+            writes wait.
+        direct_io: Disable the kernel's page cache for files in upload/.
+        uid: Owner of everything; None for the creator's.
+        gid: Group of everything; None for the creator's.
+        umask: Permissions removed from those of by_id/ and upload/.
+        allow_other: Allow access by other users, subject to permissions.
+        read_only: Refuse all changes.
         nonempty: Mount over a directory that has entries.
-        state_dir: Where what must survive is kept, of this mount alone; an
-            absolute path.
-        request_timeout: Seconds after which a request is given up.
-        drain_timeout: Seconds that ending may take to store what isn't yet.
-        read_ahead: Bytes the kernel may read ahead, where we may set it;
-            0 leaves it as it is.
-        core_dumps: Let the kernel write core dumps of the process.
+        state_dir: Absolute path of this mount's catalog and spilled files.
+        request_timeout: Seconds after which a request fails.
+        drain_timeout: Seconds that storing the rest may take at the end.
+        read_ahead: The kernel's read-ahead, in bytes, set if permitted; 0
+            keeps the kernel's value.
+        core_dumps: Allow core dumps of the process.
         log_level: DEBUG, INFO, WARNING or ERROR.
         log_file: An absolute path; None for the state directory's, or
             standard error in the foreground.
@@ -114,7 +113,7 @@ class MountOptions:
     log_file: Path | None = None
 
     def public_settings(self) -> dict[str, str]:
-        """Return what the mount's README shows of it."""
+        """Return the settings that the mount's README shows."""
         return {
             **self.store.public_settings(),
             "staging-size": format_size(self.staging_size),
@@ -122,23 +121,22 @@ class MountOptions:
         }
 
 
-#: The keys of a configuration file: everything that a mount can be told, as on the
-#: command line.
+#: The keys of a configuration file: the names of a mount's options on the command line.
 CONFIG_KEYS = frozenset(
     field.name.replace("_", "-")
     for kind in (StoreOptions, MountOptions)
     for field in dataclasses.fields(kind)
     if field.name not in {"mountpoint", "store", "keep_services_from"}
 )
-#: Those that are paths.
+#: The keys whose values are paths.
 _PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))
 
 
 def parse_size(text: str) -> int:
-    """Read a number of bytes: `268435456`, `256M`, `256 MiB`, `1.5g`; units are powers of 1024.
+    """Parse a number of bytes: `268435456`, `256M`, `256 MiB`, `1.5g`; units are powers of 1024.
 
     Raises:
-        ValueError: It isn't one.
+        ValueError: The text isn't a size.
     """
     match = _SIZE.match(text.strip())
     if match is None:
@@ -147,7 +145,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Write a number of bytes so that people, and `parse_size`, can read it."""
+    """Format a number of bytes, exactly; `parse_size` parses the result."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size and size % unit == 0:
             return f"{size // unit} {name}"
@@ -155,7 +153,7 @@ def format_size(size: int) -> str:
 
 
 def default_config_file() -> Path | None:
-    """Return where the configuration file is looked for; None for whoever has no home."""
+    """Return the default path of the configuration file; None if the user has no home."""
     base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if not base.is_absolute():
         try:
@@ -166,9 +164,9 @@ def default_config_file() -> Path | None:
 
 
 def read_config_file(path: Path) -> dict[str, object]:
-    """Read a configuration file; one that isn't there is empty.
+    """Read a configuration file; a missing file counts as empty.
 
-    A path in it that is relative is meant from where the file lies.
+    Relative paths in the file are resolved against the file's directory.
 
     Args:
         path: A TOML file of `CONFIG_KEYS`.

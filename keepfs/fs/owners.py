@@ -52,8 +52,9 @@ class Owners:
     def metadata(self, locators: Iterable[KeepLocator]) -> Metadata | None:
         """Return owner and mode of a name of these blocks; None if none was stored here.
 
-        If files of several owners have a block and all are readable by others, the
-        name is readable by all; otherwise only by root.
+        A block that several owners have doesn't restrict the name: each of them knows
+        its content. If the other blocks have different owners, all users may read the
+        name if others may read each of these blocks, else only root may.
         """
         known = [it for it in map(self._of, locators) if it is not None]
         if not known:

@@ -395,9 +395,8 @@ class Operations(pyfuse3.Operations):
     def _resizing(self, node: Node) -> Iterator[None]:
         """If a request fails after it changed the size, drop the kernel's cached size and pages.
 
-        After an error the kernel keeps both. The attributes are invalidated before the error
-        is sent, so that a read to the end requests the size. The pages are locked until then,
-        so a task invalidates them later.
+        The attributes are invalidated before the error is sent, so that a read to the end
+        requests the size. The pages are locked until then: a task invalidates them later.
         """
         size = node.size
         try:
@@ -446,7 +445,5 @@ class Operations(pyfuse3.Operations):
 
 async def _invalidate(inode: InodeT) -> None:
     """Drop the kernel's cached attributes and pages of an inode, but not its name."""
-    with contextlib.suppress(
-        OSError, RuntimeError
-    ):  # not in the kernel's cache; no thread available
+    with contextlib.suppress(OSError, RuntimeError):  # not cached; no thread
         await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)

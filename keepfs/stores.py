@@ -68,7 +68,7 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
     """
     cache = KeepBlockCache(
         max(1, options.cache_size),  # 0 would be the default
-        allocate=(buffers or BufferPool()).room,
+        allocate=(buffers or BufferPool()).allocate,
     )
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)

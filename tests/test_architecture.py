@@ -41,7 +41,7 @@ def imports(path: Path) -> set[str]:
 
 def test_no_import_cycles() -> None:
     ours = {dotted(path) for path in MODULES}
-    # `from keepfs.cli import x` names the package as well, whose face imports its rooms.
+    # `from keepfs.cli import x` names the package as well, whose face imports its modules.
     graph = {
         name: {need for need in imports(path) & ours if not f"{name}.".startswith(f"{need}.")}
         for name, path in ((dotted(path), path) for path in MODULES)

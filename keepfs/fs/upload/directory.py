@@ -57,7 +57,7 @@ class UploadDirectory(DirectoryNode):
     Args:
         metadata: Its mode, owner and times.
         staging: Holds the bytes of its files until they are stored.
-        on_stored: Called with the receipt of each new block and its file's metadata.
+        on_stored: Called with a block's receipt and its file's metadata, if either is new.
         catalog: The persistent entries.
         number: This directory's number in the catalog.
     """

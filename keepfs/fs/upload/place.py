@@ -39,7 +39,7 @@ class ParentDirectory(Recorded, Protocol):
 
     Attributes:
         catalog: Records its entries.
-        on_stored: Called with the receipt of each new block and its file's metadata.
+        on_stored: Called with a block's receipt and its file's metadata, if either is new.
         place: Its own place; None for upload/ itself, and after its removal.
         unrecorded: The names of its files that aren't in the catalog yet.
     """

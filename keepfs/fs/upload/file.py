@@ -139,7 +139,7 @@ class UploadFile(StoringFile):
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
         """Restore a file that an earlier mount could not store; queue it for an immediate retry."""
         before = self.load()
-        self._content = Content.restored(self._staging, pieces)  # may fail for lack of memory
+        self._content = Content.restored(self._staging, pieces)  # may raise MemoryError
         self._reader = None
         before.drop()
         self._passage.note(PassageEvent.RESTORE)

@@ -137,7 +137,7 @@ class UploadFile(StoringFile):
         return self.load().pieces()
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
-        """Restore a file that an earlier mount could not store; queue it for an immediate retry."""
+        """Restore a file that an earlier mount couldn't store; queue it for a retry at once."""
         before = self.load()
         self._content = Content.restored(self._staging, pieces)  # may raise MemoryError
         self._reader = None

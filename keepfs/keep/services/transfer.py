@@ -259,12 +259,12 @@ def receive_complaint(answer: Answer) -> bytes:
 
 
 def content_length(answer: Answer) -> int | None:
-    """Return the length that an answer says its body has; None if it doesn't."""
+    """Return the Content-Length of an answer, or None."""
     return declared_length(answer.headers)
 
 
 def _read_into(answer: Answer, view: memoryview) -> int:
-    """Receive up to a view's bytes; 0 at the end."""
+    """Receive bytes into a view; return their number, 0 at the end."""
     try:
         return int(answer.raw.readinto(view) or 0)
     except urllib3.exceptions.ProtocolError as error:

@@ -103,7 +103,7 @@ def check_usable(client: KeepClient, options: StoreOptions) -> None:
     except KeepRequestError as error:
         raise StoreError(f"{error} (settings: {where})") from error
     if not sightings:
-        raise StoreError(f"the cluster has no Keep services for us (settings: {where})")
+        raise StoreError(f"the cluster lists no Keep services (settings: {where})")
     if not any(each.status for each in sightings):
         said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
         raise StoreError(f"no Keep service answers: {said} (settings: {where})")
@@ -184,7 +184,7 @@ class RenewingStore:
                     error,
                 )
                 return False
-        _log.info("the token has been read again, from %s", _token_from(self._options))
+        _log.info("the token was reloaded from %s", _token_from(self._options))
         return True
 
     def close(self) -> None:
@@ -278,7 +278,7 @@ def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
         api.users().current().execute()
     except ApiError as error:
         if error.status_code == 403:  # noqa: PLR2004 - a scoped token may be good for Keep alone
-            _log.warning("the API server doesn't say whose the token is: %s", error)
+            _log.warning("the API server doesn't return the user of the token: %s", error)
             return None
         if error.cause is Cause.DENIED:
             token = _token_from(options)

@@ -73,7 +73,7 @@ class StoringFile(FileNode):
         self._failed = failed
         self._openings = 0
         self._passage = Passage()
-        #: The attempt under way, as `_passage` has it: what its waiters wait for.
+        #: The attempt in progress, if `_passage` is in such a state.
         self._attempt: _Attempt | None = None
         self._failure: Exception | None = None
 
@@ -213,7 +213,7 @@ class StoringFile(FileNode):
         self._passage.note(PassageEvent.END)
         try:
             self._conclude(attempt, failure, is_outdated=is_outdated)
-        finally:  # whatever goes wrong, for want of memory say: nobody waits for ever
+        finally:  # after any failure, such as lack of memory, the waiters must be woken
             if failure is None:
                 attempt.outcome.finish(None)
             else:

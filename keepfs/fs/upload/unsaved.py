@@ -275,12 +275,12 @@ def _check_about(described: dict[str, Any]) -> None:
     if not isinstance(described.get("is_partial", False), bool):
         raise TypeError("is_partial is neither true nor false")
     if not all(isinstance(each, str) for each in described["replaces"]):
-        raise TypeError("replaces is no list of names")
+        raise TypeError("replaces is not a list of names")
 
 
 def _check_path(path: object) -> None:
     if not isinstance(path, str) or "\0" in path or len(os.fsencode(path)) > _MAX_PATH:
-        raise ValueError("the path can't be")
+        raise ValueError("the path is invalid")
     for name in path.split("/"):
         if name in {"", ".", ".."} or len(os.fsencode(name)) > _MAX_NAME:
             raise ValueError(f"the path has a part that is no name: {path[:100]!r}")
@@ -298,7 +298,7 @@ def _check_piece(piece: dict[str, Any], *, is_last: bool) -> None:
     elif piece["staged"] is not None:
         _check_number("staged", piece["staged"], range(length + 1))
         if not isinstance(piece["sha256"], str):
-            raise TypeError("sha256 is no text")
+            raise TypeError("sha256 is not a string")
 
 
 def _check_number(key: str, value: object, allowed: range) -> int:
@@ -321,7 +321,7 @@ def _receipt(described: Any) -> Receipt:  # noqa: ANN401 - of a file that anybod
     locator, copies, services = described
     _check_number("copies", copies, range(2**31))
     if not isinstance(services, list) or not all(isinstance(each, str) for each in services):
-        raise TypeError("services is no list of names")
+        raise TypeError("services is not a list of names")
     return Receipt(KeepLocator(locator), copies, tuple(services))
 
 

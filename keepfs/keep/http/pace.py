@@ -111,7 +111,7 @@ class Pace:
         self._deadline = min(self._deadline, self._clock() + seconds)
 
     def extend(self, seconds: float) -> None:
-        """Put the deadline off: more is to come than was known."""
+        """Move the deadline later by `seconds`: the transfer is longer than was known."""
         self._deadline += seconds
 
     def watch(self, watch: Watch) -> None:

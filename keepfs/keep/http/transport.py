@@ -337,7 +337,7 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pace_connections(manager: PoolManager) -> None:
-    """Let every connection that a manager makes from now on keep a pace."""
+    """Make a pool manager create paced connections from now on."""
     pools: Mapping[str, type[HTTPConnectionPool]] = manager.pool_classes_by_scheme
     manager.pool_classes_by_scheme = {
         scheme: paced_connections(cast("Any", pool)) for scheme, pool in pools.items()

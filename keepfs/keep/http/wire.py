@@ -217,7 +217,9 @@ class Head:
             if status >= _FIRST_FINAL:
                 break
             if status == _SWITCHING:
-                raise http.client.HTTPException("the service changes the protocol, unasked")
+                raise http.client.HTTPException(
+                    "the service switches the protocol without a request"
+                )
         else:
             raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
         keeps = _keeps_connection(version, headers)
@@ -398,7 +400,7 @@ def _fields(text: str) -> dict[str, str]:
     if len(fields) > _MOST_LINES:
         raise http.client.HTTPException(f"got more than {_MOST_LINES} headers")
     if len(fields) != text.count("\n"):
-        raise http.client.HTTPException("a header that is none of HTTP")
+        raise http.client.HTTPException("an invalid header line")
     found: dict[str, str] = {}
     for name, value in fields:
         key, value = name.lower(), value.strip(" \t")  # noqa: PLW2901

@@ -374,7 +374,7 @@ class KeepService:
                 or (method == "HEAD" and is_keepstores(headers)),
             )
             if cause is Cause.CORRUPT:
-                self._report_bad_copy(locator, "the service itself says so")
+                self._report_bad_copy(locator, "the service reports it")
             # A damaged copy stays damaged: don't fetch it again in the next round.
             is_permanent = cause is Cause.CORRUPT or verdict_is_permanent(status)
             return Outcome(status, reason, cause, headers, is_permanent=is_permanent)

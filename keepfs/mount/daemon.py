@@ -95,7 +95,7 @@ def run_in_background(
         for warning in warnings:
             warned(warning)
         return None
-    return text.decode(errors="replace") or "the mount's process ended without report; see its log"
+    return text.decode(errors="replace") or "the mount process ended without a report; see its log"
 
 
 def _become_daemon(run: Callable[[PipeReporter], int], reporter: PipeReporter) -> NoReturn:

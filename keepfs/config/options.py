@@ -69,17 +69,20 @@ class MountOptions:
     Attributes:
         mountpoint: An absolute path.
         store: Where the blocks are.
-        lookup: How a lookup checks that a block exists: `fetch`, `head` or
-            `trust`; None for the store's default.
-        lookup_wait: Seconds after which a lookup trusts the name.
-        staging_size: Bytes of unstored data kept in memory; when it is full,
-            writes wait.
-        direct_io: Disable the kernel's page cache for files in upload/.
-        uid: Owner of everything; None for the creator's.
-        gid: Group of everything; None for the creator's.
-        umask: Permissions removed from those of by_id/ and upload/.
-        allow_other: Allow access by other users, subject to permissions.
-        read_only: Refuse all changes.
+        lookup: How a lookup learns whether a block is there: `fetch`, `head`
+            or `trust`; None for what fits the store.
+        lookup_wait: Seconds after which a lookup believes the name.
+        collection: Uuid or portable data hash of a collection whose files are mounted
+            alone, read-only; None for the whole tree.
+        collection_refresh: Seconds after which a collection's uuid is asked for again.
+        staging_size: Bytes written but not stored yet that are kept in
+            memory; who writes faster waits.
+        direct_io: Let the kernel keep no pages of files in upload/.
+        uid: Owner of everything; None for whoever makes it.
+        gid: Group of everything; None for the maker's.
+        umask: Permissions taken from those of the fixed directories.
+        allow_other: Let other users in, as far as permissions go.
+        read_only: Refuse to change anything.
         nonempty: Mount over a directory that has entries.
         state_dir: Absolute path of this mount's catalog and spilled files.
         request_timeout: Seconds after which a request fails.
@@ -96,6 +99,8 @@ class MountOptions:
     store: StoreOptions
     lookup: str | None = None
     lookup_wait: float = 2.0
+    collection: str | None = None
+    collection_refresh: float = 15.0
     staging_size: int = 512 * MIB
     direct_io: bool = False
     uid: int | None = None

@@ -64,7 +64,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """How to mount.
+    """The options of a mount.
 
     Attributes:
         mountpoint: An absolute path.
@@ -140,7 +140,7 @@ _PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))
 
 
 def parse_size(text: str) -> int:
-    """Read a number of bytes: `268435456`, `256M`, `256 MiB`, `1.5g`; units are powers of 1024.
+    """Parse a number of bytes: `268435456`, `256M`, `256 MiB`, `1.5g`; units are powers of 1024.
 
     Raises:
         ValueError: `text` isn't a size.

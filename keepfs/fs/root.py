@@ -60,7 +60,7 @@ def readme_text(
     is_local: bool = False,
     has_collections: bool = True,
 ) -> str:
-    """Compose the README; `settings` never include a token."""
+    """Return the text of the README; `settings` must not include a token."""
     or_uuid = "" if is_local else " or its uuid"
     width = max(map(len, settings), default=0)
     return _README.format(
@@ -77,7 +77,7 @@ class TextFile(FileNode):
 
     Args:
         text: Its content.
-        owner: Whose user and group it has.
+        owner: Gives user, group and times.
     """
 
     def __init__(self, text: str, owner: Metadata) -> None:
@@ -86,11 +86,11 @@ class TextFile(FileNode):
 
     @property
     def size(self) -> int:
-        """Bytes of the text."""
+        """The size of the text, in bytes."""
         return len(self._content)
 
     async def read(self, offset: int, size: int) -> memoryview:
-        """Return the bytes there are from `offset` on."""
+        """Return the bytes from `offset` on, `size` at most."""
         return self._content[offset : offset + size]
 
 
@@ -98,8 +98,8 @@ class RootDirectory(DirectoryNode):
     """The root; its entries are fixed.
 
     Args:
-        entries: By name.
-        owner: Whose user, group and times it has.
+        entries: The entries by name.
+        owner: Gives user, group and times.
     """
 
     def __init__(self, entries: Mapping[str, Node], owner: Metadata) -> None:
@@ -111,7 +111,7 @@ class RootDirectory(DirectoryNode):
         """Find one of the entries.
 
         Raises:
-            RefusedError: ENOENT, there is none of that name.
+            RefusedError: ENOENT, no entry has this name.
         """
         node = self._entries.get(name)
         if node is None:

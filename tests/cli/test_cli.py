@@ -484,7 +484,7 @@ def test_the_file_says_where_unsaved_files_are(shell: Shell) -> None:
 
     for command in (("list", "m"), ("export", "m", "1", "out"), ("drop", "m", "1")):
         said = shell.error("unsaved", *command)
-        assert f"{aside} is no spill record that can be used" in said
+        assert f"{aside} is not a usable spill record" in said
 
 
 def test_copies_of_the_file_are_not_meant_for_a_local_store_that_is_named(shell: Shell) -> None:

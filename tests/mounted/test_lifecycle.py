@@ -434,7 +434,7 @@ def test_nothing_the_mount_needs_may_lie_in_it(unmounted: KeepfsMount, what: str
 
     line = the_one_line(unmounted.try_mount())
 
-    assert "lies in the mount point" in line
+    assert "is inside the mount point" in line
     assert list(unmounted.path.iterdir()) == []
 
 

@@ -395,6 +395,8 @@ def test_a_command_that_is_ended_leaves_no_part_file(
         stderr=subprocess.PIPE,
         env=over.environment,
         cwd=over.home,
+        # A shell starts its background jobs with SIGINT ignored, and so the tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads
     )
     while not any(store.log("GET") for store in stores):
         time.sleep(0.01)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from keepfs.collections.remote import RemoteCollections
 from keepfs.config.arvados import load_settings
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.caching.cache import KEPT_FOR_READER, KeepBlockCache
@@ -17,7 +19,7 @@ from keepfs.keep.services.api import ApiClient, ApiError
 from keepfs.keep.survey import survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from typing_extensions import Buffer
@@ -79,6 +81,35 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
         block_cache=cache,
         num_retries=options.retries,
     )
+
+
+@contextlib.contextmanager
+def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteCollections]:
+    """Open the collections of a mount's cluster, for one command; nothing is asked yet.
+
+    Args:
+        identity: What `identity` said of the mount's store: a cluster, or empty.
+        token_file: Where the token is; None for Arvados's own settings.
+
+    Raises:
+        StoreError: The settings name another cluster than the mount's, or no API server.
+        OSError: The token file can't be read.
+    """
+    settings = load_settings()
+    wanted = f"cluster:{settings.api_host}"
+    if not settings.api_host:
+        raise StoreError(
+            "collections need an API server: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the"
+            " environment or in ~/.config/arvados/settings.conf"
+        )
+    if identity not in {"", wanted}:
+        raise StoreError(
+            f"the mount's blocks are at {identity.partition(':')[2]}, and the settings say"
+            f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}): use the mount's"
+        )
+    api = ApiClient.of_settings(settings, None if token_file is None else _token_in(token_file))
+    with contextlib.closing(api):
+        yield RemoteCollections(api)
 
 
 def check_usable(client: KeepClient, options: StoreOptions) -> None:

@@ -28,6 +28,9 @@ _COMMANDS = {
     "where": "keepfs.cli.asking",
     "unsaved": "keepfs.cli.unsaved_files",
     "locate": "keepfs.cli.locate",
+    "uploads": "keepfs.cli.uploads",
+    "manifest": "keepfs.cli.committing",
+    "commit": "keepfs.cli.committing",
 }
 #: Other names of commands, for fingers that are used to them.
 _ALIASES = {"umount": "unmount"}
@@ -61,6 +64,7 @@ keepfs mount --local-store ~/blocks /mnt/keep   mount, with blocks on this machi
 cp FILE /mnt/keep/upload/                       store a file
 keepfs locate /mnt/keep/upload/FILE             learn its locator
 cat /mnt/keep/by_id/LOCATOR                     read it back, verified
+keepfs commit /mnt/keep/upload/FILE --name N    make it a collection, to keep or hand on
 keepfs unmount /mnt/keep
 """
 

@@ -118,6 +118,14 @@ config_file = click.option(
 )
 
 
+#: The file of the token, for commands without `store_settings` too.
+token_setting = setting(
+    "--token-file",
+    type=FilledPath(path_type=Path, dir_okay=False),
+    help="Read the token from there, and again when it is refused, or on SIGHUP.",
+)
+
+
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where the blocks are, as one argument `store`.
 
@@ -186,11 +194,7 @@ _STORE_SETTINGS = (
         metavar="CLASS,...",
         help="That confirm each block.  [default: the cluster's]",
     ),
-    setting(
-        "--token-file",
-        type=FilledPath(path_type=Path, dir_okay=False),
-        help="Read the token from there, and again when it is refused, or on SIGHUP.",
-    ),
+    token_setting,
     setting(
         "--retries",
         type=click.IntRange(0),

@@ -50,7 +50,7 @@ _state_dir = setting(
 @clients.zero_option
 def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     """Show what isn't stored: its name here, size, path in upload/, and why."""
-    directory = _state_dir_of(path, state_dir)
+    directory = state_dir_of(path, state_dir)
     with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
@@ -140,7 +140,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
             f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
         )
     with reporting.in_one_line():
-        spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
+        spilled, flaws = unsaved.find_all(state_dir_of(path, state_dir))
     for file in spilled:
         if file.name == name:
             return file
@@ -150,7 +150,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     raise click.ClickException(f"no unsaved file is called {name}: see keepfs unsaved list {path}")
 
 
-def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
+def state_dir_of(path: Path, state_dir: Path | None) -> Path:
     """Return a mount's state directory: its own if it runs, else as given, else the default."""
     with reporting.in_one_line():
         resolved = mountpoint.resolve(path)

@@ -31,6 +31,7 @@ _COMMANDS = {
     "uploads": "keepfs.cli.uploads",
     "manifest": "keepfs.cli.committing",
     "commit": "keepfs.cli.committing",
+    "import": "keepfs.cli.importing",
 }
 #: Other names of commands, for fingers that are used to them.
 _ALIASES = {"umount": "unmount"}

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sqlite3
+import stat
 import subprocess
 import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +16,8 @@ import pytest
 
 from keepfs.collections.local import LocalCollections
 from keepfs.collections.parsing import parse
+from keepfs.mount import runtime
+from keepfs.mount.control_requests import ControlConnection, ControlError
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -499,3 +502,118 @@ def test_locate_writes_a_list_that_fits_no_attribute(mount: KeepfsMount, tmp_pat
     [file_] = parse((tmp_path / "text").read_bytes()).files()
     assert (file_.path, file_.size) == ("big", 2048 << 26)
     assert "one FILE" in refusal(mount, "locate", "--output", tmp_path / "x", big, big, code=2)
+
+
+# --- import ------------------------------------------------------------------------------------
+
+
+def test_import_of_whole_blocks_moves_no_data(
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
+) -> None:
+    mount, _ = cluster
+    make_tree(mount.upload / "tree")
+    uuid, name = commit(mount, mount.upload / "tree", "--name", "result")
+    for store in stores:
+        store.clear_log()
+
+    done = keepfs("import", uuid, mount.upload / "again", env=mount.environment)
+
+    assert (done.returncode, os.fsdecode(done.stdout)) == (0, f"{name}\t{mount.upload}/again\n")
+    assert b"files imported; 0 of them (0 bytes)" in done.stderr
+    assert [entry.method for store in stores for entry in store.log()] == []
+    assert differences(mount.upload / "tree", mount.upload / "again") == ""
+    mount.unmount()
+    mount.mount()
+    assert differences(mount.upload / "tree", mount.upload / "again") == ""
+    assert run(mount, "manifest", "--strip", mount.upload / "again") == run(
+        mount, "manifest", "--strip", mount.upload / "tree"
+    )
+
+
+def test_a_collection_of_the_sdk_is_imported_changed_and_committed_again(
+    cluster: tuple[KeepfsMount, ApiControls], client: SdkClient, tmp_path: Path
+) -> None:
+    mount, _ = cluster
+    make_tree(tmp_path / "source")
+    written = sdk.Collection(api_client=client)
+    for path in sorted((tmp_path / "source").rglob("*")):
+        if path.is_file():
+            with written.open(str(path.relative_to(tmp_path / "source")), "wb") as file:
+                file.write(path.read_bytes())
+    written.mkdirs("void/within")
+    written.save_new(name="of the SDK")
+    uuid = written.manifest_locator()
+    written.stop_threads()
+
+    done = keepfs("import", uuid, mount.upload / "it", env=mount.environment)
+
+    assert done.returncode == 0, done.stderr
+    assert b"are parts of blocks, and were stored anew" in done.stderr
+    assert differences(tmp_path / "source", mount.upload / "it") == ""
+    (mount.upload / "it" / "sub" / "new").write_bytes(b"new")
+    (mount.upload / "it" / "a b").unlink()
+    assert commit(mount, mount.upload / "it", "--update", uuid)[0] == uuid
+    read_with_sdk(client, uuid, tmp_path / "back")
+    assert differences(mount.upload / "it", tmp_path / "back") == ""
+
+
+def test_import_refuses_what_it_cannot_do(
+    cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
+) -> None:
+    mount, _ = cluster
+    (mount.upload / "full").mkdir()
+    (mount.upload / "full" / "file").write_bytes(b"x")
+    uuid, _ = commit(mount, mount.upload / "full", "--name", "one")
+
+    assert "exists and isn't empty" in refusal(mount, "import", uuid, mount.upload / "full")
+    assert "isn't in upload/" in refusal(mount, "import", uuid, tmp_path / "elsewhere")
+    assert ABSENT in refusal(mount, "import", ABSENT, mount.upload / "none")
+    assert "neither" in refusal(mount, "import", "x", mount.upload / "none", code=2)
+    (mount.upload / ".new.part").mkdir()
+    assert ".new.part exists" in refusal(mount, "import", uuid, mount.upload / "new")
+    assert sorted(os.listdir(mount.upload)) == [".new.part", "full"]
+
+
+def test_a_local_store_imports_by_hash_into_an_empty_folder(mount: KeepfsMount) -> None:
+    make_tree(mount.upload / "tree")
+    with (mount.upload / "tree" / "big").open("wb") as file:
+        file.truncate((3 << 26) + 5)
+    _, name = commit(mount, mount.upload / "tree")
+    (mount.upload / "empty").mkdir()
+
+    run(mount, "import", name, mount.upload / "empty")
+
+    assert differences(mount.upload / "tree", mount.upload / "empty") == ""
+    assert "by portable data hash only" in refusal(mount, "import", ABSENT, mount.upload / "other")
+
+
+def test_control_requests_that_are_wrong_change_nothing(
+    mount: KeepfsMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mount.upload / "file").write_bytes(b"x")
+    for name in os.environ:
+        if name.startswith("XDG_"):
+            monkeypatch.delenv(name)
+    path = runtime.control_socket(mount.path)
+    block = "9dd4e461268c8034f5c8564e155c67a6"
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for directory, name, locators, why in (
+        ("", "file", [f"{block}+1"], "File exists"),
+        ("none", "new", [f"{block}+1"], "No such file"),
+        ("file", "new", [f"{block}+1"], "Not a directory"),
+        ("", "a/b", [f"{block}+1"], "is no name"),
+        ("", "new", [], "all blocks but the last must be full"),
+        ("", "new", [block], "all blocks but the last must be full"),
+        ("", "new", [f"{block}+1", f"{block}+1"], "all blocks but the last must be full"),
+        ("", "new", ["x"], "x"),
+        ("", "n" * 256, [f"{block}+1"], "File name too long"),
+    ):
+        with (
+            ControlConnection(path) as connection,
+            pytest.raises(ControlError, match=re.escape(why)),
+        ):
+            connection.add_files(
+                directory, [("good", 0o644, 0, [f"{block}+1"]), (name, 0o644, 0, locators)]
+            )
+    assert os.listdir(mount.upload) == ["file"]

@@ -125,9 +125,6 @@ def _imported(
     part = target.with_name(f".{target.name[:200]}.part")
     if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
         raise click.ClickException(f"{target} exists and isn't empty: name a new folder")
-    running = runtime.find_device(_device_of(above.path))
-    if running is None:
-        raise click.ClickException(f"{above.path} isn't mounted any more")
     try:
         part.mkdir()
     except FileExistsError:
@@ -137,7 +134,7 @@ def _imported(
     packed: list[tuple[Path, File]] = []
     below = f"{above.below}/{part.name}".lstrip("/")
     try:
-        with ControlConnection(runtime.control_socket(Path(running.mountpoint))) as mount:
+        with ControlConnection(runtime.control_socket(above.mountpoint)) as mount:
             for directory in manifest.directories():
                 where = part / directory.path
                 if directory.number:
@@ -206,8 +203,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _device_of(path: Path) -> str:
-    device = path.stat().st_dev
-    return f"{os.major(device)}:{os.minor(device)}"

@@ -14,6 +14,7 @@ from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.following import follow
 from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
 from keepfs.mount import uploaded
+from keepfs.mount.control_requests import ControlError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,7 +51,7 @@ def in_one_line() -> Iterator[None]:
     with reporting.in_one_line():
         try:
             yield
-        except (CatalogError, uploaded.UploadedError) as error:
+        except (CatalogError, ControlError, uploaded.UploadedError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -81,7 +82,7 @@ def stored_manifest(
         click.ClickException: Something is not stored, or can't be in a manifest; by name.
     """
     with in_one_line():
-        _refuse("not stored", uploaded.store_all(where.path, timeout), "see keepfs unsaved list")
+        _refuse("not stored", uploaded.store_all(where, timeout), "see keepfs unsaved list")
         ended: list[tuple[str, str]] = []
         with open_snapshot(where.catalog, where.below) as found:
             nodes: Iterable[StoredNode] = _below(found, where.below)

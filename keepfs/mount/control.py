@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import stat
@@ -16,11 +17,12 @@ import trio
 
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Metadata, file_mode
-from keepfs.fs.upload.directory import UploadDirectory
+from keepfs.fs.upload.directory import UploadDirectory, UploadNode
+from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.version import is_whole
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Receipt
-from keepfs.mount.control_requests import MOST_BYTES
+from keepfs.mount.control_requests import MOST_BYTES, MOST_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,18 +81,23 @@ class Control:
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            request = json.loads(line)
-            if request["do"] != "add_files":
-                return {"error": f"the mount knows no request {request['do']!r}"}
-            if self._is_read_only:
-                return {"error": "the mount is read-only"}
-            self._add_files(request["directory"], request["files"])
+            return self._carried_out(json.loads(line))
         except (ValueError, TypeError, KeyError) as error:
             return {"error": f"a request that is none: {type(error).__name__}: {error}"}
         except RefusedError as error:
             return {"error": os.strerror(error.errno)}
         except OSError as error:
             return {"error": error.strerror or str(error)}
+
+    def _carried_out(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for; return the answer."""
+        if request["do"] == "unstored":
+            return {"paths": self._unstored(request["path"])}
+        if request["do"] != "add_files":
+            return {"error": f"the mount knows no request {request['do']!r}"}
+        if self._is_read_only:
+            return {"error": "the mount is read-only"}
+        self._add_files(request["directory"], request["files"])
         return {}
 
     def _add_files(self, path: str, files: list[list[Any]]) -> None:
@@ -110,19 +117,43 @@ class Control:
             added[name] = (metadata, receipts)
         directory.add_stored(added)
 
+    def _unstored(self, path: str) -> list[str]:
+        """Return paths of files that are not stored."""
+        node = self._node(path)
+        files = node.files() if isinstance(node, UploadDirectory) else (node,)
+        unstored = (
+            file.path
+            for file in files
+            if isinstance(file, UploadFile) and file.has_unstored_changes
+        )
+        return list(itertools.islice(unstored, MOST_NAMES))
+
     def _directory(self, path: str) -> UploadDirectory:
         """Return a directory of upload/.
 
         Raises:
             RefusedError: ENOENT; ENOTDIR.
         """
-        directory = self._upload
-        for name in path.split("/") if path else ():
-            found = directory.entry_nowait(name)
-            if not isinstance(found, UploadDirectory):
-                raise RefusedError(errno.ENOENT if found is None else errno.ENOTDIR)
-            directory = found
+        directory = self._node(path)
+        if not isinstance(directory, UploadDirectory):
+            raise RefusedError(errno.ENOTDIR)
         return directory
+
+    def _node(self, path: str) -> UploadNode:
+        """Return a node of upload/.
+
+        Raises:
+            RefusedError: ENOENT; ENOTDIR.
+        """
+        node: UploadNode = self._upload
+        for name in path.split("/") if path else ():
+            if not isinstance(node, UploadDirectory):
+                raise RefusedError(errno.ENOTDIR)
+            found = node.entry_nowait(name)
+            if found is None:
+                raise RefusedError(errno.ENOENT)
+            node = found
+        return node
 
 
 def _check_name(name: object) -> None:

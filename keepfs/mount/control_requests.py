@@ -3,9 +3,12 @@
 A request is one line of JSON on the mount's control socket, its answer another:
 
     {"do": "add_files", "directory": PATH, "files": [[NAME, MODE, MTIME_NS, [LOCATOR, ...]], ...]}
-    {} or {"error": TEXT}
+    {}
+    {"do": "unstored", "path": PATH}
+    {"paths": [PATH, ...]}
 
-PATH is below upload/, empty for upload/ itself. Names and paths are as `os.fsdecode` returns them.
+An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. Names
+and paths are as `os.fsdecode` returns them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Bytes of the longest request, or answer: that of one file of 65,536 signed blocks fits.
 MOST_BYTES = 16 * 1024 * 1024
+#: Paths that an answer has at most.
+MOST_NAMES = 2000
 #: Seconds that an answer may take; a mount that takes longer hangs. Guessed.
 _TIMEOUT = 60.0
 
@@ -76,6 +81,20 @@ class ControlConnection:
             ControlError: The mount refused, or did not answer.
         """
         self._ask({"do": "add_files", "directory": directory, "files": list(files)})
+
+    def unstored(self, path: str) -> list[str]:
+        """Return the paths of files that are not stored as they are now. Blocks.
+
+        Args:
+            path: Of a file or directory, below upload/.
+
+        Returns:
+            Paths below upload/; `MOST_NAMES` at most.
+
+        Raises:
+            ControlError: The mount refused, or did not answer.
+        """
+        return list(self._ask({"do": "unstored", "path": path}).get("paths", ()))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -6,18 +6,14 @@ import contextlib
 import errno
 import os
 import queue
-import stat
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.mount import mountpoint, runtime
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
 
 #: Files that are asked to be stored at once.
 _AT_ONCE = 8
@@ -34,11 +30,13 @@ class UploadedPath:
     Attributes:
         path: Absolute, without symbolic links but perhaps the last name.
         below: The path below upload/; empty for upload/ itself.
+        mountpoint: Of the mount.
         state_dir: Of the mount.
     """
 
     path: Path
     below: str
+    mountpoint: Path
     state_dir: Path
 
     @property
@@ -74,27 +72,46 @@ def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
             f"{path} is in a mount that no process of this user serves: run the command as the"
             " user that mounted it, on that machine"
         )
-    return UploadedPath(absolute, "/".join(inner[2:]), Path(running.state_dir))
+    below = "/".join(inner[2:])
+    return UploadedPath(absolute, below, Path(running.mountpoint), Path(running.state_dir))
 
 
-def store_all(path: Path, timeout: float) -> list[tuple[str, str]]:
-    """Have each file below a path stored that is not. Blocks.
+def store_all(where: UploadedPath, timeout: float) -> list[tuple[str, str]]:
+    """Have each file of a path stored that is not. Blocks.
 
     Files that are changed meanwhile are stored as they are at some moment of the call.
 
     Args:
-        path: A file, or a directory with all that is in it; symbolic links are not followed.
+        where: A file, or a directory with all that is in it.
         timeout: Seconds until no more is waited for. The requests go on in the mount.
 
     Returns:
-        (path, reason) of what is not stored; names below `path`, which itself is ".".
+        (path, reason) of what is not stored; paths below `where`, which itself is ".".
 
     Raises:
-        OSError: A directory can't be read.
+        ControlError: The mount does not say what is not stored.
     """
     deadline = time.monotonic() + timeout
+    failures: list[tuple[str, str]] = []
+    with ControlConnection(runtime.control_socket(where.mountpoint)) as mount:
+        while not failures:
+            names = [_below(name, where.below) for name in mount.unstored(where.below)]
+            reasons = _store_each(where.path, names, deadline)
+            late = f"not stored within {timeout:g} s"
+            found = ((name, reasons.get(name, late)) for name in names)
+            failures = [(name, reason) for name, reason in found if reason]
+            if len(names) < MOST_NAMES:
+                break
+    return failures
+
+
+def _below(name: str, top: str) -> str:
+    return "." if name == top else name[len(top) + 1 :] if top else name
+
+
+def _store_each(path: Path, names: list[str], deadline: float) -> dict[str, str]:
+    """Have files stored, several at once; return why each is not, of those done in time."""
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    names = [name for name in _files(path) if _attribute(path / name, "state") != "stored"]
     results: dict[str, str] = {}
     done = threading.Semaphore(0)
 
@@ -112,26 +129,7 @@ def store_all(path: Path, timeout: float) -> list[tuple[str, str]]:
     for _ in names:
         if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
             break
-    late = f"not stored within {timeout:g} s"
-    reasons = ((name, results.get(name, late)) for name in names)
-    return [(name, reason) for name, reason in reasons if reason]
-
-
-def _files(path: Path) -> Iterator[str]:
-    """Yield the regular files below a path."""
-    mode = path.lstat().st_mode
-    if stat.S_ISREG(mode):
-        yield "."
-    directories = [""] if stat.S_ISDIR(mode) else []
-    while directories:
-        directory = directories.pop()
-        with os.scandir(path / directory) as entries:
-            for entry in entries:
-                name = f"{directory}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    directories.append(f"{name}/")
-                elif entry.is_file(follow_symlinks=False):
-                    yield name
+    return dict(results)
 
 
 def _store(path: Path) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import os
 import stat
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from keepfs.mount.control_requests import MOST_BYTES, MOST_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 #: Connections that wait to be accepted, and bytes received at once.
 _BACKLOG, _AT_ONCE = 8, 64 * 1024
@@ -46,17 +49,21 @@ class Control:
         self._is_read_only = is_read_only
 
     async def run(self) -> None:
-        """Listen and answer, until cancelled.
-
-        Raises:
-            OSError: The socket can't be made.
-        """
+        """Listen and answer, until cancelled; without a socket, log why and return."""
         with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-            self._path.unlink(missing_ok=True)
-            await listener.bind(str(self._path))
             try:
+                self._path.unlink(missing_ok=True)
+                await listener.bind(str(self._path))
                 self._path.chmod(0o600)  # its directory is closed to others in any case
                 listener.listen(_BACKLOG)
+            except OSError as error:  # a path of more than 107 bytes, for one
+                _log.warning(
+                    "keepfs commit, manifest and import will not work here: no socket %s: %s",
+                    self._path,
+                    error.strerror or error,
+                )
+                return
+            try:
                 async with trio.open_nursery() as nursery:
                     while True:
                         connection, _ = await listener.accept()

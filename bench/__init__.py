@@ -44,7 +44,7 @@ How it is done:
   arv-mount's loading of the manifest isn't timed. Both its caches are measured: on
   the disk, which is its default, and in memory as ours is.
 
-Rooms: `build` compiles the two C programs, `services` starts the block server or
+Modules: `build` compiles the two C programs, `services` starts the block server or
 takes what services are given, `rig` holds what a run has, `measure` measures, and
 `baselines` are what keepfs is compared with. `inprocess` (with `worker`), `reading`,
 `arvmount`, `writing`, `names`, `starting`, `growth` and `memory` are the groups,

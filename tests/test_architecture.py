@@ -1,4 +1,4 @@
-"""The shape of the project: what ARCHITECTURE.md says of it is true."""
+"""The shape of the project: what ARCHITECTURE.md and docs/modules.md say is true."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def imports(path: Path) -> set[str]:
 
 def test_no_import_cycles() -> None:
     ours = {dotted(path) for path in MODULES}
-    # `from keepfs.cli import x` names the package as well, whose face imports its rooms.
+    # `from keepfs.cli import x` names the package as well, whose face imports its modules.
     graph = {
         name: {need for need in imports(path) & ours if not f"{name}.".startswith(f"{need}.")}
         for name, path in ((dotted(path), path) for path in MODULES)
@@ -68,12 +68,12 @@ def test_every_module_imports_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_no_room_is_longer_than_it_may_be(path: Path) -> None:
+def test_no_module_is_longer_than_it_may_be(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
-def test_the_map_says_what_the_rooms_say() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
+def test_the_list_of_modules_is_that_of_the_docstrings() -> None:
+    text = (ROOT / "docs" / "modules.md").read_text()
     rows = re.findall(r"^\| `(keepfs/[^`]+)` \| (.+?) \|$", text, re.MULTILINE)
 
     said = {str(path.relative_to(ROOT)): first_line(path) for path in MODULES}

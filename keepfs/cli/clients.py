@@ -77,7 +77,7 @@ class Failures:
         self._count = 0
 
     def note(self, message: str = "") -> None:
-        """Say why one failed, if there is something to print_line."""
+        """Say why one failed, if there is a message."""
         self._count += 1
         if message:
             click.ClickException(message).show()

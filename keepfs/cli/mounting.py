@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import reporting, settings, waiting
+from keepfs.cli import executing, reporting, settings, waiting
 from keepfs.cli.settings import Setting, setting
+from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.mount import daemon, mountpoint, runtime
@@ -60,7 +61,16 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     context.meta[settings.WORDS] = found
 
 
-@click.command("mount")
+def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """See that a collection is named as collections are."""
+    if name is not None and not (is_uuid(name) or is_hash(name)):
+        raise click.BadParameter(
+            f"{name!r} is neither a collection's uuid nor a portable data hash"
+        )
+    return name
+
+
+@click.command("mount", cls=executing.ExecutingCommand)
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front, and log to standard error.")
 @click.option(
@@ -73,6 +83,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     callback=_read_words,
     help="Options as in /etc/fstab, without their dashes; and ro.",
 )
+@executing.executing_option
 @settings.store_settings
 @setting(
     "--lookup",
@@ -87,6 +98,20 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
     show_default=True,
     metavar="SECONDS",
     help="After that long a lookup believes the name, and the read will tell.",
+)
+@setting(
+    "--collection",
+    callback=_check_collection,
+    metavar="UUID|PDH",
+    help="Mount the files of this collection alone, read-only.",
+)
+@setting(
+    "--collection-refresh",
+    type=click.FloatRange(0),
+    default=15.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After that long the uuid of a collection is asked for again when it is looked at.",
 )
 @setting(
     "--staging-size",
@@ -175,6 +200,11 @@ def mount_command(
     the command line comes before the environment, and that before the file.
     http_proxy, https_proxy and no_proxy are not used: Keep is asked directly.
     """
+    words = executing.words_of(click.get_current_context())
+    if words and foreground:
+        raise click.UsageError("--exec mounts in the background: leave --foreground out")
+    if others["collection"] is not None:
+        others["read_only"] = True
     with reporting.in_one_line():
         path = mountpoint.resolve(mountpoint_)
         told = options.MountOptions(
@@ -209,6 +239,31 @@ def mount_command(
         if is_new:
             _remove_state(path, told.state_dir)
         raise click.ClickException(reason)
+    if words:
+        raise SystemExit(_execute(words, path))
+
+
+def _execute(words: list[str], path: Path) -> int:
+    """Run a program in a mount, unmount, and return the exit status.
+
+    It is the program's, or 1 if that is 0 and not everything is stored.
+    """
+    status = executing.run_program(words, path)
+    running, entry = runtime.find(path), mountpoint.mounted_at(path)
+    try:
+        if entry is not None and entry.kind == mountpoint.FILE_SYSTEM_TYPE:
+            try:
+                mountpoint.detach(path, lazy=False)
+            except mountpoint.MountpointError as error:
+                # What the program left behind loses the mount; nothing of it waits for ever.
+                click.echo(f"Warning: {_who_holds(entry) or error}", err=True)
+                mountpoint.detach(path, lazy=True)
+        if running is not None:
+            _end(running)
+    except (click.ClickException, mountpoint.MountpointError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return status or 1
+    return status
 
 
 def _serve_telling(serve: Callable[[Reporter], int], pipe: daemon.PipeReporter) -> int:

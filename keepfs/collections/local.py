@@ -20,7 +20,7 @@ from keepfs.collections.parsing import parse
 from keepfs.collections.portable import portable_data_hash
 from keepfs.collections.records import CollectionRecord
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
-from keepfs.privacy import make_directory, sync_directory
+from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,7 +101,7 @@ class LocalCollections:
         kept = (parse(manifest) if isinstance(manifest, str | bytes) else manifest).stripped()
         name = portable_data_hash(kept.pieces())
         try:
-            make_directory(self.directory)
+            self._make_directory()
             self._write(self._path(name), kept.pieces())
         except OSError as error:
             raise KeepWriteError(
@@ -130,6 +130,12 @@ class LocalCollections:
 
     def _path(self, name: str) -> Path:
         return self.directory / (name + SUFFIX)
+
+    def _make_directory(self) -> None:
+        missing = [it for it in (self.directory, *self.directory.parents) if not it.exists()]
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in missing:
+            sync_directory(made.parent)  # a new directory is on the disk once its parent is
 
     def _write(self, path: Path, pieces: Iterable[bytes]) -> None:
         descriptor, temporary = tempfile.mkstemp(".tmp", "keepfs-", self.directory)

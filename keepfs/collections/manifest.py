@@ -143,6 +143,14 @@ class Manifest:
             new[_portable(locator)] = locator
         return self._with(lambda locator: new.get(_portable(locator), locator))
 
+    def counterpart(self, file: File) -> File:
+        """Return the file with its locators as this manifest has them, in constant time.
+
+        Args:
+            file: Of this manifest, or of one that `with_locators` made this one of.
+        """
+        return File(self._tables, file.parent, file.number)
+
     def _with(self, change: Callable[[bytes], bytes]) -> Manifest:
         tables, blocks = self._tables, self._tables.blocks
         locators = tuple(change(locator) for locator in blocks.locators)

@@ -72,6 +72,9 @@ class MountOptions:
         lookup: How a lookup learns whether a block is there: `fetch`, `head`
             or `trust`; None for what fits the store.
         lookup_wait: Seconds after which a lookup believes the name.
+        collection: Uuid or portable data hash of a collection whose files are mounted
+            alone, read-only; None for the whole tree.
+        collection_refresh: Seconds after which a collection's uuid is asked for again.
         staging_size: Bytes written but not stored yet that are kept in
             memory; who writes faster waits.
         direct_io: Let the kernel keep no pages of files in upload/.
@@ -97,6 +100,8 @@ class MountOptions:
     store: StoreOptions
     lookup: str | None = None
     lookup_wait: float = 2.0
+    collection: str | None = None
+    collection_refresh: float = 15.0
     staging_size: int = 512 * MIB
     direct_io: bool = False
     uid: int | None = None

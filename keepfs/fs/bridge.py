@@ -46,6 +46,9 @@ DEFAULT_MAX_WRITES = 4
 #: so. A stalled store costs a thread; its bytes count against the staging area. Guessed: a
 #: block takes some 2 s over 1 Gbit/s, with the service's disk.
 _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
+#: Most threads that ask for collections at once and parse manifests, which takes the
+#: interpreter's lock; and how many times as many, where some are stalled.
+_MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
 #: Most threads that sync the catalog or note state on this machine's disk.
 _MAX_DISK_TASKS = 2
 #: Most threads that spill unstored files: a disk syncs several files at once.
@@ -149,6 +152,7 @@ class AsyncBlocks:
         # Work on this machine's disk never queues behind a stalled service.
         self._disk = trio.CapacityLimiter(_MAX_DISK_TASKS)
         self._spills = trio.CapacityLimiter(_MAX_SPILLS)
+        self._questions = YieldingLimiter(_MAX_QUESTIONS, _STALLED_QUESTIONS * _MAX_QUESTIONS)
         # The waits for work that is awaited at the end, until `abandon_writes`.
         self._awaited: set[trio.CancelScope] = set()
         self._abandons_writes = False
@@ -277,6 +281,19 @@ class AsyncBlocks:
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
         """Run work that only computes in a thread of its own kind; `then` is called after it."""
         self._start(work, self._hashes, Future[None](lambda _: then()))
+
+    def ask(
+        self, work: Callable[[], _T], then: Callable[[Future[_T]], None] = lambda _: None
+    ) -> Future[_T]:
+        """Begin to ask for a collection, in threads that neither reads nor writes wait for.
+
+        Args:
+            work: Asks, and may block; abandoned when the mount ends.
+            then: Called in the trio thread when it has ended.
+        """
+        future = Future(then)
+        self._start(work, self._questions, future)
+        return future
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Run work on this machine's disk in a thread, and return its result.

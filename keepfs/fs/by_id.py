@@ -23,6 +23,7 @@ from keepfs.fs.errnos import RefusedError
 from keepfs.fs.lookups import Lookups
 from keepfs.fs.nodes import (
     ENDLESS,
+    TIMELESS_NS,
     Attributes,
     Caller,
     DirectoryNode,
@@ -54,10 +55,6 @@ UPLOADED_TIMEOUT = 1.0
 #: Names listed at most, the ones found last; 2 MB of memory.
 MAX_KNOWN_NAMES = 10_000
 
-# Blocks have no time of their own. The first that every archive format can
-# hold (1980-01-01 UTC): a moving one would make the kernel drop its pages.
-_TIME_NS = 315_532_800 * 10**9
-
 
 class BlockFile(FileNode):
     """One block, or several joined, as a file.
@@ -81,7 +78,7 @@ class BlockFile(FileNode):
         owner: Metadata,
         owners: Owners,
     ) -> None:
-        super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, _TIME_NS))
+        super().__init__(Metadata(file_mode(0o444), owner.uid, owner.gid, TIMELESS_NS))
         self.is_seen = False
         self._owners = owners
         self._finders: set[int] = set()
@@ -195,7 +192,7 @@ class ByIdDirectory(DirectoryNode):
         super().__init__(metadata)
         self._blocks = blocks
         self._lookups = lookups or Lookups(blocks)
-        self._owners = Owners(Metadata(file_mode(0o444), metadata.uid, metadata.gid, _TIME_NS))
+        self._owners = Owners(Metadata(file_mode(0o444), metadata.uid, metadata.gid, TIMELESS_NS))
         self._known: collections.OrderedDict[str, BlockFile] = collections.OrderedDict()
 
     @property

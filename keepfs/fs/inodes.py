@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -130,17 +131,32 @@ class Listing:
     Attributes:
         node: The directory.
         caller: Who reads it.
-        names: Those gone through so far: a reader may go back to any.
-        rest: Those that follow.
+        names: All of them, or those gone through so far: a reader may go back to any.
+        rest: Those that follow; None where `names` has all.
     """
 
     node: DirectoryNode
     caller: Caller
-    names: list[str] = field(default_factory=list)
-    rest: Iterator[str] = field(default_factory=lambda: iter(()))
+    names: Sequence[str] = ()
+    rest: Iterator[str] | None = None
+
+    @classmethod
+    async def of(cls, node: DirectoryNode, caller: Caller) -> Listing:
+        """Open a directory once it may be listed."""
+        await node.prepare_listing()
+        return cls(node, caller)
+
+    def begin(self) -> None:
+        """Begin at the first name."""
+        names = self.node.names()
+        if isinstance(names, Sequence):
+            self.names, self.rest = names, None
+        else:
+            self.names, self.rest = [], iter(names)
 
     def name(self, number: int) -> str | None:
         """Return the name of that number, counted from 0, or None after the last."""
-        missing = number + 1 - len(self.names)
-        self.names.extend(itertools.islice(self.rest, max(missing, 0)))
+        if self.rest is not None and isinstance(self.names, list):
+            missing = number + 1 - len(self.names)
+            self.names.extend(itertools.islice(self.rest, max(missing, 0)))
         return self.names[number] if number < len(self.names) else None

@@ -33,6 +33,10 @@ ENDLESS = 365 * 24 * 3600.0
 #: fast as with 4 KiB).
 BLOCK_SIZE_HINT = 1024 * 1024
 
+#: The time of what has none, in nanoseconds since 1970: the first that every archive format can
+#: hold (1980-01-01 UTC). One that moves would make the kernel drop its pages.
+TIMELESS_NS = 315_532_800 * 10**9
+
 #: The inode number of the mount's root, FUSE_ROOT_ID of the protocol.
 ROOT_INODE = 1
 
@@ -338,6 +342,13 @@ class DirectoryNode(Node):
         """Seconds for which the kernel may remember that a name wasn't found."""
         return 0.0
 
+    async def prepare_listing(self) -> None:
+        """Return when the directory may be listed.
+
+        Raises:
+            RefusedError: It can't be.
+        """
+
     @abc.abstractmethod
     async def lookup(self, name: str) -> Node:
         """Find an entry.
@@ -350,7 +361,8 @@ class DirectoryNode(Node):
     def names(self) -> Iterable[str]:
         """Go through the names of the entries to list; they may change meanwhile.
 
-        One that is there all the while comes once.
+        One that is there all the while comes once. A sequence is asked for its items by
+        number, and not kept in another form.
         """
 
     @abc.abstractmethod

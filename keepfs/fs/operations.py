@@ -356,14 +356,14 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Begin to read a directory."""
-        return self._listings.add(Listing(self._directory(inode), replies.caller(ctx)))
+        return self._listings.add(await Listing.of(self._directory(inode), replies.caller(ctx)))
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List entries from number `start_id` on, as many as fit, and not too many at once."""
         listing = self._listings[fh]
         if start_id == 0:
-            listing.names, listing.rest = [], iter(listing.node.names())
+            listing.begin()
         number, is_listed = start_id, False
         # An answer without any would be the end of the directory.
         while (number - start_id < _MOST_LISTED or not is_listed) and (

@@ -1,4 +1,4 @@
-"""The mount's root: README, by_id/ and upload/."""
+"""The mount's root: README, by_id/, collections/ and upload/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ This is Arvados Keep, mounted by keepfs {version}.
 
 by_id/<locator>      reads a block; any valid locator is a name here, and so
                      are several joined by commas. Every byte is verified.
-upload/              stores what is copied here. When cp (or close) succeeds,
+{collections}upload/              stores what is copied here. When cp (or close) succeeds,
                      {copies} confirmed.
 
 The locator of a file in upload/:
@@ -40,6 +40,10 @@ This mount's settings:
 {settings}"""
 
 
+_COLLECTIONS = """\
+collections/<name>/  the files of a collection, read-only; <name> is its
+                     portable data hash{or_uuid}.
+"""
 _COLLECTED = """\
 Keep's garbage collection removes blocks that no collection names,
 usually two weeks after they were last stored."""
@@ -49,13 +53,20 @@ removes them."""
 
 
 def readme_text(
-    version: str, copies: int, settings: Mapping[str, str], *, is_local: bool = False
+    version: str,
+    copies: int,
+    settings: Mapping[str, str],
+    *,
+    is_local: bool = False,
+    has_collections: bool = True,
 ) -> str:
     """Compose the README; `settings` never include a token."""
+    or_uuid = "" if is_local else " or its uuid"
     width = max(map(len, settings), default=0)
     return _README.format(
         version=version,
         copies="the copy is" if copies == 1 else f"{copies} copies are",
+        collections=_COLLECTIONS.format(or_uuid=or_uuid) if has_collections else "",
         kept=_KEPT if is_local else _COLLECTED,
         settings="".join(f"    {name:{width}}  {value}\n" for name, value in settings.items()),
     )

@@ -11,22 +11,20 @@ import contextlib
 import dataclasses
 import random
 import string
-import threading
 import time
 from typing import TYPE_CHECKING, Self
-
-from cachetools import LRUCache
 
 from keepfs.keep.background import Background, BusyError
 from keepfs.keep.caching.cache import KeepBlockCache
 from keepfs.keep.caching.grants import Grants
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
+from keepfs.keep.fetching import FetchObserver, SourceObserver, Sources
 from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.answer_times import AnswerTimes
-from keepfs.keep.store import Call, Wanted
+from keepfs.keep.store import CallOptions, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,8 +43,6 @@ _LOOKUP_EFFORT = -1
 #: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
 _CACHE_PER_NAME = 16 * 1024
 _LEAST_NAMES = 10_000
-#: Blocks of which it is remembered who has them; some 2 MB.
-_MOST_REMEMBERED = 10_000
 #: Seconds that closing waits for them; they were told to end.
 _CLOSING = 5.0
 #: Copies of a block that can be asked for: more is a mistake.
@@ -94,8 +90,7 @@ class BlockClient:
         self._grants = Grants(names, are_needed=signs)
         self._signs = signs
         self._answer_times = AnswerTimes()
-        self._services_of = LRUCache[str, tuple[str, ...]](_MOST_REMEMBERED)
-        self._remembering = threading.Lock()
+        self._sources = Sources()
 
     def __enter__(self) -> Self:
         return self
@@ -168,7 +163,7 @@ class BlockClient:
         call = self._call(num_retries, request_id, headers, timeout)
         if locator.permission_expired():
             self.counters.misses.add(1)
-            call = dataclasses.replace(call, sent=lambda name: self._note(locator, name))
+            call = dataclasses.replace(call, observer=SourceObserver(locator, self._sources))
             with self._grants.judged(locator):
                 return memoryview(self._store.read(locator, call)).toreadonly()
         fetched: list[bool] = []
@@ -192,8 +187,7 @@ class BlockClient:
 
         Root URLs, or the local store's name; of the last 10,000 blocks. Doesn't wait.
         """
-        with self._remembering:
-            return self._services_of.get(locator.md5sum, ())
+        return self._sources.of(locator)
 
     def lookup_wait(self, most: float) -> float:
         """Return the seconds for which a lookup should wait: for services by their usual time."""
@@ -303,7 +297,7 @@ class BlockClient:
         name = KeepLocator.of_block(view) if locator is None else locator
         wanted = Wanted(max(1, copies), None if classes is None else tuple(classes))
         receipt = self._store.write(view, name, wanted, call)
-        self._note(name, *receipt.services)
+        self._sources.note(name, *receipt.services)
         self._grants.received(receipt.locator)
         return receipt
 
@@ -319,10 +313,10 @@ class BlockClient:
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
-    ) -> Call:
+    ) -> CallOptions:
         given = dict(headers or {})
         named = [given.pop(name) for name in list(given) if name.lower() == "x-request-id"]
-        return Call(
+        return CallOptions(
             deadline=time.monotonic() + (self.total_timeout if timeout is None else timeout),
             retries=self.num_retries if num_retries is None else num_retries,
             request_id=request_id or next(iter(named), "") or self._request_id(),
@@ -342,36 +336,23 @@ class BlockClient:
             locator, lambda: self._fetch(locator, call), spawn, _LOOKUP_EFFORT, claims=True
         )
 
-    def _fetch(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
+    def _fetch(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Read a block for the cache; lookups that wait learn its size as soon as it is known."""
         with self._grants.judged(locator), self._answer_times.measured() as first_answer:
-
-            def answered(size: int) -> None:
-                first_answer()
-                self._grants.answered(locator)
-                self.block_cache.announce(locator, size)
-
-            call = dataclasses.replace(
-                call,
-                sent=lambda name: self._note(locator, name),
-                answered=answered,
-                allocate=lambda size: self.block_cache.allocate_for(locator, size),
+            observer = FetchObserver(
+                locator, self._sources, self.block_cache, self._grants, first_answer
             )
-            block = self._store.read(locator, call)
+            block = self._store.read(locator, dataclasses.replace(call, observer=observer))
         self._grants.answered(locator)
         return block
 
-    def _find(self, locator: KeepLocator, call: Call) -> int:
+    def _find(self, locator: KeepLocator, call: CallOptions) -> int:
         """Ask for a block's size with HEAD."""
         with self._grants.judged(locator), self._answer_times.measured() as answered:
             size = self._store.find(locator, call).size
             answered()
         self._grants.answered(locator)
         return size
-
-    def _note(self, locator: KeepLocator, *services: str) -> None:
-        with self._remembering:
-            self._services_of[locator.md5sum] = services
 
 
 def _given_or_new(given: object) -> KeepBlockCache:

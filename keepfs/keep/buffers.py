@@ -32,7 +32,7 @@ _MAPPED = 32 * 1024 * 1024
 _madvise = getattr(ctypes.CDLL(None), "madvise", None)
 
 
-class Room(Protocol):
+class Allocation(Protocol):
     """Memory for one block."""
 
     @property
@@ -43,7 +43,7 @@ class Room(Protocol):
         """Return the first `size` bytes, without a copy; nothing may be written after that."""
 
 
-class FreshRoom:
+class FreshAllocation:
     """New memory, whose content becomes `bytes`."""
 
     def __init__(self, size: int) -> None:
@@ -70,7 +70,7 @@ def _ask_for_huge_pages(view: memoryview) -> None:
     _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
 
 
-class _LentRoom:
+class _LentAllocation:
     """Memory of a pool, which it goes back to when the last view of it is gone."""
 
     def __init__(self, view: memoryview) -> None:
@@ -124,9 +124,9 @@ class BufferPool:
         weakref.finalize(loan, self._idle.append, buffer).atexit = False
         return memoryview(loan).cast("B")
 
-    def room(self, size: int) -> Room:
-        """Make room for a block."""
-        return _LentRoom(self.lend(size))
+    def allocate(self, size: int) -> Allocation:
+        """Return the memory for a block of `size` bytes."""
+        return _LentAllocation(self.lend(size))
 
     def idle(self) -> int:
         """Count the buffers that nobody uses."""

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Found, Receipt
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
-    from keepfs.keep.store import Call, Wanted
+    from keepfs.keep.buffers import Allocation
+    from keepfs.keep.store import CallOptions, Wanted
 
 _CAUSE_BY_ERRNO = {
     errno.ENOSPC: Cause.FULL,
@@ -57,7 +57,7 @@ class LocalStore:
         self.name = f"local:{self.directory}"
 
     def get(
-        self, locator: KeepLocator, allocate: Callable[[int], Room] = FreshRoom
+        self, locator: KeepLocator, allocate: Callable[[int], Allocation] = FreshAllocation
     ) -> bytes | memoryview:
         """Read a block and verify it.
 
@@ -134,13 +134,13 @@ class LocalStore:
             ) from error
         return Receipt(locator, copies=1, services=(self.name,))
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
+    def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Read a block and verify it; as `Store` has it."""
-        block = self.get(locator, call.allocate)
-        call.sent(self.name)
+        block = self.get(locator, call.observer.allocate)
+        call.observer.received_from(self.name)
         return block
 
-    def find(self, locator: KeepLocator, call: Call) -> Found:  # noqa: ARG002 - ditto
+    def find(self, locator: KeepLocator, call: CallOptions) -> Found:  # noqa: ARG002 - ditto
         """Tell a block's size; as `Store` has it."""
         return Found(self.head(locator))
 
@@ -149,7 +149,7 @@ class LocalStore:
         block: Buffer,
         locator: KeepLocator,  # noqa: ARG002 - computed anew: nobody else checks it
         wanted: Wanted,  # noqa: ARG002 - one directory, one copy
-        call: Call,  # noqa: ARG002 - a disk is asked once
+        call: CallOptions,  # noqa: ARG002 - a disk is asked once
     ) -> Receipt:
         """Store a block; as `Store` has it."""
         return self.put(block)

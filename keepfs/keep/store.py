@@ -9,41 +9,70 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.retry import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.locator import KeepLocator
 
 
+class ReadObserver:
+    """Follows the read of one block, and provides its memory. This one does nothing more.
+
+    A store calls the methods in the thread that receives the block. Where several services
+    are asked for it, that is several threads, and a service that fails after it began to
+    send the block is followed by another: each method can be called more than once. What
+    a method raises ends the read.
+    """
+
+    def began(self, size: int) -> None:
+        """Note that a service begins to send the block, of `size` bytes. Must not block.
+
+        A local store does not call it.
+        """
+
+    def allocate(self, size: int) -> Allocation:
+        """Return memory for at least `size` bytes, which the block is received into.
+
+        May block until there is memory.
+
+        Raises:
+            KeepReadError: There is none in time.
+        """
+        return FreshAllocation(size)
+
+    def received_from(self, name: str) -> None:
+        """Note the name of the service that sent the block, now that it is verified.
+
+        Args:
+            name: The root URL of the service, or the name of the local store.
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class Call:
-    """How one call is to be made.
+class CallOptions:
+    """How one call of a `Store` is to be made: the same for all requests that it takes.
 
     Attributes:
-        deadline: When it ends whatever happens, on the monotonic clock.
+        deadline: When the call ends whatever happens: seconds on the monotonic clock.
         retries: Rounds after the first.
-        request_id: Goes with its requests.
-        headers: Further ones that go with them.
-        answered: Called with the block's size as soon as a service begins to send it.
-        sent: Called with the name of who sent the block, once it is verified.
+        request_id: Goes with the requests.
+        headers: Further headers of the requests.
         backoff: How long to wait between rounds.
-        allocate: Makes the memory that a block is read into.
+        observer: Follows a read. Other calls do not use it.
     """
 
     deadline: float
     retries: int = 0
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
-    answered: Callable[[int], None] | None = None
-    sent: Callable[[str], None] = lambda _: None
     backoff: Backoff = field(default_factory=Backoff)
-    allocate: Callable[[int], Room] = FreshRoom
+    observer: ReadObserver = field(default_factory=ReadObserver)
 
     def remaining(self) -> float:
         """Return the seconds that are left, at least 0."""
@@ -96,21 +125,23 @@ class Found:
 class Store(Protocol):
     """Where blocks are."""
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
+    def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Return a block, verified.
 
         Raises:
             KeepReadError: It couldn't be read; `cause` says why.
         """
 
-    def find(self, locator: KeepLocator, call: Call) -> Found:
+    def find(self, locator: KeepLocator, call: CallOptions) -> Found:
         """Tell what is known of a block without reading it.
 
         Raises:
             KeepReadError: It isn't there, or can't be asked for; `cause` says why.
         """
 
-    def write(self, block: Buffer, locator: KeepLocator, wanted: Wanted, call: Call) -> Receipt:
+    def write(
+        self, block: Buffer, locator: KeepLocator, wanted: Wanted, call: CallOptions
+    ) -> Receipt:
         """Store a block, which must not change meanwhile.
 
         Raises:

@@ -12,10 +12,14 @@ import pyfuse3
 import trio
 
 from keepfs import __version__, privacy, stores
+from keepfs.collections import local
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
+from keepfs.fs.collections.collections_directory import CollectionsDirectory
+from keepfs.fs.collections.live import LiveCollection
+from keepfs.fs.collections.tree import CollectionFolder
 from keepfs.fs.lookups import Lookup, Lookups
-from keepfs.fs.nodes import Metadata, Ownership, directory_mode
+from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.collections.content import CollectionSource
+    from keepfs.fs.nodes import Node
     from keepfs.mount.daemon import Reporter
 
 _log = logging.getLogger(__name__)
@@ -98,8 +104,14 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
                 stores.check_usable(client, options.store)
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
-                with contextlib.closing(_open_catalog(options)) as catalog, fuse.ticking():
-                    mount = _Mount(options, store, buffers, copies, catalog, claim, reporter)
+                with (
+                    stores.collections_of(options.store, client, store) as found,
+                    contextlib.closing(_open_catalog(options)) as catalog,
+                    fuse.ticking(),
+                ):
+                    mount = _Mount(
+                        options, store, found, buffers, copies, catalog, claim, reporter
+                    )
                     code = trio.run(mount.serve)
     except* (
         fuse.MountError,
@@ -158,6 +170,7 @@ class _Mount:
     Args:
         options: How to mount.
         store: Where the blocks are.
+        collections: Where collections come from; None where only services are known.
         buffers: Memory for whole blocks, of the store's cache and of what is written.
         copies: Replicas to be confirmed of each block.
         catalog: Where the names in upload/ are.
@@ -169,6 +182,7 @@ class _Mount:
         self,
         options: MountOptions,
         store: stores.RenewingStore,
+        collections: CollectionSource | None,
         buffers: BufferPool,
         copies: int,
         catalog: Catalog,
@@ -177,6 +191,7 @@ class _Mount:
     ) -> None:
         self._options = options
         self._store = store
+        self._collections = collections
         self._buffers = buffers
         self._copies = copies
         self._catalog = catalog
@@ -208,7 +223,7 @@ class _Mount:
                 lend=self._buffers.lend,
                 overhead=SLOT_OVERHEAD,
             )
-            operations, upload = self._tree(blocks, staging)
+            operations, upload = await self._tree(blocks, staging)
             spills = Spills(blocks, options.state_dir, self._catalog)
             if not options.read_only:
                 await spills.restore(upload, staging)
@@ -271,8 +286,10 @@ class _Mount:
             with contextlib.suppress(mountpoint.MountpointError):
                 mountpoint.detach(options.mountpoint, lazy=True)
 
-    def _tree(self, blocks: AsyncBlocks, staging: Staging) -> tuple[Operations, UploadDirectory]:
-        """Build the directories and the handlers."""
+    async def _tree(
+        self, blocks: AsyncBlocks, staging: Staging
+    ) -> tuple[Operations, UploadDirectory]:
+        """Build the directories and the handlers; fetch the collection that is mounted alone."""
         options = self._options
         owner = Metadata(
             directory_mode(0),
@@ -290,10 +307,18 @@ class _Mount:
                 self._copies,
                 options.public_settings(),
                 is_local=options.store.local_store is not None,
+                has_collections=self._collections is not None,
             ),
             owner,
         )
-        root = RootDirectory({"README": readme, "by_id": by_id, "upload": upload}, owner)
+        entries: dict[str, Node] = {"README": readme, "by_id": by_id, "upload": upload}
+        if self._collections is not None:
+            entries["collections"] = CollectionsDirectory(
+                self._fixed(0o555, owner), self._collections, blocks, options.collection_refresh
+            )
+        root: DirectoryNode = RootDirectory(entries, owner)
+        if options.collection is not None:
+            root = await self._alone(options.collection, blocks, owner)
         operations = Operations(
             root,
             blocks,
@@ -303,6 +328,24 @@ class _Mount:
             direct_io=options.direct_io,
         )
         return operations, upload
+
+    async def _alone(self, name: str, blocks: AsyncBlocks, owner: Metadata) -> DirectoryNode:
+        """Return a collection as the root of the mount.
+
+        Raises:
+            StoreError: Nobody can be asked for it.
+            KeepRequestError: It couldn't be had.
+        """
+        if self._collections is None:
+            raise stores.StoreError(
+                f"can't mount collection {name}: no API server is known, only Keep services;"
+                " set ARVADOS_API_HOST"
+            )
+        live = LiveCollection(
+            name, self._collections, blocks, owner, self._options.collection_refresh
+        )
+        await live.check()
+        return CollectionFolder(live, inode=ROOT_INODE)
 
     def _lookup(self) -> Lookup:
         """Choose how to look names up: a directory is asked, not read, for a name."""
@@ -345,7 +388,11 @@ class _Mount:
         """Remove what killed writers left in a local store."""
         store = self._options.store.local_store
         if store is not None and not self._options.read_only:
-            count = await trio.to_thread.run_sync(remove_leftovers, store, abandon_on_cancel=True)
+            count = 0
+            for directory in (store, store / local.DIRECTORY):
+                count += await trio.to_thread.run_sync(
+                    remove_leftovers, directory, abandon_on_cancel=True
+                )
             if count:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
 

@@ -120,7 +120,7 @@ def test_a_configuration_file_has_options_of_the_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"coppies = 3", "unknown key 'coppies'; there are: allow-other, cache-size, copies"),
+        (b"coppies = 3", "unknown key 'coppies'; there are: allow-other, cache-size, collection"),
         (b"copies", "can't use"),
         (b"\xff", "can't use"),
         (b"copies = [1, 2]", "copies is one value, not a list"),

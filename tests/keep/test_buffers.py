@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from keepfs.keep import buffers
-from keepfs.keep.buffers import BufferPool, FreshRoom
+from keepfs.keep.buffers import BufferPool, FreshAllocation
 
 
 def test_fresh_memory_becomes_bytes_without_a_copy() -> None:
-    room = FreshRoom(100)
-    room.view[:3] = b"foo"
+    memory = FreshAllocation(100)
+    memory.view[:3] = b"foo"
 
-    block = room.first(3)
+    block = memory.first(3)
 
     assert block == b"foo"
     assert type(block) is bytes
@@ -30,11 +30,11 @@ def test_large_fresh_memory_becomes_bytes_as_well(
     if not libc_has_it:
         monkeypatch.setattr(buffers, "_madvise", None)
     size = 33 * 2**20 + 17
-    room = FreshRoom(size)
-    assert not any(room.view)
-    room.view[:3], room.view[-3:] = b"foo", b"bar"
+    memory = FreshAllocation(size)
+    assert not any(memory.view)
+    memory.view[:3], memory.view[-3:] = b"foo", b"bar"
 
-    block = room.first(size)
+    block = memory.first(size)
 
     assert (block[:3], block[-3:], len(block)) == (b"foo", b"bar", size)
 
@@ -43,16 +43,16 @@ def test_large_fresh_memory_becomes_bytes_as_well(
 #: one that has run for long may have the memory already.
 _FAULTS = """
 import resource
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-room = FreshRoom(MAX_BLOCK_SIZE)
+memory = FreshAllocation(MAX_BLOCK_SIZE)
 before = faults()
 for at in range(0, MAX_BLOCK_SIZE, 4096):
-    room.view[at] = 1
+    memory.view[at] = 1
 print(faults() - before)
 """
 
@@ -74,11 +74,11 @@ def test_no_memory_for_a_buffer_is_a_memory_error() -> None:
 
 def test_a_buffer_comes_back_when_the_last_view_is_gone() -> None:
     pool = BufferPool(size=4096)
-    room = pool.room(4096)
-    room.view[:3] = b"foo"
-    part = memoryview(room.first(4096))[1:3]
+    memory = pool.allocate(4096)
+    memory.view[:3] = b"foo"
+    part = memoryview(memory.first(4096))[1:3]
 
-    del room
+    del memory
     assert pool.idle() == 0
     assert bytes(part) == b"oo"
     del part

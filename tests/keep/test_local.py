@@ -28,7 +28,7 @@ from keepfs.keep import (
     NotFoundError,
     Receipt,
 )
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.local import remove_leftovers
 from tests.fakes.threads import Running, wait_until
 
@@ -243,9 +243,9 @@ def test_a_file_that_changes_its_size_while_it_is_read_is_corrupt(
 ) -> None:
     store.put(b"foo")
 
-    def allocate(size: int) -> FreshRoom:
+    def allocate(size: int) -> FreshAllocation:
         (directory / FOO.md5sum).write_bytes(content)  # after it was looked at, before it is read
-        return FreshRoom(size)
+        return FreshAllocation(size)
 
     with pytest.raises(KeepReadError, match="corrupt") as caught:
         store.get(FOO, allocate)

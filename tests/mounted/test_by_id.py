@@ -111,7 +111,7 @@ def test_any_other_name_does_not_exist_and_is_no_news(shared: KeepfsMount, name:
 
 
 def test_dot_dot_is_the_mount(shared: KeepfsMount) -> None:
-    assert sorted(os.listdir(shared.by_id / "..")) == ["README", "by_id", "upload"]
+    assert sorted(os.listdir(shared.by_id / "..")) == ["README", "by_id", "collections", "upload"]
 
 
 def test_a_block_that_is_not_there_may_appear_a_second_later(shared: KeepfsMount) -> None:

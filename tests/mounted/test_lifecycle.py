@@ -29,7 +29,7 @@ def the_one_line(done: subprocess.CompletedProcess[bytes]) -> str:
 def test_the_mount_is_ready_when_the_command_returns(unmounted: KeepfsMount) -> None:
     unmounted.mount()
 
-    assert sorted(os.listdir(unmounted.path)) == ["README", "by_id", "upload"]
+    assert sorted(os.listdir(unmounted.path)) == ["README", "by_id", "collections", "upload"]
 
 
 def test_unmounting_waits_until_the_process_has_ended(mount: KeepfsMount) -> None:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.collections.local import LocalCollections
+from keepfs.keep.local import LocalStore
 from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
+from tests.mounted.packing import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +107,24 @@ def test_the_user_stores_and_reads(of_user: KeepfsMount) -> None:
     assert done.stdout == f"{USER} 640\n{USER} 555\n".encode()
 
 
+def test_the_user_reads_a_collection(of_user: KeepfsMount, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "folder").mkdir(parents=True)
+    (source / "folder" / "file").write_bytes(b"content")
+    store = LocalStore(of_user.store)
+    manifest = packed(source, lambda block: str(store.put(block).locator))
+    name = LocalCollections(of_user.store).put(manifest).portable_data_hash
+    folder = of_user.path / "collections" / name
+    subprocess.run(["chown", "-R", str(USER), str(of_user.store)], check=True)
+
+    assert run_as(USER, "diff", "-r", source, folder).returncode == 0
+    assert (
+        run_as(USER, "stat", "-c", "%u %a", folder / "folder").stdout == f"{USER} 555\n".encode()
+    )
+    assert b"Permission denied" in run_as(USER, "touch", folder / "new").stderr  # by its mode
+    assert b"Permission denied" in run_as(SOMEBODY_ELSE, "ls", folder).stderr
+
+
 def test_others_cannot_see_into_it_not_even_root(of_user: KeepfsMount) -> None:
     assert run_as(USER, "cp", "/etc/hostname", of_user.upload / "file").returncode == 0
     for done in (
@@ -136,7 +157,8 @@ def test_the_users_dead_mount_is_cleared_by_the_next(of_user: KeepfsMount) -> No
     done = as_user(USER, *of_user.mount_command()[3:], env=of_user.environment)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    wait_until(lambda: run_as(USER, "ls", of_user.path).stdout == b"README\nby_id\nupload\n")
+    names = b"README\nby_id\ncollections\nupload\n"
+    wait_until(lambda: run_as(USER, "ls", of_user.path).stdout == names)
 
 
 def test_root_does_not_mount_over_a_users_mount(of_user: KeepfsMount) -> None:

@@ -39,6 +39,8 @@ _MORE_THREADS, _MORE_DESCRIPTORS = 16, 24
 #: looked for at the servers.
 _MORE_CONNECTIONS = 5 * 32
 
+#: What a mount prints that takes over two seconds to start: it may restore many files.
+_SLOW_START = "keepfs: still waiting for"
 #: Tracebacks that are known to do no harm, as regular expressions.
 _HARMLESS: tuple[str, ...] = ()
 _TRACEBACK = "Traceback (most recent call last)"
@@ -180,8 +182,8 @@ class Life:
         except subprocess.TimeoutExpired:
             self._findings.report("no mount", "the mount", "an answer", "none for a minute")
             return False
-        if done.returncode or done.stderr:
-            text = done.stderr.decode(errors="replace").strip()
+        text = done.stderr.decode(errors="replace").strip()
+        if done.returncode or (text and not text.startswith(_SLOW_START)):
             self._findings.report("no mount", "the mount", "it to be made", text)
             return False
         self._findings.log(f"mounted in {time.monotonic() - begin:.1f} s")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import h11
 
+from keepfs.keep.http.phases import Phase, WireState
 from keepfs.keep.http.wire import Head
 from tests.soak.arguments import numbers_and_seed
 
@@ -117,12 +118,13 @@ class _Pieces(io.RawIOBase):
 def ours(text: bytes, method: str, step: int) -> Verdict | None:
     """Read an answer with our parser; None if it refuses it."""
     stream = cast("io.BufferedReader", io.BufferedReader(_Pieces(text, step)))
+    state = WireState(Phase.SENT)
     try:
-        head = Head.read(stream, method, can_go_on=True)
+        head = Head.read(stream, method, state)
         body = head.body.read(_MOST_BODY)
     except http.client.HTTPException:
         return None
-    keeps = head.body.is_complete() and head.body.can_go_on
+    keeps = state.phase is Phase.IDLE
     headers = dict(head.headers)
     if "transfer-encoding" in headers:
         headers["transfer-encoding"] = headers["transfer-encoding"].lower()

@@ -5,7 +5,9 @@ a waiter that is cancelled, killed or timed out changes nothing. The task
 records the outcome: a new version, or a failed file that is queued for retry.
 
 Invariant: a named file with unstored changes is open with changes that no
-store was tried for, or has a task under way, or is queued for retry.
+store was tried for (`PassageState.UNTRIED`), or has a task under way, or is
+queued for retry. Whether the file has a name and is open is no part of the
+`Passage`: a removed file that is open shows its state, too.
 
 For the trio thread only.
 """
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.fs.future import Future
 from keepfs.fs.nodes import FileNode, Metadata
+from keepfs.fs.upload.passage import Passage, PassageEvent, PassageState
 from keepfs.keep.errors import KeepRequestError, KeepWriteError, fresh_copy
 
 if TYPE_CHECKING:
@@ -43,16 +46,14 @@ class _Attempt:
     """One run of the task that stores a file.
 
     Attributes:
-        changes: The changes it covers; later ones may or may not be included.
+        changes: The changes it covers; bytes of later ones may or may not be included.
         outcome: Finished when the outcome is recorded.
         waiters: Requests that wait for it.
-        is_outdated: Whether somebody wants later changes stored than it covers.
     """
 
     changes: int
     outcome: Future[None] = field(default_factory=Future)
     waiters: int = 0
-    is_outdated: bool = False
 
 
 class StoringFile(FileNode):
@@ -64,38 +65,43 @@ class StoringFile(FileNode):
         failed: Retries the file after a failure.
     """
 
-    __slots__ = ("_attempt", "_blocks", "_changes", "_failed", "_failure", "_openings", "_stored",
-                 "_tried")  # fmt: skip
+    __slots__ = ("_attempt", "_blocks", "_failed", "_failure", "_openings", "_passage")
 
     def __init__(self, metadata: Metadata, blocks: AsyncBlocks, failed: FailedFiles) -> None:
         super().__init__(metadata)
         self._blocks = blocks
         self._failed = failed
         self._openings = 0
-        # Changes so far; how many of them an attempt has covered, and stored.
-        self._changes = 1
-        self._tried = self._stored = 0
+        self._passage = Passage()
+        #: The attempt under way, as `_passage` has it: what its waiters wait for.
         self._attempt: _Attempt | None = None
         self._failure: Exception | None = None
+
+    def __repr__(self) -> str:
+        passage = self._passage
+        return (
+            f"<{type(self).__name__} {self.path!r} {passage.state.name}, "
+            f"{passage.stored} of {passage.changes} changes stored, {self._openings} openings>"
+        )
 
     @property
     def changes(self) -> int:
         """The number of changes so far: it names the current content."""
-        return self._changes
+        return self._passage.changes
 
     @property
     def state(self) -> State:
         """Whether all of it is in the store."""
-        if self._stored == self._changes:
+        if self._passage.is_stored:
             return State.STORED
-        if self._attempt is not None or self._is_sending():
+        if self._passage.is_under_way or self._is_sending():
             return State.STORING
         return State.DIRTY if self.failure is None else State.FAILED
 
     @property
     def has_untried_changes(self) -> bool:
         """Whether there are changes that no store has been tried for."""
-        return self.links > 0 and self._tried < self._changes
+        return self.links > 0 and self._passage.has_untried
 
     @property
     def is_being_changed(self) -> bool:
@@ -105,12 +111,12 @@ class StoringFile(FileNode):
     @property
     def has_unstored_changes(self) -> bool:
         """Whether it has a name and changes that are not stored."""
-        return self.links > 0 and self._stored < self._changes
+        return self.links > 0 and not self._passage.is_stored
 
     @property
     def is_storing(self) -> bool:
         """Whether a task is storing it."""
-        return self._attempt is not None
+        return self._passage.is_under_way
 
     @property
     def failure(self) -> Exception | None:
@@ -141,8 +147,8 @@ class StoringFile(FileNode):
                 file is queued for retry.
             Exception: Whatever else the attempt raised; the same holds.
         """
-        wanted = self._changes
-        while self._stored < wanted and self.links:
+        wanted = self._passage.changes
+        while self._passage.stored < wanted and self.links:
             attempt = self.begin_store()
             attempt.waiters += 1
             try:
@@ -177,11 +183,16 @@ class StoringFile(FileNode):
         Changes that the one under way may not cover are stored by another after it.
         """
         if self._attempt is None:
-            attempt = _Attempt(self._changes)
-            self._blocks.start(self._run, attempt)
+            attempt = _Attempt(self._passage.changes)
+            self._passage.note(PassageEvent.BEGIN)
+            try:
+                self._blocks.start(self._run, attempt)
+            except BaseException:
+                self._passage.note(PassageEvent.ABANDON)
+                raise
             self._attempt = attempt
-        elif self._attempt.changes < self._changes:
-            self._attempt.is_outdated = True
+        elif self._passage.state is PassageState.BEHIND:
+            self._passage.note(PassageEvent.WANT)
         return self._attempt
 
     async def _run(self, attempt: _Attempt) -> None:
@@ -194,19 +205,23 @@ class StoringFile(FileNode):
         except BaseException:
             # The mount ends; the drain has done what could be done.
             self._attempt = None
+            self._passage.note(PassageEvent.ABANDON)
             attempt.outcome.fail(KeepWriteError("the mount has ended"))
             raise
+        is_outdated = self._passage.state is PassageState.OUTDATED
         self._attempt = None
-        self._tried = max(self._tried, attempt.changes)
+        self._passage.note(PassageEvent.END)
         try:
-            self._conclude(attempt, failure)
+            self._conclude(attempt, failure, is_outdated=is_outdated)
         finally:  # whatever goes wrong, for want of memory say: nobody waits for ever
             if failure is None:
                 attempt.outcome.finish(None)
             else:
                 attempt.outcome.fail(failure)
 
-    def _conclude(self, attempt: _Attempt, failure: Exception | None) -> None:
+    def _conclude(
+        self, attempt: _Attempt, failure: Exception | None, *, is_outdated: bool
+    ) -> None:
         """Give the file its next owner, if it needs one."""
         if failure is not None and self.links:
             self._failed.add(self)
@@ -215,7 +230,7 @@ class StoringFile(FileNode):
         self._failure = None if failure is None else fresh_copy(failure)
         if failure is not None:
             self._report(attempt, failure)
-        if self.has_untried_changes and (attempt.is_outdated or not self._openings):
+        if self.has_untried_changes and (is_outdated or not self._openings):
             self.begin_store()  # changed meanwhile, and no close need follow
         self._attempt_ended()
 
@@ -233,9 +248,9 @@ class StoringFile(FileNode):
 
     @abc.abstractmethod
     async def _store_once(self, changes: int) -> None:
-        """Store the content and record the version, which covers `changes` at least.
+        """Store the content and record the version, which has the bytes of `changes`.
 
-        Sets `_stored`; leaves it if the file was removed or cut meanwhile.
+        Notes `PassageEvent.RECORD`; doesn't if the file was removed or cut meanwhile.
         """
 
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.in_flight import Fetch, Reservations
 from keepfs.keep.caching.reuse import ReuseCache
 from keepfs.keep.caching.thrash import Thrash
@@ -23,7 +23,7 @@ from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
     from keepfs.keep.locator import KeepLocator
 
 #: Bytes, as in the SDK: four blocks of the largest size.
@@ -93,7 +93,7 @@ class KeepBlockCache:
         disk_cache: object = False,  # noqa: ARG002, FBT002 - the SDK's
         disk_cache_dir: object = None,  # noqa: ARG002 - the SDK's
         *,
-        allocate: Callable[[int], Room] = FreshRoom,
+        allocate: Callable[[int], Allocation] = FreshAllocation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         cache_max = cache_max or DEFAULT_CACHE_MAX
@@ -225,7 +225,7 @@ class KeepBlockCache:
         if running is not None:
             running.announce(size)
 
-    def allocate_for(self, locator: KeepLocator, size: int) -> Room:
+    def allocate_for(self, locator: KeepLocator, size: int) -> Allocation:
         """Return memory for a block whose fetch is under way, as it begins to come.
 
         Waits for room if the fetch has lost its own to another meanwhile.

@@ -27,6 +27,8 @@ from keepfs.keep.http.wire import Wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from keepfs.keep.http.pace import Pace
+
 #: Idle connections that are kept to each service.
 _MOST_IDLE = 32
 #: Services to which connections are kept.
@@ -78,12 +80,13 @@ class Connections:
         weakref.finalize(self, _close_all, self._idle)
         _all.add(self)
 
-    def take(self, root: str, timeout: float) -> Wire:
+    def take(self, root: str, timeout: float, pace: Pace | None = None) -> Wire:
         """Take an idle connection, or make one.
 
         Args:
             root: Base URL.
             timeout: Seconds to connect to each address.
+            pace: Of the exchange; it notices silence while a connection is made.
 
         Raises:
             urllib3.exceptions.HTTPError: It can't be made; or an `OSError`.
@@ -96,20 +99,24 @@ class Connections:
             for each in expired:
                 each.close()
             if wire is None:
-                return self.connect(root, timeout)
+                return self.connect(root, timeout, pace)
             if wire.is_usable():
                 return wire
             wire.close()
 
-    def connect(self, root: str, timeout: float) -> Wire:
+    def connect(self, root: str, timeout: float, pace: Pace | None = None) -> Wire:
         """Make a connection; as `take`."""
         url = parse_root(root)
-        wire = Wire(self._connection(url), url.netloc or "")
+        connection = self._connection(url)
+        connection.pace = pace
+        wire = Wire(connection, url.netloc or "")
         try:
             wire.connect(timeout)
         except BaseException:  # of TLS, perhaps, over a socket that is open
             wire.close()
             raise
+        finally:
+            connection.pace = None  # the connection outlives the exchange
         return wire
 
     def give_back(self, root: str, wire: Wire) -> None:
@@ -157,7 +164,7 @@ class Connections:
         idle[:] = kept
         return expired
 
-    def _connection(self, url: urllib3.util.Url) -> HTTPConnection:
+    def _connection(self, url: urllib3.util.Url) -> _RetryingConnection:
         host = (url.host or "").strip("[]")
         options: dict[str, Any] = {"socket_options": _SOCKET_OPTIONS}
         if url.scheme != "https":
@@ -183,13 +190,16 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 class _RetryingConnection(HTTPConnection):
     """A connection whose TCP handshake is tried again where silence is watched meanwhile."""
 
+    #: Of the exchange that the connection is made for.
+    pace: Pace | None = None
+
     def _new_conn(self) -> socket.socket:
         limit = self.timeout
         if not isinstance(limit, int | float):
             return super()._new_conn()
         failure = urllib3.exceptions.ConnectTimeoutError(self, "no time is left to connect")
         try:
-            for seconds in tries(limit):
+            for seconds in tries(limit, self.pace):
                 self.timeout = seconds
                 try:
                     connected = super()._new_conn()

@@ -6,7 +6,6 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from keepfs.keep.http.pace import pacing
 from keepfs.keep.http.transport import DirectTransport, SessionTransport, adopt
 from keepfs.keep.http.wire import ONE_PIECE
 
@@ -37,8 +36,7 @@ class Exchange:
         self._pace = pace
         self._steps = steps
         self._succeeded = succeeded
-        with pacing(pace, goes_on=True):
-            self._descriptor = next(steps, None)
+        self._descriptor = next(steps, None)
 
     def fileno(self) -> int | None:
         """Return the descriptor that the answer comes by; None where there is no wait for it."""
@@ -55,8 +53,7 @@ class Exchange:
         """
         if is_answered:
             self._pace.resume()
-        with pacing(self._pace):
-            next(self._steps, None)
+        next(self._steps, None)
         return self._succeeded()
 
 
@@ -90,8 +87,6 @@ class Exchanges:
     @contextlib.contextmanager
     def begin(self, pace: Pace) -> Iterator[Transport]:
         """Provide a transport for one request and its answer; `close` cancels the pace.
-
-        Use it within `pacing`.
 
         Raises:
             ConnectionError: `close` was called.

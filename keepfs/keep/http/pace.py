@@ -12,20 +12,18 @@ a second, or the exchange ends; and it ends at its deadline.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable  # noqa: TC003 - NamedTuple looks at it
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Buffer
-    from urllib3.connectionpool import HTTPConnectionPool
 
     from keepfs.keep.http.timeouts import Timeouts
 
@@ -277,31 +275,12 @@ class Pace:
             return self.failure
 
 
-# The pace of the exchange that this thread is in. Connections are made deep
-# inside urllib3, which has no place to hand it through.
-_current = threading.local()
-
-
-@contextlib.contextmanager
-def pacing(pace: Pace, *, goes_on: bool = False) -> Iterator[None]:
-    """Let the sockets that this thread uses inside keep to a pace.
-
-    `goes_on`: the exchange isn't over with this, and can be cancelled after it.
-    """
-    _current.pace = pace
-    try:
-        yield
-    finally:
-        _current.pace = None
-        if not goes_on:
-            pace.detach()
-
-
-def tries(limit: float) -> Iterator[float]:
+def tries(limit: float, pace: Pace | None) -> Iterator[float]:
     """Cut a wait that can't be interrupted into several, so that silence is noticed in it.
 
     Args:
         limit: Seconds that they may take together.
+        pace: Of the exchange; None leaves the wait whole.
 
     Yields:
         Seconds that the next try may take.
@@ -310,94 +289,62 @@ def tries(limit: float) -> Iterator[float]:
         TooSlowError: The exchange's time is up.
         CancelledError: It was cancelled.
     """
-    pace = _pace()
     end = time.monotonic() + limit
     while (left := end - time.monotonic()) > 0:
         yield left if pace is None else min(left, pace.patience())
 
 
-def leave_socket() -> None:
-    """Let nobody shut down the socket that this thread has used, since others may use it now."""
-    pace = _pace()
-    if pace is not None:
-        pace.detach()
+def send_all(connected: socket.socket, data: Buffer, pace: Pace | None, flags: int = 0) -> None:
+    """Send everything at a pace, without a copy. Blocks.
+
+    Raises:
+        TooSlowError: The exchange broke its pace; or another `OSError`.
+    """
+    if pace is None:
+        return connected.sendall(data, flags)
+    pace.attach(connected)
+    with memoryview(data).cast("B") as view:
+        sent = 0
+        while sent < view.nbytes:
+            _set_timeout(connected, pace.patience())
+            try:
+                count = connected.send(view[sent : sent + _STEP], flags)
+            except TimeoutError:
+                continue  # the pace says whether that was too long
+            pace.advance(count)
+            sent += count
+    return None
 
 
-def _pace() -> Pace | None:
-    pace: Pace | None = getattr(_current, "pace", None)
-    return pace
+class PacedReader(io.RawIOBase):
+    """The receiving half of a socket, at a pace. Closing it leaves the socket open.
 
-
-class PacedSocket:
-    """A connected socket that keeps to the pace of the thread that uses it.
-
-    Outside `pacing` it is the socket it wraps.
+    Args:
+        connected: The socket; it must stay open while this is read.
+        pace: Of the exchange; None for no limit but the socket's own.
     """
 
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the socket has
-        return getattr(self._socket, name)
-
-    def fileno(self) -> int:
-        """Return the descriptor; what `select` and `poll` ask for."""
-        return self._socket.fileno()
-
-    def sendall(self, data: Buffer, flags: int = 0) -> None:
-        """Send everything, without a copy."""
-        pace = _pace()
-        if pace is None:
-            return self._socket.sendall(data, flags)
-        pace.attach(self._socket)
-        with memoryview(data).cast("B") as view:
-            sent = 0
-            while sent < view.nbytes:
-                _set_timeout(self._socket, pace.patience())
-                try:
-                    count = self._socket.send(view[sent : sent + _STEP], flags)
-                except TimeoutError:
-                    continue  # the pace says whether that was too long
-                pace.advance(count)
-                sent += count
-        return None
-
-    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        """Return what http.client reads the answer from."""
-        # It holds the socket open until the answer is read, though the connection may
-        # have been closed.
-        held = self._socket.makefile("rb", buffering=0)
-        return io.BufferedReader(_PacedReader(self._socket, held))
-
-    def reader(self) -> io.BufferedReader:
-        """Return what an answer is read from while the socket stays open; it costs less."""
-        return io.BufferedReader(_PacedReader(self._socket, None))
-
-
-class _PacedReader(io.RawIOBase):
-    """The receiving half, at a pace."""
-
-    def __init__(self, connected: socket.socket, held: io.RawIOBase | None) -> None:
+    def __init__(self, connected: socket.socket, pace: Pace | None) -> None:
         super().__init__()
         self._socket = connected
-        self._held = held
+        self._pace = pace
         #: Whether a byte has come.
         self.has_received = False
-        pace = _pace()
         if pace is not None:
             pace.attach(connected)
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def readinto(self, buffer: Buffer) -> int | None:
-        pace = _pace()
+        """Receive up to the buffer's bytes; 0 at the end. Blocks."""
+        pace = self._pace
         if pace is None:
             return self._socket.recv_into(buffer)
         while True:
             _set_timeout(self._socket, pace.patience())
             try:
-                # Not by `_held`, which can't be read any more after a timeout.
                 count = self._socket.recv_into(buffer)
             except TimeoutError:
                 continue  # the pace says whether that was too long
@@ -406,12 +353,9 @@ class _PacedReader(io.RawIOBase):
             return count
 
     def close(self) -> None:
-        # urllib3 gives a connection to others as soon as its answer is closed.
-        pace = _pace()
-        if pace is not None:
-            pace.detach(self._socket)
-        if self._held is not None:
-            self._held.close()
+        """Let another exchange have the socket: a cancel does not reach it any more."""
+        if self._pace is not None:
+            self._pace.detach(self._socket)
         super().close()
 
 
@@ -424,25 +368,3 @@ def _set_timeout(connected: socket.socket, patience: float) -> None:
     now = connected.gettimeout()
     if now is None or not now <= patience <= 2 * now:
         connected.settimeout(patience if patience < 1 else patience * 0.9)
-
-
-class _Connectable(Protocol):
-    sock: Any
-
-    def connect(self) -> None: ...
-
-
-@functools.cache
-def paced_connections(pool_class: Any) -> type[HTTPConnectionPool]:  # noqa: ANN401 - a class; its stubs hide that it hashes
-    """Derive a pool of urllib3 whose connections keep to the pace of the thread that uses them."""
-    if hasattr(pool_class, "_keepfs_paced"):
-        return cast("type[HTTPConnectionPool]", pool_class)
-    plain = cast("type[_Connectable]", pool_class.ConnectionCls)
-
-    def connect(self: _Connectable) -> None:
-        plain.connect(self)
-        self.sock = PacedSocket(self.sock)
-
-    connection_class = type(plain.__name__, (plain,), {"connect": connect})
-    members = {"ConnectionCls": connection_class, "_keepfs_paced": True}
-    return type(pool_class.__name__, (pool_class,), members)

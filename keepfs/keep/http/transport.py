@@ -9,6 +9,7 @@ cookies, or reads `~/.netrc`, which would replace the token.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
@@ -18,7 +19,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from keepfs.keep.http.connections import Connections, parse_root
-from keepfs.keep.http.pace import CancelledError, leave_socket, paced_connections
+from keepfs.keep.http.pace import CancelledError
+from keepfs.keep.http.session_sockets import paced_connections, pacing
 from keepfs.keep.http.wire import BROKEN
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from urllib3.connectionpool import HTTPConnectionPool
     from urllib3.poolmanager import PoolManager
 
+    from keepfs.keep.http.pace import Pace
     from keepfs.keep.http.wire import Wire
 
 
@@ -98,6 +101,7 @@ class Transport(Protocol):
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: tuple[float, float],
+        pace: Pace | None,
     ) -> Sent:
         """Send one request; its answer is still to be received.
 
@@ -108,6 +112,7 @@ class Transport(Protocol):
             headers: All there are.
             body: Sent without a copy; it must not change meanwhile.
             timeouts: Seconds to connect, and between bytes where no pace is kept.
+            pace: The exchange keeps it until its end; None for no limit but `timeouts`.
 
         Raises:
             urllib3.exceptions.HTTPError: It can't be sent; or an `OSError`, or a
@@ -134,13 +139,14 @@ class DirectTransport:
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: tuple[float, float],
+        pace: Pace | None,
     ) -> Sent:
         """Send one request; as `Transport` has it."""
         target = (parse_root(root).path or "/") + path
 
         def send(wire: Wire) -> Wire:
             try:
-                wire.send(method, target, headers, body)
+                wire.send(method, target, headers, body, pace)
             except ValueError as error:
                 wire.close()
                 raise urllib3.exceptions.HTTPError(str(error)) from error
@@ -149,14 +155,16 @@ class DirectTransport:
                 raise
             return wire
 
-        wire = self._connections.take(root, timeouts[0])
+        def send_again() -> Wire:
+            return send(self._connections.connect(root, timeouts[0], pace))
+
+        wire = self._connections.take(root, timeouts[0], pace)
         was_used = wire.was_used
         return _SentDirectly(
             send(wire),
             lambda wire: self._connections.give_back(root, wire),
-            (lambda: send(self._connections.connect(root, timeouts[0])))
-            if was_used and method in _REPEATABLE
-            else None,
+            send_again if was_used and method in _REPEATABLE else None,
+            pace,
         )
 
     def has_idle(self, root: str) -> bool:
@@ -179,48 +187,54 @@ class _SentDirectly:
         wire: It was sent by this.
         give_back: Lets others use the connection.
         send_again: Sends it on a new connection; None where this one is new.
+        pace: Of the exchange.
     """
 
     def __init__(
-        self, wire: Wire, give_back: Callable[[Wire], None], send_again: Callable[[], Wire] | None
+        self,
+        wire: Wire,
+        give_back: Callable[[Wire], None],
+        send_again: Callable[[], Wire] | None,
+        pace: Pace | None,
     ) -> None:
-        self._wire = wire
+        # None once the answer was received, which owns the connection from then on.
+        self._wire: Wire | None = wire
+        self._descriptor = wire.fileno()
         self._give_back = give_back
         self._send_again = send_again
-        self._is_received = False
+        self._pace = pace
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_received:
+        if self._wire is not None:
             self._wire.close()
 
     def fileno(self) -> int:
-        return self._wire.fileno()
+        return self._descriptor
 
     def receive(self) -> Answer:
+        wire = self._wire
+        if wire is None:
+            raise RuntimeError("the answer was received already")
         try:
-            head = self._wire.receive()
+            head = wire.receive(self._pace)
         except CancelledError:
             raise
         except BROKEN:
-            if self._send_again is None or self._wire.has_answered():
+            if self._send_again is None or wire.has_answered():
                 raise
-            self._wire.close()
-            self._wire = self._send_again()
-            head = self._wire.receive()
-        self._is_received = True
-        body, wire = head.body, self._wire
+            wire.close()
+            wire = self._wire = self._send_again()
+            head = wire.receive(self._pace)
+        self._wire = None
 
         def end() -> None:
-            if body.is_complete() and body.can_go_on:
-                leave_socket()  # before others have it
+            if wire.end_exchange():
                 self._give_back(wire)
-            else:
-                wire.close()
 
-        return Answer(head.status, head.reason, head.version, head.headers, body, end)
+        return Answer(head.status, head.reason, head.version, head.headers, head.body, end)
 
 
 class SessionTransport:
@@ -247,6 +261,7 @@ class SessionTransport:
         headers: Mapping[str, str],
         body: memoryview | None,
         timeouts: tuple[float, float],
+        pace: Pace | None,
     ) -> Sent:
         """Prepare a request, which is sent when its answer is received; as `Transport` has it."""
         request = requests.PreparedRequest()
@@ -254,7 +269,7 @@ class SessionTransport:
         if body is not None and body.nbytes:
             request.body = body  # type: ignore[assignment] # urllib3 takes any buffer
             request.headers["Content-Length"] = str(body.nbytes)
-        return _Prepared(functools.partial(self._receive, root, request, timeouts))
+        return _Prepared(functools.partial(self._receive, root, request, timeouts), pace)
 
     def _receive(
         self, root: str, request: requests.PreparedRequest, timeouts: tuple[float, float]
@@ -283,16 +298,26 @@ class SessionTransport:
 
 
 class _Prepared:
-    """A request that an adapter sends in one with receiving its answer."""
+    """A request that an adapter sends in one with receiving its answer.
 
-    def __init__(self, receive: Callable[[], Answer]) -> None:
-        self.receive = receive
+    From then on until `with` is left, the sockets that the thread uses keep the pace.
+    """
+
+    def __init__(self, receive: Callable[[], Answer], pace: Pace | None) -> None:
+        self._receive = receive
+        self._pace = pace
+        self._paced = contextlib.ExitStack()
+
+    def receive(self) -> Answer:
+        self._paced.enter_context(pacing(self._pace))
+        return self._receive()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is sent yet, or the answer was received."""
+        """Stop pacing: nothing is sent yet, or the answer was received."""
+        self._paced.close()
 
     def fileno(self) -> None:
         return None

@@ -8,21 +8,23 @@ urllib3 and http.client, 394 without the first, and takes 213 so.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
+import io
 import re
 import ssl
 from typing import TYPE_CHECKING, Any
 
 from urllib3.util.connection import is_connection_dropped
 
-from keepfs.keep.http.pace import PacedSocket
+from keepfs.keep.http.pace import PacedReader, send_all
+from keepfs.keep.http.phases import Phase, WireEvent, WireState
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Mapping
 
     from urllib3.connection import HTTPConnection
+
+    from keepfs.keep.http.pace import Pace
 
 #: Bounds of a head or of trailers: bytes, and header lines (http.client's number).
 _MOST_HEAD, _MOST_LINES = 65536, 100
@@ -65,10 +67,15 @@ class Wire:
         self._connection = connection
         self._host = host
         self._socket: Any = None
+        self._raw: PacedReader | None = None
         self._stream: io.BufferedReader | None = None
-        self._method, self._is_sent = "", False
+        self._method = ""
+        self._state = WireState()
         #: Whether a request was sent on it.
         self.was_used = False
+
+    def __repr__(self) -> str:
+        return f"Wire({self._host!r}, {self._state.phase})"
 
     def connect(self, timeout: float) -> None:
         """Connect, within so many seconds for each address.
@@ -78,7 +85,23 @@ class Wire:
         """
         self._connection.timeout = timeout
         self._connection.connect()
-        self._socket = PacedSocket(self._connection.sock)
+        self._socket = self._connection.sock
+        self._state.apply(WireEvent.CONNECTED)
+
+    def is_idle(self) -> bool:
+        """Return whether another request can be sent: no exchange is under way or broke off."""
+        return self._state.phase is Phase.IDLE
+
+    def end_exchange(self) -> bool:
+        """End the exchange, and return whether another can follow; else close the connection.
+
+        From then on a cancel of the pace does not reach the socket.
+        """
+        if self.is_idle():
+            self._end_stream()
+            return True
+        self.close()
+        return False
 
     def is_usable(self) -> bool:
         """Tell whether it is connected still, and nothing came that nobody asked for."""
@@ -86,43 +109,61 @@ class Wire:
 
     def close(self) -> None:
         """Close it, and what was being received."""
+        self._state.apply(WireEvent.CLOSE)
         self._end_stream()
         self._connection.close()
 
     def _end_stream(self) -> None:
-        # It holds the socket open for itself.
+        # Its pace must not outlive the exchange: it refers to the call, and to its block.
         if self._stream is not None:
             self._stream.close()
-            self._stream = None
+            self._stream = self._raw = None
 
     def fileno(self) -> int:
         """Return the descriptor that an answer comes by."""
         return int(self._socket.fileno())
 
     def send(
-        self, method: str, target: str, headers: Mapping[str, str], body: memoryview | None
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: memoryview | None,
+        pace: Pace | None = None,
     ) -> None:
-        """Send a request, or as much of it as the service takes.
+        """Send a request, or as much of it as the service takes. Blocks.
+
+        Args:
+            method: GET, HEAD or PUT.
+            target: The path, with its slash.
+            headers: All but Host and Content-Length.
+            body: Sent without a copy; it must not change meanwhile.
+            pace: Of the exchange; None for no limit but the socket's own.
 
         Raises:
             ValueError: A header can't be sent.
             OSError: The connection broke its pace.
+            PhaseError: An exchange is under way.
         """
         head = _head_of(method, target, self._host, headers, body)
-        self._method, self._is_sent = method, False
+        self._state.apply(WireEvent.REQUEST)
+        self._method = method
         self.was_used = True
-        # An answer may come before everything is sent, and be why no more can be.
-        with contextlib.suppress(*_CANT_SEND):
+        try:
             if body is not None and body.nbytes <= ONE_PIECE:
-                self._socket.sendall(head + body.tobytes())
+                send_all(self._socket, head + body.tobytes(), pace)
             else:
-                self._socket.sendall(head)
+                send_all(self._socket, head, pace)
                 if body is not None:
-                    self._socket.sendall(body)
-            self._is_sent = True
+                    send_all(self._socket, body, pace)
+        except _CANT_SEND:
+            # The service may answer before it has read the whole request, then close.
+            self._state.apply(WireEvent.SENDING_FAILED)
+        else:
+            self._state.apply(WireEvent.ALL_SENT)
 
-    def receive(self) -> Head:
-        """Return the head of the answer to what was sent.
+    def receive(self, pace: Pace | None = None) -> Head:
+        """Return the head of the answer to what was sent; its body keeps the pace too. Blocks.
 
         Raises:
             http.client.HTTPException: The answer isn't one of HTTP.
@@ -130,12 +171,13 @@ class Wire:
         """
         # A new one each time: nothing that was left of the last answer is taken for this one's.
         self._end_stream()
-        self._stream = self._socket.reader()
-        return Head.read(self._stream, self._method, can_go_on=self._is_sent)
+        self._raw = PacedReader(self._socket, pace)
+        self._stream = io.BufferedReader(self._raw)
+        return Head.read(self._stream, self._method, self._state)
 
     def has_answered(self) -> bool:
         """Tell whether any byte has come of the answer to what was sent."""
-        return self._stream is not None and bool(self._stream.raw.has_received)  # type: ignore[attr-defined] # ours
+        return self._raw is not None and self._raw.has_received
 
 
 class Head:
@@ -159,8 +201,13 @@ class Head:
         self.body = body
 
     @classmethod
-    def read(cls, stream: io.BufferedReader, method: str, *, can_go_on: bool) -> Head:
+    def read(cls, stream: io.BufferedReader, method: str, state: WireState) -> Head:
         """Read a head; those of interim answers are skipped.
+
+        Args:
+            stream: What is received.
+            method: Of the request.
+            state: Of the connection. The head changes it, and later the end of the body.
 
         Raises:
             CutShortError: The connection ended within it.
@@ -174,15 +221,17 @@ class Head:
                 raise http.client.HTTPException("the service changes the protocol, unasked")
         else:
             raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
+        keeps = _keeps_connection(version, headers)
+        state.apply(WireEvent.HEAD_KEEPS if keeps else WireEvent.HEAD_ENDS)
         body: Body
         if method == "HEAD" or status in _NO_BODY:
-            body = Body(stream, 0)
+            body = Body(stream, 0, state)
         elif "transfer-encoding" in headers:
             headers.pop("content-length", None)  # it isn't the body's: the chunks are
-            body = _ChunkedBody(stream)
+            body = _ChunkedBody(stream, state)
         else:
-            body = Body(stream, declared_length(headers))
-        body.can_go_on = can_go_on and _keeps_connection(version, headers)
+            length = headers.get("content-length")  # `_fields` has checked it
+            body = Body(stream, None if length is None else int(length), state)
         return cls(version, status, reason, headers, body)
 
 
@@ -192,19 +241,16 @@ class Body:
     Args:
         stream: What is received.
         length: Bytes; None where only the end tells.
-
-    Attributes:
-        can_go_on: Whether the service keeps the connection.
+        state: Of the connection. It has the event `BODY_COMPLETE` when the body has been
+            read to its length; never where only the end tells.
     """
 
-    def __init__(self, stream: io.BufferedReader, length: int | None) -> None:
+    def __init__(self, stream: io.BufferedReader, length: int | None, state: WireState) -> None:
         self._stream = stream
         self._left = length
-        self.can_go_on = True
-
-    def is_complete(self) -> bool:
-        """Tell whether it has been read to its known end."""
-        return self._left == 0
+        self._state = state
+        if length == 0:
+            state.apply(WireEvent.BODY_COMPLETE)
 
     def readinto(self, view: memoryview) -> int:
         """Receive up to a view's bytes; 0 at the end.
@@ -222,7 +268,13 @@ class Body:
             if not count:
                 raise CutShortError(f"the connection ended {self._left} bytes too early")
             self._left -= count
+            if not self._left:
+                self._reach_length()
         return count
+
+    def _reach_length(self) -> None:
+        """Note that as many bytes came as were announced."""
+        self._state.apply(WireEvent.BODY_COMPLETE)
 
     def read(self, most: int) -> bytes:
         """Receive up to so many bytes; fewer at the end only. Raises as `readinto`."""
@@ -237,24 +289,23 @@ class Body:
 class _ChunkedBody(Body):
     """A body in chunks, each with its length before it."""
 
-    def __init__(self, stream: io.BufferedReader) -> None:
-        super().__init__(stream, 0)
+    def __init__(self, stream: io.BufferedReader, state: WireState) -> None:
+        super().__init__(stream, None, state)
+        self._left = 0
         self._is_last = False
-
-    def is_complete(self) -> bool:
-        return self._is_last
 
     def readinto(self, view: memoryview) -> int:
         if not view.nbytes or (not self._left and not self._next_chunk()):
             return 0
-        count = super().readinto(view)
-        if count and not self._left:
-            end = self._stream.read(2)
-            if end != b"\r\n":
-                if b"\r\n".startswith(end):
-                    raise CutShortError("the connection ended within a body in chunks")
-                raise http.client.HTTPException(f"{end!r} instead of the end of a chunk")
-        return count
+        return super().readinto(view)
+
+    def _reach_length(self) -> None:
+        """Read the line break behind a chunk."""
+        end = self._stream.read(2)
+        if end != b"\r\n":
+            if b"\r\n".startswith(end):
+                raise CutShortError("the connection ended within a body in chunks")
+            raise http.client.HTTPException(f"{end!r} instead of the end of a chunk")
 
     def _next_chunk(self) -> bool:
         """Read a chunk's length; tell whether there is one, the last having none."""
@@ -268,6 +319,7 @@ class _ChunkedBody(Body):
         if self._left == 0:
             _fields(_head_text(self._stream))  # trailers
             self._is_last = True
+            self._state.apply(WireEvent.BODY_COMPLETE)
         return not self._is_last
 
 

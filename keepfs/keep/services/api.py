@@ -16,7 +16,7 @@ from keepfs import __version__
 from keepfs.config.arvados import Settings, ca_file, load_settings
 from keepfs.keep.errors import ArgumentError, Cause, HttpError
 from keepfs.keep.http.exchange import Exchanges
-from keepfs.keep.http.pace import Pace, pacing
+from keepfs.keep.http.pace import Pace
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.long_json import LongTexts
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
@@ -223,10 +223,10 @@ class ApiClient:
         pace = Pace(Timeouts(_CONNECT, silence, 0), now + min(limit, total or limit))
         end = None if total is None else now + total
         try:
-            with self._exchanges.begin(pace) as transport, pacing(pace):
+            with self._exchanges.begin(pace) as transport:
                 limits = (min(_CONNECT, self.timeout), silence)
                 with (
-                    transport.send(method, self.root, path, headers, view, limits) as sent,
+                    transport.send(method, self.root, path, headers, view, limits, pace) as sent,
                     sent.receive() as answer,
                 ):
                     return self._answer(answer, token, long_text, pace, end)

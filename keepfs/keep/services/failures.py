@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from keepfs.keep.services.discovery import Services
     from keepfs.keep.services.outcome import Outcome
     from keepfs.keep.services.writer_queue import Tally
-    from keepfs.keep.store import Call
+    from keepfs.keep.store import CallOptions
 
 
 def read_error(
     locator: KeepLocator,
-    call: Call,
+    call: CallOptions,
     outcomes: Mapping[str, Outcome],
     attempts: int,
     trouble: NoKeepServersError | None,
@@ -73,7 +73,7 @@ def _of_signature(locator: KeepLocator) -> str:
 
 def write_error(
     locator: KeepLocator,
-    call: Call,
+    call: CallOptions,
     outcomes: Mapping[str, Outcome],
     attempts: int,
     tally: Tally,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from keepfs.keep.services.extras import Extras
     from keepfs.keep.services.service import KeepService
-    from keepfs.keep.store import Call
+    from keepfs.keep.store import CallOptions
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Hedge:
         self,
         services: Iterable[KeepService],
         ask: Callable[[KeepService], bool],
-        call: Call,
+        call: CallOptions,
         spawn: Callable[[Callable[[], None]], None],
         extras: Extras,
         silence: float = SILENCE,

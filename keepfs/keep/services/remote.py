@@ -2,7 +2,7 @@
 
 A round asks the places that the locator's hints name, then each service that may
 still help, in probe order. Between rounds there is a back-off, and the
-list of services is fetched afresh. Only this room makes rounds.
+list of services is fetched afresh. Only this module makes rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.background import Background
-from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
@@ -27,11 +26,10 @@ from keepfs.keep.services.writer_queue import Tally
 from keepfs.keep.store import Found, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
     from keepfs.keep.counters import Counters
     from keepfs.keep.errors import KeepRequestError
     from keepfs.keep.http.exchange import Exchanges
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from keepfs.keep.services.roster import Defaults, Roster
     from keepfs.keep.services.service import KeepService
     from keepfs.keep.services.writers import KeepWriterThreadPool
-    from keepfs.keep.store import Call, Wanted
+    from keepfs.keep.store import CallOptions, ReadObserver, Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +129,7 @@ class RemoteStore:
 
     # --- reading ----------------------------------------------------------
 
-    def read(self, locator: KeepLocator, call: Call) -> bytes | memoryview:
+    def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Return a block, verified. Blocks.
 
         Raises:
@@ -143,11 +141,11 @@ class RemoteStore:
             size = self.find(locator, call).size
             locator = locator.with_size(size) if size else locator
         service = self._ask(locator, "GET", call)
-        call.sent(service.root)
+        call.observer.received_from(service.root)
         outcome = service.outcome()
         return (outcome and outcome.block) or b""
 
-    def find(self, locator: KeepLocator, call: Call) -> Found:
+    def find(self, locator: KeepLocator, call: CallOptions) -> Found:
         """Ask whether a block is there, which keepstore reads and checks for. Blocks.
 
         Raises:
@@ -158,7 +156,7 @@ class RemoteStore:
         size = outcome.size if outcome and locator.size is None else locator.size
         return Found(size or 0, outcome.headers.get("x-keep-locator") if outcome else None)
 
-    def _ask(self, locator: KeepLocator, method: str, call: Call) -> KeepService:
+    def _ask(self, locator: KeepLocator, method: str, call: CallOptions) -> KeepService:
         """Go round the services until one answers well, and return it."""
         if not _can_be(locator):
             raise KeepReadError(
@@ -202,7 +200,7 @@ class RemoteStore:
         locator: KeepLocator,
         method: str,
         timeouts: Timeouts,
-        call: Call,
+        call: CallOptions,
     ) -> KeepService | None:
         def ask(service: KeepService) -> bool:
             return service.get(locator, method, timeouts) is not None
@@ -224,7 +222,9 @@ class RemoteStore:
 
     # --- writing ----------------------------------------------------------
 
-    def write(self, block: Buffer, locator: KeepLocator, wanted: Wanted, call: Call) -> Receipt:
+    def write(
+        self, block: Buffer, locator: KeepLocator, wanted: Wanted, call: CallOptions
+    ) -> Receipt:
         """Store a block at as many services as the copies take. Blocks.
 
         Raises:
@@ -297,8 +297,7 @@ class RemoteStore:
         headers: Mapping[str, str],
         *,
         deadline: float | None = None,
-        answered: Callable[[int], None] | None = None,
-        allocate: Callable[[int], Room] = FreshRoom,
+        observer: ReadObserver | None = None,
     ) -> list[str]:
         """Make a `KeepService` for each root that hasn't one yet, and return the roots.
 
@@ -328,8 +327,7 @@ class RemoteStore:
                     given,
                     counters=self._counters,
                     deadline=deadline,
-                    answered=answered,
-                    allocate=allocate,
+                    observer=observer,
                 )
             roots.append(root)
         return roots
@@ -340,7 +338,7 @@ class RemoteStore:
         services: Services,
         locator: KeepLocator,
         access: Access,
-        call: Call,
+        call: CallOptions,
     ) -> list[str]:
         headers = {**call.headers, "X-Request-Id": call.request_id}
         return self.add_services(
@@ -350,8 +348,7 @@ class RemoteStore:
             access,
             headers,
             deadline=call.deadline,
-            answered=call.answered,
-            allocate=call.allocate,
+            observer=call.observer,
         )
 
     def _skipped_hints(self, services: Services | None, locator: KeepLocator) -> list[str]:
@@ -363,7 +360,7 @@ class RemoteStore:
                 skipped.append(f"+K@{hint.cluster_id} {why}")
         return skipped
 
-    def _goes_through_proxies(self, call: Call) -> bool:
+    def _goes_through_proxies(self, call: CallOptions) -> bool:
         with contextlib.suppress(NoKeepServersError):  # told by the request itself
             return self._services(None, call).has_proxies(Access.READ)
         return False
@@ -378,7 +375,7 @@ class RemoteStore:
         # Its own token would go unsalted, to a host that only a locator named.
         return "" if salted == self._token else salted
 
-    def _services(self, stale: Services | None, call: Call) -> Services:
+    def _services(self, stale: Services | None, call: CallOptions) -> Services:
         """Return the list for a round: in the first as it is, in later ones afresh."""
         if stale is None:
             return self.roster.current(call.remaining())
@@ -388,7 +385,7 @@ class RemoteStore:
         if any(service.last_status() == 0 for service in asked.values()):
             self.roster.doubt(services)
 
-    def _rounds(self, call: Call, failure: type[KeepRequestError]) -> Iterable[int]:
+    def _rounds(self, call: CallOptions, failure: type[KeepRequestError]) -> Iterable[int]:
         for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
             if self._closed:
                 raise failure("the client is closed")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from keepfs import __version__
-from keepfs.keep.buffers import FreshRoom
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import Cause
 from keepfs.keep.http.exchange import Exchange
@@ -34,18 +33,19 @@ from keepfs.keep.services.tokens import shown
 from keepfs.keep.services.transfer import (
     MOST_TEXT,
     BodyCutError,
+    PacedObserver,
     content_length,
     receive_block,
     receive_complaint,
     receive_text,
 )
+from keepfs.keep.store import ReadObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Room
     from keepfs.keep.http.exchange import Exchanges
     from keepfs.keep.http.pace import Watch
     from keepfs.keep.http.transport import Answer
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds of patience for a complaint's text: nobody needs it; and of no wait worth noting.
+#: Seconds of patience for the text of a complaint, which is not needed.
 _BRIEF = 1.0
 #: Seconds for a service to say why it cut a block short.
 _WHY_CUT = 10.0
@@ -70,8 +70,8 @@ class KeepService:
         headers: Go with each request: the token, the request's id.
         counters: Of the client.
         deadline: When the call ends, on the monotonic clock.
-        answered: Called with a block's size as soon as the service begins to send it.
-        allocate: Makes the memory that blocks are received into.
+        observer: Follows the blocks that it reads, and provides their memory; by default
+            nobody does, and the memory is new.
     """
 
     def __init__(
@@ -81,8 +81,7 @@ class KeepService:
         headers: Mapping[str, str],
         counters: Counters | None = None,
         deadline: float | None = None,
-        answered: Callable[[int], None] | None = None,
-        allocate: Callable[[int], Room] = FreshRoom,
+        observer: ReadObserver | None = None,
     ) -> None:
         self.root = root
         self._exchanges = exchanges
@@ -91,8 +90,7 @@ class KeepService:
         self._counters = counters or Counters()
         end = time.monotonic() + DEFAULT_TOTAL_TIMEOUT
         self._deadline = end if deadline is None else deadline
-        self._answered = answered
-        self._allocate = allocate
+        self._observer = observer or ReadObserver()
         self._outcome: Outcome | None = None
         self._pace: Pace | None = None
         self._cancelled = False
@@ -329,6 +327,7 @@ class KeepService:
                     {**self._headers, **headers},
                     body,
                     (connect, min(timeouts.read, max(0.001, pace.remaining()))),
+                    pace,
                 ) as sent,
             ):
                 yield sent.fileno()
@@ -387,7 +386,8 @@ class KeepService:
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)
         probe = 0 if self._watch is None else self._watch.probe
-        flaw, block = receive_block(answer, locator, declared, self._begins, self._memory, probe)
+        observer = PacedObserver(self._observer, self._pace, self._watch)
+        flaw, block = receive_block(answer, locator, declared, observer, probe)
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
@@ -398,22 +398,6 @@ class KeepService:
             return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
         self._counters.download.add(len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
-
-    def _begins(self, size: int) -> None:
-        """Note that a block of so many bytes begins to come."""
-        if self._pace is not None:
-            self._pace.expect(size)
-        if self._answered is not None:
-            self._answered(size)
-
-    def _memory(self, size: int) -> Room:
-        """Make the memory for a block that begins to come. Blocks while there is none."""
-        if self._watch is not None:
-            self._watch.on_block()
-        memory = self._allocate(size)
-        if self._pace is not None and self._pace.silent_for() > _BRIEF:
-            self._pace.resume()  # it was no silence of the service's
-        return memory
 
     def _write_answer(self, answer: Answer, md5sum: str, size: int) -> Outcome:
         status, headers = answer.status, answer.headers

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Self
 
 import urllib3
 
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.http.wire import CutShortError, declared_length
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, innermost
+from keepfs.keep.store import ReadObserver
 from keepfs.keep.threads import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from keepfs.keep.buffers import Room
+    from keepfs.keep.buffers import Allocation
+    from keepfs.keep.http.pace import Pace, Watch
     from keepfs.keep.http.transport import Answer
 
 #: Bytes that are received, then hashed: large enough that hashing lets other
@@ -42,6 +42,8 @@ _STEP_FOR_THREAD = 512 * 1024
 _LARGE = 4 * 1024 * 1024
 #: Bytes that keepstore reads, checks and sends at a time.
 _PIECE = 64 * 1024
+#: Seconds; a wait for memory that is shorter is not taken out of the pace.
+_LONG_WAIT = 1.0
 #: Most bytes of an answer's text, be it a locator or a complaint.
 MOST_TEXT = 4096
 
@@ -59,12 +61,41 @@ class BodyCutError(CutShortError):
         super().__init__(f"the connection ended after {got}{of} bytes")
 
 
+class PacedObserver(ReadObserver):
+    """Keeps the pace of an exchange, and its watch, up to date about the block it brings.
+
+    Args:
+        observer: Of the call; it is notified too, and provides the memory.
+        pace: Of the exchange, if it has one.
+        watch: Of the exchange, if anything watches it.
+    """
+
+    def __init__(self, observer: ReadObserver, pace: Pace | None, watch: Watch | None) -> None:
+        self._observer = observer
+        self._pace = pace
+        self._watch = watch
+
+    def began(self, size: int) -> None:
+        """Begin to measure the rate of the block."""
+        if self._pace is not None:
+            self._pace.expect(size)
+        self._observer.began(size)
+
+    def allocate(self, size: int) -> Allocation:
+        """Return the memory of the caller's observer, when the watch admits the block. Blocks."""
+        if self._watch is not None:
+            self._watch.on_block()
+        memory = self._observer.allocate(size)
+        if self._pace is not None and self._pace.silent_for() > _LONG_WAIT:
+            self._pace.resume()  # the wait for memory was no silence of the service
+        return memory
+
+
 def receive_block(
     answer: Answer,
     locator: KeepLocator,
     declared: int | None,
-    answered: Callable[[int], None] | None = None,
-    allocate: Callable[[int], Room] = FreshRoom,
+    observer: ReadObserver,
     probe: int = 0,
 ) -> tuple[str, bytes | memoryview]:
     """Receive a block, hashing it on the way.
@@ -73,8 +104,8 @@ def receive_block(
         answer: Its body is still to be read.
         locator: The block's name.
         declared: The length that the answer says; None if it doesn't.
-        answered: Called with the block's size before it is received.
-        allocate: Makes the memory that it is received into.
+        observer: Notified of the size before the block is received; makes the memory that
+            it is received into.
         probe: Bytes that are received into memory of their own first; a block of no
             more than that needs no other.
 
@@ -90,16 +121,16 @@ def receive_block(
         return f"{declared} bytes announced for a block of {size}", b""
     if size is not None and size > MAX_BLOCK_SIZE:
         return f"{size} bytes, more than a block has", b""
-    if size is not None and answered is not None:
-        answered(size)
+    if size is not None:
+        observer.began(size)
     # One byte more than there may be, where the answer doesn't say its length.
-    room = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
-    begun = min(probe, room)
-    memory = FreshRoom(begun) if begun else allocate(room)
-    with (_HashThread if room >= _LARGE else _Hash)() as digest:
+    capacity = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
+    begun = min(probe, capacity)
+    memory: Allocation = FreshAllocation(begun) if begun else observer.allocate(capacity)
+    with (_HashThread if capacity >= _LARGE else _Hash)() as digest:
         got, is_cut = _receive_into(memory.view, answer, digest)
-        if got == begun < room and not is_cut and begun:
-            first, memory = memory.view, allocate(room)
+        if got == begun < capacity and not is_cut and begun:
+            first, memory = memory.view, observer.allocate(capacity)
             memory.view[:begun] = first
             more, is_cut = _receive_into(memory.view[begun:], answer, digest)
             got += more

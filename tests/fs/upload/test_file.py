@@ -15,7 +15,8 @@ from keepfs.fs.bridge import open_blocks
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, file_mode
 from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
-from keepfs.fs.upload.staging import Slot, Staging
+from keepfs.fs.upload.slot import Slot
+from keepfs.fs.upload.staging import Staging
 from keepfs.fs.upload.storing import State
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
 from tests.fakes.store import DictStore, FailingStore, GatedStore

@@ -13,6 +13,7 @@ import trio.testing
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.fs.upload.failed import FailedFiles
+from keepfs.fs.upload.passage import PassageEvent
 from keepfs.fs.upload.storing import State, StoringFile
 from keepfs.keep import KeepWriteError
 from tests.fakes.store import DictStore
@@ -33,18 +34,16 @@ class File(StoringFile):
         errors: What the next attempts raise; None for a success, as when there are no more.
         ends: How many attempts have ended.
         gate: Attempts wait while it is not set.
-        includes_later: Whether attempts store later changes too.
     """
 
     def __init__(self, blocks: AsyncBlocks) -> None:
         super().__init__(Metadata(file_mode(0o644), 1, 2), blocks, FailedFiles())
-        self.failed = self._failed
+        self.failed, self.blocks = self._failed, blocks
         self.attempts: list[int] = []
         self.errors: list[Exception | None] = []
         self.ends = 0
         self.gate = trio.Event()
         self.gate.set()
-        self.includes_later = False
 
     @property
     def path(self) -> str:
@@ -59,7 +58,7 @@ class File(StoringFile):
 
     def change_content(self) -> None:
         """Change it, as a write does."""
-        self._changes += 1
+        self._passage.note(PassageEvent.CHANGE)
 
     def remove(self) -> None:
         """Take its name."""
@@ -72,7 +71,7 @@ class File(StoringFile):
         error = self.errors.pop(0) if self.errors else None
         if error is not None:
             raise error
-        self._stored = self._changes if self.includes_later else changes
+        self._passage.note(PassageEvent.RECORD)
 
     def _is_sending(self) -> bool:
         return False
@@ -247,22 +246,6 @@ async def test_whoever_wants_later_changes_does_not_learn_of_an_older_failure() 
         assert file not in file.failed
 
 
-async def test_later_changes_that_an_attempt_included_are_not_stored_again() -> None:
-    async with open_file() as file, trio.open_nursery() as nursery:
-        file.includes_later = True
-        file.shut()
-        first = Waiter(file, nursery)
-        await settle()
-        file.change_content()
-        second = Waiter(file, nursery)
-        await settle()
-        file.gate.set()
-        await settle()
-
-        assert (first.result, second.result) == ("stored", "stored")
-        assert file.state is State.STORED
-
-
 @pytest.mark.parametrize("openings", [0, 1])
 async def test_changes_made_meanwhile_are_stored_next_unless_a_close_will_follow(
     openings: int,
@@ -319,6 +302,45 @@ async def test_a_file_whose_attempts_fail_is_not_stored_over_and_over() -> None:
 
         assert file.attempts == [1]
         assert file in file.failed
+
+
+async def test_a_task_that_cannot_be_started_leaves_the_file_to_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*_: object) -> None:
+        raise MemoryError
+
+    async with open_file() as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(file.blocks, "start", start)
+            with pytest.raises(MemoryError):
+                file.begin_store()
+
+        assert not file.is_storing
+        assert file.has_untried_changes
+        await file.store()
+        assert file.state is State.STORED
+
+
+async def test_the_repr_names_the_state() -> None:
+    async with open_file(openings=1) as file:
+        seen = [repr(file)]
+        file.shut()
+        file.begin_store()
+        await settle()
+        seen.append(repr(file))
+        file.change_content()
+        seen.append(repr(file))
+        file.gate.set()
+        await settle()
+        seen.append(repr(file))
+
+    assert seen == [
+        "<File 'the file' UNTRIED, 0 of 1 changes stored, 1 openings>",
+        "<File 'the file' STORING, 0 of 1 changes stored, 1 openings>",
+        "<File 'the file' BEHIND, 0 of 2 changes stored, 1 openings>",
+        "<File 'the file' UNTRIED, 1 of 2 changes stored, 1 openings>",
+    ]
 
 
 async def test_a_removed_file_is_neither_stored_nor_queued() -> None:

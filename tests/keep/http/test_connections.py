@@ -12,11 +12,12 @@ import pytest
 import requests
 
 from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator, KeepReadError
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.http.connections import IDLE_SECONDS, Connections
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.service import KeepService
+from keepfs.keep.store import ReadObserver
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running
 from tests.keep.clusters import Cluster, root
@@ -182,7 +183,7 @@ def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
     store.script(Fault(), Fault(hold=Stage.BEFORE_STATUS))
     others: list[Running[object]] = []
 
-    class Room(FreshRoom):
+    class Watched(FreshAllocation):
         """Memory whose block has come; the exchange isn't over yet."""
 
         def first(self, size: int) -> bytes:
@@ -194,8 +195,13 @@ def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
             service.cancel()
             return super().first(size)
 
+    class Observer(ReadObserver):
+        def allocate(self, size: int) -> Watched:
+            """Make such memory."""
+            return Watched(size)
+
     headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
-    service = KeepService(root(store), exchanges, headers, allocate=Room)
+    service = KeepService(root(store), exchanges, headers, observer=Observer())
 
     service.get(locator, timeout=PATIENT)
     store.release()

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from keepfs.keep.http.pace import (
     CancelledError,
     Pace,
-    PacedSocket,
     TooSlowError,
     Watch,
-    pacing,
 )
+from keepfs.keep.http.session_sockets import PacedSocket, pacing
 from keepfs.keep.http.timeouts import Timeouts
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until

@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import http.client
 import io
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keepfs.keep.http.phases import Phase, WireState
 from keepfs.keep.http.wire import CutShortError, Head
 from tests.soak.http_answers import fuzz
 
 
-def read(text: bytes, method: str = "GET") -> Head:
-    """Read a head from bytes."""
-    return Head.read(io.BufferedReader(io.BytesIO(text)), method, can_go_on=True)
+def read(text: bytes, method: str = "GET", state: WireState | None = None) -> Head:
+    """Read a head from bytes, as the answer to a request that was sent whole."""
+    stream = cast("io.BufferedReader", io.BufferedReader(io.BytesIO(text)))
+    return Head.read(stream, method, WireState(Phase.SENT) if state is None else state)
 
 
-def test_a_head_and_a_body_of_known_length() -> None:
-    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-A: 1\r\nx-a:  2 \r\n\r\nfoorest")
+@pytest.fixture
+def state() -> WireState:
+    """Make the state of a connection on which a request was sent whole."""
+    return WireState(Phase.SENT)
+
+
+def test_a_head_and_a_body_of_known_length(state: WireState) -> None:
+    head = read(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-A: 1\r\nx-a:  2 \r\n\r\nfoorest", state=state
+    )
 
     assert (head.version, head.status, head.reason) == (11, 200, "OK")
     assert head.headers == {"content-length": "3", "x-a": "1, 2"}
     assert head.body.read(100) == b"foo"
-    assert head.body.is_complete()
-    assert head.body.can_go_on
+    assert state.phase is Phase.IDLE
 
 
-def test_a_body_that_ends_too_early_is_an_error() -> None:
-    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfoo")
+def test_a_body_that_ends_too_early_is_an_error(state: WireState) -> None:
+    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfoo", state=state)
     view = memoryview(bytearray(9))
 
     assert head.body.readinto(view) == 3
     with pytest.raises(CutShortError, match="ended 1 bytes too early"):
         head.body.readinto(view)
-    assert not head.body.is_complete()
+    assert state.phase is Phase.RECEIVING
 
 
-def test_a_body_without_length_goes_on_to_the_end() -> None:
-    head = read(b"HTTP/1.1 200 OK\r\n\r\nfoo")
+def test_a_body_without_length_goes_on_to_the_end(state: WireState) -> None:
+    head = read(b"HTTP/1.1 200 OK\r\n\r\nfoo", state=state)
 
     assert head.body.read(100) == b"foo"
-    assert not head.body.is_complete()
+    assert state.phase is Phase.RECEIVING
 
 
 @pytest.mark.parametrize(
@@ -116,28 +126,29 @@ def test_a_status_is_three_digits(status: bytes) -> None:
         read(b"HTTP/1.1 " + status + b" OK\r\n\r\n")
 
 
-def test_interim_answers_are_skipped() -> None:
-    head = read(b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\nHTTP/1.1 204 \r\n\r\n")
+def test_interim_answers_are_skipped(state: WireState) -> None:
+    head = read(b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\nHTTP/1.1 204 \r\n\r\n", state=state)
 
     assert (head.status, head.headers) == (204, {})
-    assert head.body.is_complete()
+    assert state.phase is Phase.IDLE
 
 
-def test_the_answer_to_a_head_has_no_body() -> None:
-    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", "HEAD")
+def test_the_answer_to_a_head_has_no_body(state: WireState) -> None:
+    head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", "HEAD", state=state)
 
     assert head.body.read(10) == b""
-    assert head.body.is_complete()
+    assert state.phase is Phase.IDLE
 
 
-def test_chunks_are_joined() -> None:
+def test_chunks_are_joined(state: WireState) -> None:
     head = read(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
-        b"2;x=y\r\nfo\r\n1\r\no\r\n0\r\nTrailer: t\r\n\r\nrest"
+        b"2;x=y\r\nfo\r\n1\r\no\r\n0\r\nTrailer: t\r\n\r\nrest",
+        state=state,
     )
 
     assert head.body.read(100) == b"foo"
-    assert head.body.is_complete()
+    assert state.phase is Phase.IDLE
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -188,8 +199,14 @@ def test_chunks_count_and_not_a_length_that_is_said_besides() -> None:
         (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n", False),
     ],
 )
-def test_a_service_says_whether_it_keeps_the_connection(head: bytes, goes_on: bool) -> None:  # noqa: FBT001 - a row
-    assert read(head + b"Content-Length: 0\r\n\r\n").body.can_go_on is goes_on
+def test_a_service_says_whether_it_keeps_the_connection(
+    head: bytes,
+    goes_on: bool,  # noqa: FBT001 - a row
+    state: WireState,
+) -> None:
+    read(head + b"Content-Length: 0\r\n\r\n", state=state)
+
+    assert state.phase is (Phase.IDLE if goes_on else Phase.CLOSED)
 
 
 @pytest.mark.parametrize(

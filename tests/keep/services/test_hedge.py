@@ -12,16 +12,17 @@ import pytest
 
 from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepReadError
 from keepfs.keep.blocks import BlockClient
-from keepfs.keep.buffers import FreshRoom
+from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.counters import Counters
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.connect import connect
 from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.extras import Extras
 from keepfs.keep.services.hedge import Sluggish
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
-from keepfs.keep.store import Call
+from keepfs.keep.store import CallOptions, ReadObserver
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
@@ -271,14 +272,14 @@ def test_a_service_is_asked_in_its_turn_again_after_a_while_or_when_it_has_answe
 def test_a_block_takes_the_memory_of_one_however_many_services_send_it(
     cluster: Cluster, fault: Fault
 ) -> None:
-    made: list[weakref.ref[FreshRoom]] = []
+    made: list[weakref.ref[FreshAllocation]] = []
     alive: list[int] = []
 
-    def allocate(size: int) -> FreshRoom:
+    def allocate(size: int) -> FreshAllocation:
         alive.append(sum(each() is not None for each in made))
-        room = FreshRoom(size)
-        made.append(weakref.ref(room))
-        return room
+        memory = FreshAllocation(size)
+        made.append(weakref.ref(memory))
+        return memory
 
     locator = cluster.store(LARGE)
     for each in cluster.by_probe_order(locator)[:2]:
@@ -411,11 +412,13 @@ def test_an_unexpected_failure_in_a_thread_is_raised_where_the_block_was_wanted(
     first.always(Fault(hold=Stage.BEFORE_STATUS))
     store = store_of(cluster, timeouts=Timeouts(2, 0.5, 1))
 
-    def answered(_size: int) -> None:
-        raise ValueError("a bug")
+    class Failing(ReadObserver):
+        def began(self, size: int) -> None:
+            """Fail."""
+            raise ValueError(f"a bug of {size} bytes")
 
     with client_of(store) as client:
-        call = Call(PATIENT.read + 1e9, answered=answered)
+        call = CallOptions(PATIENT.read + 1e9, observer=Failing())
         with pytest.raises(ValueError, match="a bug"):
             Running(lambda: store.read(locator, call)).result()
         assert client.block_cache.statistics().in_flight == 0
@@ -536,6 +539,35 @@ def test_the_slow_service_goes_on_while_another_has_a_bad_copy(
 
     assert client.services_of(locator) == (root(first),)
     assert first.counts()["GET"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rate_of_second", "has_won"), [(None, True), (200_000, False)], ids=["faster", "slower"]
+)
+def test_what_came_of_a_second_transfer_counts_for_the_next(
+    cluster: Cluster,
+    client: BlockClient,
+    monkeypatch: pytest.MonkeyPatch,
+    rate_of_second: float | None,
+    has_won: bool,  # noqa: FBT001 - a row's value
+) -> None:
+    ends: list[bool | None] = []
+    end = Extras.end
+
+    def note(extras: Extras, outcome: bool | None) -> None:  # noqa: FBT001 - as it is called
+        ends.append(outcome)
+        end(extras, outcome)
+
+    monkeypatch.setattr(Extras, "end", note)
+    locator = cluster.store(LARGE[: 2 * MIB])
+    first, second, third = cluster.by_probe_order(locator)
+    first.always(Fault(send_rate=700_000), method="GET")
+    second.always(Fault(send_rate=rate_of_second), method="GET")
+    third.always(Fault(status=404), method="GET")
+
+    assert read(client, locator) == LARGE[: 2 * MIB]
+
+    assert ends == [has_won]
 
 
 def test_two_slow_services_are_followed_by_the_third(

@@ -13,6 +13,7 @@ from keepfs.keep.counters import Counters
 from keepfs.keep.http.exchange import Exchanges
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.service import KeepService
+from keepfs.keep.store import ReadObserver
 from tests.fakes.threads import Running
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 
@@ -173,9 +174,16 @@ def test_the_size_is_told_before_the_block_has_come(
     sizes: list[int] = []
     locator = KeepLocator(store.store_block(b"foo"))
     headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
-    service = KeepService(f"{store.url}/", exchanges, headers, answered=sizes.append)
 
-    service.get(locator)
+    class Observer(ReadObserver):
+        def began(self, size: int) -> None:
+            """Note the size."""
+            assert asked.outcome() is None
+            sizes.append(size)
+
+    asked = KeepService(f"{store.url}/", exchanges, headers, observer=Observer())
+
+    asked.get(locator)
 
     assert sizes == [3]
 

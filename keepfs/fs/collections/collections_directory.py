@@ -1,0 +1,107 @@
+"""collections/: any collection's uuid or portable data hash is a folder in it.
+
+A name that is neither is answered at once. The listing shows to each user those that the
+user looked up, as long as the kernel remembers them.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from keepfs.collections.names import is_hash, is_uuid
+from keepfs.fs.collections.live import DEFAULT_REFRESH, LiveCollection
+from keepfs.fs.collections.tree import CollectionRoot
+from keepfs.fs.errnos import RefusedError
+from keepfs.fs.nodes import DirectoryNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.collections.content import CollectionSource
+    from keepfs.fs.nodes import Metadata, Node
+
+#: Seconds for which the kernel remembers that a collection wasn't found: it may be made
+#: any moment.
+NOT_FOUND_TIMEOUT = 1.0
+#: Collections kept though the kernel has forgotten them: those looked up last.
+_KEPT = 4
+
+
+class CollectionsDirectory(DirectoryNode):
+    """The directory of all collections.
+
+    Args:
+        metadata: What `stat` says of it; user and group are those of all files too.
+        source: Where collections come from.
+        blocks: Where the blocks are.
+        refresh: Seconds after which a uuid is asked for again.
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        source: CollectionSource,
+        blocks: AsyncBlocks,
+        refresh: float = DEFAULT_REFRESH,
+    ) -> None:
+        super().__init__(metadata)
+        self._source = source
+        self._blocks = blocks
+        self._refresh = refresh
+        self._loading: dict[str, LiveCollection] = {}
+        # The kernel's hold on a node is what keeps it here.
+        self._roots: WeakValueDictionary[str, CollectionRoot] = WeakValueDictionary()
+        self._kept: collections.deque[CollectionRoot] = collections.deque(maxlen=_KEPT)
+
+    @property
+    def not_found_timeout(self) -> float:
+        """Seconds for which the kernel may remember that a name wasn't found."""
+        return NOT_FOUND_TIMEOUT
+
+    async def lookup(self, name: str) -> Node:
+        """Find a collection, and fetch its manifest unless it is known.
+
+        Raises:
+            RefusedError: ENOENT, the name is neither a uuid nor a portable data hash.
+            KeepRequestError: There is none, or it couldn't be had.
+        """
+        if not (is_uuid(name) or is_hash(name)):
+            raise RefusedError(errno.ENOENT)
+        root = self._roots.get(name)
+        if root is None:
+            live = await self._loaded(name)
+            # Another lookup of the name may have come first: the kernel is to see one folder.
+            root = self._roots.get(name) or CollectionRoot(live)
+            self._roots[name] = root
+        else:
+            await root.live.check()
+        if root not in self._kept:
+            self._kept.append(root)
+        return root
+
+    def names(self) -> Iterable[str]:
+        """Return the names that were looked up; nobody is asked."""
+        return list(self._roots)
+
+    def entry_nowait(self, name: str) -> Node | None:
+        """Return a collection that was looked up, or None."""
+        return self._roots.get(name)
+
+    async def _loaded(self, name: str) -> LiveCollection:
+        """Load a collection, or join a lookup that does."""
+        live = self._loading.get(name)
+        if live is None:
+            live = LiveCollection(name, self._source, self._blocks, self.metadata, self._refresh)
+            self._loading[name] = live
+        try:
+            await live.check()
+        finally:
+            if not live.is_loading:  # a lookup that was given up leaves it to the next
+                self._loading.pop(name, None)
+        return live

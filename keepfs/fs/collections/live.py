@@ -1,0 +1,131 @@
+"""LiveCollection: a collection by its name, loaded when it is looked at, and asked for again.
+
+What a portable data hash names never changes. What a uuid names is asked for again when it is
+looked at and the last answer is older than the refresh interval.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from keepfs.collections.names import is_uuid
+from keepfs.fs.collections.content import Content, Loaded, load
+from keepfs.fs.nodes import FOREVER, Validity
+from keepfs.keep.errors import Cause, KeepRequestError
+
+if TYPE_CHECKING:
+    from keepfs.collections.manifest import Manifest
+    from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.collections.content import CollectionSource, Signatures
+    from keepfs.fs.future import Future
+    from keepfs.fs.nodes import Metadata
+
+_log = logging.getLogger(__name__)
+
+#: Seconds after which a uuid is asked for again.
+DEFAULT_REFRESH = 15.0
+_DEFINITE = frozenset((Cause.NOT_FOUND, Cause.DENIED))
+
+
+class LiveCollection:
+    """A collection by its name.
+
+    Args:
+        name: Uuid or portable data hash.
+        source: Where collections come from.
+        blocks: Where the blocks are; runs what waits in threads.
+        owner: Whose user and group files and folders have.
+        refresh: Seconds after which a uuid is asked for again.
+
+    Attributes:
+        name: As above.
+        blocks: As above.
+        content: What it has now; None until it is loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: CollectionSource,
+        blocks: AsyncBlocks,
+        owner: Metadata,
+        refresh: float = DEFAULT_REFRESH,
+    ) -> None:
+        self.name = name
+        self.blocks = blocks
+        self.content: Content | None = None
+        self._source = source
+        self._owner = owner
+        self._refresh = refresh if is_uuid(name) else float("inf")
+        self._asked_at = -float("inf")
+        self._asking: Future[Loaded] | None = None
+
+    async def check(self) -> None:
+        """Return when the content is current. Callers at the same time cause one request.
+
+        If the source can't be asked now, the content that is known stays, with a line in
+        the log.
+
+        Raises:
+            KeepRequestError: There is no such collection, or not for this token; or nothing
+                is known of it and the source can't be asked.
+        """
+        if self._left() <= 0 or self.content is None:
+            try:
+                await self._ask().wait()
+            except KeepRequestError as error:
+                if self.content is None or error.cause in _DEFINITE:
+                    raise
+        if self.content is not None:
+            self.content.renew_if_due()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is being asked for."""
+        return self._asking is not None
+
+    def validity(self) -> Validity:
+        """Return how long the kernel may answer for it by itself."""
+        left = self._left()
+        return FOREVER if left == float("inf") else Validity(max(0.0, left), max(0.0, left))
+
+    def _left(self) -> float:
+        """Return the seconds until it is to be asked for again."""
+        if self._refresh == float("inf"):
+            return float("inf")
+        return self._asked_at + self._refresh - trio.current_time()
+
+    def _ask(self) -> Future[Loaded]:
+        if self._asking is None:
+            name, source = self.name, self._source
+            known = "" if self.content is None else self.content.record.portable_data_hash
+            self._asking = self.blocks.ask(lambda: load(source, name, known), self._note)
+        return self._asking
+
+    def _note(self, future: Future[Loaded]) -> None:
+        self._asking = None
+        failure = future.failure
+        if failure is None:
+            self._asked_at = trio.current_time()
+            self._take(cast("Loaded", future.result))
+        elif self.content is not None and getattr(failure, "cause", None) not in _DEFINITE:
+            self._asked_at = trio.current_time()
+            _log.warning("collection %s stays as it was known: %s", self.name, failure)
+
+    def _take(self, loaded: Loaded) -> None:
+        if loaded.manifest is None and self.content is not None:
+            self.content.describe(loaded.record)
+        else:
+            self.content = Content(
+                loaded.record,
+                cast("Manifest", loaded.manifest),
+                cast("Signatures", loaded.signatures),
+                self._source,
+                self.blocks,
+                self._owner,
+            )

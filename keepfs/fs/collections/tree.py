@@ -1,0 +1,294 @@
+"""The nodes of a collection: made when they are looked up or listed, gone with the kernel's.
+
+A folder keeps its place in the collection, and looks its entries up in what the collection has
+now. A file keeps the ranges it had: if the collection changes, an open file stays readable, and
+the name is another node, with another inode number, unless the bytes are the same.
+
+For the trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, overload
+from weakref import WeakValueDictionary
+
+from keepfs.collections.manifest import Directory
+from keepfs.fs.collections.content import MAX_XATTR
+from keepfs.fs.errnos import RefusedError
+from keepfs.fs.nodes import Attributes, DirectoryNode, FileNode, Node
+from keepfs.fs.reading import BlockReader
+from keepfs.keep.errors import Cause, KeepReadError
+from keepfs.keep.locator import KeepLocator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from keepfs.collections.manifest import File
+    from keepfs.fs.collections.content import Content
+    from keepfs.fs.collections.live import LiveCollection
+    from keepfs.fs.nodes import Caller
+
+#: The longest name that every kernel takes, in bytes (FUSE_NAME_MAX of older ones): a longer one
+#: would fail the listing of its folder.
+_MAX_NAME = 1024
+
+_located = functools.lru_cache(4096)(KeepLocator)
+
+
+class CollectionFile(FileNode):
+    """A file of a collection.
+
+    Args:
+        live: The collection.
+        content: What it had when the file was found.
+        file: The file in it.
+    """
+
+    __slots__ = ("__weakref__", "_content", "_file", "_live", "_reader", "_starts")
+
+    def __init__(self, live: LiveCollection, content: Content, file: File) -> None:
+        super().__init__(content.file_metadata)
+        self._live = live
+        self._content = content
+        self._file = file
+        self._reader: BlockReader | None = None
+        self._starts: Sequence[int] = ()
+
+    @property
+    def path(self) -> str:
+        """The path in the mount, for the log."""
+        return f"{self._live.name}/{self._file.path}"
+
+    @property
+    def size(self) -> int:
+        """Bytes; the manifest says how many."""
+        return self._file.size
+
+    def follow(self, content: Content, file: File) -> bool:
+        """Become a file of a newer content if it has the same bytes; tell whether it has."""
+        if content is not self._content:
+            if self.size != file.size or not _has_same_bytes(self._file, file):
+                return False
+            self._content, self._file = content, file
+        return True
+
+    def attributes(self) -> Attributes:
+        """Return what `stat` says; valid until the collection is to be asked for again."""
+        self.metadata = self._content.file_metadata
+        return Attributes(self.inode, self.metadata, self.size, 1, self._live.validity())
+
+    def xattrs(self) -> Mapping[str, str]:
+        """Return `user.keep.…`: the collection's, and the locators if the kernel takes them."""
+        found = {"user.keep.state": "stored", **self._content.xattrs()}
+        locators: dict[str, None] = {}
+        length = -1
+        for each in self._content.manifest.counterpart(self._file).ranges():
+            if each.locator not in locators:
+                locators[each.locator] = None
+                length += len(each.locator) + 1
+                if length > MAX_XATTR:
+                    return found
+        if locators:
+            found["user.keep.locator"] = ",".join(locators)
+            expiries = [it.perm_expiry for it in map(_located, locators) if it.perm_expiry]
+            if expiries:
+                found["user.keep.expires"] = min(expiries).isoformat()
+        return found
+
+    async def read(self, offset: int, size: int) -> bytes | memoryview:
+        """Return the bytes there are from `offset` on, out of verified blocks.
+
+        If a service refuses a signature, signatures are fetched once, and the read is repeated.
+        """
+        content = self._content
+        content.renew_if_due()
+        manifest = content.manifest
+        try:
+            return await self._read(offset, size)
+        except KeepReadError as error:
+            if error.cause is not Cause.DENIED or not await content.renewed(manifest):
+                raise
+        return await self._read(offset, size)
+
+    async def _read(self, offset: int, size: int) -> bytes | memoryview:
+        if self._reader is None:
+            self._starts = _starts(self._file)
+            self._reader = BlockReader(self._live.blocks, self._locator_at)
+        self._file = self._content.manifest.counterpart(self._file)
+        number = bisect_right(self._starts, offset) - 1
+        pieces = []
+        for at, piece in enumerate(self._file.ranges(offset, size), number):
+            locator = _located(piece.locator)
+            pieces.append(
+                await self._reader.read(
+                    at, locator, locator.size or 0, piece.offset, piece.offset + piece.length
+                )
+            )
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _locator_at(self, number: int) -> KeepLocator | None:
+        if number >= len(self._starts):
+            return None
+        return _located(next(self._file.ranges(self._starts[number], 1)).locator)
+
+
+class CollectionFolder(DirectoryNode):
+    """A folder of a collection.
+
+    Args:
+        live: The collection, loaded.
+        path: Of the folder in it; empty for all of it.
+        inode: Its number, where it is given.
+    """
+
+    __slots__ = ("__weakref__", "_children", "_content", "_directory", "_path", "live")
+
+    def __init__(self, live: LiveCollection, path: str = "", inode: int | None = None) -> None:
+        content = _content_of(live)
+        super().__init__(content.folder_metadata, inode)
+        self.live = live
+        self._path = path
+        self._content: Content | None = None
+        self._directory: Directory | None = None
+        # The kernel's hold on a node is what keeps it here.
+        self._children: WeakValueDictionary[str, Node] = WeakValueDictionary()
+
+    @property
+    def not_found_timeout(self) -> float:
+        """Seconds for which the kernel may remember that a name wasn't found."""
+        return self.live.validity().entry
+
+    def attributes(self) -> Attributes:
+        """Return what `stat` says; valid until the collection is to be asked for again."""
+        self.metadata = _content_of(self.live).folder_metadata
+        return Attributes(self.inode, self.metadata, 0, 1, self.live.validity())
+
+    def xattrs(self) -> Mapping[str, str]:
+        """Return `user.keep.…` of the collection."""
+        return _content_of(self.live).xattrs()
+
+    async def prepare_listing(self) -> None:
+        """Return when the collection is current."""
+        await self.live.check()
+
+    async def lookup(self, name: str) -> Node:
+        """Find an entry.
+
+        Raises:
+            RefusedError: ENOENT, there is none of that name.
+            KeepRequestError: The collection is gone.
+        """
+        await self.live.check()
+        node = self.entry_nowait(name)
+        if node is None:
+            raise RefusedError(errno.ENOENT)
+        return node
+
+    def names(self) -> Iterable[str]:
+        """Return the names of the entries, as they are now."""
+        directory = self._now()
+        return () if directory is None else _Names(directory)
+
+    def entry_nowait(self, name: str) -> Node | None:
+        """Return an entry, or None."""
+        directory = self._now()
+        entry = None if directory is None else directory.lookup(name)
+        content = self._content
+        if entry is None or content is None or len(os.fsencode(name)) > _MAX_NAME:
+            return None
+        known = self._children.get(name)
+        if isinstance(entry, Directory):
+            if isinstance(known, CollectionFolder):
+                return known
+            node: Node = CollectionFolder(
+                self.live, f"{self._path}/{name}" if self._path else name
+            )
+        elif isinstance(known, CollectionFile) and known.follow(content, entry):
+            return known
+        else:
+            node = CollectionFile(self.live, content, entry)
+        self._children[name] = node
+        return node
+
+    def _now(self) -> Directory | None:
+        """Return the folder in what the collection has now; None where it has it no more."""
+        content = _content_of(self.live)
+        if content is not self._content:
+            entry = content.manifest.lookup(self._path)
+            self._directory = entry if isinstance(entry, Directory) else None
+            self._content = content
+        return self._directory
+
+
+class CollectionRoot(CollectionFolder):
+    """A collection in collections/, with the users that have looked it up."""
+
+    __slots__ = ("_finders",)
+
+    def __init__(self, live: LiveCollection) -> None:
+        super().__init__(live)
+        self._finders: set[int] = set()
+
+    def found_by(self, caller: Caller) -> None:
+        """Note that a user looked it up."""
+        self._finders.add(caller.uid)
+
+    def is_listed_for(self, caller: Caller) -> bool:
+        """Tell whether the user has looked it up; root sees all."""
+        return caller.uid == 0 or caller.uid in self._finders
+
+
+class _Names(Sequence[str]):
+    """The names of a folder's entries, by number; none is made before it is asked for."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def __len__(self) -> int:
+        return len(self._directory)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return self._directory.entry(index).name
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.name for entry in self._directory.entries())
+
+
+def _content_of(live: LiveCollection) -> Content:
+    content = live.content
+    if content is None:
+        raise RefusedError(errno.EIO)  # nodes are made of what is loaded
+    return content
+
+
+def _starts(file: File) -> Sequence[int]:
+    """Return where each range starts in the file."""
+    starts, end = array("Q"), 0
+    for each in file.ranges():
+        starts.append(end)
+        end += each.length
+    return starts
+
+
+def _has_same_bytes(old: File, new: File) -> bool:
+    """Tell whether two files are the same ranges of the same blocks, whatever their hints."""
+    return all(
+        one is not None
+        and other is not None
+        and one[1:] == other[1:]
+        and _located(one.locator).stripped() == _located(other.locator).stripped()
+        for one, other in zip_longest(old.ranges(), new.ranges())
+    )

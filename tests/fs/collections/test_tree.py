@@ -1,0 +1,416 @@
+"""collections/ over dicts: which requests are made, and what is the same after a change."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from keepfs.collections.builder import ManifestBuilder
+from keepfs.fs.bridge import open_blocks
+from keepfs.fs.collections.collections_directory import NOT_FOUND_TIMEOUT, CollectionsDirectory
+from keepfs.fs.collections.tree import CollectionFile, CollectionFolder
+from keepfs.fs.errnos import RefusedError, errno_of
+from keepfs.fs.nodes import ENDLESS, Caller, Metadata, Node, directory_mode
+from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepRequestError, NotFoundError
+from tests.fakes.dict_collections import DictCollections
+from tests.fakes.store import DictStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio.testing import MockClock
+
+UUID = "zzzzz-4zz18-000000000000001"
+#: Blocks of the store, and files in them.
+FOO, BARBAZ = b"foo", b"barbaz"
+MANIFEST = (
+    ". {foo} {barbaz} 0:3:foo 3:3:bar 6:3:baz 1:4:oobar 0:0:nothing\n"
+    "./a/b {barbaz} 0:6:barbaz\n"
+    "./empty d41d8cd98f00b204e9800998ecf8427e+0 0:0:\\056\n"
+)
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+def manifest(text: str = MANIFEST) -> str:
+    return text.format(foo=KeepLocator.of_block(FOO), barbaz=KeepLocator.of_block(BARBAZ))
+
+
+class SigningStore(DictStore):
+    """A store that refuses all signatures but one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signature: str | None = None
+        for block in (FOO, BARBAZ):
+            self.put_block(block, 1)
+        self.calls.clear()
+
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+        """Return a block that was read before, by a name that is good now."""
+        good = locator.perm_sig == self.signature
+        return super().cached_block(locator, keep_for) if good else None
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Return a block, if the signature is the one."""
+        if locator.perm_sig != self.signature:
+            raise KeepReadError("refused", cause=Cause.DENIED)
+        return super().get_block(locator)
+
+
+@contextlib.asynccontextmanager
+async def directory(
+    source: DictCollections, store: DictStore | None = None
+) -> AsyncIterator[CollectionsDirectory]:
+    async with open_blocks(store or SigningStore(), copies=1) as blocks:
+        yield CollectionsDirectory(Metadata(directory_mode(0o555), 3, 4), source, blocks)
+
+
+async def at(root: Node, path: str) -> Node:
+    for name in path.split("/"):
+        assert isinstance(root, CollectionsDirectory | CollectionFolder)
+        root = await root.lookup(name)
+    return root
+
+
+async def file_at(root: Node, path: str) -> CollectionFile:
+    node = await at(root, path)
+    assert isinstance(node, CollectionFile)
+    return node
+
+
+async def content(root: Node, path: str) -> bytes:
+    return bytes(await (await file_at(root, path)).read(0, 1000))
+
+
+async def errno_at(root: Node, path: str) -> int:
+    with pytest.raises((RefusedError, KeepRequestError)) as caught:
+        await at(root, path)
+    return errno_of(caught.value)
+
+
+async def test_files_have_their_bytes_and_one_fetch_is_enough() -> None:
+    source = DictCollections()
+    name = source.add(manifest(), modified_at="2026-01-02T03:04:05.678901234Z")
+    async with directory(source) as root:
+        found = {each: await content(root, f"{name}/{each}") for each in ("foo", "bar", "baz")}
+        assert found == {"foo": b"foo", "bar": b"bar", "baz": b"baz"}
+        assert await content(root, f"{name}/oobar") == b"ooba"
+        assert await content(root, f"{name}/nothing") == b""
+        assert await content(root, f"{name}/a/b/barbaz") == b"barbaz"
+        oobar = await file_at(root, f"{name}/oobar")
+        assert bytes(await oobar.read(1, 2)) == b"ob"
+        assert bytes(await oobar.read(4, 2)) == b""
+        folder = await at(root, f"{name}/empty")
+        assert isinstance(folder, CollectionFolder)
+        assert list(folder.names()) == []
+
+        said = oobar.attributes()
+        assert (said.size, said.metadata.mode, said.metadata.uid) == (4, 0o100444, 3)
+        assert said.metadata.mtime_ns == 1767323045678901000
+        assert said.validity == (ENDLESS, ENDLESS)
+        assert source.calls == [(name, True)]
+        with pytest.raises(RefusedError) as caught:
+            oobar.check_open(os.O_RDWR)
+        assert caught.value.errno == errno.EROFS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "x", UUID.upper(), f"{UUID}x", "zzzzz-j7d0g-000000000000001", "0" * 32),
+        *("0" * 32 + "+", "0" * 32 + "+1+A", "\udcff", f" {UUID}", f"{UUID}\n"),
+        *("g" * 32 + "+1", "0" * 32 + "+\u0663"),
+    ],
+)
+async def test_other_names_are_not_found_without_a_request(name: str) -> None:
+    source = DictCollections()
+    async with directory(source) as root:
+        assert await errno_at(root, name) == errno.ENOENT
+        assert source.calls == []
+
+
+async def test_failures_have_their_errno_and_are_asked_for_again() -> None:
+    source = DictCollections()
+    async with directory(source) as root:
+        assert await errno_at(root, UUID) == errno.ENOENT
+        for cause, number in (
+            (Cause.DENIED, errno.EACCES),
+            (Cause.UNREACHABLE, errno.EHOSTUNREACH),
+            (Cause.TIMED_OUT, errno.ETIMEDOUT),
+        ):
+            source.failure = KeepReadError("it failed", cause=cause)
+            assert await errno_at(root, UUID) == number
+        source.failure = None
+        source.add(manifest(), UUID)
+
+        assert await content(root, f"{UUID}/foo") == b"foo"
+        assert root.not_found_timeout == NOT_FOUND_TIMEOUT
+        assert await errno_at(root, f"{UUID}/none") == errno.ENOENT
+        assert await errno_at(root, f"{UUID}/a/none") == errno.ENOENT
+
+
+async def test_a_text_that_is_no_manifest_is_named_with_its_place() -> None:
+    source = DictCollections()
+    name = source.add(". x 0:0:foo\n")
+    async with directory(source) as root:
+        with pytest.raises(KeepReadError, match=rf"{name[:32]}.*line 1, column 3") as caught:
+            await root.lookup(name)
+        assert errno_of(caught.value) == errno.EIO
+
+
+async def test_lookups_at_the_same_time_cause_one_fetch() -> None:
+    source = DictCollections()
+    name = source.add(manifest())
+    source.gate.clear()
+    nodes = []
+
+    async def look_up() -> None:
+        nodes.append(await root.lookup(name))
+
+    async with directory(source) as root:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as killed:
+                nursery.start_soon(look_up)
+                nursery.start_soon(look_up)
+                with trio.move_on_after(0.05):  # a lookup that is given up leaves it to others
+                    await root.lookup(name)
+                killed.cancel()
+            source.gate.set()
+
+        assert nodes[0] is nodes[1]
+        assert source.calls == [(name, True)]
+
+
+async def test_each_user_sees_what_that_user_looked_up() -> None:
+    source = DictCollections()
+    name = source.add(manifest())
+    async with directory(source) as root:
+        assert list(root.names()) == []
+        node = await root.lookup(name)
+        node.found_by(Caller(7, 7, 1))
+
+        assert list(root.names()) == [name]
+        assert root.entry_nowait(name) is node
+        seen = [uid for uid in (0, 7, 8) if node.is_listed_for(Caller(uid, uid, 1))]
+        assert seen == [0, 7]
+
+
+async def test_what_the_kernel_forgot_is_kept_no_longer() -> None:
+    source = DictCollections()
+    names = [source.add(f". {KeepLocator.of_block(FOO)} 0:3:{each}\n") for each in range(9)]
+    async with directory(source) as root:
+        for name in names:
+            await root.lookup(name)
+        gc.collect()
+
+        assert list(root.names()) == names[-4:]
+
+
+async def test_attributes_say_where_a_file_is() -> None:
+    source = DictCollections(signature=FIRST)
+    found = source.add(manifest(), UUID, "a name", {"key": ["värld"]})
+    async with directory(source) as root:
+        said = (await at(root, f"{UUID}/oobar")).xattrs()
+        assert {key: said[key] for key in said if key != "user.keep.expires"} == {
+            "user.keep.state": "stored",
+            "user.keep.pdh": found,
+            "user.keep.uuid": UUID,
+            "user.keep.collection": "a name",
+            "user.keep.properties": '{"key": ["v\\u00e4rld"]}',
+            "user.keep.locator": said["user.keep.locator"],
+        }
+        parts = [KeepLocator(each) for each in said["user.keep.locator"].split(",")]
+        assert [each.stripped() for each in parts] == [
+            str(KeepLocator.of_block(FOO)),
+            str(KeepLocator.of_block(BARBAZ)),
+        ]
+        assert {each.perm_sig for each in parts} == {FIRST}
+        of_folder = (await at(root, f"{UUID}/a")).xattrs()
+        assert of_folder["user.keep.pdh"] == found
+        assert "user.keep.locator" not in of_folder
+        assert "user.keep.locator" not in (await at(root, f"{UUID}/nothing")).xattrs()
+
+
+async def test_a_uuid_is_asked_again_when_it_is_looked_at(mock_clock: MockClock) -> None:
+    source = DictCollections()
+    source.add(manifest(), UUID)
+    async with directory(source) as root:
+        foo = await file_at(root, f"{UUID}/foo")
+        mock_clock.jump(5.0)
+        assert (await at(root, f"{UUID}/foo")) is foo
+        assert foo.attributes().validity == (10.0, 10.0)
+        assert source.calls == [(UUID, True)]
+        mock_clock.jump(11.0)
+
+        assert (await at(root, f"{UUID}/foo")) is foo
+
+        # The content is the same, and not fetched again.
+        assert source.calls == [(UUID, True), (UUID, False)]
+        assert foo.attributes().validity == (15.0, 15.0)
+
+
+async def test_a_changed_collection_shows_its_new_files(mock_clock: MockClock) -> None:
+    source = DictCollections()
+    source.add(manifest(), UUID)
+    store = SigningStore()
+    async with directory(source, store) as root:
+        old = {each: await file_at(root, f"{UUID}/{each}") for each in ("foo", "bar", "baz")}
+        above = await at(root, f"{UUID}/a")
+        folder = await at(above, "b")
+        below = await file_at(folder, "barbaz")
+        # bar is foo now, foo is elsewhere in the text, baz is gone, as is the empty folder.
+        source.add(manifest(". {foo} 0:3:bar 0:3:foo 0:1:new\n./a/b {barbaz} 0:6:barbaz\n"), UUID)
+        assert await errno_at(root, f"{UUID}/new") == errno.ENOENT
+        mock_clock.jump(16.0)
+
+        assert await content(root, f"{UUID}/new") == b"f"
+        assert await file_at(root, f"{UUID}/foo") is old["foo"]
+        assert await at(root, f"{UUID}/a") is above
+        assert await at(root, f"{UUID}/a/b") is folder
+        assert await file_at(root, f"{UUID}/a/b/barbaz") is below
+        assert await content(root, f"{UUID}/bar") == b"foo"
+        assert (await file_at(root, f"{UUID}/bar")).inode != old["bar"].inode
+        assert await errno_at(root, f"{UUID}/baz") == errno.ENOENT
+        assert await errno_at(root, f"{UUID}/empty") == errno.ENOENT
+        # Files that are open stay what they were.
+        store.forget_cached()
+        assert bytes(await old["bar"].read(0, 10)) == b"bar"
+        assert bytes(await old["baz"].read(0, 10)) == b"baz"
+
+
+async def test_a_listing_is_of_the_collection_as_it_is_now(mock_clock: MockClock) -> None:
+    source = DictCollections()
+    source.add(manifest(), UUID)
+    async with directory(source) as root:
+        folder = await at(root, UUID)
+        assert isinstance(folder, CollectionFolder)
+        names = folder.names()
+        source.add(manifest(". {foo} 0:3:only\n"), UUID)
+        mock_clock.jump(16.0)
+        await folder.prepare_listing()
+
+        assert list(folder.names()) == ["only"]
+        # One that was begun before goes on; what has gone is left out.
+        assert list(names) == ["a", "empty", "bar", "baz", "foo", "nothing", "oobar"]
+        assert folder.entry_nowait("foo") is None
+
+
+async def test_a_collection_that_is_gone_is_not_found(mock_clock: MockClock) -> None:
+    source = DictCollections()
+    source.add(manifest(), UUID)
+    async with directory(source) as root:
+        folder = await at(root, UUID)
+        opened = await file_at(root, f"{UUID}/foo")
+        source.failure = NotFoundError("it is in the trash")
+        mock_clock.jump(16.0)
+
+        assert await errno_at(root, UUID) == errno.ENOENT
+        assert await errno_at(folder, "foo") == errno.ENOENT
+        assert bytes(await opened.read(0, 10)) == b"foo"
+        source.failure = None
+        assert await content(root, f"{UUID}/foo") == b"foo"
+
+
+async def test_what_is_known_stays_while_nobody_can_be_asked(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = DictCollections()
+    source.add(manifest(), UUID)
+    async with directory(source) as root:
+        await at(root, UUID)
+        source.failure = KeepReadError("the API server is away", cause=Cause.UNREACHABLE)
+        mock_clock.jump(16.0)
+
+        assert await content(root, f"{UUID}/foo") == b"foo"
+
+        assert len(source.calls) == 2
+        assert [record.message for record in caplog.records] == [
+            f"collection {UUID} stays as it was known: the API server is away"
+        ]
+
+
+async def test_a_refused_signature_is_fetched_again_once_and_the_read_succeeds() -> None:
+    source = DictCollections(signature=FIRST)
+    store = SigningStore()
+    name = source.add(manifest())
+    store.signature = FIRST
+    async with directory(source, store) as root:
+        foo = await file_at(root, f"{name}/foo")
+        bar = await file_at(root, f"{name}/bar")
+        assert bytes(await foo.read(0, 3)) == b"foo"
+        store.signature = source.signature = SECOND
+
+        assert bytes(await foo.read(0, 3)) == b"foo"
+        assert bytes(await bar.read(0, 3)) == b"bar"
+
+        assert source.calls == [(name, True)] * 2
+        assert foo.xattrs()["user.keep.locator"].count(f"+A{SECOND}@") == 1
+
+
+async def test_a_refusal_that_no_signature_ends_is_the_readers(mock_clock: MockClock) -> None:
+    source = DictCollections(signature=FIRST)
+    store = SigningStore()
+    name = source.add(manifest())
+    async with directory(source, store) as root:
+        foo = await file_at(root, f"{name}/foo")
+        for _ in range(5):
+            with pytest.raises(KeepReadError) as caught:
+                await foo.read(0, 3)
+            assert caught.value.cause is Cause.DENIED
+        assert source.calls == [(name, True)] * 2  # not at each read
+        mock_clock.jump(11.0)
+        source.failure = KeepReadError("away", cause=Cause.UNREACHABLE)
+        with pytest.raises(KeepReadError) as caught:
+            await foo.read(0, 3)
+        assert caught.value.cause is Cause.DENIED
+        assert len(source.calls) == 3
+
+
+async def test_signatures_are_fetched_again_when_half_of_their_time_is_over() -> None:
+    source = DictCollections(signature=FIRST, ttl=2.0)
+    store = SigningStore()
+    store.signature = FIRST
+    name = source.add(manifest())
+    async with directory(source, store) as root:
+        foo = await file_at(root, f"{name}/foo")
+        assert bytes(await foo.read(0, 1)) == b"f"
+        source.signature, source.ttl = SECOND, 3600.0
+        while SECOND not in foo.xattrs()["user.keep.locator"]:
+            assert bytes(await foo.read(0, 3)) == b"foo" or store.signature
+            await trio.sleep(0.05)
+
+        store.signature = SECOND
+        assert bytes(await foo.read(0, 3)) == b"foo"
+        assert source.calls == [(name, True)] * 2
+
+
+async def test_nodes_of_a_large_folder_are_made_when_they_are_asked_for() -> None:
+    builder = ManifestBuilder()
+    for number in range(10_000):
+        builder.add_file(f"{number:05}")
+    source = DictCollections()
+    name = source.add(builder.build().text())
+    async with directory(source) as root:
+        folder = await at(root, name)
+        assert isinstance(folder, CollectionFolder)
+        before = _nodes()
+        names = list(folder.names())
+        kept = [folder.entry_nowait(each) for each in names[5000:5010]]
+
+        assert len(names) == 10_000
+        assert _nodes() - before == len(kept)
+        assert folder.entry_nowait("05003") is kept[3]
+        del kept
+        assert _nodes() == before
+
+
+def _nodes() -> int:
+    gc.collect()
+    return sum(isinstance(each, CollectionFile) for each in gc.get_objects())

@@ -89,6 +89,35 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
     )
 
 
+@contextlib.contextmanager
+def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteCollections]:
+    """Open the collections of a mount's cluster, for one command; nothing is asked yet.
+
+    Args:
+        identity: What `identity` said of the mount's store: a cluster, or empty.
+        token_file: Where the token is; None for Arvados's own settings.
+
+    Raises:
+        StoreError: The settings name another cluster than the mount's, or no API server.
+        OSError: The token file can't be read.
+    """
+    settings = load_settings()
+    wanted = f"cluster:{settings.api_host}"
+    if not settings.api_host:
+        raise StoreError(
+            "collections need an API server: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the"
+            " environment or in ~/.config/arvados/settings.conf"
+        )
+    if identity not in {"", wanted}:
+        raise StoreError(
+            f"the mount's blocks are at {identity.partition(':')[2]}, and the settings say"
+            f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}): use the mount's"
+        )
+    api = ApiClient.of_settings(settings, None if token_file is None else _token_in(token_file))
+    with contextlib.closing(api):
+        yield RemoteCollections(api)
+
+
 def check_usable(client: KeepClient, options: StoreOptions) -> None:
     """Check that the token is valid and that a service answers. Blocks.
 

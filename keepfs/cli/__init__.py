@@ -28,6 +28,10 @@ _COMMANDS = {
     "where": "keepfs.cli.asking",
     "unsaved": "keepfs.cli.unsaved_files",
     "locate": "keepfs.cli.locate",
+    "uploads": "keepfs.cli.uploads",
+    "manifest": "keepfs.cli.committing",
+    "commit": "keepfs.cli.committing",
+    "import": "keepfs.cli.importing",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
@@ -61,6 +65,7 @@ keepfs mount --local-store ~/blocks /mnt/keep   mount; keep the blocks on this m
 cp FILE /mnt/keep/upload/                       store a file
 keepfs locate /mnt/keep/upload/FILE             print its locator
 cat /mnt/keep/by_id/LOCATOR                     read the block, verified
+keepfs commit /mnt/keep/upload/FILE --name N    make it a collection, to keep it
 keepfs unmount /mnt/keep                        wait until everything is stored, unmount
 """
 

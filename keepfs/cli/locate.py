@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import click
 
 from keepfs.cli import clients
+from keepfs.cli.settings import FilledPath
 from keepfs.mount import mountpoint
 
 
 @click.command("locate")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=FilledPath(path_type=Path, dir_okay=False),
+    help="Write the locators of one FILE in upload/ to this file, a line each; any number.",
+)
+@click.option("--manifest", "is_manifest", is_flag=True, help="With --output: write a manifest.")
 @clients.zero_option
-def locate_command(files: tuple[str, ...], *, null: bool) -> None:
+def locate_command(
+    files: tuple[str, ...], output: Path | None, *, is_manifest: bool, null: bool
+) -> None:
     """Print the locator of each FILE in a mount.
 
-    A line of output is the locator, a tab, and the name of FILE.
+    A line of output is the locator, a tab, and the name of FILE. The list of a
+    file over about 44 GiB is too long for that: --output writes it.
     """
+    if is_manifest and output is None:
+        raise click.UsageError("--manifest goes with --output; see keepfs manifest, too")
+    if output is not None:
+        if len(files) > 1:
+            raise click.UsageError("--output takes one FILE")
+        _write_list(Path(files[0]), output, is_manifest=is_manifest)
+        return
     failed = clients.Failures()
     for name in files:
         with failed.noted():
@@ -27,12 +46,40 @@ def locate_command(files: tuple[str, ...], *, null: bool) -> None:
     failed.exit()
 
 
+def _write_list(path: Path, output: Path, *, is_manifest: bool) -> None:
+    """Write the locators of a stored file, as the catalog has them."""
+    from keepfs.cli import uploaded_files  # noqa: PLC0415 - 30 ms that `locate FILE` needn't spend
+
+    where = uploaded_files.find(path, is_following=True)
+    if not where.path.is_file():
+        raise click.ClickException(f"{path} isn't a file: keepfs manifest lists a folder")
+    with clients.ended_by_signals():
+        manifest = uploaded_files.stored_manifest(
+            where, is_following=False, timeout=uploaded_files.PATIENCE, is_signed=False
+        )
+        if is_manifest:
+            pieces = manifest.pieces()
+        else:
+            ranges = (each for file in manifest.files() for each in file.ranges())
+            pieces = (f"{each.locator}\n".encode() for each in ranges)
+        with clients.written_whole(output) as file:
+            file.writelines(pieces)
+
+
 def _locator_of(name: str) -> str:
     device = os.stat(name).st_dev  # noqa: PTH116 - a name may be undecodable in this locale
     # On other file systems the attributes may be copies that do not match the bytes.
     if mountpoint.kind_of_device(device) != mountpoint.FILE_SYSTEM_TYPE:
         raise click.ClickException(f"{name} isn't in a keepfs mount; copy it to upload/ of one")
-    state, locator = _attribute(name, "state"), _attribute(name, "locator")
+    try:
+        state, locator = _attribute(name, "state"), _attribute(name, "locator")
+    except OSError as error:
+        if error.errno not in {errno.E2BIG, errno.ERANGE}:
+            raise
+        raise click.ClickException(
+            f"the list of locators of {name} is too long for an extended attribute; use"
+            " --output FILE"
+        ) from error
     if not state:
         raise click.ClickException(f"{name} isn't a file of by_id/ or upload/")
     if not locator:

@@ -120,6 +120,14 @@ config_file = click.option(
 )
 
 
+#: The file of the token, for commands without `store_settings` too.
+token_setting = setting(
+    "--token-file",
+    type=FilledPath(path_type=Path, dir_okay=False),
+    help="Read the token from this file; read it again when it is refused, and on SIGHUP.",
+)
+
+
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options for where the blocks are, as one argument `store`.
 
@@ -191,11 +199,7 @@ _STORE_SETTINGS = (
         metavar="CLASS,...",
         help="Storage classes that must confirm each block.  [default: the cluster's]",
     ),
-    setting(
-        "--token-file",
-        type=FilledPath(path_type=Path, dir_okay=False),
-        help="Read the token from this file; read it again when it is refused, and on SIGHUP.",
-    ),
+    token_setting,
     setting(
         "--retries",
         type=click.IntRange(0),

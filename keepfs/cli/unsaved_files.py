@@ -55,7 +55,7 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
     A line of output has the name, size, path in upload/ and reason, separated
     by tabs. The name is for `export` and `drop`; it is `-` while the mount runs.
     """
-    directory = _state_dir_of(path, state_dir)
+    directory = state_dir_of(path, state_dir)
     with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
@@ -151,7 +151,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
             " there"
         )
     with reporting.in_one_line():
-        spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
+        spilled, flaws = unsaved.find_all(state_dir_of(path, state_dir))
     for file in spilled:
         if file.name == name:
             return file
@@ -163,7 +163,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     )
 
 
-def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
+def state_dir_of(path: Path, state_dir: Path | None) -> Path:
     """Return a mount's state directory: that of the running mount, the given or the default."""
     with reporting.in_one_line():
         resolved = mountpoint.resolve(path)

@@ -37,11 +37,13 @@ class MountEntry:
         mountpoint: Its path.
         device: `major:minor`; the minor number identifies a FUSE connection.
         kind: The file system's type.
+        root: What is mounted there, as a path in the file system: `/` but for bind mounts.
     """
 
     mountpoint: Path
     device: str
     kind: str
+    root: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,29 @@ def mounts() -> list[MountEntry]:
         fields, separator, rest = line.partition(b" - ")
         if separator:
             columns = fields.split(b" ")
-            path = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), columns[4])
+            root, path = (
+                os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda it: bytes([int(it[1], 8)]), each))
+                for each in columns[3:5]
+            )
             kind = rest.split(b" ")[0].decode()
-            found.append(MountEntry(Path(os.fsdecode(path)), columns[2].decode(), kind))
+            found.append(MountEntry(Path(path), columns[2].decode(), kind, root))
     return found
+
+
+def containing(path: Path) -> tuple[MountEntry, Path] | None:
+    """Return the mount that a resolved path is in, and the path in its file system, or None.
+
+    A bind mount leads to the path in the file system that is bound.
+    """
+    found = None
+    for entry in mounts():
+        if path.is_relative_to(entry.mountpoint) and (
+            found is None or len(entry.mountpoint.parts) >= len(found.mountpoint.parts)
+        ):
+            found = entry
+    if found is None:
+        return None
+    return found, Path(found.root) / path.relative_to(found.mountpoint)
 
 
 def mounted_at(mountpoint: Path) -> MountEntry | None:

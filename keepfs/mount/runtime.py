@@ -156,6 +156,11 @@ def find(mountpoint: Path) -> RunningMount | None:
     return _read_run_file(path) if _is_locked(path) else None
 
 
+def control_socket(mountpoint: Path) -> Path:
+    """Return the path of the socket on which a mount takes control requests."""
+    return _run_file(mountpoint).with_suffix(".sock")
+
+
 def find_device(device: str) -> RunningMount | None:
     """Return the running mount of a device, as `major:minor`, or None."""
     for path in runtime_directory().glob("*.json"):

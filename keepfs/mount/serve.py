@@ -38,6 +38,7 @@ from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
 from keepfs.mount import fuse, logs, mountpoint, runtime, systemd
+from keepfs.mount.control import Control
 from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class _Mount:
                 )
                 try:
                     with serving:
-                        await self._serve_mounted(operations, serving)
+                        await self._serve_mounted(operations, upload, serving)
                 finally:
                     # Whatever the cause: unstored files are safe before the process ends.
                     with trio.CancelScope(shield=True):
@@ -247,9 +248,14 @@ class _Mount:
                 to_the_end.cancel_scope.cancel()
         return 1 if count else 0
 
-    async def _serve_mounted(self, operations: Operations, serving: trio.CancelScope) -> None:
+    async def _serve_mounted(
+        self, operations: Operations, upload: UploadDirectory, serving: trio.CancelScope
+    ) -> None:
         """Mount, answer requests until unmounted or cancelled, and unmount."""
         options = self._options
+        control = Control(
+            runtime.control_socket(options.mountpoint), upload, is_read_only=options.read_only
+        )
         with fuse.mounted(operations, options):
             self._was_mounted = True
             try:
@@ -259,6 +265,7 @@ class _Mount:
                         ("the catalog's checkpoints", self._keep_catalog_short),
                         ("retrying what is not stored", self._failed.retry),
                         ("removing leftovers", self._remove_leftovers),
+                        ("answering control requests", control.run),
                     ):
                         nursery.start_soon(supervised, name, work)
                     nursery.start_soon(self._announce)

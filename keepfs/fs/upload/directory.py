@@ -31,15 +31,17 @@ from keepfs.fs.upload.catalog import ROOT
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.place import Place
 from keepfs.fs.upload.symlink import UploadSymlink
+from keepfs.fs.upload.version import distinct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from keepfs.fs.upload.catalog import Catalog
     from keepfs.fs.upload.entries import Entry
     from keepfs.fs.upload.failed import FailedFiles
     from keepfs.fs.upload.place import OnStored
     from keepfs.fs.upload.staging import Staging
+    from keepfs.keep.store import Receipt
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
@@ -164,6 +166,31 @@ class UploadDirectory(DirectoryNode):
         """Create an empty file; it is added to the catalog when it is stored."""
         file = UploadFile(self._owned(metadata), self._staging, self.on_stored)
         return self._add(name, file)
+
+    def add_stored(self, files: Mapping[str, tuple[Metadata, Sequence[Receipt]]]) -> None:
+        """Put files in whose blocks are stored already, all of them or none.
+
+        Args:
+            files: By name: what `stat` says but for owner and group, which become this
+                directory's, and the receipts of the blocks; all but the last are full.
+
+        Raises:
+            RefusedError: EEXIST, ENAMETOOLONG, or ENOENT where this directory was removed.
+            OSError: They couldn't be written.
+        """
+        if not self.links:
+            raise RefusedError(errno.ENOENT)
+        for name, (metadata, _) in files.items():
+            _check_length(name)
+            if self.entry_nowait(name) is not None:
+                raise RefusedError(errno.EEXIST)
+            metadata.uid, metadata.gid = self.metadata.uid, self.metadata.gid
+        with self._recording():
+            for name, (metadata, receipts) in files.items():
+                self.catalog.add_file(self._number, name, metadata, receipts)
+        for metadata, receipts in files.values():
+            for receipt in distinct(receipts):
+                self.on_stored(receipt, metadata)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
         """Create an empty directory."""

@@ -56,22 +56,40 @@ class StoredNode:
         """The type as in st_mode: S_IFREG, S_IFDIR or S_IFLNK; 0 if the entry is damaged."""
         return 0 if self.metadata is None else stat.S_IFMT(self.metadata.mode)
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return self.kind == stat.S_IFDIR
+
 
 @contextlib.contextmanager
-def open_snapshot(catalog: Path) -> Iterator[Iterator[StoredNode]]:
+def open_snapshot(catalog: Path, path: str = "") -> Iterator[Iterator[StoredNode]]:
     """Open a catalog and go through its nodes: a directory comes before what is in it.
 
     Memory is that of the names of the directories that are not read yet.
 
     Args:
         catalog: The database, such as `state_dir / CATALOG`.
+        path: Below upload/: go through this node, and what is in it; through nothing, if the
+            catalog has no such node. Empty for all nodes but upload/ itself.
 
     Raises:
         CatalogError: There is none, or it can't be read.
     """
     with _reported(catalog), contextlib.closing(_connect(catalog)) as database:
         database.execute("BEGIN")
-        yield _guarded(catalog, _nodes(database))
+        yield _guarded(catalog, _nodes(database, path))
+
+
+def store_of(catalog: Path) -> str:
+    """Return which store the blocks of a catalog are in, as the mount named it; may be empty.
+
+    Raises:
+        CatalogError: There is no catalog, or it can't be read.
+    """
+    with _reported(catalog), contextlib.closing(_connect(catalog)) as database:
+        row = database.execute("SELECT value FROM about WHERE key = 'store'").fetchone()
+        return str(row[0]) if row else ""
 
 
 def _guarded(catalog: Path, nodes: Iterator[StoredNode]) -> Iterator[StoredNode]:
@@ -79,9 +97,16 @@ def _guarded(catalog: Path, nodes: Iterator[StoredNode]) -> Iterator[StoredNode]
         yield from nodes
 
 
-def _nodes(database: sqlite3.Connection) -> Iterator[StoredNode]:
+def _nodes(database: sqlite3.Connection, path: str) -> Iterator[StoredNode]:
     directories = [(ROOT, "")]
     query = f"SELECT {COLUMNS}, content FROM entries WHERE parent = ? ORDER BY name"  # noqa: S608
+    if path:
+        top = _top(database, path)
+        directories = []
+        if top is not None:
+            yield top
+        if top is not None and top.kind == stat.S_IFDIR:
+            directories = [(top.number, f"{path}/")]
     while directories:
         parent, prefix = directories.pop()
         inner = []
@@ -91,6 +116,19 @@ def _nodes(database: sqlite3.Connection) -> Iterator[StoredNode]:
                 inner.append((node.number, f"{node.path}/"))
             yield node
         directories += reversed(inner)
+
+
+def _top(database: sqlite3.Connection, path: str) -> StoredNode | None:
+    """Return the node of a path."""
+    query = f"SELECT {COLUMNS}, content FROM entries WHERE parent = ? AND name = ?"  # noqa: S608
+    number, row = ROOT, None
+    for name in path.split("/"):
+        row = database.execute(query, (number, os.fsencode(name))).fetchone()
+        if row is None:
+            return None
+        number = row[0]
+    above, slash, _ = path.rpartition("/")
+    return None if row is None else _node(above + slash, row)
 
 
 def _node(prefix: str, row: tuple[Any, ...]) -> StoredNode:

@@ -1,0 +1,205 @@
+"""keepfs import: the files of a collection become names in upload/ of a mount."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keepfs import stores
+from keepfs.cli import clients, uploaded_files
+from keepfs.cli.settings import FilledPath, config_file, setting, token_setting
+from keepfs.collections.local import LocalCollections
+from keepfs.collections.manifest_errors import ManifestError
+from keepfs.collections.names import is_hash, is_uuid
+from keepfs.collections.parsing import parse
+from keepfs.config.options import StoreOptions
+from keepfs.fs.upload.origins import Origins
+from keepfs.fs.upload.snapshot import store_of
+from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.mount import runtime
+from keepfs.mount.control_requests import ControlConnection, ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.collections.manifest import Directory, File, Manifest
+    from keepfs.collections.records import CollectionRecord
+    from keepfs.keep.client import KeepClient
+    from keepfs.mount.uploaded import UploadedPath
+
+#: Files, and blocks, that the mount records in one transaction: some milliseconds.
+_MOST_FILES, _MOST_BLOCKS = 200, 2000
+
+
+@click.command("import")
+@click.argument("name", metavar="UUID|PDH")
+@click.argument("path", metavar="[DIR]", required=False, type=FilledPath(path_type=Path))
+@setting("--keep-services", metavar="URI...", help="As given to mount.")
+@token_setting
+@config_file
+def import_command(
+    name: str, path: Path | None, keep_services: str | None, token_file: Path | None
+) -> None:
+    """Put the files of a collection into DIR, in upload/ of a mount, as names.
+
+    DIR must not exist, or be empty; without it, it is named for the collection,
+    in the working directory. It has that name only when it is complete. Prints the
+    portable data hash, a tab, and the folder. Files of whole blocks are named
+    without reading them. A file that shares a block with others, as small files
+    of other programs do, is read and stored anew: upload/ has whole blocks only.
+    A line on standard error tells how much that was.
+    """
+    if not is_uuid(name) and not is_hash(name):
+        raise click.UsageError(f"{name!r} is neither a collection's uuid nor a portable data hash")
+    above = uploaded_files.find(
+        Path() if path is None else path.absolute().parent, is_following=True
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(clients.ended_by_signals())
+        stack.enter_context(uploaded_files.in_one_line())
+        identity = store_of(above.catalog)
+        local = identity.removeprefix("local:") if identity.startswith("local:") else None
+        record = _record(name, identity, local, token_file)
+        manifest = _parsed(record)
+        target = above.path / (path.absolute().name if path else _named(record, name))
+        store = StoreOptions(
+            local_store=None if local is None else Path(local),
+            keep_services=keep_services if local is None else None,
+            token_file=token_file,
+        )
+        client = stack.enter_context(clients.open_client(store))
+        moved, size = _imported(manifest, above, target, client)
+        below = f"{above.below}/{target.name}".lstrip("/")
+        if record.uuid:
+            Origins(above.state_dir).note(
+                below, record.uuid, record.portable_data_hash, record.modified_at
+            )
+    clients.print_line(f"{record.portable_data_hash}\t{target}")
+    click.echo(
+        f"keepfs: {manifest.file_count} files imported;"
+        f" {moved} of them ({size} bytes) are parts of blocks, and were stored anew",
+        err=True,
+    )
+
+
+def _record(
+    name: str, identity: str, local: str | None, token_file: Path | None
+) -> CollectionRecord:
+    if local is not None:
+        if is_uuid(name):
+            raise click.ClickException(
+                "the mount has a local store, which knows collections by portable data hash only"
+            )
+        return LocalCollections(local).get(name)
+    try:
+        with stores.open_collections(identity, token_file) as collections:
+            return collections.get(name)
+    except stores.StoreError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _parsed(record: CollectionRecord) -> Manifest:
+    try:
+        return parse(record.manifest or b"")
+    except ManifestError as error:
+        raise click.ClickException(
+            f"the manifest of collection {record.portable_data_hash} can't be read: {error}"
+        ) from error
+
+
+def _named(record: CollectionRecord, name: str) -> str:
+    """Choose the name of a folder for a collection: its own, if that can be one."""
+    own = record.name
+    return own if own not in {"", ".", ".."} and "/" not in own else record.uuid or name
+
+
+def _imported(
+    manifest: Manifest, above: UploadedPath, target: Path, client: KeepClient
+) -> tuple[int, int]:
+    """Make the folder; return how many files, and bytes, were stored anew."""
+    part = target.with_name(f".{target.name[:200]}.part")
+    if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
+        raise click.ClickException(f"{target} exists and isn't empty: name a new folder")
+    try:
+        part.mkdir()
+    except FileExistsError:
+        raise click.ClickException(
+            f"{part} exists, of an import that was ended or is under way: remove it"
+        ) from None
+    packed: list[tuple[Path, File]] = []
+    below = f"{above.below}/{part.name}".lstrip("/")
+    try:
+        with ControlConnection(runtime.control_socket(above.mountpoint)) as mount:
+            for directory in manifest.directories():
+                where = part / directory.path
+                if directory.number:
+                    where.mkdir()
+                packed += (
+                    (where / file.name, file) for file in _add_whole(directory, mount, below)
+                )
+        for _ in clients.side_by_side(lambda each: _copy(*each, client), packed):
+            pass
+        _sync(part)
+        part.rename(target)
+    except ControlError as error:
+        raise click.ClickException(f"{part} is incomplete, remove it: {error}") from error
+    except BaseException:
+        click.echo(f"keepfs: {part} is incomplete: remove it", err=True)
+        raise
+    return len(packed), sum(file.size for _, file in packed)
+
+
+def _add_whole(directory: Directory, mount: ControlConnection, below: str) -> Iterator[File]:
+    """Have the mount name a folder's files of whole blocks; yield the others."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    path = f"{below}/{directory.path}".rstrip("/")
+    now, batch, blocks = time.time_ns(), [], 0
+    for file in directory.files():
+        locators = _whole_blocks(file)
+        if locators is None:
+            yield file
+            continue
+        batch.append((file.name, 0o666 & ~umask, now, locators))
+        blocks += len(locators)
+        if len(batch) >= _MOST_FILES or blocks >= _MOST_BLOCKS:
+            mount.add_files(path, batch)
+            batch, blocks = [], 0
+    if batch:
+        mount.add_files(path, batch)
+
+
+def _whole_blocks(file: File) -> list[str] | None:
+    """Return the blocks of a file, if it consists of whole ones, all but the last full."""
+    if not file.size:
+        return [str(EMPTY_BLOCK)]
+    found = []
+    left = file.size
+    for each in file.ranges():
+        size = KeepLocator(each.locator).size
+        left -= each.length
+        if each.offset or each.length != size or (left and size != MAX_BLOCK_SIZE):
+            return None
+        found.append(each.locator)
+    return found
+
+
+def _copy(path: Path, file: File, client: KeepClient) -> None:
+    """Store the bytes of a file anew, through the mount."""
+    with path.open("xb") as written:
+        for each in file.ranges():
+            block = client.get_block(KeepLocator(each.locator))
+            written.write(block[each.offset : each.offset + each.length])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

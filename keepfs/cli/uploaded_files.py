@@ -1,0 +1,139 @@
+"""Files in upload/ for commands: their manifest, or all reasons why there can't be one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import click
+
+from keepfs.cli import reporting
+from keepfs.fs.upload.catalog import CatalogError
+from keepfs.fs.upload.following import follow
+from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
+from keepfs.mount import uploaded
+from keepfs.mount.control_requests import ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from keepfs.collections.manifest import Manifest
+    from keepfs.fs.upload.snapshot import StoredNode
+    from keepfs.mount.uploaded import UploadedPath
+
+#: Seconds that files which are not stored yet are waited for.
+PATIENCE = 300.0
+#: Files that a refusal names.
+_MOST_NAMED = 20
+
+follow_option = click.option(
+    "--follow",
+    "is_following",
+    is_flag=True,
+    help="Put what symbolic links in PATH point to, within PATH, in their place.",
+)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=PATIENCE,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long files that are not stored yet are waited for.",
+)
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turn what can be expected of paths and catalogs to fail into a message and exit code 1."""
+    with reporting.in_one_line():
+        try:
+            yield
+        except (CatalogError, ControlError, uploaded.UploadedError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+def find(path: Path, *, is_following: bool) -> UploadedPath:
+    """Return the file or folder of upload/ that a path means.
+
+    Raises:
+        click.ClickException: It is not in upload/ of a running mount.
+    """
+    with in_one_line():
+        return uploaded.find_uploaded(path, follow=is_following)
+
+
+def stored_manifest(
+    where: UploadedPath, *, is_following: bool, timeout: float, is_signed: bool = True
+) -> Manifest:
+    """Return the manifest of a file or folder, once all of it is stored. Blocks.
+
+    What is in a folder is at the top of the manifest; a file is there by its name.
+
+    Args:
+        where: The file or folder.
+        is_following: Whether symbolic links are replaced by what they point to.
+        timeout: Seconds to wait for files that are not stored.
+        is_signed: Whether a signature that has ended is a reason to refuse.
+
+    Raises:
+        click.ClickException: Something is not stored, or can't be in a manifest; by name.
+    """
+    with in_one_line():
+        _refuse("not stored", uploaded.store_all(where, timeout), "see keepfs unsaved list")
+        ended: list[tuple[str, str]] = []
+        with open_snapshot(where.catalog, where.below) as found:
+            nodes: Iterable[StoredNode] = _below(found, where.below)
+            if is_following:
+                nodes, refused = follow(nodes, str(where.path))
+                _refuse("can't be followed", refused, "remove the links")
+            manifest, left_out = manifest_of(_noted(nodes, ended))
+    links = "; --follow, or remove the links" if not is_following else ""
+    _refuse("can't be in a manifest", left_out, f"rename or remove them{links}")
+    if is_signed:
+        _refuse(
+            "can't be had any more",
+            ended,
+            "the signatures of their blocks have ended: read and store them with a new signature",
+        )
+    if not manifest.file_count and manifest.directory_count == 1 and where.path.is_file():
+        raise click.ClickException(f"{where.path} was removed meanwhile")
+    return manifest
+
+
+def _below(nodes: Iterable[StoredNode], top: str) -> Iterator[StoredNode]:
+    """Name nodes by their paths below the top; the top itself is left out if it is a folder."""
+    for node in nodes:
+        if node.path != top:
+            cut = len(top) + 1 if top else 0
+            yield dataclasses.replace(node, path=node.path[cut:])
+        elif not node.is_directory:
+            yield dataclasses.replace(node, path=node.path.rpartition("/")[2])
+
+
+def _noted(nodes: Iterable[StoredNode], ended: list[tuple[str, str]]) -> Iterator[StoredNode]:
+    """Note the files that have a block whose signature has ended."""
+    now = dt.datetime.now(dt.UTC)
+    for node in nodes:
+        for receipt in node.receipts:
+            if receipt.locator.permission_expired(now):
+                ended.append((node.path, f"signed until {receipt.locator.perm_expiry}"))
+                break
+        yield node
+
+
+def _refuse(what: str, names: list[tuple[str, str]], advice: str) -> None:
+    """Refuse files by their names, if there are any.
+
+    Raises:
+        click.ClickException: There are.
+    """
+    if not names:
+        return
+    lines = [f"  {name!r}: {reason}" for name, reason in names[:_MOST_NAMED]]
+    if len(names) > _MOST_NAMED:
+        lines.append(f"  and {len(names) - _MOST_NAMED} more")
+    count = "1 name" if len(names) == 1 else f"{len(names)} names"
+    raise click.ClickException("\n".join([f"{count} {what} ({advice}):", *lines]))

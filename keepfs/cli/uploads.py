@@ -1,0 +1,195 @@
+"""keepfs uploads: the files of a mount's upload/, and which of them can't be had any more."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keepfs.cli import clients, settings, uploaded_files
+from keepfs.cli.settings import config_file, setting, token_setting
+from keepfs.cli.unsaved_files import state_dir_of
+from keepfs.config.options import StoreOptions
+from keepfs.fs.upload import failed_journal, unsaved
+from keepfs.fs.upload.snapshot import CATALOG, open_snapshot, store_of
+from keepfs.fs.upload.version import distinct
+from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.keep.locator import KeepLocator
+from keepfs.mount import mountpoint, runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.fs.upload.snapshot import StoredNode
+    from keepfs.keep.client import KeepClient
+
+#: Why a block can't be had for good: asking again doesn't help.
+_LOST = frozenset({Cause.NOT_FOUND, Cause.DENIED})
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file of upload/, as `--json` prints it.
+
+    Attributes:
+        path: Below upload/. Bytes that are not UTF-8 are lone surrogates, U+DC80 to U+DCFF.
+        size: Bytes.
+        state: `stored`, `failed` (not stored, or not its latest changes), `damaged` (its entry
+            in the catalog), with --check `lost`, and `unknown` where a service can't tell.
+        copies: Confirmed of each block; None if it isn't stored.
+        expires: When the first signature ends, as `user.keep.expires`; None without one.
+        locators: Of its blocks, in order; empty if it isn't stored.
+        error: Why it is in that state; empty if it is stored.
+    """
+
+    path: str
+    size: int
+    state: str
+    copies: int | None = None
+    expires: str | None = None
+    locators: tuple[str, ...] = ()
+    error: str = ""
+
+
+@click.command("uploads")
+@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@click.option(
+    "--check",
+    "is_checking",
+    is_flag=True,
+    help="Ask the services for each block, by HEAD: they read all of it.",
+)
+@click.option(
+    "--lost",
+    "is_lost_only",
+    is_flag=True,
+    help="Check, and show only files that can't be had any more.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@setting(
+    "--state-dir",
+    type=settings.FilledPath(path_type=Path, file_okay=False),
+    help="As given to mount.",
+)
+@setting("--keep-services", metavar="URI...", help="As given to mount; for --check.")
+@token_setting
+@config_file
+@clients.zero_option
+def uploads_command(
+    path: Path,
+    state_dir: Path | None,
+    keep_services: str | None,
+    token_file: Path | None,
+    *,
+    is_checking: bool,
+    is_lost_only: bool,
+    is_json: bool,
+    null: bool,
+) -> None:
+    """List the files of upload/, mounted or not: size, state, blocks, expiry and path.
+
+    The fields of a line are separated by tabs; a dash stands for no expiry. Files
+    that are being written are listed when they are stored, or have failed. With
+    --check and --lost the exit code is 1 if a file can't be had.
+    """
+    directory = state_dir_of(path, state_dir)
+    failed = clients.Failures()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(uploaded_files.in_one_line())
+        stack.enter_context(clients.ended_by_signals())
+        catalog = directory / CATALOG
+        lines = _uploads(path, directory)
+        if is_checking or is_lost_only:
+            identity = store_of(catalog)
+            local = identity.removeprefix("local:") if identity.startswith("local:") else None
+            store = StoreOptions(
+                local_store=None if local is None else Path(local),
+                keep_services=keep_services if local is None else None,
+                token_file=token_file,
+            )
+            lines = _checked(stack.enter_context(clients.open_client(store)), lines)
+        for each in lines:
+            if is_checking or is_lost_only:
+                _count(each, failed)
+            if is_lost_only and each.state != "lost":
+                continue
+            with failed.noted():
+                clients.print_line(_line(each, is_json=is_json, null=null), null=null)
+    failed.exit()
+
+
+def _count(each: Upload, failed: clients.Failures) -> None:
+    if each.state == "lost":
+        failed.note()
+    elif each.state == "unknown":
+        failed.note(f"{each.path}: {each.error}")
+
+
+def _line(each: Upload, *, is_json: bool, null: bool) -> str:
+    if is_json:
+        return json.dumps(dataclasses.asdict(each))
+    clients.check_name(each.path, null=null)
+    blocks, expires = len(each.locators), each.expires or "-"
+    return f"{each.size}\t{each.state}\t{blocks}\t{expires}\t{each.path}"
+
+
+def _uploads(path: Path, state_dir: Path) -> Iterator[Upload]:
+    """Yield the files of the catalog; those that are not stored as they are now come last."""
+    if runtime.find(mountpoint.resolve(path)) is not None:
+        about = failed_journal.read(state_dir)
+    else:
+        about = [each.about for each in unsaved.find_all(state_dir)[0]]
+    unstored = {each.path: each for each in about}
+    with open_snapshot(state_dir / CATALOG) as nodes:
+        for node in nodes:
+            if node.path not in unstored and node.kind in {0, stat.S_IFREG}:
+                yield _of_node(node)
+    for each in unstored.values():
+        error = each.error or "waits for its turn"
+        yield Upload(each.path, each.size, "failed", error=error)
+
+
+def _of_node(node: StoredNode) -> Upload:
+    if node.damage:
+        return Upload(node.path, 0, "damaged", error=node.damage)
+    ends = [it.locator.perm_expiry for it in distinct(node.receipts)]
+    expires = min((each for each in ends if each is not None), default=None)
+    return Upload(
+        node.path,
+        sum(receipt.locator.size or 0 for receipt in node.receipts),
+        "stored",
+        min((receipt.copies for receipt in node.receipts), default=0),
+        None if expires is None else expires.isoformat(),
+        tuple(str(receipt.locator) for receipt in node.receipts),
+    )
+
+
+def _checked(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Upload]:
+    """Ask for the blocks of each file, each block once."""
+    known: dict[str, KeepRequestError | None] = {}
+
+    def ask(text: str) -> KeepRequestError | None:
+        if text not in known:
+            try:
+                client.head_block(KeepLocator(text))
+                known[text] = None
+            except KeepRequestError as error:
+                known[text] = error
+        return known[text]
+
+    def check(each: Upload) -> Upload:
+        failures = [failure for text in dict.fromkeys(each.locators) if (failure := ask(text))]
+        if not failures:
+            return each
+        worst = next((it for it in failures if it.cause in _LOST), failures[0])
+        state = "lost" if worst.cause in _LOST else "unknown"
+        return dataclasses.replace(each, state=state, error=str(worst))
+
+    for _, checked in clients.side_by_side(check, uploads):
+        yield checked

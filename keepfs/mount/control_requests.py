@@ -1,0 +1,107 @@
+"""Control requests: what other processes of the user ask of a running mount, beside the kernel.
+
+A request is one line of JSON on the mount's control socket, its answer another:
+
+    {"do": "add_files", "directory": PATH, "files": [[NAME, MODE, MTIME_NS, [LOCATOR, ...]], ...]}
+    {}
+    {"do": "unstored", "path": PATH}
+    {"paths": [PATH, ...]}
+
+An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. Names
+and paths are as `os.fsdecode` returns them.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+#: Bytes of the longest request, or answer: that of one file of 65,536 signed blocks fits.
+MOST_BYTES = 16 * 1024 * 1024
+#: Paths that an answer has at most.
+MOST_NAMES = 2000
+#: Seconds that an answer may take; a mount that takes longer hangs. Guessed.
+_TIMEOUT = 60.0
+
+
+class ControlError(Exception):
+    """A mount did not do what it was asked; one line says why."""
+
+
+class ControlConnection:
+    """A connection to a running mount, for one thread; as a context manager it is closed.
+
+    Args:
+        path: The control socket.
+
+    Raises:
+        ControlError: No mount listens there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(_TIMEOUT)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise ControlError(
+                f"the mount takes no control requests ({error.strerror or error}): unmount it,"
+                " and mount it with this version of keepfs"
+            ) from error
+        self._answers = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._answers.close()
+        self._socket.close()
+
+    def add_files(self, directory: str, files: Iterable[tuple[str, int, int, list[str]]]) -> None:
+        """Put files into a directory of upload/ whose blocks are stored; all or none. Blocks.
+
+        Args:
+            directory: Below upload/.
+            files: Name, permissions, mtime in nanoseconds, and locators of each.
+
+        Raises:
+            ControlError: The mount refused, or did not answer.
+        """
+        self._ask({"do": "add_files", "directory": directory, "files": list(files)})
+
+    def unstored(self, path: str) -> list[str]:
+        """Return the paths of files that are not stored as they are now. Blocks.
+
+        Args:
+            path: Of a file or directory, below upload/.
+
+        Returns:
+            Paths below upload/; `MOST_NAMES` at most.
+
+        Raises:
+            ControlError: The mount refused, or did not answer.
+        """
+        return list(self._ask({"do": "unstored", "path": path}).get("paths", ()))
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(self._answers.readline(MOST_BYTES))
+        except (OSError, ValueError) as error:
+            raise ControlError(f"the mount did not answer a control request: {error}") from error
+        if not isinstance(answer, dict) or "error" in answer:
+            raise ControlError(str(answer["error"] if isinstance(answer, dict) else answer))
+        return answer

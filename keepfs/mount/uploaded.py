@@ -1,0 +1,157 @@
+"""Paths in upload/ of running mounts, for commands: found, and stored before they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from keepfs.fs.upload.snapshot import CATALOG
+from keepfs.mount import mountpoint, runtime
+from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
+
+#: Files that are asked to be stored at once.
+_AT_ONCE = 8
+
+
+class UploadedError(Exception):
+    """A path that is not in upload/ of a running mount; says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedPath:
+    """A file or directory in upload/ of a running mount.
+
+    Attributes:
+        path: Absolute, without symbolic links but perhaps the last name.
+        below: The path below upload/; empty for upload/ itself.
+        mountpoint: Of the mount.
+        state_dir: Of the mount.
+    """
+
+    path: Path
+    below: str
+    mountpoint: Path
+    state_dir: Path
+
+    @property
+    def catalog(self) -> Path:
+        """The catalog of the mount."""
+        return self.state_dir / CATALOG
+
+
+def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
+    """Find the mount whose upload/ has a path, also through a bind mount.
+
+    It looks at the path, so it waits for a mount that hangs.
+
+    Args:
+        path: Of a file, directory or symbolic link.
+        follow: Whether to take what a symbolic link points to.
+
+    Raises:
+        UploadedError: The path is not in upload/ of a running mount of this user.
+        OSError: There is no such path.
+    """
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows the last name
+    name = "" if follow or Path(path).name in {"", ".."} else absolute.name
+    absolute = Path(os.path.realpath(absolute.parent if name else path)) / name
+    absolute.lstat()
+    found = mountpoint.containing(absolute)
+    inner = found[1].parts if found else ()
+    if found is None or found[0].kind != mountpoint.FILE_SYSTEM_TYPE or inner[1:2] != ("upload",):
+        raise UploadedError(f"{path} isn't in upload/ of a mount of keepfs: copy it there first")
+    running = runtime.find_device(found[0].device)
+    if running is None or not running.state_dir:
+        raise UploadedError(
+            f"{path} is in a mount that no process of this user serves: run the command as the"
+            " user that mounted it, on that machine"
+        )
+    below = "/".join(inner[2:])
+    return UploadedPath(absolute, below, Path(running.mountpoint), Path(running.state_dir))
+
+
+def store_all(where: UploadedPath, timeout: float) -> list[tuple[str, str]]:
+    """Have each file of a path stored that is not. Blocks.
+
+    Files that are changed meanwhile are stored as they are at some moment of the call.
+
+    Args:
+        where: A file, or a directory with all that is in it.
+        timeout: Seconds until no more is waited for. The requests go on in the mount.
+
+    Returns:
+        (path, reason) of what is not stored; paths below `where`, which itself is ".".
+
+    Raises:
+        ControlError: The mount does not say what is not stored.
+    """
+    deadline = time.monotonic() + timeout
+    failures: list[tuple[str, str]] = []
+    with ControlConnection(runtime.control_socket(where.mountpoint)) as mount:
+        while not failures:
+            names = [_below(name, where.below) for name in mount.unstored(where.below)]
+            reasons = _store_each(where.path, names, deadline)
+            late = f"not stored within {timeout:g} s"
+            found = ((name, reasons.get(name, late)) for name in names)
+            failures = [(name, reason) for name, reason in found if reason]
+            if len(names) < MOST_NAMES:
+                break
+    return failures
+
+
+def _below(name: str, top: str) -> str:
+    return "." if name == top else name[len(top) + 1 :] if top else name
+
+
+def _store_each(path: Path, names: list[str], deadline: float) -> dict[str, str]:
+    """Have files stored, several at once; return why each is not, of those done in time."""
+    waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    results: dict[str, str] = {}
+    done = threading.Semaphore(0)
+
+    def work() -> None:
+        while (name := waiting.get()) is not None:
+            results[name] = _store(path / name)
+            done.release()
+
+    for name in names:
+        waiting.put(name)
+    for _ in range(min(_AT_ONCE, len(names))):
+        waiting.put(None)
+        # A daemon: one that waits for a hung mount must not keep the command from ending.
+        threading.Thread(target=work, daemon=True).start()
+    for _ in names:
+        if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            break
+    return dict(results)
+
+
+def _store(path: Path) -> str:
+    """Have a file stored; return why it is not."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return ""  # removed meanwhile
+    except OSError as error:
+        return _attribute(path, "error") or error.strerror or str(error)
+    return ""
+
+
+def _attribute(path: Path, name: str) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            return os.getxattr(path, f"user.keep.{name}", follow_symlinks=False).decode()
+        except OSError as error:
+            if error.errno not in {errno.ENODATA, errno.ENOTSUP, errno.EIO}:
+                raise
+    return ""

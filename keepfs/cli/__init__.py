@@ -28,6 +28,7 @@ _COMMANDS = {
     "where": "keepfs.cli.asking",
     "unsaved": "keepfs.cli.unsaved_files",
     "locate": "keepfs.cli.locate",
+    "renew": "keepfs.cli.renewing",
 }
 #: Other names of commands, for fingers that are used to them.
 _ALIASES = {"umount": "unmount"}

@@ -160,6 +160,8 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     metavar="SECONDS",
     help="Time for storing what isn't yet, at the end.",
 )
+@settings.retain_setting
+@settings.retain_as_setting
 @setting(
     "--read-ahead",
     type=settings.Size(),

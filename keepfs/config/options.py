@@ -88,6 +88,10 @@ class MountOptions:
             absolute path.
         request_timeout: Seconds after which a request is given up.
         drain_timeout: Seconds that ending may take to store what isn't yet.
+        retain: How stored blocks are kept: `collection`, `put` or `off`; None for what fits
+            the store.
+        retain_as: Name of the collection, or uuid of an empty one; None for a name made of
+            host and mount point.
         read_ahead: Bytes the kernel may read ahead, where we may set it;
             0 leaves it as it is.
         core_dumps: Let the kernel write core dumps of the process.
@@ -113,6 +117,8 @@ class MountOptions:
     state_dir: Path
     request_timeout: float = 600.0
     drain_timeout: float = 300.0
+    retain: str | None = None
+    retain_as: str | None = None
     read_ahead: int = MIB
     core_dumps: bool = False
     log_level: str = "INFO"

@@ -16,7 +16,7 @@ from keepfs.fs.upload.drain import GRACE
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from keepfs.fs.upload.drain import Drain
     from keepfs.fs.upload.failed import FailedFiles
@@ -34,12 +34,13 @@ class Signals:
 
     SIGTERM or SIGINT stores what isn't stored, then ends serving; a second one
     stops storing and spills. SIGHUP reads the token again, SIGUSR1 retries what
-    failed at once, SIGUSR2 logs what every task waits for.
+    failed and renews what is stored, at once, SIGUSR2 logs what every task waits for.
 
     Args:
         signals: As they come, to the very end of the mount.
         store: Whose token may be read again.
         failed: What may be retried.
+        renew: Has what is stored renewed at once.
         drain: Stores and spills.
         serving: Cancelled to end serving.
     """
@@ -49,12 +50,14 @@ class Signals:
         signals: AsyncIterator[int],
         store: RenewingStore,
         failed: FailedFiles,
+        renew: Callable[[], None],
         drain: Drain,
         serving: trio.CancelScope,
     ) -> None:
         self._signals = signals
         self._store = store
         self._failed = failed
+        self._renew_stored = renew
         self._drain = drain
         self._serving = serving
         self._was_told_to_end = False
@@ -68,6 +71,7 @@ class Signals:
                     nursery.start_soon(supervised, "reading the token again", self._renew)
                 elif number == signal.SIGUSR1:
                     self._failed.retry_now()
+                    self._renew_stored()
                 elif number == signal.SIGUSR2:
                     _log.info("what every task waits for:\n%s", logs.describe_tasks())
                 elif self._was_told_to_end:

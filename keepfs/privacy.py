@@ -1,8 +1,8 @@
-"""Keeping others out: directories and files of this user alone, and no core dumps.
+"""Privacy: directories and files that only this user can access, and no core dumps.
 
-What lies in these files (names, signed locators, unsaved bytes) is this user's. A
-file or directory that somebody else could have put there is refused: through a
-symbolic link keepfs would write, or change the mode of, a file of their choice.
+These files hold names, signed locators and unsaved bytes. Files and directories of
+another user, and symbolic links, are refused: through a link another user could
+make keepfs write, or change the mode of, any file.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Of prctl(2).
+#: An option of prctl(2).
 _PR_SET_DUMPABLE = 4
 
 
 class NotPrivateError(OSError):
-    """A file or directory isn't this user's alone; one line says which, and what to do."""
+    """A file or directory isn't private to this user; the message says which and what to do."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory for this user alone if it isn't there; nothing is changed if it is.
+    """Create a directory with mode 0700; if it exists, change nothing.
 
     A new directory survives a power cut.
 
     Raises:
-        NotPrivateError: It is somebody else's, or behind a symbolic link of theirs.
-        OSError: It can't be made.
+        NotPrivateError: It, or a symbolic link to it, belongs to another user.
+        OSError: It can't be created.
     """
     made = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Return when the entries of a directory survive a power cut. Blocks.
+    """Flush the entries of a directory to disk (fsync). Blocks.
 
     Raises:
         OSError: They couldn't be written.
@@ -65,17 +65,17 @@ def sync_directory(path: Path) -> None:
 
 
 def open_file(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a regular file of this user's, made if need be; its mode is 0600 then.
+    """Open a regular file of this user, create it if missing, and set its mode to 0600.
 
     Args:
         path: The file.
-        flags: Of open(2), without `O_CREAT`.
+        flags: Flags of open(2); `O_CREAT` is added.
 
     Returns:
         The descriptor; it is closed on exec.
 
     Raises:
-        NotPrivateError: It is somebody else's, or a symbolic link, or no regular file.
+        NotPrivateError: It belongs to another user, or is not a regular file.
         OSError: It can't be opened.
     """
     try:
@@ -96,7 +96,7 @@ def open_file(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def check_file(path: Path) -> None:
-    """Check that a file, if it is there, is this user's and no symbolic link.
+    """Check that a file, if it exists, is a regular file of this user.
 
     Raises:
         NotPrivateError: It isn't.
@@ -107,17 +107,17 @@ def check_file(path: Path) -> None:
 
 def _check_private(path: str | os.PathLike[str], status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise NotPrivateError(f"{path} is no regular file: remove it")
+        raise NotPrivateError(f"{path} is not a regular file: remove it")
     if status.st_uid != os.geteuid():
         raise NotPrivateError(f"{path} belongs to user {status.st_uid}: remove it")
 
 
 def forbid_core_dumps() -> None:
-    """Have the kernel write no core dump of this process: it holds the token and blocks.
+    """Disable core dumps of this process: its memory holds the token and blocks.
 
-    The limit keeps files from being written. It does not hold for a program that the
-    system pipes core dumps to, so the process is marked as not to be dumped too; other
-    processes of the same user can't trace it then.
+    A limit of 0 prevents core files. It does not apply if the system pipes core dumps
+    to a program, so the process is marked as not dumpable too. Other processes of the
+    same user can't trace it then.
     """
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))

@@ -1,4 +1,4 @@
-"""The Keep client of a mount or a command: built from options, checked, its token kept fresh."""
+"""Stores: make and check the Keep client of a mount or a command, and renew its token."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: Copies of each block where the cluster doesn't say.
+#: Replicas of each block if the cluster has no default.
 DEFAULT_COPIES = 2
-#: Seconds a service may take to show that it is there.
+#: Seconds that a service may take to answer the check at the start.
 _CHECK_TIMEOUT = 10.0
 #: Rounds after the first in which the API server is asked for a collection, and seconds that all
 #: may take: the program that looks it up waits.
 _COLLECTION_RETRIES, _COLLECTION_TIMEOUT = 2, 60.0
-#: Seconds between two complaints about a refused token.
+#: Seconds between two warnings about a refused token.
 _COMPLAINT_INTERVAL = 60.0
 #: Tokens that are remembered, in memory only, after others have replaced them.
 _MOST_FORMER = 3
 _REFUSALS = frozenset({401, 403})
 
-#: A block nobody has, of a digest that is hardly anyone's: asking for it shows who answers.
+#: The locator of a block that doesn't exist. A request for it shows which services answer.
 _NOBODYS = KeepLocator("0" * 32 + "+1")
 
 
 class StoreError(Exception):
-    """The blocks can't be had; one line says why, and what to do."""
+    """The store can't be used; the message is one line: why, and what to do."""
 
 
 def identity(options: StoreOptions) -> str:
-    """Name where the blocks are, for what belongs to it; empty where nothing is sure."""
+    """Return a name for the store, to match saved data with it; empty if it isn't certain."""
     if options.local_store is not None:
         return f"local:{options.local_store.resolve()}"
     settings = load_settings()
@@ -86,15 +86,15 @@ def open_api(options: StoreOptions, token: str) -> ApiClient | None:
 
 
 def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> KeepClient:
-    """Make the client; nothing is asked of anybody yet.
+    """Make the client; sends no request.
 
     Args:
-        options: Where the blocks are.
-        buffers: Memory for whole blocks, shared with others; its own when None.
+        options: The options of the store.
+        buffers: A shared memory pool for whole blocks; None: a pool of its own.
 
     Raises:
-        ArgumentError: The options, or Arvados's settings, don't say where the
-            services are, or for whom.
+        ArgumentError: The options and Arvados's settings lack the addresses of
+            the services or the token.
         OSError: The token file can't be read.
     """
     cache = KeepBlockCache(
@@ -113,12 +113,12 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
 
 
 def check_usable(client: KeepClient, options: StoreOptions) -> None:
-    """See that the token is good and a service answers, before anyone relies on it. Blocks.
+    """Check that the token is valid and that a service answers. Blocks.
 
-    Logs a warning where a proxy refuses to read with the token.
+    Logs a warning if a proxy refuses reads with the token.
 
     Raises:
-        StoreError: They don't; the message names what to look at.
+        StoreError: A check failed; the message names the settings to look at.
     """
     if options.local_store is not None:
         _check_writable(options.local_store)
@@ -134,7 +134,7 @@ def check_usable(client: KeepClient, options: StoreOptions) -> None:
     except KeepRequestError as error:
         raise StoreError(f"{error} (settings: {where})") from error
     if not sightings:
-        raise StoreError(f"the cluster has no Keep services for us (settings: {where})")
+        raise StoreError(f"the cluster lists no Keep services (settings: {where})")
     if not any(each.status for each in sightings):
         said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
         raise StoreError(f"no Keep service answers: {said} (settings: {where})")
@@ -145,23 +145,23 @@ def check_usable(client: KeepClient, options: StoreOptions) -> None:
 
 
 def check_token(client: KeepClient, options: StoreOptions) -> None:
-    """See that the API server, where there is one that answers, knows the token. Blocks.
+    """Check that the API server accepts the token; skip this if none answers. Blocks.
 
-    keepstore doesn't look at the token of a PUT: with a wrong one it stores the
-    block, and signs a locator that nobody can use.
+    keepstore doesn't check the token of a PUT: with a wrong one it stores the block
+    and signs a locator that can't be used.
 
     Raises:
-        StoreError: It doesn't know it.
+        StoreError: The API server refuses the token.
     """
     if options.local_store is None:
         _verify_token(client, options)
 
 
 def check_classes(client: KeepClient, options: StoreOptions) -> None:
-    """See that the cluster has the storage classes that are wanted, where it says. Blocks.
+    """Check that the cluster has the requested storage classes, if it lists any. Blocks.
 
     Raises:
-        StoreError: It hasn't.
+        StoreError: A class doesn't exist.
     """
     if options.storage_classes is None or options.local_store is not None:
         return
@@ -175,9 +175,9 @@ def check_classes(client: KeepClient, options: StoreOptions) -> None:
 
 
 def copies_of(client: KeepClient, options: StoreOptions) -> int:
-    """Return how many copies to have confirmed: as told, else the cluster's default, else 2.
+    """Return the replicas of a block to confirm: the option, else the cluster's default, else 2.
 
-    Blocks. A local store makes one.
+    Blocks. A local store stores one.
     """
     if options.local_store is not None:
         return 1
@@ -185,13 +185,13 @@ def copies_of(client: KeepClient, options: StoreOptions) -> int:
 
 
 class RenewingStore:
-    """A store whose token is read again when it is refused.
+    """A store that reloads its token and retries once when the token is refused.
 
     Satisfies the file system's `BlockStore`. Any thread may use it.
 
     Args:
-        client: Where the blocks are.
-        options: Where the token comes from.
+        client: The client of the store.
+        options: Name the source of the token.
     """
 
     def __init__(self, client: KeepClient, options: StoreOptions) -> None:
@@ -203,7 +203,7 @@ class RenewingStore:
         self._complained = -_COMPLAINT_INTERVAL
 
     def renew(self) -> bool:
-        """Read the token again; tell whether it is another now."""
+        """Reload the token; return whether it has changed."""
         with self._renewing:
             try:
                 token = _current_token(self._options)
@@ -218,7 +218,7 @@ class RenewingStore:
                     error,
                 )
                 return False
-        _log.info("the token has been read again, from %s", _token_from(self._options))
+        _log.info("the token was reloaded from %s", _token_from(self._options))
         return True
 
     @property
@@ -252,35 +252,35 @@ class RenewingStore:
         raise refusal
 
     def close(self) -> None:
-        """End the requests under way, and refuse further ones."""
+        """Cancel the requests in progress, and refuse further ones."""
         self._client.close()
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Return a verified block if it can be had without waiting, else None."""
+        """Return a verified block from the cache without waiting, else None."""
         return self._client.cached_block(locator, keep_for)
 
     def has_room(self, size: int) -> bool:
-        """Tell whether a block could be fetched without waiting for others."""
+        """Return whether a block of `size` bytes can be fetched without waiting for memory."""
         return self._client.has_room(size)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return who sent or confirmed a block, as far as that is known, without waiting."""
+        """Return the services known to have sent or confirmed a block, without waiting."""
         return self._client.services_of(locator)
 
     def get_block(self, locator: KeepLocator) -> memoryview:
-        """Return a block, verified."""
+        """Return a verified block."""
         return self._renewed(lambda: self._client.get_block(locator, keep_for=KEPT_FOR_READER))
 
     def head_block(self, locator: KeepLocator) -> int:
-        """Return the size of a block the store has, in bytes."""
+        """Return the size of a stored block, in bytes."""
         return self._renewed(lambda: self._client.head_block(locator))
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds for which a lookup should wait: by the usual time to an answer."""
+        """Return the seconds a lookup should wait, from usual answer times; `most` at most."""
         return self._client.lookup_wait(most)
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
-        """Begin to fetch a block; return its size once it is known to be there, None if later."""
+        """Start to fetch a block; return its size once known, None after `wait` seconds."""
         return self._renewed(lambda: self._client.probe_block(locator, wait))
 
     def put_block(
@@ -293,7 +293,7 @@ class RenewingStore:
         )
 
     def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free."""
+        """Return the store's capacity and free space, in bytes."""
         return self._client.free_space()
 
     def _renewed(self, ask: Callable[[], _T]) -> _T:
@@ -303,7 +303,7 @@ class RenewingStore:
         except KeepRequestError as error:
             if error.cause is not Cause.DENIED or self._options.local_store is not None:
                 raise
-            # Another thread may have read it while this one was being refused.
+            # Another thread may have reloaded it meanwhile.
             if not self.renew() and self._client.api_token == before:
                 self._complain(error)
                 raise
@@ -314,7 +314,7 @@ class RenewingStore:
         if now - self._complained >= _COMPLAINT_INTERVAL:
             self._complained = now
             _log.warning(
-                "%s; if it is the token, a new one is taken from %s",
+                "%s; if the token is the cause, replace it: it is reloaded from %s",
                 error.message,
                 _token_from(self._options),
             )
@@ -393,20 +393,20 @@ def _check_writable(path: Path) -> None:
 
 
 def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
-    """See that the API server knows the token; return why it can't be asked, if so.
+    """Check the token at the API server; return the error if it can't be reached, else None.
 
     Raises:
-        StoreError: It doesn't know it.
+        StoreError: The API server refuses the token.
     """
     settings = load_settings()
     if options.keep_services or settings.keep_services or settings.keep_proxy:
-        return None  # nobody knows tokens but the services themselves
+        return None  # no API server is configured
     api = ApiClient.of_settings(settings, client.api_token)
     try:
         api.users().current().execute()
     except ApiError as error:
         if error.status_code == 403:  # noqa: PLR2004 - a scoped token may be good for Keep alone
-            _log.warning("the API server doesn't say whose the token is: %s", error)
+            _log.warning("the API server doesn't return the user of the token: %s", error)
             return None
         if error.cause is Cause.DENIED:
             token = _token_from(options)
@@ -431,14 +431,14 @@ def _current_token(options: StoreOptions) -> str:
 
 
 def _token_from(options: StoreOptions) -> str:
-    """Say where the token comes from."""
+    """Return the source of the token, for messages."""
     if options.token_file is not None:
         return str(options.token_file)
     return load_settings().origin("ARVADOS_API_TOKEN")
 
 
 def _where_from(options: StoreOptions) -> str:
-    """Say where the services, and the token, come from."""
+    """Return the sources of the services' addresses and of the token, for messages."""
     settings = load_settings()
     services = settings.origin("ARVADOS_API_HOST")
     if options.keep_services:

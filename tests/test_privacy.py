@@ -79,7 +79,7 @@ def test_a_link_and_what_is_no_file_are_refused_and_nothing_behind_is_changed(
     for name, why in (
         ("link", "symbolic link"),
         ("dangling", "symbolic link"),
-        ("fifo", "no reg"),
+        ("fifo", "not a reg"),
     ):
         with pytest.raises(privacy.NotPrivateError, match=why):
             privacy.open_file(tmp_path / name, os.O_RDWR)

@@ -184,7 +184,7 @@ def test_the_systemd_script_knows_its_options() -> None:
     assert "unknown option --twice" in done.stderr
 
 
-def test_readmes_steps_for_a_service_are_those_that_the_systemd_script_runs() -> None:
+def test_the_systemd_script_runs_the_steps_of_the_service_document() -> None:
     readme = (ROOT / "README.md").read_text()
     script = (ROOT / "scripts" / "test-systemd").read_text()
     assert "commands_after 'As a service, as root'" in script
@@ -192,7 +192,8 @@ def test_readmes_steps_for_a_service_are_those_that_the_systemd_script_runs() ->
         r"^System packages \(Debian's names\): `[a-z0-9 -]*\bpipx\b", readme, re.MULTILINE
     )
 
-    section = readme.partition("\nAs a service, as root")[2].partition("\nFrom Python")[0]
+    document = (ROOT / "docs" / "service.md").read_text()
+    section = document.partition("\nAs a service, as root")[2]
     steps = re.findall("^    # (.*)$", section, re.MULTILINE)
 
     assert any("pipx install ." in step for step in steps)

@@ -1,4 +1,4 @@
-"""The command line: which commands there are; each is loaded when it is used."""
+"""The command line: the table of commands; a command's module is imported on use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from keepfs import __version__
 from keepfs.config.options import CONFIG_KEYS
 
 _PREFIX = "KEEPFS_"
-#: Exit code of what was interrupted, as shells have it: 128 + SIGINT.
+#: Exit code after an interrupt, as in shells: 128 + SIGINT.
 _INTERRUPTED = 130
 
-#: Command → the module that has a click command of that name.
+#: Command name: the module with its click command.
 _COMMANDS = {
     "mount": "keepfs.cli.mounting",
     "unmount": "keepfs.cli.mounting",
@@ -30,18 +30,18 @@ _COMMANDS = {
     "locate": "keepfs.cli.locate",
     "renew": "keepfs.cli.renewing",
 }
-#: Other names of commands, for fingers that are used to them.
+#: Other names of commands.
 _ALIASES = {"umount": "unmount"}
 
 
 class _Commands(click.Group):
-    """A group that imports a command's module when the command is asked for.
+    """A group that imports a command's module on use.
 
-    So `keepfs --version` needs neither trio nor requests.
+    So `keepfs --version` imports neither trio nor requests.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
-        """Return the commands' names."""
+        """Return the names of the commands."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -54,27 +54,27 @@ class _Commands(click.Group):
         return command
 
 
-# \b is click's mark for lines that stay as they are.
+# \b tells click not to rewrap the lines that follow.
 _HELP = """Mount Arvados Keep, a content-addressed block store, as a file system.
 
 \b
-keepfs mount --local-store ~/blocks /mnt/keep   mount, with blocks on this machine
+keepfs mount --local-store ~/blocks /mnt/keep   mount; keep the blocks on this machine
 cp FILE /mnt/keep/upload/                       store a file
-keepfs locate /mnt/keep/upload/FILE             learn its locator
-cat /mnt/keep/by_id/LOCATOR                     read it back, verified
-keepfs unmount /mnt/keep
+keepfs locate /mnt/keep/upload/FILE             print its locator
+cat /mnt/keep/by_id/LOCATOR                     read the block, verified
+keepfs unmount /mnt/keep                        wait until everything is stored, unmount
 """
 
 
 @click.group(cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="keepfs", message="%(prog)s %(version)s")
 def keepfs() -> None:
-    """Run one of the commands."""
+    """Run a command."""
     _check_variables()
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    """Run the command line and exit: 0 success, 1 failure, 2 usage error, 130 interrupted."""
     _read_names_as_bytes()
     _open_what_is_closed()
     try:
@@ -85,7 +85,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except BrokenPipeError:  # a reader that goes away has what it wanted
+    except BrokenPipeError:  # the reader has closed the pipe: no message
         code = 1
     except OSError as error:
         click.echo(f"Error: {error}", err=True)
@@ -97,24 +97,26 @@ def main() -> NoReturn:
 
 
 def _check_variables() -> None:
-    """Refuse a variable KEEPFS_... that no option reads: it is misspelt, and would do nothing.
+    """Refuse a variable KEEPFS_... that no option reads: it is probably misspelt.
 
     Raises:
-        click.UsageError: There is one.
+        click.UsageError: There is such a variable.
     """
     known = {f"{_PREFIX}{key.replace('-', '_').upper()}" for key in (*CONFIG_KEYS, "config")}
     for name in sorted(os.environ):
         if name.startswith(_PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise click.UsageError(f"the environment has {name}, which no option reads{hint}")
+            raise click.UsageError(
+                f"no option reads {name}, which is set in the environment{hint or '; unset it'}"
+            )
 
 
 def _read_names_as_bytes() -> None:
-    """Start again in UTF-8 mode where the locale has another encoding.
+    """Restart Python in UTF-8 mode if the locale has another encoding.
 
-    Names of files are bytes. Python turns them into text and back without loss in
-    UTF-8, but not in every locale: in some, two names become one.
+    File names are bytes. In UTF-8, Python converts them to text and back without
+    loss. In some other encodings two names become the same text.
     """
     if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
         with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - before anything is imported
@@ -123,7 +125,7 @@ def _read_names_as_bytes() -> None:
 
 
 def _forget_output() -> None:
-    """Let the interpreter not try again at its end to write what can't be written."""
+    """Redirect standard output if it can't be flushed, so that the exit does not retry it."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -131,9 +133,9 @@ def _forget_output() -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Have something behind the standard streams, so that nothing else gets their numbers.
+    """Open closed standard streams, so that no other file gets their descriptors.
 
-    What is written to a closed one fails, as it should.
+    Writing to a closed standard output still fails: it becomes /dev/full.
     """
     for number, device in enumerate((os.devnull, "/dev/full", os.devnull)):
         try:
@@ -141,6 +143,6 @@ def _open_what_is_closed() -> None:
         except OSError:
             os.open(device, os.O_RDWR)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for good
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - stays open until exit
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - ditto
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - stays open until exit

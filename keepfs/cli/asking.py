@@ -1,4 +1,4 @@
-"""keepfs stat, verify and where: what the services say of blocks."""
+"""keepfs stat, verify and where: the state of blocks at the services."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _WORDS = {
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
 @store_settings
 def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
-    """Print each block's size and locator, if it is there; exit with 1 if any isn't."""
+    """Print the size and locator of each block.
+
+    Exits with 1 if a block does not exist.
+    """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
     with clients.open_client(store) as client:
@@ -47,14 +50,17 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
 @store_settings
 def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
-    """Have every service check its copy of each block, without a transfer.
+    """Make every service check its copies.
 
-    Prints, for each block and service: ok, missing, DAMAGED, refused, remote
-    or unknown, the service, and the locator. `remote` is a block that the
-    service has no copy of, and got from the cluster that the locator names.
+    The blocks are not transferred. Prints one line per block and service: the
+    result (ok, missing, DAMAGED, refused, remote or unknown), the service, and
+    the locator. `remote` means that the service has no copy and gets the block
+    from the cluster in the locator. With a local store, keepfs reads the file
+    of the block.
+
     Exits with 1 if a copy is damaged or can't be checked, if a block has no
-    sound copy at all, or fewer than --copies, where that is given (through a
-    proxy copies can't be counted). A local store reads its file.
+    good copy, or if it has fewer good copies than --copies. Copies behind a
+    proxy are not counted.
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
@@ -69,7 +75,10 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
             elif store.copies is not None and not any(each.is_proxy for each in sightings):
                 copies = verdicts.count("ok")
                 if copies < store.copies:
-                    failed.note(f"{locator}: {copies} of {store.copies} copies")
+                    failed.note(
+                        f"{locator}: found {copies} of {store.copies} copies; to add copies,"
+                        " store the block again"
+                    )
     failed.exit()
 
 
@@ -77,10 +86,11 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
 @store_settings
 def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
-    """Show which services have each block, in the order they are asked, and how fast they answer.
+    """Show which services have each block.
 
-    `remote` is a block that the service has no copy of, and got from the
-    cluster that the locator names. Exits with 1 if a block is nowhere.
+    Lists the services in probe order, with the state of the block and the
+    response time. `remote` means that the service has no copy and gets the block from the
+    cluster in the locator. Exits with 1 if no service has a block.
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
@@ -101,9 +111,9 @@ def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 def _answers(
     question: Callable[[KeepLocator], _T], locators: list[KeepLocator], failed: clients.Failures
 ) -> Iterator[tuple[KeepLocator, _T]]:
-    """Ask of each locator, several at once; yield the answers in the locators' order.
+    """Call `question` for the locators concurrently; yield the answers in order.
 
-    A question that fails is noted, and its locator left out.
+    A failure is noted, and its locator is left out.
     """
 
     def ask(locator: KeepLocator) -> _T | KeepRequestError:
@@ -120,7 +130,7 @@ def _answers(
 
 
 def _sightings(client: KeepClient, store: StoreOptions, locator: KeepLocator) -> list[Sighting]:
-    """Ask every service for a block; a local store is one that reads it."""
+    """Ask every service for a block; a local store counts as one service and reads the block."""
     if store.local_store is None:
         return survey(client, locator)
     begin, where = time.monotonic(), f"local:{store.local_store}"

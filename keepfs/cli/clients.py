@@ -1,4 +1,4 @@
-"""What commands about blocks share: a client, lists side by side, output that may fail."""
+"""Shared by the commands on blocks: a client, concurrent lists, output with errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: Blocks asked about at once.
+#: Concurrent requests for blocks.
 _AT_ONCE = 8
 
 zero_option = click.option(
@@ -43,7 +43,10 @@ zero_option = click.option(
 
 @contextlib.contextmanager
 def open_client(store: StoreOptions) -> Iterator[KeepClient]:
-    """Open a client for one command, which fails in one line, and cleans up when it is killed."""
+    """Open a client for one command.
+
+    Failures become one-line messages. SIGTERM and SIGHUP raise, so that the command cleans up.
+    """
     with reporting.in_one_line(), ended_by_signals():
         try:
             with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):
@@ -54,7 +57,7 @@ def open_client(store: StoreOptions) -> Iterator[KeepClient]:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Leave by an exception on SIGTERM and SIGHUP, so that nothing is left half-written."""
+    """Raise SystemExit on SIGTERM and SIGHUP, so that no partial output is left."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,20 +74,20 @@ def ended_by_signals() -> Iterator[None]:
 
 
 class Failures:
-    """Counts the items of a list that failed; the others are done all the same."""
+    """Counts the failed items of a list, while the command processes the others."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def note(self, message: str = "") -> None:
-        """Say why one failed, if there is a message."""
+        """Count a failure, and print the message unless it is empty."""
         self._count += 1
         if message:
             click.ClickException(message).show()
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Note what can be expected to fail, and go on."""
+        """Note an expected failure and continue."""
         try:
             with reporting.in_one_line():
                 yield
@@ -98,10 +101,10 @@ class Failures:
 
 
 def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
-    """Parse locators, several joined by commas in each; what is none is noted, and left out.
+    """Parse texts of locators joined by commas; note and leave out invalid texts.
 
     Raises:
-        click.UsageError: There is no locator at all.
+        click.UsageError: None of the texts is valid.
     """
     found: list[KeepLocator] = []
     wrong: list[str] = []
@@ -118,9 +121,9 @@ def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
 
 
 def side_by_side(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R]]:
-    """Call a function for each item, several at once; yield the results in the items' order.
+    """Call a function for the items concurrently; yield the results in the order of the items.
 
-    The function raises nothing but bugs.
+    The function must not raise expected errors.
     """
     pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE)
     ahead: deque[tuple[_T, concurrent.futures.Future[_R]]] = deque()
@@ -138,10 +141,10 @@ def side_by_side(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[
 
 
 def print_line(text: str, *, null: bool = False) -> None:
-    """Print a line; names in it needn't be text.
+    """Print a line; names in it may be undecodable bytes.
 
     Raises:
-        click.ClickException: It can't be written.
+        click.ClickException: The line can't be written.
     """
     with writing():
         sys.stdout.buffer.write(os.fsencode(text) + (b"\0" if null else b"\n"))
@@ -149,28 +152,28 @@ def print_line(text: str, *, null: bool = False) -> None:
 
 
 def check_name(name: str, *, null: bool) -> None:
-    """See that a file's name can be taken, and printed on a line of its own.
+    """Check that a file name is usable and fits on one line of output.
 
     Raises:
-        click.ClickException: It can't.
+        click.ClickException: The name is empty, or has a newline without `null`.
     """
     if not name:
-        raise click.ClickException("a file name is empty")
+        raise click.ClickException("a file name is empty; give a path")
     if "\n" in name and not null:
-        raise click.ClickException(f"{name!r} has a newline: use -0")
+        raise click.ClickException(f"the file name {name!r} has a newline; use -0")
 
 
 def is_input_closed() -> bool:
-    """Tell whether there was no standard input when the command began."""
+    """Return whether standard input was closed when the command began."""
     return sys.stdin is None
 
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Name standard output where writing to it fails; a reader that went away is no failure.
+    """Add "standard output" to write errors. A closed pipe stays BrokenPipeError.
 
     Raises:
-        click.ClickException: It can't be written.
+        click.ClickException: Standard output can't be written.
     """
     try:
         yield
@@ -182,17 +185,17 @@ def writing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
-    """Open a file to be written, which has its name only when it is whole.
+    """Open a file for writing that gets its name only when it is complete.
 
-    Until then it is `.NAME.part`, beside it. A process that is killed leaves that at most.
-    A device or a pipe is written to directly.
+    Until then its name is `.NAME.part`, in the same directory. A killed process leaves at
+    most that file. A device or pipe is written directly.
 
     Args:
-        output: Its name. A regular file of that name is replaced in the end.
+        output: The name. A regular file of that name is replaced at the end.
         is_new: Refuse a name that exists.
 
     Raises:
-        click.ClickException: It can't be written.
+        click.ClickException: The file can't be written.
     """
     target = output.resolve()
     part = target.with_name(f".{target.name[:200]}.part")
@@ -218,5 +221,5 @@ def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
     except BrokenPipeError:
         raise
-    except OSError as error:  # by the name that was given, not that of the part
+    except OSError as error:  # with the requested name, not that of the part
         raise click.ClickException(f"{output}: {error.strerror}") from error

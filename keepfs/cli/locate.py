@@ -15,7 +15,10 @@ from keepfs.mount import mountpoint
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @clients.zero_option
 def locate_command(files: tuple[str, ...], *, null: bool) -> None:
-    """Print the locator of each FILE in a mount, a tab, and its name."""
+    """Print the locator of each FILE in a mount.
+
+    A line of output is the locator, a tab, and the name of FILE.
+    """
     failed = clients.Failures()
     for name in files:
         with failed.noted():
@@ -25,15 +28,15 @@ def locate_command(files: tuple[str, ...], *, null: bool) -> None:
 
 
 def _locator_of(name: str) -> str:
-    device = os.stat(name).st_dev  # noqa: PTH116 - a name needn't be a path of this locale
-    # Copies of our attributes on other file systems say nothing of those copies' bytes.
+    device = os.stat(name).st_dev  # noqa: PTH116 - a name may be undecodable in this locale
+    # On other file systems the attributes may be copies that do not match the bytes.
     if mountpoint.kind_of_device(device) != mountpoint.FILE_SYSTEM_TYPE:
-        raise click.ClickException(f"{name} isn't a file in a mount of keepfs")
+        raise click.ClickException(f"{name} isn't in a keepfs mount; copy it to upload/ of one")
     state, locator = _attribute(name, "state"), _attribute(name, "locator")
     if not state:
         raise click.ClickException(f"{name} isn't a file of by_id/ or upload/")
     if not locator:
-        why = _attribute(name, "error") or "close it, or wait until it is"
+        why = _attribute(name, "error") or "close it, or wait until it is stored"
         raise click.ClickException(f"{name} isn't stored yet ({state}): {why}")
     return locator
 

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
     from keepfs.mount.daemon import Reporter
 
-# What mount(8) and fstab pass along that says nothing about a file system.
+# Options that mount(8) and fstab pass on but that keepfs does not need.
 _IGNORED_WORDS = frozenset(
     (
         *("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults"),
-        *("nosuid", "nodev", "noatime", "relatime", "async"),  # what is always so
+        *("nosuid", "nodev", "noatime", "relatime", "async"),  # always the case
     )
 )
-#: Seconds in which a process notices that its mount is gone.
+#: Seconds within which a process notices that its mount is gone.
 _NOTICES_AT_ONCE = 2.0
-#: Largest user or group there can be; one more means none.
+#: Valid user and group numbers; the next one, 2**32 - 1, means none.
 _IDS = click.IntRange(0, 2**32 - 2)
 _WORDS = {"ro": ("read_only", True)}
 
 
 def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
-    """Take options as mount(8) writes them: -o allow_other,cache-size=1G."""
+    """Read options in the form of mount(8): -o allow_other,cache-size=1G."""
     by_name = {
         parameter.name: parameter
         for parameter in context.command.params
@@ -52,10 +52,12 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
             continue
         parameter = by_name.get(name)
         if parameter is None:
-            raise click.UsageError(f"unknown option: -o {key}")
+            raise click.UsageError(f"unknown option: -o {key}; see keepfs mount --help")
         if bool(equals) == bool(parameter.is_flag):
             raise click.UsageError(
-                f"-o {key} takes no value" if equals else f"-o {key} needs a value: -o {key}=..."
+                f"-o {key} takes no value; write -o {key}"
+                if equals
+                else f"-o {key} needs a value; write -o {key}=VALUE"
             )
         found[name] = fixed if fixed is not None else (value if equals else True)
     context.meta[settings.WORDS] = found
@@ -72,7 +74,9 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
 
 @click.command("mount", cls=executing.ExecutingCommand)
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
-@click.option("-f", "--foreground", is_flag=True, help="Stay in front, and log to standard error.")
+@click.option(
+    "-f", "--foreground", is_flag=True, help="Stay in the foreground; log to standard error."
+)
 @click.option(
     "-o",
     "words",
@@ -81,15 +85,15 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     expose_value=False,
     is_eager=True,
     callback=_read_words,
-    help="Options as in /etc/fstab, without their dashes; and ro.",
+    help="Options as in /etc/fstab: those below without their dashes, and ro.",
 )
 @executing.executing_option
 @settings.store_settings
 @setting(
     "--lookup",
     type=click.Choice(["fetch", "head", "trust"]),
-    help="How a name is looked up: by beginning to fetch the block, by asking for it, or not"
-    " at all.  [default: fetch; head with a local store]",
+    help="On a lookup: start to fetch the block, send a HEAD request, or send nothing and trust"
+    " the name.  [default: fetch; head with a local store]",
 )
 @setting(
     "--lookup-wait",
@@ -97,7 +101,8 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="After that long a lookup believes the name, and the read will tell.",
+    help="Longest wait of a lookup for the services. After it, the name is trusted, and a read"
+    " reports a missing block.",
 )
 @setting(
     "--collection",
@@ -118,31 +123,34 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     type=settings.Size(),
     default="512MiB",
     show_default=True,
-    help="Memory for what is written and not stored yet; a faster writer waits.",
+    help="Memory for unstored bytes. A faster writer waits.",
 )
 @setting(
     "--direct-io",
     is_flag=True,
-    help="Files in upload/ bypass the kernel's pages: writing large files is faster,"
-    " but they can't be mapped as shared memory.",
+    help="Bypass the page cache for files in upload/: large files are written faster, but"
+    " can't be mapped as shared memory.",
 )
-@setting("--uid", type=_IDS, help="Owner of everything.  [default: who made it]")
-@setting("--gid", type=_IDS, help="Group of everything.  [default: the maker's]")
+@setting("--uid", type=_IDS, help="Owner of everything.  [default: the creator]")
+@setting("--gid", type=_IDS, help="Group of everything.  [default: the creator's group]")
 @setting(
     "--umask",
     type=settings.Octal(),
     default="022",
     show_default=True,
-    help="Permissions that the mount's own directories don't give.",
+    help="Permissions removed from the mount's root, by_id/ and upload/.",
 )
-@setting("--allow-other", is_flag=True, help="Let other users in, as far as permissions go.")
-@setting("--read-only", is_flag=True, help="Refuse to change anything.")
+@setting(
+    "--allow-other", is_flag=True, help="Let other users access the mount, subject to permissions."
+)
+@setting("--read-only", is_flag=True, help="Refuse every change.")
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
 @setting(
     "--state-dir",
     type=settings.FilledPath(path_type=Path, file_okay=False),
-    help="Where the names in upload/ and the log are kept; one for each mount.  [default: a"
-    " directory for the mount point in /var/lib/keepfs for root, in ~/.local/state/keepfs else]",
+    help="Directory for the names in upload/, unsaved files and the log, of this mount alone."
+    "  [default: one per mount point, in /var/lib/keepfs for root, else in"
+    " ~/.local/state/keepfs]",
 )
 @setting(
     "--request-timeout",
@@ -150,7 +158,7 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="A request that takes longer is answered with a time-out.",
+    help="A request that takes longer fails with a timeout.",
 )
 @setting(
     "--drain-timeout",
@@ -158,7 +166,7 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for storing what isn't yet, at the end.",
+    help="Time at unmount to store files that are not stored yet.",
 )
 @settings.retain_setting
 @settings.retain_as_setting
@@ -167,23 +175,24 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     type=settings.Size(),
     default="1MiB",
     show_default=True,
-    help="What the kernel may read ahead, where root mounts; 0 leaves it alone.",
+    help="Read-ahead of the kernel, if root mounts. 0 keeps the kernel's value.",
 )
 @setting(
     "--core-dumps",
     is_flag=True,
-    help="Let the kernel write core dumps of the process: they contain the token and blocks.",
+    help="Let the kernel write core dumps of the process. They contain the token and blocks.",
 )
 @setting(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
     show_default=True,
+    help="Least severe level that is logged.",
 )
 @setting(
     "--log-file",
     type=settings.FilledPath(path_type=Path, dir_okay=False),
-    help="Log there.  [default: in the state directory; standard error with -f]",
+    help="Log to this file.  [default: log in the state directory; standard error with -f]",
 )
 def mount_command(
     mountpoint_: Path,
@@ -197,10 +206,10 @@ def mount_command(
 ) -> None:
     """Mount Keep on the directory MOUNTPOINT.
 
-    Returns when the mount is ready, or fails with the reason. Every option
-    is also a variable KEEPFS_<OPTION> and a key of the configuration file;
-    the command line comes before the environment, and that before the file.
-    http_proxy, https_proxy and no_proxy are not used: Keep is asked directly.
+    Returns when the mount is ready. If it fails, it prints the reason. Every
+    option is also a variable KEEPFS_<OPTION> and a key of the configuration
+    file. The command line overrides the environment, and the environment
+    overrides the file. http_proxy, https_proxy and no_proxy are ignored.
     """
     words = executing.words_of(click.get_current_context())
     if words and foreground:
@@ -219,7 +228,7 @@ def mount_command(
         )
 
     def serve(reporter: Reporter) -> int:
-        # Here, not above: a parent that only forks needs neither trio nor pyfuse3.
+        # Imported here: the parent process, which only forks, needs neither trio nor pyfuse3.
         from keepfs.mount.serve import run  # noqa: PLC0415
 
         return run(told, reporter, foreground=foreground)
@@ -269,7 +278,7 @@ def _execute(words: list[str], path: Path) -> int:
 
 
 def _serve_telling(serve: Callable[[Reporter], int], pipe: daemon.PipeReporter) -> int:
-    """Serve a mount; what is wrong with its store is told at the terminal too, not only logged."""
+    """Serve a mount; print warnings about its store at the terminal as well as in the log."""
 
     class Telling(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -280,7 +289,7 @@ def _serve_telling(serve: Callable[[Reporter], int], pipe: daemon.PipeReporter) 
 
 
 def _remove_state(path: Path, state_dir: Path) -> None:
-    """Remove the state directory that a failed mount has made: there is only a log in it."""
+    """Remove the state directory that a failed mount has made, if it has only a log."""
     with contextlib.suppress(OSError):
         if runtime.find(path) is None and {it.name for it in state_dir.iterdir()} <= {"log"}:
             (state_dir / "log").unlink(missing_ok=True)
@@ -288,21 +297,21 @@ def _remove_state(path: Path, state_dir: Path) -> None:
 
 
 class _Foreground:
-    """Tells the person in front of the terminal."""
+    """Reports the start of a foreground mount to the terminal."""
 
     def __init__(self) -> None:
         self.was_ready = self._has_failed = False
 
     def waits(self) -> bool:
-        """Tell whether the mount is still to come up."""
+        """Return whether the mount is still starting."""
         return not (self.was_ready or self._has_failed)
 
     def ready(self) -> None:
-        """Say nothing: the log does."""
+        """Print nothing: the log has a line."""
         self.was_ready = True
 
     def failed(self, reason: str) -> None:
-        """Say why."""
+        """Print the reason."""
         self._has_failed = True
         click.echo(f"Error: {reason}", err=True)
 
@@ -310,17 +319,26 @@ class _Foreground:
 @click.command("unmount")
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 def unmount_command(mountpoint_: Path) -> None:
-    """Unmount MOUNTPOINT: returns when all is stored and the process has ended."""
+    """Store everything and unmount MOUNTPOINT.
+
+    Returns when everything is stored and the process has exited. Exits with 1
+    if a file could not be stored, if the mount is busy, or if bind mounts of
+    it are left. It lists the files, processes or bind mounts.
+    """
     with reporting.in_one_line():
         path = mountpoint.resolve(mountpoint_)
         entry = mountpoint.mounted_at(path)
         running = runtime.find(path)
         if running is None and entry is not None:
-            running = runtime.find_device(entry.device)  # of a bind mount
+            running = runtime.find_device(entry.device)  # `path` is a bind mount
         if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
-            raise click.ClickException(f"{path} isn't a mount of keepfs, but of {entry.kind}")
+            raise click.ClickException(
+                f"{path} isn't a keepfs mount but a {entry.kind} mount; use umount"
+            )
         if entry is None and running is None:
-            raise click.ClickException(f"nothing is mounted on {path}")
+            raise click.ClickException(
+                f"nothing is mounted on {path}; findmnt -t fuse.keepfs lists keepfs mounts"
+            )
         _check_not_stopped(path, running)
         if entry is not None:
             try:
@@ -333,19 +351,19 @@ def unmount_command(mountpoint_: Path) -> None:
         if not left:
             _end(running)
         elif path == Path(running.mountpoint):
-            # The process isn't told to end: programs may use the other places.
+            # Leave the process running: programs may use the bind mounts.
             raise click.ClickException(
-                f"unmounted from {path}, but process {running.pid} goes on, since bind mounts are"
-                f" left: umount {' '.join(map(str, left))}"
+                f"unmounted {path}, but process {running.pid} still runs, because bind mounts are"
+                f" left; run: umount {' '.join(map(str, left))}"
             )
 
 
 def _end(running: runtime.RunningMount) -> None:
-    """Wait until the process has ended; fail if anything isn't stored."""
+    """Wait until the process has exited; fail if a file isn't stored."""
     path = Path(running.mountpoint)
     if not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-        # It hasn't noticed: a container or service that began meanwhile has the
-        # mount as well, and the kernel keeps it alive for that.
+        # The process hasn't noticed the unmount: a container or service that started
+        # during the mount has a copy of it, which keeps it alive in the kernel.
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGTERM)
         _wait_for(path, running)
@@ -354,7 +372,7 @@ def _end(running: runtime.RunningMount) -> None:
 
 
 def _wait_for(path: Path, running: runtime.RunningMount) -> None:
-    """Wait until the mount's process has ended, however long it stores; say so."""
+    """Wait without a limit until the mount's process has exited; print a notice once."""
     has_said = False
     while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
         _check_not_stopped(path, running)
@@ -366,31 +384,32 @@ def _wait_for(path: Path, running: runtime.RunningMount) -> None:
 
 
 def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:
-    """See that the mount's process can do anything at all.
+    """Check that the mount's process is not stopped.
 
     Raises:
-        click.ClickException: It is stopped, and would be waited for in vain.
+        click.ClickException: The process is stopped, so waiting for it would not end.
     """
     if running is not None and runtime.is_stopped(running.pid):
         raise click.ClickException(
-            f"{path} can't be unmounted: its process {running.pid} is stopped;"
-            f" kill -CONT {running.pid}, then try again"
+            f"can't unmount {path}: its process {running.pid} is stopped;"
+            f" kill -CONT {running.pid}, then retry"
         )
 
 
 def _report_unsaved(path: Path, state_dir: Path) -> None:
-    """Fail, if not everything is stored."""
+    """Fail if a file isn't stored."""
     lost = failed_journal.read(state_dir)
     if lost:
         names = ", ".join(about.path for about in lost)
         raise click.ClickException(
-            f"unmounted, but these are LOST, as neither Keep nor {state_dir} took them: {names}"
+            f"unmounted, but these files are LOST: {names}; they could be written neither to Keep"
+            f" nor to {state_dir}; see the log of the mount"
         )
     spilled, _ = unsaved.find_all(state_dir)
     if spilled:
         raise click.ClickException(
-            f"unmounted, but {len(spilled)} of its files could not be stored; they are kept on the"
-            f" disk until the next mount: keepfs unsaved list {path}"
+            f"unmounted, but {len(spilled)} of its files could not be stored; the next mount"
+            f" restores them from the disk. List them: keepfs unsaved list {path}"
         )
 
 
@@ -400,9 +419,12 @@ def _who_holds(entry: mountpoint.MountEntry) -> str | None:
         if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(
             entry.mountpoint
         ):
-            return f"{entry.mountpoint} is busy: {other.mountpoint} is mounted in it"
+            return (
+                f"{entry.mountpoint} is busy: {other.mountpoint} is mounted in it;"
+                " unmount that first"
+            )
     if not held:
         return None
     return f"{entry.mountpoint} is busy: " + "; ".join(
-        f"{holder.command} (process {holder.pid}) has {holder.path}" for holder in held
+        f"{holder.command} (process {holder.pid}) uses {holder.path}" for holder in held
     )

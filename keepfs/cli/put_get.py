@@ -1,4 +1,4 @@
-"""keepfs put and get: blocks into a store and out of it, without a mount."""
+"""keepfs put and get: store and read blocks without a mount."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import StoreOptions
 
-#: Bytes of a block in which text is told from what a terminal can't show.
+#: Bytes at the beginning of a block that are checked for text.
 _LOOKED_AT = 64 * 1024
 
 
@@ -29,11 +29,12 @@ _LOOKED_AT = 64 * 1024
 @clients.zero_option
 @store_settings
 def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> None:
-    """Store each FILE; print its locator, a tab, and its name. `-` is standard input.
+    """Store each FILE and print its locator.
 
-    A file of more than 64 MiB becomes several blocks: their locators are
-    joined by commas, as `keepfs get` and by_id/ take them. Goes on after a
-    FILE that fails, and exits with 1 then.
+    A line of output is the locator, a tab, and the name of FILE. `-` is
+    standard input. A file larger than 64 MiB becomes several blocks. Their locators are
+    joined by commas; `keepfs get` and by_id/ accept such a list. If a FILE
+    fails, put continues with the next one and exits with 1 at the end.
     """
     failed = clients.Failures()
     with clients.open_client(store) as client:
@@ -60,15 +61,16 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
     type=FilledPath(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write to this file; - is standard output.",
 )
-@click.option("--force", is_flag=True, help="Write to a terminal what isn't text, too.")
+@click.option("--force", is_flag=True, help="Write binary data to a terminal, too.")
 @store_settings
 def get_command(
     locators: tuple[str, ...], output: Path | None, store: StoreOptions, *, force: bool
 ) -> None:
-    """Write blocks to standard output, verified, one after the other.
+    """Write verified blocks to standard output.
 
-    A LOCATOR may be several, joined by commas. If one is none, or a block
-    can't be had, what follows isn't written: the output has no gaps.
+    The blocks are written one after the other. A LOCATOR may be a list joined
+    by commas. At the first block that can't be read, get stops and exits with
+    1: the output never has a gap. If a LOCATOR is invalid, get writes nothing.
     """
     wanted = _parse_locators(locators)
     with clients.open_client(store) as client:
@@ -77,7 +79,8 @@ def get_command(
                 block = client.get_block(locator)
                 if not force and sys.stdout.isatty() and not _is_text(block):
                     raise click.ClickException(
-                        "this isn't text, and standard output is a terminal: -o FILE, or --force"
+                        f"{locator} isn't text, and standard output is a terminal;"
+                        " use -o FILE or --force"
                     )
                 with clients.writing():
                     sys.stdout.buffer.write(block)
@@ -93,8 +96,8 @@ def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
     if name != "-":
         return Path(name).open("rb")
     if clients.is_input_closed():
-        raise click.ClickException("standard input is closed")
-    # It stays open: `-` may come again, and is empty then.
+        raise click.ClickException("can't read standard input: it is closed")
+    # Leave it open: a second `-` reads an empty file.
     return contextlib.nullcontext(sys.stdin.buffer)
 
 
@@ -107,7 +110,7 @@ def _parts(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _is_text(block: memoryview) -> bool:
-    """Tell whether a terminal may be shown the beginning of a block."""
+    """Return whether the beginning of a block is printable text."""
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(bytes(block[:_LOOKED_AT]))
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Failures a user sees: one line on standard error, and an exit code."""
+"""Expected failures as one line on standard error and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOTHING_CONFIGURED = """\
-nothing says where the blocks are. Either
+no setting says where the blocks are. Use either
   an Arvados cluster:  set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment
                        or in ~/.config/arvados/settings.conf
   or this machine:     --local-store DIR   (or KEEP_LOCAL_STORE=DIR); needs no cluster"""
@@ -22,10 +22,10 @@ nothing says where the blocks are. Either
 
 @contextlib.contextmanager
 def in_one_line(what: str = "") -> Iterator[None]:
-    """Turn what can be expected to fail into a message and exit code 1.
+    """Turn expected failures into a message and exit code 1.
 
     Args:
-        what: Goes before the message, where that doesn't say it.
+        what: Prefix of the message.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Options that several commands have: kinds of values, and where the blocks are."""
+"""Options shared by several commands: types of values, and where the blocks are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Size(click.ParamType[int]):
 
 
 class FilledPath(click.Path):
-    """A path with at least one character: an empty one would be the working directory."""
+    """A non-empty path; an empty one would mean the working directory."""
 
     def convert(
         self,
@@ -45,7 +45,7 @@ class FilledPath(click.Path):
     ) -> str | bytes | os.PathLike[str]:
         """Refuse an empty path."""
         if not os.fspath(value):
-            self.fail("the path is empty", param, ctx)
+            self.fail("the path is empty; give a path", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -63,21 +63,21 @@ class Octal(click.ParamType[int]):
         except ValueError:
             number = -1
         if not 0 <= number <= 0o777:  # noqa: PLR2004 - rwxrwxrwx
-            self.fail(f"not permissions in octal: {value!r} (write 022)", param, ctx)
+            self.fail(f"{value!r} isn't an octal umask; write it as 022", param, ctx)
         return number
 
 
-#: Where a context keeps what -o said, by parameter.
+#: Key of a context's `meta` for the values given by -o, by parameter.
 WORDS = "keepfs.words"
 
 
 class Setting(click.Option):
-    """An option that -o may give too, which is as good as giving it."""
+    """An option that can also be given by -o, with the same precedence."""
 
     def consume_value(
         self, ctx: click.Context, opts: Mapping[str, Any]
     ) -> tuple[Any, ParameterSource]:
-        """Look for the value where it comes first."""
+        """Return the value of the source with the highest precedence."""
         words = ctx.meta.get(WORDS, {})
         if self.name in words and self.name not in opts:
             return words[self.name], ParameterSource.COMMANDLINE
@@ -85,7 +85,7 @@ class Setting(click.Option):
 
 
 def setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - click's own
-    """Make an option that is a KEEPFS_ variable and a key of the configuration file too."""
+    """Make an option that is also a KEEPFS_ variable and a key of the configuration file."""
     variable = f"KEEPFS_{name.strip('-').upper().replace('-', '_')}"
     return click.option(name, cls=Setting, envvar=attributes.pop("envvar", variable), **attributes)
 
@@ -94,19 +94,21 @@ def _read_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     """Take defaults from the configuration file."""
     try:
         if path is not None and not path.exists():
-            raise click.UsageError(f"there is no configuration file {path}")
+            raise click.UsageError(f"the configuration file {path} doesn't exist")
         file = path or options.default_config_file()
         found = {} if file is None else options.read_config_file(file)
     except (options.OptionsError, OSError) as error:
         raise click.UsageError(str(error)) from error
     if isinstance(found.get("umask"), int):
-        raise click.UsageError('the configuration file\'s umask is text: umask = "022"')
-    # As text, as from the environment: so both are read, and refused, alike.
+        raise click.UsageError(
+            'umask in the configuration file is a number; write text: umask = "022"'
+        )
+    # As text, like values of the environment, so that both are parsed alike.
     defaults = {name.replace("-", "_"): str(value) for name, value in found.items()}
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
-#: Gives a command without `store_settings` what the configuration file says of its settings.
+#: Gives a command without `store_settings` defaults from the configuration file.
 config_file = click.option(
     "--config",
     type=FilledPath(path_type=Path),
@@ -114,14 +116,14 @@ config_file = click.option(
     expose_value=False,
     is_eager=True,
     callback=_read_file,
-    help="Configuration file.  [default: ~/.config/keepfs/config.toml]",
+    help="Read the configuration from this file.  [default: ~/.config/keepfs/config.toml]",
 )
 
 
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where the blocks are, as one argument `store`.
+    """Give a command the options for where the blocks are, as one argument `store`.
 
-    It gets what the configuration file says of these, and of its other settings.
+    The configuration file gives defaults for these and for the command's other settings.
     """
 
     @functools.wraps(command)
@@ -136,13 +138,15 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         retries: int,
         **others: Any,  # noqa: ANN401 - the command's own
     ) -> None:
-        # An empty name, as for the SDK, means none.
+        # An empty value means none, as in the SDK.
         directory = Path(local_store) if local_store else None
         directory, keep_services = _the_one(directory, keep_services)
         if directory is not None and copies not in {None, 1}:
             if _rank("copies") <= _rank("local_store"):
-                raise click.UsageError("a local store keeps one copy of each block: no --copies")
-            copies = None  # said for services, where this would not be a local store
+                raise click.UsageError(
+                    "--copies can't be used: a local store keeps one copy of each block; omit it"
+                )
+            copies = None  # from a source of lower precedence than the local store: for services
         store = options.StoreOptions(
             local_store=None if directory is None else absolute(directory),
             keep_services=keep_services,
@@ -169,41 +173,42 @@ _STORE_SETTINGS = (
         "--local-store",
         type=click.Path(path_type=str, file_okay=False),
         envvar=["KEEPFS_LOCAL_STORE", "KEEP_LOCAL_STORE"],
-        help="Keep the blocks in this directory; needs no cluster.",
+        help="Keep the blocks in this directory. Needs no cluster.",
     ),
     setting(
         "--keep-services",
         metavar="URI...",
-        help="Keep services or proxies, blank-separated.  [default: Arvados's own settings]",
+        help="Use these Keep services or proxies, separated by blanks."
+        "  [default: Arvados's own settings]",
     ),
     setting(
         "--copies",
         type=click.IntRange(1, 1000),
-        help="Of each block.  [default: the cluster's, else 2; 1 with a local store]",
+        help="Copies of each block.  [default: the cluster's, else 2; 1 with a local store]",
     ),
     setting(
         "--storage-classes",
         metavar="CLASS,...",
-        help="That confirm each block.  [default: the cluster's]",
+        help="Storage classes that must confirm each block.  [default: the cluster's]",
     ),
     setting(
         "--token-file",
         type=FilledPath(path_type=Path, dir_okay=False),
-        help="Read the token from there, and again when it is refused, or on SIGHUP.",
+        help="Read the token from this file; read it again when it is refused, and on SIGHUP.",
     ),
     setting(
         "--retries",
         type=click.IntRange(0),
         default=4,
         show_default=True,
-        help="Rounds through the services after the first.",
+        help="Retry rounds through all services, after the first round.",
     ),
     setting(
         "--cache-size",
         type=Size(),
         default="256MiB",
         show_default=True,
-        help="Memory for blocks that were read.",
+        help="Memory for the cache of blocks.",
     ),
 )
 
@@ -222,7 +227,7 @@ retain_as_setting = setting(
     " HOST:MOUNTPOINT]",
 )
 
-#: Where a value may come from, what counts most first.
+#: The sources of a value, highest precedence first.
 _ORDER = (
     ParameterSource.COMMANDLINE,
     ParameterSource.PROMPT,
@@ -233,10 +238,10 @@ _ORDER = (
 
 
 def absolute(path: Path) -> Path:
-    """Return a path as it is meant from here.
+    """Return a path as absolute, with `~` expanded.
 
     Raises:
-        click.UsageError: There is no such user, or no directory here any more.
+        click.UsageError: The user of `~user` doesn't exist, or the working directory is gone.
     """
     try:
         return path.expanduser().absolute()
@@ -245,7 +250,7 @@ def absolute(path: Path) -> Path:
 
 
 def _is_configured(store: options.StoreOptions) -> bool:
-    """Tell whether anything says where the blocks are, Arvados's own settings included."""
+    """Return whether a setting says where the blocks are, including Arvados's own settings."""
     arvados = load_settings()
     return bool(
         store.local_store
@@ -259,23 +264,26 @@ def _is_configured(store: options.StoreOptions) -> bool:
 def _the_one(
     local_store: Path | None, keep_services: str | None
 ) -> tuple[Path | None, str | None]:
-    """Choose between a directory and services: what the command line says comes first."""
+    """Choose between a directory and services: the source with higher precedence wins."""
     if local_store is None or keep_services is None:
         return local_store, keep_services
     ours, theirs = _rank("local_store"), _rank("keep_services")
     if ours == theirs:
-        raise click.UsageError("a local store or Keep services, not both")
+        raise click.UsageError(
+            "both a local store and Keep services are given; use one of --local-store and"
+            " --keep-services"
+        )
     return (local_store, None) if ours < theirs else (None, keep_services)
 
 
 def _rank(name: str) -> int:
-    """Return how much the source of a parameter's value counts; 0 is the most."""
+    """Return the precedence of the source of a parameter's value; 0 is the highest."""
     source = click.get_current_context().get_parameter_source(name)
     return _ORDER.index(source or ParameterSource.DEFAULT)
 
 
 def _source_of(name: str) -> str:
-    """Say where a parameter's value comes from."""
+    """Return the source of a parameter's value, in words."""
     source = click.get_current_context().get_parameter_source(name)
     return {
         ParameterSource.COMMANDLINE: "the command line",
@@ -289,7 +297,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def default_state_dir(path: Path) -> Path:
-    """Return the state directory of a mount point: named for it, so that people find it.
+    """Return the state directory of a mount point; its name contains that of the mount point.
 
     Raises:
         click.UsageError: The user has no home directory.
@@ -298,12 +306,12 @@ def default_state_dir(path: Path) -> Path:
     name = f"{str(path).strip('/').replace('/', '-')[:60] or 'root'}-{digest}"
     if os.geteuid() == 0:
         return Path("/var/lib/keepfs") / name
-    import platformdirs  # noqa: PLC0415 - 25 ms that most commands needn't spend
+    import platformdirs  # noqa: PLC0415 - takes 25 ms, and most commands don't need it
 
     try:
         return Path(platformdirs.user_state_dir("keepfs")) / name
     except RuntimeError as error:
         raise click.UsageError(
-            "can't tell where to keep the mount's state, as there is no home directory:"
+            "can't choose the state directory: there is no home directory;"
             " set HOME, or give --state-dir"
         ) from error

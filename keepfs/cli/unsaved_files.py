@@ -1,4 +1,4 @@
-"""keepfs unsaved: files that couldn't be stored; to list, retry, export or drop."""
+"""keepfs unsaved: list, retry, export or drop files that could not be stored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 @click.group("unsaved", invoke_without_command=True)
 @click.pass_context
 def unsaved_command(context: click.Context) -> None:
-    """Files in upload/ that couldn't be stored.
+    """List, retry, export or drop unstored files.
 
-    While the mount runs it tries them again and again, and they are in
-    upload/, with the reason in user.keep.error. When it ends they are put
-    aside in its state directory; the next mount takes them up.
+    These are files of upload/ whose store has failed. While the mount runs,
+    the files are in upload/ and are retried in the background; user.keep.error
+    has the reason. At unmount they are written to the state directory, and the
+    next mount restores them.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -39,7 +40,7 @@ _mountpoint = click.argument(
 _state_dir = setting(
     "--state-dir",
     type=settings.FilledPath(path_type=Path, file_okay=False),
-    help="As given to mount.",
+    help="The state directory that was given to mount.",
 )
 
 
@@ -49,19 +50,23 @@ _state_dir = setting(
 @_state_dir
 @clients.zero_option
 def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
-    """Show what isn't stored: its name here, size, path in upload/, and why."""
+    """List the unstored files.
+
+    A line of output has the name, size, path in upload/ and reason, separated
+    by tabs. The name is for `export` and `drop`; it is `-` while the mount runs.
+    """
     directory = _state_dir_of(path, state_dir)
     with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
     if not running and not directory.exists():
         raise click.ClickException(
-            f"{path} isn't mounted, and has no state directory {directory}: if it was mounted"
-            " with --state-dir, give that"
+            f"{path} isn't mounted, and has no state directory {directory}; if it was mounted"
+            " with --state-dir, give the same option here"
         )
-    if running:  # it has restored what was spilled
+    if running:  # the mount has restored the spill records
         for about in failed_journal.read(directory):
-            why = about.error or "waits for its turn"
+            why = about.error or "waits for its store"
             clients.print_line(f"-\t{about.size}\t{about.path}\t{why}", null=null)
     else:
         for file in spilled:
@@ -76,12 +81,13 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
 @unsaved_command.command("retry")
 @_mountpoint
 def retry_command(path: Path) -> None:
-    """Have the running mount try everything at once, not when it is its turn."""
+    """Make the running mount retry all failed files at once."""
     with reporting.in_one_line():
         running = runtime.find(mountpoint.resolve(path))
         if running is None:
             raise click.ClickException(
-                f"{path} isn't mounted; mount it: what was put aside is tried at once"
+                f"{path} isn't mounted; mount it: the mount restores its unsaved files and"
+                " stores them"
             )
         os.kill(running.pid, signal.SIGUSR1)
 
@@ -95,9 +101,10 @@ def retry_command(path: Path) -> None:
 def export_command(
     path: Path, name: str, output: Path, state_dir: Path | None, store: StoreOptions
 ) -> None:
-    """Write the file that `list` calls NAME to OUTPUT, which must not exist.
+    """Write an unsaved file to OUTPUT.
 
-    It has that name only when it is whole, and on the disk.
+    NAME is the name that `list` prints. OUTPUT must not exist. It gets its
+    name only when it is complete and synced to the disk.
     """
     file = _named(path, state_dir, name)
     with reporting.in_one_line(), clients.ended_by_signals():
@@ -123,7 +130,10 @@ def export_command(
 @config_file
 @_state_dir
 def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> None:
-    """Give up the files that `list` calls NAME: their bytes are gone then."""
+    """Delete unsaved files; their bytes are lost.
+
+    NAME is the name that `list` prints.
+    """
     wrong = []
     for name in names:
         try:
@@ -137,7 +147,8 @@ def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> 
 def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     if runtime.find(mountpoint.resolve(path)) is not None:
         raise click.ClickException(
-            f"{path} is mounted: its unsaved files are in {path}/upload; copy or remove them there"
+            f"{path} is mounted, so its unsaved files are in {path}/upload; copy or remove them"
+            " there"
         )
     with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(_state_dir_of(path, state_dir))
@@ -147,11 +158,13 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     for flaw in flaws:
         if f"/{name} " in flaw:
             raise click.ClickException(flaw)
-    raise click.ClickException(f"no unsaved file is called {name}: see keepfs unsaved list {path}")
+    raise click.ClickException(
+        f"there is no unsaved file {name}; list the names: keepfs unsaved list {path}"
+    )
 
 
 def _state_dir_of(path: Path, state_dir: Path | None) -> Path:
-    """Return a mount's state directory: its own if it runs, else as given, else the default."""
+    """Return a mount's state directory: that of the running mount, the given or the default."""
     with reporting.in_one_line():
         resolved = mountpoint.resolve(path)
         running = runtime.find(resolved)

@@ -1,4 +1,4 @@
-"""What a command waits for, announced on standard error when it takes long."""
+"""A notice on standard error when a command waits for a server for long."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import StoreOptions
 
-#: Seconds without a word.
+#: Seconds before the notice.
 _SILENT = 2.0
 
 
 def announce(store: StoreOptions) -> None:
-    """Say whose answer is waited for; a local store is only slow, and nobody's answer."""
+    """Print the servers that the command waits for; nothing with a local store."""
     if store.local_store is not None:
         return
     settings = load_settings()
@@ -36,11 +36,11 @@ def announce(store: StoreOptions) -> None:
 def announced(
     store: StoreOptions, is_waiting: Callable[[], bool] = lambda: True
 ) -> Iterator[None]:
-    """Say once what is waited for, if it takes longer than 2 seconds.
+    """Print the notice once, if the body takes longer than 2 seconds.
 
     Args:
         store: Where the blocks are.
-        is_waiting: Asked then, whether there is still something to wait for.
+        is_waiting: Called after 2 seconds; False suppresses the notice.
     """
 
     def look() -> None:

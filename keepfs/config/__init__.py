@@ -1,1 +1,1 @@
-"""What the user set: the options of a mount, and Arvados's own settings."""
+"""Configuration: the options of a mount, and the Arvados settings."""

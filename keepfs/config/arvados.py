@@ -1,9 +1,8 @@
-"""Arvados's own settings: the environment over the first `settings.conf` there is.
+"""Arvados settings: from the environment, then from the first `settings.conf` found.
 
-A leaf: standard library only, and nothing here talks to a network. A value
-whose name begins with `ARVADOS_` comes from the environment if it is set
-there, an empty one too, else from the settings file. The file is read as the
-Go programs read it, so one file serves all of them.
+Standard library only; no network. A variable whose name begins with `ARVADOS_`
+overrides the settings file if it is set, even if it is empty. The file is parsed
+as Arvados's Go programs parse it.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-#: What counts as yes for `ARVADOS_API_HOST_INSECURE`, in lower case: the
-#: union of what the SDK and the Go programs take.
+#: Values of `ARVADOS_API_HOST_INSECURE` that mean yes, in lower case: the
+#: union of those of the SDK and the Go programs.
 _YES = frozenset({"1", "t", "true", "y", "yes"})
 
-#: Bundles of certificate authorities, in the order of preference; `$SSL_CERT_FILE`
-#: goes before, the bundle of `requests` (certifi) after.
+#: Bundles of certificate authorities, in order of preference. `$SSL_CERT_FILE`
+#: precedes them; the bundle of `requests` (certifi) comes last.
 CA_FILES = (
     Path("/etc/arvados/ca-certificates.crt"),
     Path("/etc/ssl/certs/ca-certificates.crt"),
@@ -32,16 +31,16 @@ CA_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment and the settings file say; empty where they don't.
+    """The settings from the environment and the settings file; empty if unset.
 
     Attributes:
         api_host: Host, or host:port, of the API server.
-        api_token: Secret: not in the `repr`.
-        insecure: Whether certificates go unchecked, the API server's and Keep's.
-        keep_services: Base URLs, blank-separated, instead of discovery.
-        keep_proxy: The same, where `keep_services` is empty.
+        api_token: The token; left out of the `repr`.
+        insecure: Whether to skip certificate checks of the API server and Keep.
+        keep_services: Base URLs, blank-separated, that replace discovery.
+        keep_proxy: The same, used if `keep_services` is empty.
         source: The settings file that was read, or None.
-        from_environment: Names of what the environment says.
+        from_environment: Names of the settings set in the environment.
     """
 
     api_host: str = ""
@@ -53,20 +52,20 @@ class Settings:
     from_environment: frozenset[str] = frozenset()
 
     def origin(self, name: str) -> str:
-        """Say where a setting comes from: the environment, or which file."""
+        """Return the source of a setting, for messages: the environment or a file."""
         if name in self.from_environment or self.source is None:
             return f"{name} in the environment"
         return f"{name} in {self.source}"
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings as they are now.
+    """Read the current settings.
 
     Args:
-        environ: Instead of this process's environment.
+        environ: Replaces this process's environment.
 
     Raises:
-        OSError: The settings file is there and can't be read.
+        OSError: The settings file exists and can't be read.
     """
     environ = os.environ if environ is None else environ
     source = next((path for path in settings_files(environ) if path.is_file()), None)
@@ -87,7 +86,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def _host_in(text: str) -> str:
-    """Take a host as people write it: an URL with https is as good as its host."""
+    """Return the host of a setting, which may be an https URL."""
     text = text.strip()
     if text.lower().startswith("https://"):
         text = text[len("https://") :].rstrip("/")
@@ -95,9 +94,9 @@ def _host_in(text: str) -> str:
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """Take a settings file's text apart: `NAME=value` lines, blanks around both dropped.
+    """Parse a settings file: `NAME=value` lines, with blanks around both removed.
 
-    A line that doesn't begin with `ARVADOS_`, or has no `=`, says nothing.
+    Lines that don't begin with `ARVADOS_` or have no `=` are ignored.
     """
     values: dict[str, str] = {}
     for line in text.splitlines():
@@ -108,7 +107,7 @@ def parse_settings(text: str) -> dict[str, str]:
 
 
 def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Name the places of `settings.conf`, the one that counts first."""
+    """Yield the possible paths of `settings.conf`, in order of precedence."""
     for directory in _absolute_paths(environ.get("CONFIGURATION_DIRECTORY", "")):
         yield directory / "settings.conf"
     own = list(_absolute_paths(environ.get("XDG_CONFIG_HOME", "")))[:1]
@@ -120,7 +119,7 @@ def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _home_of_user() -> str:
-    """Return the home directory of this user; empty if there is none. Services have no $HOME."""
+    """Return this user's home directory, empty if none, for services without $HOME."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_dir
     except KeyError:
@@ -128,18 +127,18 @@ def _home_of_user() -> str:
 
 
 def is_yes(text: str) -> bool:
-    """Tell whether a setting's text switches something on."""
+    """Return whether the text of a setting means yes."""
     return text.strip().lower() in _YES
 
 
 def ca_file(
     environ: Mapping[str, str] | None = None, candidates: Iterable[Path] = CA_FILES
 ) -> Path | None:
-    """Choose the bundle of certificate authorities: the first that exists, or None.
+    """Return the first bundle of certificate authorities that exists, or None.
 
     Args:
-        environ: Instead of this process's environment.
-        candidates: Where to look after `$SSL_CERT_FILE`.
+        environ: Replaces this process's environment.
+        candidates: Paths to try after `$SSL_CERT_FILE`.
     """
     named = (os.environ if environ is None else environ).get("SSL_CERT_FILE", "")
     paths = (*([Path(named)] if named else []), *candidates)
@@ -147,7 +146,7 @@ def ca_file(
 
 
 def local_store_directory(environ: Mapping[str, str] | None = None) -> str:
-    """Return `$KEEP_LOCAL_STORE`, which only the environment may set; empty if unset."""
+    """Return `$KEEP_LOCAL_STORE`, empty if unset; the settings file can't set it."""
     return (os.environ if environ is None else environ).get("KEEP_LOCAL_STORE", "")
 
 

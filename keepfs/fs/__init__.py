@@ -1,1 +1,1 @@
-"""The file system: trio tasks that never block and never speak HTTP."""
+"""The file system: trio tasks that never block; no HTTP."""

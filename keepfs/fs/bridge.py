@@ -1,9 +1,9 @@
-"""The bridge: the one place where trio tasks hand work to threads.
+"""Bridge: the only module in which trio tasks hand work to threads.
 
-A `BlockStore` blocks; the file system may not. What can be answered from
-memory is answered in the trio thread; the rest runs in worker threads, and
-whoever needs it waits for an event. So a handler can always be given up,
-while the thread runs on: a fetch fills the cache, a store is never abandoned.
+A `BlockStore` blocks; the file system may not. Requests that memory can answer are
+answered in the trio thread. The rest runs in worker threads, and tasks wait for an
+event. So any handler can be cancelled while its thread runs on: a fetch fills the
+cache, a store is completed.
 """
 
 from __future__ import annotations
@@ -32,76 +32,76 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Limiter: TypeAlias = trio.CapacityLimiter | YieldingLimiter
 
-#: Seconds for which who reads a block in order is believed to be still there.
-#: Guessed: longer than a program stops for between two reads.
+#: Seconds after its last read for which a sequential reader of a block counts as active.
+#: Guessed: longer than a program pauses between two reads.
 PATIENCE = 1.0
-#: Most threads that read at once; each may hold a block of up to 64 MiB.
+#: Most threads that read concurrently; each may hold a block of up to 64 MiB.
 DEFAULT_MAX_READS = 16
-#: How many times as many, where some are stalled. A stalled read costs a thread; the memory of
-#: its block counts against the cache's budget.
+#: The factor by which that limit grows with stalled reads. A stalled read costs a thread; the
+#: memory of its block counts against the cache's budget.
 _STALLED_READS = 8
-#: Most threads that write at once; each holds a block of up to 64 MiB.
+#: Most threads that write concurrently; each holds a block of up to 64 MiB.
 DEFAULT_MAX_WRITES = 4
-#: How many times as many, where some are stalled, and the seconds after which a store counts
-#: so. A stalled store costs a thread; its bytes count against the staging area. Guessed: a
-#: block takes some 2 s over 1 Gbit/s, with the service's disk.
+#: The factor for stalled writes, and the seconds after which a write counts as stalled. A
+#: stalled write costs a thread; its bytes count against the staging area. Guessed: a block
+#: takes about 2 s over 1 Gbit/s, with the service's disk.
 _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
 #: Most threads that ask for collections at once and parse manifests, which takes the
 #: interpreter's lock; and how many times as many, where some are stalled.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
-#: Most threads that sync the catalog or note state on this machine's disk.
+#: Most threads that sync the catalog or write other state to this machine's disk.
 _MAX_DISK_TASKS = 2
-#: Most threads that spill unstored files: a disk syncs several files at once.
+#: Most threads that spill unstored files: a disk syncs several files concurrently.
 _MAX_SPILLS = 8
 
 
 class BlockStore(Protocol):
-    """What the file system needs from Keep. Calls may block; any thread may make them."""
+    """The store interface of the file system. Calls may block; any thread may make them."""
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Return a verified block if it can be had without waiting, else None.
+        """Return a verified block from the cache without waiting, else None.
 
-        `keep_for`: seconds in which the caller will read on in it.
+        `keep_for`: seconds for which the caller expects to go on reading it.
         """
 
     def has_room(self, size: int) -> bool:
-        """Tell whether a block could be fetched without waiting for others."""
+        """Return whether a block of `size` bytes can be fetched without waiting for memory."""
 
     def get_block(self, locator: KeepLocator) -> memoryview:
-        """Return a block, verified."""
+        """Return a verified block."""
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return who sent or confirmed a block, as far as that is known, without waiting."""
+        """Return the services known to have sent or confirmed a block, without waiting."""
 
     def head_block(self, locator: KeepLocator) -> int:
-        """Return the size of a block the store has, in bytes."""
+        """Return the size of a stored block, in bytes."""
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds for which a lookup should wait, `most` at most, without waiting."""
+        """Return the seconds that a lookup should wait, `most` at most. Doesn't block."""
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
-        """Begin to fetch a block; return its size once it is known to be there.
+        """Start to fetch a block; return its size once a service has confirmed it.
 
-        None where nobody has said yet after `wait` seconds.
+        None if no service has answered after `wait` seconds.
         """
 
     def put_block(
         self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
     ) -> Receipt:
-        """Store a block, which doesn't change meanwhile; `locator` is its own, if it is known."""
+        """Store a block, which must not change meanwhile; `locator`: its locator if known."""
 
     def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free."""
+        """Return the store's capacity and free space, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksStatistics:
-    """What threads are doing for the file system.
+    """Calls in progress or waiting for a thread.
 
     Attributes:
-        reads: Reads under way, or waiting for a thread.
-        lookups: Lookups, likewise.
-        writes: Writes, likewise.
+        reads: Reads of blocks.
+        lookups: Lookups of blocks.
+        writes: Writes of blocks.
     """
 
     reads: int
@@ -112,24 +112,23 @@ class BlocksStatistics:
 class AsyncBlocks:
     """A `BlockStore` for trio tasks.
 
-    Reads and writes have threads of their own, so that a flood of reads can't
-    hold up the `close` of a file being written. Tasks that want one block
-    wait for one thread.
+    Reads and writes have separate threads, so that many reads can't delay the
+    `close` of a written file. Tasks that need the same block share one fetch.
 
-    A read or lookup that takes longer than two seconds, or a write longer than
-    five, gives its place to another, so that a stalled service holds up only
-    those who need it.
+    A read or lookup longer than two seconds, or a write longer than five, no
+    longer counts against the limit of threads, so that a stalled service delays
+    only its own requests.
 
-    Cancelling a call doesn't end its thread: a write, once begun, is awaited
-    at the end of `open_blocks`, since the data may be nowhere else; unless
-    `abandon_writes` says that it is safe.
+    Cancelling a call doesn't end its thread. `open_blocks` waits for writes in
+    progress at its end, since the data may exist nowhere else, unless
+    `abandon_writes` was called.
 
     Args:
-        store: Where the blocks are.
-        nursery: Where the threads are waited for.
-        copies: Replicas to be confirmed of each block.
-        max_reads: Most threads that read at once, without stalled ones.
-        max_writes: Most threads that write at once.
+        store: The block store.
+        nursery: Runs the tasks that wait for the threads.
+        copies: Replicas of each block that the services must confirm.
+        max_reads: Most threads that read concurrently, without stalled ones.
+        max_writes: Most threads that write concurrently, without stalled ones.
     """
 
     def __init__(
@@ -149,23 +148,23 @@ class AsyncBlocks:
         self._asking_for_space = trio.CapacityLimiter(1)
         self._writes = YieldingLimiter(max_writes, _STALLED_WRITES * max_writes, _WRITE_PATIENCE)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
-        # Work on this machine's disk never queues behind a stalled service.
+        # Work on the local disk never queues behind a stalled service.
         self._disk = trio.CapacityLimiter(_MAX_DISK_TASKS)
         self._spills = trio.CapacityLimiter(_MAX_SPILLS)
         self._questions = YieldingLimiter(_MAX_QUESTIONS, _STALLED_QUESTIONS * _MAX_QUESTIONS)
-        # The waits for work that is awaited at the end, until `abandon_writes`.
+        # The scopes of work that is awaited at the end, until `abandon_writes`.
         self._awaited: set[trio.CancelScope] = set()
         self._abandons_writes = False
         self._gets: dict[KeepLocator, Future[memoryview]] = {}
         self._under_way = collections.Counter[_Limiter]()
 
     async def get(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview:
-        """Return a block, verified, from memory or from the store.
+        """Return a verified block, from memory or from the store.
 
         Args:
-            locator: The block's name.
-            keep_for: Seconds in which the caller will read on in the block,
-                going through it in order: so long it is kept before others.
+            locator: The block's locator.
+            keep_for: Seconds for which a sequential reader expects to go on reading
+                the block. Until then it is evicted after other blocks.
 
         Raises:
             KeepReadError: It couldn't be read.
@@ -173,19 +172,19 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for)
         if block is None:
             block = await self._get(locator).wait()
-            self._store.cached_block(locator, keep_for)  # it is read from now on
+            self._store.cached_block(locator, keep_for)  # `keep_for` counts from now
         return block
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return who sent or confirmed a block the last time; empty if nobody did yet."""
+        """Return the services that last sent or confirmed a block; empty if unknown."""
         return self._store.services_of(locator)
 
     def fetch_ahead(self, locator: KeepLocator) -> bool:
-        """Have a block fetched that will be wanted; a failure shows when it is.
+        """Start to fetch a block that will be read; a failure is raised by the read.
 
         Returns:
-            Whether it is here or on its way: False where it would have to
-            wait for the room that others need.
+            Whether it is cached or being fetched; False if there is no free
+            memory for it.
         """
         if locator in self._gets or self._store.cached_block(locator, PATIENCE) is not None:
             return True
@@ -195,11 +194,11 @@ class AsyncBlocks:
         return True
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds for which a lookup should wait: by the usual time to an answer."""
+        """Return the seconds a lookup should wait, from usual answer times; `most` at most."""
         return self._store.lookup_wait(most)
 
     def probe(self, locator: KeepLocator, wait: float) -> Future[int | None]:
-        """Begin to fetch a block; the result is its size, or None if unknown after `wait` s."""
+        """Start to fetch a block; the result is its size, or None if unknown after `wait` s."""
         future = Future[int | None]()
         self._start(lambda: self._store.probe_block(locator, wait), self._lookups, future)
         return future
@@ -207,7 +206,7 @@ class AsyncBlocks:
     def head(
         self, locator: KeepLocator, then: Callable[[Future[int]], None] = lambda _: None
     ) -> Future[int]:
-        """Ask for a block's size."""
+        """Request a block's size."""
         future = Future(then)
         self._start(lambda: self._store.head_block(locator), self._lookups, future)
         return future
@@ -219,15 +218,15 @@ class AsyncBlocks:
         then: Callable[[Future[Receipt]], None] = lambda _: None,
         digest: Callable[[], str] | None = None,
     ) -> Future[Receipt]:
-        """Begin to store a block, which may not change until that is done.
+        """Start to store a block, which must not change until the result is known.
 
         Args:
             block: At most 64 MiB.
-            size: Bytes to store, at least the block's: zeros go behind it.
-                They take memory only while a thread sends them.
-            then: Called when it is stored, or has failed.
-            digest: Called in a thread: returns the MD5 of what is stored,
-                where most of it is computed already.
+            size: Bytes to store, at least the block's: it is padded with zeros.
+                The padding takes memory only while a thread sends it.
+            then: Called when it is stored or has failed.
+            digest: Called in a thread; returns the MD5 of the padded block. Set it
+                if most of the MD5 is computed already.
         """
 
         def store() -> Receipt:
@@ -249,10 +248,10 @@ class AsyncBlocks:
         An exception of the task is logged.
 
         Args:
-            task: What to run.
-            arguments: What it is called with.
-            is_awaited: Wait for it at the end of `open_blocks`, as for stores, until
-                `abandon_writes`; else it is cancelled then.
+            task: The task's function.
+            arguments: Its arguments.
+            is_awaited: At the end of `open_blocks` wait for it, as for stores, unless
+                `abandon_writes` was called; else cancel it.
         """
         self._nursery.start_soon(self._run_task, task, is_awaited, *arguments)
 
@@ -273,13 +272,13 @@ class AsyncBlocks:
                 self._awaited.discard(scope)
 
     def abandon_writes(self) -> None:
-        """Let stores and disk work be abandoned when the mount ends: all bytes are safe."""
+        """Allow `open_blocks` to end without waiting for stores and disk work: data is safe."""
         self._abandons_writes = True
         for scope in list(self._awaited):
             scope.shield = False
 
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Run work that only computes in a thread of its own kind; `then` is called after it."""
+        """Run work that only computes in a thread, one per CPU; then call `then`."""
         self._start(work, self._hashes, Future[None](lambda _: then()))
 
     def ask(
@@ -296,7 +295,7 @@ class AsyncBlocks:
         return future
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Run work on this machine's disk in a thread, and return its result.
+        """Run work on the local disk in a thread, and return its result.
 
         Cancellation abandons the wait, not the work.
         """
@@ -305,7 +304,7 @@ class AsyncBlocks:
         return await future.wait()
 
     async def run_alone(self, work: Callable[[], _T]) -> _T:
-        """Run work in a thread of its own, which waits for no other, and return its result.
+        """Run work in a thread outside all limits, and return its result.
 
         Cancellation abandons the wait, not the work.
         """
@@ -314,10 +313,10 @@ class AsyncBlocks:
         return await future.wait()
 
     async def spill(self, work: Callable[[], _T]) -> _T:
-        """Run work that writes unstored bytes to this machine's disk, and return its result.
+        """Run work that spills unstored bytes to the local disk, and return its result.
 
-        It has threads of its own: it waits neither for stores nor for syncs. Where no
-        thread can be started it runs in the trio thread: bytes come before latency.
+        It has separate threads, so that it waits neither for stores nor for syncs. If no
+        thread can be started it blocks the trio thread: safe data matters more than latency.
         Cancellation abandons the wait, not the work.
         """
         future = Future[_T]()
@@ -330,13 +329,13 @@ class AsyncBlocks:
             return work()
 
     async def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free."""
+        """Return the store's capacity and free space, in bytes."""
         future = Future[tuple[int, int]]()
         self._start(self._store.free_space, self._asking_for_space, future)
         return await future.wait()
 
     def statistics(self) -> BlocksStatistics:
-        """Return what is under way at this moment."""
+        """Return the numbers of calls in progress."""
         limiters = (self._reads, self._lookups, self._writes)
         return BlocksStatistics(*(self._under_way[limiter] for limiter in limiters))
 
@@ -356,7 +355,7 @@ class AsyncBlocks:
         self._nursery.start_soon(self._run, work, limiter, future)
 
     async def _run(self, work: Callable[[], _T], limiter: _Limiter, future: Future[_T]) -> None:
-        # Reads are abandoned when the mount ends; what stores or spills bytes is awaited.
+        # At the end of the mount reads are abandoned; stores, spills and disk work are awaited.
         awaited = limiter in (self._writes, self._disk, self._spills)
         shield = awaited and not self._abandons_writes
         try:
@@ -366,12 +365,12 @@ class AsyncBlocks:
                 try:
                     result = await trio.to_thread.run_sync(
                         work,
-                        limiter=cast("trio.CapacityLimiter", limiter),  # or what acts like one
+                        limiter=cast("trio.CapacityLimiter", limiter),  # has its methods
                         abandon_on_cancel=True,
                     )
                 finally:
                     self._awaited.discard(scope)
-        except Exception as error:  # noqa: BLE001 - whoever waits for the future gets it
+        except Exception as error:  # noqa: BLE001 - the future raises it
             self._under_way[limiter] -= 1
             future.fail(error)
         else:
@@ -387,7 +386,7 @@ async def open_blocks(
     max_reads: int = DEFAULT_MAX_READS,
     max_writes: int = DEFAULT_MAX_WRITES,
 ) -> AsyncIterator[AsyncBlocks]:
-    """Make an `AsyncBlocks`; on leaving, reads are dropped and writes waited for."""
+    """Make an `AsyncBlocks`; on exit, abandon reads and wait for writes."""
     async with trio.open_nursery() as nursery:
         yield AsyncBlocks(
             store,

@@ -1,11 +1,11 @@
-"""by_id/: any locator is the name of a file, and so are several joined by commas.
+"""by_id/: a locator, or several joined by commas, is the name of a file.
 
-A name that isn't a locator is answered at once. One that is, is asked for
-until its block was seen; after that everything but the bytes is known from the
-name alone, until its signature expires.
+A name that isn't a locator fails at once. The store is queried for a locator
+until its block was seen. After that, everything but the bytes follows from the
+name, until its signature expires.
 
-The listing shows the names that were found or uploaded, to each user those that
-the user has looked up, or may read in upload/.
+The listing shows names that were found or uploaded: to each user those that the
+user has looked up or may read in upload/.
 
 For the trio thread only.
 """
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
     from keepfs.fs.bridge import AsyncBlocks
     from keepfs.keep.store import Receipt
 
-#: Seconds for which the kernel remembers that a name wasn't found: it may be
-#: stored any moment.
+#: Seconds for which the kernel caches that a name wasn't found: the block may be
+#: stored at any time.
 NOT_FOUND_TIMEOUT = 1.0
-#: Seconds for which the kernel remembers a name whose block nobody has seen yet.
+#: Seconds for which the kernel caches a name whose block was not seen yet.
 TRUSTED_TIMEOUT = 2.0
-#: Seconds for which the kernel remembers the permissions of an uploaded block: those of its
-#: file may change.
+#: Seconds for which the kernel caches the permissions of an uploaded block: those of its file
+#: may change.
 UPLOADED_TIMEOUT = 1.0
-#: Names listed at most, the ones found last; 2 MB of memory.
+#: Most names listed: those found last. They take 2 MB of memory.
 MAX_KNOWN_NAMES = 10_000
 
 
@@ -60,14 +60,14 @@ class BlockFile(FileNode):
     """One block, or several joined, as a file.
 
     Args:
-        locators: Of the blocks, in order.
-        sizes: Bytes of each.
-        blocks: Where the blocks are.
-        owner: Whose user and group it has, unless it was uploaded.
-        owners: Of uploaded blocks.
+        locators: The locators of the blocks, in order.
+        sizes: The size of each, in bytes.
+        blocks: The block store.
+        owner: Gives user and group, unless the block was uploaded.
+        owners: The owners of uploaded blocks.
 
     Attributes:
-        is_seen: Whether the store has said that it has the first block.
+        is_seen: Whether the store has confirmed that it has the first block.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class BlockFile(FileNode):
         self._reader = BlockReader(blocks, self._locator_at)
         self._locators = locators
         self._sizes = sizes
-        #: Where each block ends.
+        #: The offset at which each block ends.
         self._ends = list(itertools.accumulate(sizes))
 
     @property
@@ -95,7 +95,7 @@ class BlockFile(FileNode):
         return self._ends[-1]
 
     def xattrs(self) -> Mapping[str, str]:
-        """Return `user.keep.…`: the locator, who sent it, and when its signature ends."""
+        """Return `user.keep.…`: the locator, the services that sent it, the signature's expiry."""
         found = {
             "user.keep.state": "stored",
             "user.keep.locator": ",".join(map(str, self._locators)),
@@ -112,11 +112,11 @@ class BlockFile(FileNode):
 
     @property
     def is_current(self) -> bool:
-        """Whether the name is good without asking: seen, and its signatures haven't expired."""
+        """Whether no request is needed: the block was seen and no signature has expired."""
         return self.is_seen and not any(it.permission_expired() for it in self._locators)
 
     def attributes(self) -> Attributes:
-        """Return what `stat` says; valid until a signature expires, briefly if not verified."""
+        """Return the attributes: valid until a signature expires, 2 s if the block wasn't seen."""
         uploaded = self._owners.metadata(self._locators)
         if uploaded is not None:
             self.metadata = uploaded
@@ -131,11 +131,11 @@ class BlockFile(FileNode):
         )
 
     def found_by(self, caller: Caller) -> None:
-        """Note that somebody looked it up, or opened it."""
+        """Record that the caller looked it up or opened it."""
         self._finders.add(caller.uid)
 
     def is_listed_for(self, caller: Caller) -> bool:
-        """Tell whether somebody has found it, or may read a file in upload/ that has the block."""
+        """Return whether the caller looked it up, or may read its blocks' files in upload/."""
         return (
             caller.uid == 0
             or caller.uid in self._finders
@@ -143,7 +143,7 @@ class BlockFile(FileNode):
         )
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Return the bytes there are from `offset` on, out of verified blocks."""
+        """Return the bytes from `offset` on, `size` at most, from verified blocks."""
         try:
             content = await self._read(offset, size)
         except KeepReadError as error:
@@ -181,9 +181,9 @@ class ByIdDirectory(DirectoryNode):
     """The directory of all blocks.
 
     Args:
-        metadata: What `stat` says of it.
-        blocks: Where the blocks are.
-        lookups: How names are looked up; with the defaults when None.
+        metadata: Its owner, mode and times.
+        blocks: The block store.
+        lookups: Looks names up; None: `Lookups` with its defaults.
     """
 
     def __init__(
@@ -197,15 +197,15 @@ class ByIdDirectory(DirectoryNode):
 
     @property
     def not_found_timeout(self) -> float:
-        """Seconds for which the kernel may remember that a name wasn't found."""
+        """Seconds for which the kernel may cache that a name wasn't found."""
         return NOT_FOUND_TIMEOUT
 
     async def lookup(self, name: str) -> Node:
-        """Find a block by its locator; one that was seen before without asking.
+        """Find a block by its locator; if it was seen before, without a request.
 
         Raises:
             RefusedError: ENOENT, the name isn't a locator.
-            KeepReadError: No service has the block, or they refuse the name.
+            KeepReadError: No service has the block, or they refuse the locator.
         """
         known = self._known.get(name)
         if known is not None and known.is_current:
@@ -218,7 +218,7 @@ class ByIdDirectory(DirectoryNode):
         if any(each.size is not None and each.size > MAX_BLOCK_SIZE for each in locators):
             raise RefusedError(errno.ENOENT)
         try:
-            # Of a list the first block tells: fetching all of it might fill the cache.
+            # Of a list only the first block is fetched: all of them might fill the cache.
             findings = [
                 await self._lookups.find(locator)
                 for number, locator in enumerate(locators)
@@ -239,19 +239,19 @@ class ByIdDirectory(DirectoryNode):
         return file
 
     def names(self) -> Iterable[str]:
-        """Return the names that were found, or uploaded; nobody is asked."""
+        """Return the names that were found or uploaded; sends no request."""
         return list(self._known)
 
     def entry_nowait(self, name: str) -> Node | None:
-        """Return a block that was found before, or None."""
+        """Return the file of a block that was found before, or None."""
         return self._known.get(name)
 
     def stored(self, receipt: Receipt, file: Metadata) -> None:
-        """Note a block that has just been stored, or whose file has other permissions now.
+        """Record a block that was stored, or whose file changed its permissions.
 
         Args:
-            receipt: The block's.
-            file: Owner and mode of the file in upload/ that has it.
+            receipt: The block's receipt.
+            file: Owner and mode of the file in upload/ that has the block.
         """
         locator = receipt.locator
         if locator.size is None:
@@ -263,7 +263,7 @@ class ByIdDirectory(DirectoryNode):
     def _remember(
         self, name: str, locators: tuple[KeepLocator, ...], sizes: tuple[int, ...]
     ) -> BlockFile:
-        # Another lookup of the name may have come first: the kernel is to see one file.
+        # A concurrent lookup may have made the file: the kernel must see a single one.
         file = self._known.get(name)
         if file is None:
             file = BlockFile(locators, sizes, self._blocks, self.metadata, self._owners)

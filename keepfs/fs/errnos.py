@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RefusedError(Exception):
-    """A request that a node refuses: its caller's mistake, and not logged.
+    """A node refuses a request because of the caller's mistake; not logged.
 
     Args:
         number: The errno for the caller.
@@ -26,7 +26,7 @@ class RefusedError(Exception):
         self.errno = number
 
 
-#: Has a row for every cause; a test sees to it.
+#: Has a row for every cause; a test checks that.
 ERRNO_BY_CAUSE: Mapping[Cause, int] = {
     Cause.NOT_FOUND: errno.ENOENT,
     Cause.DENIED: errno.EACCES,
@@ -41,7 +41,7 @@ ERRNO_BY_CAUSE: Mapping[Cause, int] = {
 
 
 def errno_of(error: BaseException) -> int:
-    """Choose the errno that tells a caller what `error` means for it."""
+    """Return the errno that reports `error` to the caller."""
     match error:
         case RefusedError():
             return error.errno
@@ -49,7 +49,7 @@ def errno_of(error: BaseException) -> int:
             return ERRNO_BY_CAUSE[error.cause]
         case MemoryError():
             return errno.ENOMEM
-        case OSError(errno=int(number)) if number in errno.errorcode:  # 0 would say success
+        case OSError(errno=int(number)) if number in errno.errorcode:  # 0 would mean success
             return number
         case _:
             return errno.EIO

@@ -1,4 +1,4 @@
-"""How full the store is, as statfs says it; asked now and then only."""
+"""Free space of the store, for statfs; cached for 10 s."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trio
 if TYPE_CHECKING:
     from keepfs.fs.bridge import AsyncBlocks
 
-#: Seconds for which an answer is repeated: df asks often, disks answer slowly.
+#: Seconds for which an answer is cached: df queries often, disks answer slowly.
 _AGE = 10.0
 
 
@@ -17,8 +17,8 @@ class Space(NamedTuple):
     """The capacity of a store, in bytes.
 
     Attributes:
-        size: All of it.
-        free: What is free.
+        size: Total.
+        free: Free.
     """
 
     size: int
@@ -26,10 +26,10 @@ class Space(NamedTuple):
 
 
 class FreeSpace:
-    """The store's size, and what is free of it.
+    """The capacity and free space of a store.
 
     Args:
-        blocks: Whose store.
+        blocks: The block store.
     """
 
     def __init__(self, blocks: AsyncBlocks) -> None:
@@ -38,7 +38,7 @@ class FreeSpace:
         self._valid_until = -1.0
 
     async def answer(self) -> Space:
-        """Return the space; asks the store if the last answer is older than 10 s."""
+        """Return the space; query the store if the last answer is older than 10 s."""
         if trio.current_time() >= self._valid_until:
             self._space = Space(*await self._blocks.free_space())
             self._valid_until = trio.current_time() + _AGE

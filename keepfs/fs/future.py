@@ -20,15 +20,15 @@ _T = TypeVar("_T")
 
 
 class Future(Generic[_T]):
-    """The result of work that is under way.
+    """The result of work in progress.
 
     Args:
-        then: Called in the trio thread when the work has ended, before those
-            who wait go on.
+        then: Called in the trio thread when the work has ended, before the
+            waiting tasks continue.
 
     Attributes:
-        result: What the work returned; None while it runs, or if it failed.
-        failure: What it raised.
+        result: The result of the work; None while it runs, or if it failed.
+        failure: The exception that it raised, or None.
     """
 
     def __init__(self, then: Callable[[Future[_T]], None] = lambda _: None) -> None:
@@ -38,12 +38,12 @@ class Future(Generic[_T]):
         self.failure: Exception | None = None
 
     def finish(self, result: _T) -> None:
-        """Hand the result to all who wait."""
+        """Set the result and wake all waiting tasks."""
         self.result = result
         self._end()
 
     def fail(self, failure: Exception) -> None:
-        """Hand a failure to all who wait."""
+        """Set the failure and wake all waiting tasks."""
         try:
             self.failure = fresh_copy(failure)
         except Exception:  # noqa: BLE001 - no memory for a copy, perhaps
@@ -54,16 +54,16 @@ class Future(Generic[_T]):
         try:
             self._then(self)
         except Exception as error:  # noqa: BLE001 - it would end the nursery, and so the mount
-            _log.exception("the end of a future could not be noted")
+            _log.exception("the callback of a future failed")
             self.failure = fresh_copy(error)
         finally:
             self._done.set()
 
     async def wait(self) -> _T:
-        """Wait for the result. Giving up leaves the work running.
+        """Wait for the result. Cancellation leaves the work running.
 
         Raises:
-            Exception: What the work raised; a copy of one's own.
+            Exception: The work failed; each caller gets its own copy of the exception.
         """
         await self._done.wait()
         if self.failure is not None:

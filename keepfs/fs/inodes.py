@@ -1,6 +1,6 @@
-"""What the kernel's numbers mean: inodes with their lookup counts, and open handles.
+"""Tables of the numbers that the kernel uses: inodes with lookup counts, and open handles.
 
-Numbers are never used twice, so a late request can't reach a newer file.
+Numbers are never reused, so a late request can't reach a newer file.
 For the trio thread only.
 """
 
@@ -25,10 +25,10 @@ _HandleT = TypeVar("_HandleT")
 
 
 class InodeTable:
-    """The nodes the kernel knows, by their number.
+    """The nodes that the kernel knows, by inode number.
 
-    Invariant: a node is here from the first `remember` until `forget` has
-    returned every lookup; the root always.
+    Invariant: a node is in the table from its first `remember` until `forget` has
+    taken back every lookup; the root is always in it.
 
     Args:
         root: The mount's root directory.
@@ -41,10 +41,10 @@ class InodeTable:
         return len(self._nodes)
 
     def __getitem__(self, inode: int) -> Node:
-        """Return the node of a number the kernel has looked up.
+        """Return the node with this inode number.
 
         Raises:
-            RefusedError: ESTALE, the kernel doesn't know the number any more.
+            RefusedError: ESTALE, the kernel has forgotten the number.
         """
         try:
             return self._nodes[inode]
@@ -52,13 +52,13 @@ class InodeTable:
             raise RefusedError(errno.ESTALE) from None
 
     def remember(self, node: Node) -> None:
-        """Count one lookup: the kernel is being told of the node."""
+        """Count one lookup: a reply is about to pass the node to the kernel."""
         if node.inode != ROOT_INODE:
             self._nodes[node.inode] = node
             node.lookups += 1
 
     def forget(self, inode: int, lookups: int) -> None:
-        """Take lookups back. Never raises: an exception here would end the mount."""
+        """Subtract lookups. Never raises: an exception here would end the mount."""
         node = self._nodes.get(inode)
         if node is None or inode == ROOT_INODE:
             return
@@ -69,7 +69,7 @@ class InodeTable:
 
 
 class HandleTable(Generic[_HandleT]):
-    """Open files, by the number the kernel knows them by."""
+    """Open handles, by the number that the kernel uses for them."""
 
     def __init__(self) -> None:
         self._open: dict[int, _HandleT] = {}
@@ -79,7 +79,7 @@ class HandleTable(Generic[_HandleT]):
         return len(self._open)
 
     def add(self, handle: _HandleT) -> int:
-        """Give a new handle its number."""
+        """Add a handle and return its number."""
         number = next(self._numbers)
         self._open[number] = handle
         return number
@@ -88,7 +88,7 @@ class HandleTable(Generic[_HandleT]):
         """Return an open handle.
 
         Raises:
-            RefusedError: EBADF, there is none of that number.
+            RefusedError: EBADF, no handle has this number.
         """
         try:
             return self._open[number]
@@ -99,7 +99,7 @@ class HandleTable(Generic[_HandleT]):
         """Close a handle and return it.
 
         Raises:
-            RefusedError: EBADF, there is none of that number.
+            RefusedError: EBADF, no handle has this number.
         """
         handle = self[number]
         del self._open[number]
@@ -108,14 +108,14 @@ class HandleTable(Generic[_HandleT]):
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is open.
+    """An open file.
 
     Attributes:
         node: The file.
-        pid: Who opened it.
-        stores: Whether its close waits for the store. Not of those who only read: they aren't
-            told what became of another's bytes.
-        overdue: Its reads that have been given up.
+        pid: The process that opened it.
+        stores: Whether its close waits until the file is stored. False for readers: their close
+            doesn't report failures of another process's writes.
+        overdue: Its reads that exceeded their deadline.
     """
 
     node: FileNode
@@ -126,7 +126,7 @@ class OpenFile:
 
 @dataclass(slots=True)
 class Listing:
-    """A directory that is being read.
+    """An open directory.
 
     Attributes:
         node: The directory.
@@ -155,7 +155,7 @@ class Listing:
             self.names, self.rest = [], iter(names)
 
     def name(self, number: int) -> str | None:
-        """Return the name of that number, counted from 0, or None after the last."""
+        """Return the name with this number, counted from 0, or None after the last."""
         if self.rest is not None and isinstance(self.names, list):
             missing = number + 1 - len(self.names)
             self.names.extend(itertools.islice(self.rest, max(missing, 0)))

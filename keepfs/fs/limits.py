@@ -1,41 +1,41 @@
-"""YieldingLimiter: a limit on threads that a stalled call does not count against for ever.
+"""YieldingLimiter: a limit on threads that stops counting a call once it is stalled.
 
-Calls to one stalled service would otherwise take all places, and calls to
-healthy services would wait behind them. For the trio thread only.
+Otherwise calls to one stalled service would take all slots, and calls to healthy
+services would wait behind them. For the trio thread only.
 """
 
 from __future__ import annotations
 
 import trio
 
-#: Seconds after which a call gives its place to another. Guessed: a small block takes
-#: milliseconds; a large one on a slow link may take longer, and then more run at once.
+#: Seconds after which a call frees its slot. Guessed: a small block takes milliseconds;
+#: a large one on a slow link may take longer, and then more calls run concurrently.
 DEFAULT_PATIENCE = 2.0
 
 
 class YieldingLimiter:
-    """Limits the calls that are younger than `patience`, and loosely all of them.
+    """Limits the calls younger than `patience`, and with a higher limit all calls.
 
     It has the two methods that `trio.to_thread.run_sync` needs of a limiter.
-    Waiting calls get their places in the order in which they came.
+    Waiting calls get their slots in order of arrival.
 
     Args:
-        most: Calls at once that are younger than `patience`.
-        most_at_all: Calls at once, of any age.
-        patience: Seconds.
+        most: Most concurrent calls younger than `patience`.
+        most_at_all: Most concurrent calls of any age.
+        patience: Seconds after which a call counts as stalled.
     """
 
     def __init__(self, most: int, most_at_all: int, patience: float = DEFAULT_PATIENCE) -> None:
         self._most = most
         self._most_at_all = most_at_all
         self._patience = patience
-        #: When each call began; the oldest is first.
+        #: The start time of each call; the oldest is first.
         self._begun: dict[object, float] = {}
         self._turn = trio.Lock()
         self._released = trio.Event()
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
-        """Wait for a place."""
+        """Wait for a slot."""
         async with self._turn:
             while (wait := self._until_free()) > 0:
                 self._released = trio.Event()
@@ -44,12 +44,12 @@ class YieldingLimiter:
             self._begun[borrower] = trio.current_time()
 
     def release_on_behalf_of(self, borrower: object) -> None:
-        """Give the place back."""
+        """Free the slot."""
         del self._begun[borrower]
         self._released.set()
 
     def _until_free(self) -> float:
-        """Return the seconds until there is a place at the latest, if no call ends before."""
+        """Return the seconds until a slot is free if no call ends before."""
         if len(self._begun) >= self._most_at_all:
             return float("inf")
         young_since = trio.current_time() - self._patience

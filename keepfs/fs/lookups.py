@@ -1,10 +1,10 @@
-"""Lookups: whether a block is there, found out within a bound.
+"""Lookups: check within a bounded time whether a block exists.
 
-libfuse 3.14 does not negotiate parallel lookups, so the kernel sends the
-lookups of one directory one after the other, and a client that waits in one
-can't be killed. So a lookup waits for a short time only, and a failure that may
-be over in a moment does not fail it: a name with a size is trusted then, for
-some seconds, and the read, which retries, tells.
+libfuse 3.14 does not negotiate parallel lookups: the kernel sends the lookups of a
+directory one after the other, and a client that waits in one can't be killed. So
+a lookup waits for a short time only, and a temporary failure does not fail it.
+A name with a size is then trusted for some seconds; the read, which retries,
+reports the failure.
 
 For the trio thread only.
 """
@@ -29,25 +29,25 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a lookup waits at most.
 DEFAULT_LOOKUP_WAIT = 2.0
-#: Seconds for which an answer that came too late is kept for the next lookup of the name.
+#: Seconds for which a late answer is kept for the next lookup of the name.
 _LATE_ANSWER = 30.0
 
 
 class Lookup(enum.Enum):
-    """How a lookup learns whether a block is there."""
+    """How a lookup checks that a block exists."""
 
-    FETCH = "fetch"  # begin to fetch it: who looks it up will read it
-    HEAD = "head"  # ask for it alone: for slow links, and for a directory
-    TRUST = "trust"  # believe its name
+    FETCH = "fetch"  # start to fetch it: a read usually follows
+    HEAD = "head"  # send HEAD only: for slow links and local stores
+    TRUST = "trust"  # send nothing: trust the name
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a lookup found out.
+    """The result of a lookup.
 
     Attributes:
-        size: Of the block, in bytes.
-        is_seen: Whether the store has the block; False if only its name says so.
+        size: The size of the block, in bytes.
+        is_seen: Whether the store confirmed the block; False if the name was trusted.
     """
 
     size: int
@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass(slots=True, eq=False)
 class _Question:
-    """A HEAD under way, or one whose answer nobody has heard yet."""
+    """A HEAD in progress, or one whose answer no lookup has received yet."""
 
     future: Future[int]
     waiting: int = 0
@@ -67,10 +67,10 @@ class Lookups:
     """Looks blocks up.
 
     Args:
-        blocks: Where the blocks are.
-        how: How to learn whether a block is there.
-        wait: Seconds that a lookup may take. For a name with a size it is less
-            where the services usually answer sooner.
+        blocks: The block store.
+        how: How to check that a block exists.
+        wait: Seconds that a lookup may take. A name with a size waits less if the
+            services usually answer sooner.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Lookups:
         """Find a block, within the time that a lookup may take.
 
         Raises:
-            KeepReadError: The store definitely doesn't give it. Or its name has
-                no size and there is no answer yet (cause TIMED_OUT): the
-                question goes on, and a later call gets the answer.
+            KeepReadError: The store reports a permanent failure. Or its name has
+                no size and there is no answer yet (cause TIMED_OUT): the request
+                continues, and a later call gets the answer.
         """
         if locator.size is None:
             return await self._find_size(locator)
@@ -114,12 +114,12 @@ class Lookups:
         with trio.move_on_after(self._wait):
             return Finding(await self._head(locator), is_seen=True)
         raise KeepReadError(
-            f"no service has told the size of {locator} within {self._wait} s; asking goes on",
+            f"no service sent the size of {locator} within {self._wait} s; the request goes on",
             cause=Cause.TIMED_OUT,
         )
 
     async def _head(self, locator: KeepLocator) -> int:
-        """Ask for a block's size, or join who does. Cancellation leaves the question open."""
+        """Request a block's size, or join such a request. Cancellation leaves it running."""
         self._forget_old()
         question = self._questions.get(locator)
         if question is None:
@@ -149,8 +149,8 @@ class Lookups:
 
 
 def _is_definite(error: KeepRequestError) -> bool:
-    """Tell whether asking again can't help; else the failure may be over in a moment."""
+    """Return whether the failure is permanent, so that a retry can't help."""
     if error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
         return True
-    # A damaged copy may be one of several, unless no service said so: then the name is wrong.
+    # Another copy may be intact. But without a service's answer the locator itself is wrong.
     return error.cause is Cause.CORRUPT and not error.request_errors()

@@ -1,7 +1,7 @@
-"""What a file and a directory are, whatever is behind them.
+"""Nodes: the interface of files, directories and symlinks.
 
-`keepfs.fs.operations` asks nodes; a node knows neither requests nor handles.
-What a node doesn't override is refused as a read-only file system refuses it.
+`keepfs.fs.operations` calls nodes; a node knows neither requests nor handles.
+Operations that a node doesn't override fail with EROFS.
 For the trio thread only.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-#: Seconds for which the kernel may keep what can't change behind its back:
-#: blocks never change, and upload/ changes through the kernel alone.
+#: Seconds for which the kernel may cache data that can't change without its knowledge:
+#: blocks never change, and upload/ changes through the kernel only.
 ENDLESS = 365 * 24 * 3600.0
-#: What st_blksize says: cp and others write that much at once (1.7 times as
-#: fast as with 4 KiB).
+#: The st_blksize of all nodes: cp and others use it as the size of their writes
+#: (1.7 times as fast as with 4 KiB).
 BLOCK_SIZE_HINT = 1024 * 1024
 
 #: The time of what has none, in nanoseconds since 1970: the first that every archive format can
@@ -48,21 +48,21 @@ def new_inode() -> int:
     return next(_numbers)
 
 
-#: The times there can be, in nanoseconds since 1970: those that SQLite can hold (1677 to
-#: 2262). Later and earlier ones are clamped, as Linux does where a file system can't hold one.
+#: The range of times, in nanoseconds since 1970: SQLite's integers (1677 to 2262). Times
+#: outside are clamped, as Linux does for file systems with a limited range.
 _MIN_TIME_NS, _MAX_TIME_NS = -(2**63), 2**63 - 1
-#: Stands for a time that isn't given.
+#: Marks a time that isn't given.
 _SAME = _MIN_TIME_NS - 1
 
 
 def clamped_time(time_ns: int) -> int:
-    """Return a time that can be recorded, in nanoseconds since 1970."""
+    """Return the closest time that can be recorded, in nanoseconds since 1970."""
     return max(_MIN_TIME_NS, min(time_ns, _MAX_TIME_NS))
 
 
 @dataclass(slots=True)
 class Metadata:
-    """What `stat` says of a node, but for its size.
+    """Mode, owner and times of a node, as `stat` returns them.
 
     Attributes:
         mode: Type and permissions, as in st_mode.
@@ -87,7 +87,7 @@ class Metadata:
             self.ctime_ns = self.mtime_ns
 
     def changed(self, *, content: bool = False) -> None:
-        """Set the times that a change of the node, or of its content, sets."""
+        """Set ctime to now, and mtime too if the content changed."""
         self.ctime_ns = time.time_ns()
         if content:
             self.mtime_ns = self.ctime_ns
@@ -95,12 +95,12 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a request.
+    """The process that makes a request.
 
     Attributes:
-        uid: Its user.
-        gid: Its group.
-        pid: Its process.
+        uid: Its user id.
+        gid: Its group id.
+        pid: Its process id.
     """
 
     uid: int
@@ -109,11 +109,11 @@ class Caller:
 
     @functools.cached_property
     def groups(self) -> frozenset[int]:
-        """All its groups; its own alone where its process can't be looked at."""
+        """All its groups; only `gid` if /proc doesn't show its process."""
         return supplementary_groups(self.pid) | {self.gid}
 
     def may_read(self, permissions: int, uid: int, gid: int) -> bool:
-        """Tell whether it may read what has these permissions and this owner and group."""
+        """Return whether it may read a file with these permissions, owner and group."""
         if self.uid == 0:
             return True
         if self.uid == uid:
@@ -123,7 +123,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a setattr asks for; None leaves a field as it is."""
+    """The changes that a setattr requests; None leaves a field unchanged."""
 
     mode: int | None = None
     uid: int | None = None
@@ -135,18 +135,18 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Who owns what is made.
+    """The owner and group of new nodes.
 
     Attributes:
-        uid: Owner of everything; None for whoever makes it.
-        gid: Group of everything; None for the maker's.
+        uid: Owner of every node; None for the creator's.
+        gid: Group of every node; None for the creator's.
     """
 
     uid: int | None = None
     gid: int | None = None
 
     def of_new(self, kind: int, permissions: int, maker: Caller) -> Metadata:
-        """Return the metadata of what `maker` makes."""
+        """Return the metadata of a node that `maker` creates."""
         return Metadata(
             kind | stat.S_IMODE(permissions),
             maker.uid if self.uid is None else self.uid,
@@ -155,30 +155,30 @@ class Ownership:
 
 
 class Validity(NamedTuple):
-    """How long the kernel may answer by itself, in seconds.
+    """How long the kernel may cache an answer, in seconds.
 
     Attributes:
-        entry: That the name is this node.
-        attributes: What `stat` returns for it.
+        entry: The name's node.
+        attributes: The node's attributes.
     """
 
     entry: float
     attributes: float
 
 
-#: For what cannot change behind the kernel's back.
+#: For data that can't change without the kernel's knowledge.
 FOREVER = Validity(ENDLESS, ENDLESS)
 
 
 class Attributes(NamedTuple):
-    """What `stat` says of a node.
+    """The attributes of a node, for `stat`.
 
     Attributes:
-        inode: Its number.
+        inode: Its inode number.
         metadata: Mode, owner and times.
-        size: Bytes.
-        links: Names it has.
-        validity: How long this may be repeated.
+        size: Its size, in bytes.
+        links: The number of its names.
+        validity: How long the kernel may cache them.
     """
 
     inode: int
@@ -189,7 +189,7 @@ class Attributes(NamedTuple):
 
 
 class RenameMode(enum.Enum):
-    """What a rename does if the new name exists, as in renameat2(2)."""
+    """How a rename treats an existing new name, as in renameat2(2)."""
 
     REPLACE = enum.auto()
     NO_REPLACE = enum.auto()
@@ -200,12 +200,12 @@ class Node:
     """A file, directory or symlink.
 
     Args:
-        metadata: What `stat` says of it.
+        metadata: Its mode, owner and times.
 
     Attributes:
         inode: Its number, unique in this process.
-        links: 1, or 0 once no directory names it.
-        lookups: How often the kernel was told of it, and hasn't forgotten it since.
+        links: 1, or 0 once no directory has an entry for it.
+        lookups: The kernel's lookup count: replies with the node that weren't forgotten.
     """
 
     __slots__ = ("inode", "links", "lookups", "metadata")  # there may be very many
@@ -218,11 +218,11 @@ class Node:
 
     @property
     def size(self) -> int:
-        """Bytes of its content."""
+        """The size of its content, in bytes."""
         return 0
 
     def attributes(self) -> Attributes:
-        """Return what `stat` says, and how long the kernel may repeat it."""
+        """Return the attributes, and how long the kernel may cache them."""
         return Attributes(self.inode, self.metadata, self.size, self.links)
 
     def xattrs(self) -> Mapping[str, str]:
@@ -230,23 +230,23 @@ class Node:
         return {}
 
     def found_by(self, caller: Caller) -> None:
-        """Note that somebody looked it up, or opened it."""
+        """Record that the caller looked it up or opened it."""
 
     def is_listed_for(self, caller: Caller) -> bool:
-        """Tell whether a listing that somebody reads shows it."""
+        """Return whether a listing for the caller includes it."""
         return True
 
     def forgotten(self) -> None:
-        """Note that the kernel doesn't know it any more. May not raise."""
+        """Handle that the kernel has forgotten it. Must not raise."""
 
     async def sync(self) -> None:
-        """Return when what is stored and named survives a power cut."""
+        """Wait until its stored content and its names survive a power cut."""
 
     async def change(self, changes: Changes) -> None:
-        """Do what a setattr asks for.
+        """Apply a setattr.
 
         Raises:
-            RefusedError: EROFS, where nothing can be changed.
+            RefusedError: EROFS, the node can't be changed.
         """
         raise RefusedError(errno.EROFS)
 
@@ -258,54 +258,54 @@ class FileNode(Node):
 
     @property
     def path(self) -> str:
-        """The path below upload/; empty where it has none."""
+        """The path below upload/; empty if it has none."""
         return ""
 
     @property
     def may_change(self) -> bool:
-        """Whether its bytes may ever be others."""
+        """Whether its content may change."""
         return False
 
     def check_open(self, flags: int) -> None:
-        """Raise the RefusedError that an opening with these flags deserves, if any."""
+        """Raise RefusedError if the file can't be opened with these flags of open(2)."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise RefusedError(errno.EROFS)
 
     def opened(self) -> None:
-        """Note one opening more."""
+        """Count one more open handle."""
 
     def closed(self) -> None:
-        """Note one opening less."""
+        """Count one open handle less."""
 
     async def truncate(self, size: int) -> None:
-        """Set the size."""
+        """Set the size, in bytes."""
         raise RefusedError(errno.EROFS)
 
     @abc.abstractmethod
     async def read(self, offset: int, size: int) -> Buffer:
-        """Return exactly the bytes there are from `offset` on, `size` at most.
+        """Return the bytes from `offset` on: `size` of them, fewer only at the end of the file.
 
-        Fewer would be taken for the end of the file: a failure must raise.
+        A failure must raise, since fewer bytes mean the end of the file.
         """
 
     async def write(self, offset: int, content: bytes) -> None:
-        """Put bytes at `offset`, all of them."""
+        """Write all bytes at `offset`."""
         raise RefusedError(errno.EROFS)
 
     @property
     def has_untried_changes(self) -> bool:
-        """Whether there are changes that no store has been tried for."""
+        """Whether there are changes that no attempt to store has included."""
         return False
 
     async def store(self) -> None:
-        """Return when all bytes written before are stored as wanted.
+        """Wait until all bytes written so far are stored with the requested replicas.
 
         Raises:
-            KeepWriteError: They aren't; they are kept, and a later call tries again.
+            KeepWriteError: They couldn't be stored. They are kept; a later call retries.
         """
 
     def begin_store(self) -> object:
-        """Begin to store all bytes written before, without waiting for it."""
+        """Start to store all bytes written so far; don't wait."""
         return None
 
 
@@ -313,7 +313,7 @@ class SymlinkNode(Node):
     """A symbolic link.
 
     Args:
-        target: What it points to.
+        target: The path that it points to.
     """
 
     __slots__ = ("target",)
@@ -324,22 +324,22 @@ class SymlinkNode(Node):
 
     @property
     def size(self) -> int:
-        """Bytes of the target."""
+        """The length of the target, in bytes."""
         return len(self.target)
 
 
 class DirectoryNode(Node):
-    """A directory; one that nothing can be changed in, where not overridden.
+    """A directory; read-only unless a subclass overrides the changes.
 
-    The link count is 1, which tells programs that it says nothing about how
-    many subdirectories there are.
+    Its link count is 1, which programs understand as: the number of
+    subdirectories is unknown.
     """
 
     __slots__ = ()
 
     @property
     def not_found_timeout(self) -> float:
-        """Seconds for which the kernel may remember that a name wasn't found."""
+        """Seconds for which the kernel may cache that a name wasn't found."""
         return 0.0
 
     async def prepare_listing(self) -> None:
@@ -354,12 +354,12 @@ class DirectoryNode(Node):
         """Find an entry.
 
         Raises:
-            RefusedError: ENOENT, there is none of that name.
+            RefusedError: ENOENT, no entry has this name.
         """
 
     @abc.abstractmethod
     def names(self) -> Iterable[str]:
-        """Go through the names of the entries to list; they may change meanwhile.
+        """Iterate over the names to list; entries may change meanwhile.
 
         One that is there all the while comes once. A sequence is asked for its items by
         number, and not kept in another form.
@@ -367,22 +367,22 @@ class DirectoryNode(Node):
 
     @abc.abstractmethod
     def entry_nowait(self, name: str) -> Node | None:
-        """Return a listed entry, or None where it has gone meanwhile."""
+        """Return a listed entry, or None if it was removed meanwhile."""
 
     def create(self, name: str, metadata: Metadata) -> FileNode:
-        """Make an empty file."""
+        """Create an empty file."""
         raise RefusedError(errno.EROFS)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
-        """Make an empty directory."""
+        """Create an empty directory."""
         raise RefusedError(errno.EROFS)
 
     def symlink(self, name: str, target: bytes, metadata: Metadata) -> SymlinkNode:
-        """Make a symbolic link."""
+        """Create a symbolic link."""
         raise RefusedError(errno.EROFS)
 
     def link(self, name: str, node: Node) -> None:
-        """Give a node one more name."""
+        """Add a name to a node."""
         raise RefusedError(errno.EROFS)
 
     def unlink(self, name: str) -> None:
@@ -394,15 +394,15 @@ class DirectoryNode(Node):
         raise RefusedError(errno.EROFS)
 
     def rename(self, name: str, target: DirectoryNode, new_name: str, mode: RenameMode) -> None:
-        """Move an entry, over an existing one if need be."""
+        """Move an entry; `mode` defines what happens to an existing one."""
         raise RefusedError(errno.EROFS)
 
 
 def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
-    """Return what a setattr makes of mode and times.
+    """Return the metadata after a setattr of mode and times.
 
     Raises:
-        RefusedError: EPERM, another owner or group is asked for.
+        RefusedError: EPERM, the setattr changes the owner or group.
     """
     if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
         raise RefusedError(errno.EPERM)

@@ -1,6 +1,6 @@
-"""pyfuse3.Operations: decode the request, ask a node, encode the reply.
+"""Handlers of pyfuse3: decode a request, call a node, encode the reply.
 
-A protocol adapter only. Every handler but `forget` is guarded, so that no
+A protocol adapter only. Every handler except `forget` is guarded, so that no
 failure ends the mount.
 """
 
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
     from keepfs.fs.bridge import AsyncBlocks
 
-#: Names looked at for one answer to readdir, some 5 ms: a kernel may ask for 6,000, and everybody
-#: else waits until they are there.
+#: Most names checked for one readdir, about 5 ms: the kernel may request 6,000, and all other
+#: requests wait meanwhile.
 _MOST_LISTED = 256
 #: By the flags of renameat2(2).
 _RENAME_MODES = {
@@ -64,12 +64,12 @@ class Operations(pyfuse3.Operations):
     """The handlers of a mount.
 
     Args:
-        root: The directory that is mounted.
-        blocks: Where the blocks are; asked for its free space.
-        requests: Where requests are entered while they are answered.
-        ownership: Who owns what is made.
-        read_only: Refuse to change anything.
-        direct_io: Have the kernel keep no pages of files that may change.
+        root: The root directory.
+        blocks: The block store; gives the free space.
+        requests: The register of requests in progress.
+        ownership: The owner and group of new nodes.
+        read_only: Refuse all changes.
+        direct_io: Disable the kernel's page cache for files that may change.
     """
 
     supports_dot_lookup = False
@@ -102,7 +102,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        """Find an entry; where it isn't found, the kernel may remember that a while."""
+        """Find an entry; if it doesn't exist, the kernel may cache that for a while."""
         parent = self._directory(parent_inode)
         try:
             node = await parent.lookup(os.fsdecode(name))
@@ -117,7 +117,7 @@ class Operations(pyfuse3.Operations):
             raise
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Take lookups back. Not guarded, since it may raise nothing at all."""
+        """Subtract lookups. Not guarded: it must not raise at all, not even FUSEError."""
         for inode, lookups in inode_list:
             self._inodes.forget(inode, lookups)
 
@@ -130,7 +130,7 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
-        """Make a file and open it."""
+        """Create a file and open it."""
         node = self._changeable(parent_inode).create(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFREG, mode, replies.caller(ctx))
         )
@@ -140,7 +140,7 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        """Make a regular file; devices, pipes and sockets are refused."""
+        """Create a regular file; devices, pipes and sockets fail with EPERM."""
         if not stat.S_ISREG(mode):
             raise RefusedError(errno.EPERM)
         node = self._changeable(parent_inode).create(
@@ -149,7 +149,7 @@ class Operations(pyfuse3.Operations):
         self.requests.about(node)
         node.opened()
         try:
-            await node.store()  # no close will follow
+            await node.store()  # no close follows
         finally:
             node.closed()
         return self._told(node)
@@ -158,7 +158,7 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        """Make a directory."""
+        """Create a directory."""
         node = self._changeable(parent_inode).mkdir(
             os.fsdecode(name), self._ownership.of_new(stat.S_IFDIR, mode, replies.caller(ctx))
         )
@@ -168,7 +168,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        """Make a symbolic link."""
+        """Create a symbolic link."""
         node = self._changeable(parent_inode).symlink(
             os.fsdecode(name),
             target,
@@ -184,14 +184,14 @@ class Operations(pyfuse3.Operations):
         new_name: FileNameT,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Give a file one more name: refused everywhere so far."""
+        """Add a name to a file; every directory refuses it so far."""
         node = self._inodes[inode]
         self._changeable(new_parent_inode).link(os.fsdecode(new_name), node)
         return self._told(node)
 
     @guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        """Return what a symbolic link points to."""
+        """Return the target of a symbolic link."""
         node = self._inodes[inode]
         if not isinstance(node, SymlinkNode):
             raise RefusedError(errno.EINVAL)
@@ -217,7 +217,7 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        """Move an entry; the flags are those of renameat2(2), a whiteout is refused."""
+        """Move an entry, with the flags of renameat2(2); RENAME_WHITEOUT fails with EINVAL."""
         if flags not in _RENAME_MODES:
             raise RefusedError(errno.EINVAL)
         target = self._changeable(parent_inode_new)
@@ -229,7 +229,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        """Return what `stat` says."""
+        """Return a node's attributes."""
         return replies.entry(self._inodes[inode].attributes())
 
     @guarded
@@ -241,7 +241,7 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Change mode, times or size; another owner is refused."""
+        """Change mode, times or size; a change of the owner fails with EPERM."""
         if self._read_only:
             raise RefusedError(errno.EROFS)
         node = self._inodes[inode]
@@ -253,7 +253,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        """Return an extended attribute of ours."""
+        """Return an extended attribute, `user.keep.…`."""
         if name.startswith(b"system."):  # access control lists
             raise RefusedError(errno.EOPNOTSUPP)
         if not name.startswith(b"user.keep."):
@@ -272,30 +272,30 @@ class Operations(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        """Take an attribute of ours and ignore it: copies between mounts bring them along."""
+        """Accept and ignore a `user.keep.…` attribute: copies between mounts set them."""
         self._check_attribute(inode, name)
 
     @guarded
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        """Do the same; the attribute stays."""
+        """Accept and ignore the removal of a `user.keep.…` attribute."""
         self._check_attribute(inode, name)
         if os.fsdecode(name) not in self._inodes[inode].xattrs():
             raise RefusedError(pyfuse3.ENOATTR)
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """Return the store's size and what is free of it."""
+        """Return the store's capacity and free space."""
         return replies.statvfs(await self._free_space.answer(), MAX_NAME)
 
     # --- files ---------------------------------------------------------------
 
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        """Open a file; `O_TRUNC` comes here too, no setattr follows."""
+        """Open a file; with `O_TRUNC` also truncate it, since no setattr follows."""
         node = self._inodes[inode]
         if not isinstance(node, FileNode):
             raise RefusedError(errno.EISDIR)
-        # With O_TRUNC, opening to read alone changes the file too.
+        # With O_TRUNC even a read-only open changes the file.
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if self._read_only and writes:
             raise RefusedError(errno.EROFS)
@@ -309,13 +309,13 @@ class Operations(pyfuse3.Operations):
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, and copies none
         self, fh: FileHandleT, off: int, size: int
     ) -> Buffer:
-        """Return bytes; fewer than asked for only at the end of the file."""
+        """Return `size` bytes, fewer only at the end of the file."""
         file = self._files[fh]
         return await file.overdue.read(file.node.read, off, size)
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """Take bytes; all of them, or fail."""
+        """Write all bytes or fail."""
         file = self._files[fh]
         self.requests.about(file.node, file.pid)
         with self._resizing(file.node):
@@ -324,9 +324,9 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def flush(self, fh: FileHandleT) -> None:
-        """Store what was written: this is what close() waits for, and reports.
+        """Store the written bytes: close() waits for this and reports its failure.
 
-        Who only reads isn't told that another's bytes can't be stored.
+        A reader's close doesn't report failures of another process's writes.
         """
         file = self._files[fh]
         if file.stores:
@@ -335,7 +335,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
-        """Store what was written, so that it survives a power cut."""
+        """Store the written bytes, and sync the names to disk."""
         file = self._files[fh]
         self.requests.about(file.node, file.pid)
         await file.node.store()
@@ -343,7 +343,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        """Close for good; a task of the mount stores what mmap wrote since the last flush."""
+        """Close a handle; a task of the mount stores what mmap wrote since the last flush."""
         node = self._files.remove(fh).node
         try:
             if node.has_untried_changes:
@@ -355,17 +355,17 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        """Begin to read a directory."""
+        """Open a directory."""
         return self._listings.add(await Listing.of(self._directory(inode), replies.caller(ctx)))
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """List entries from number `start_id` on, as many as fit, and not too many at once."""
+        """List entries from number `start_id` on: as many as fit, at most 256 names checked."""
         listing = self._listings[fh]
         if start_id == 0:
             listing.begin()
         number, is_listed = start_id, False
-        # An answer without any would be the end of the directory.
+        # An answer without entries means the end of the directory.
         while (number - start_id < _MOST_LISTED or not is_listed) and (
             name := listing.name(number)
         ) is not None:
@@ -381,23 +381,22 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:
-        """End reading a directory."""
+        """Close a directory."""
         self._listings.remove(fh)
 
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
-        """Make the names survive a power cut."""
+        """Sync the names to disk."""
         await self._listings[fh].node.sync()
 
     # --- what handlers share ---------------------------------------------------
 
     @contextlib.contextmanager
     def _resizing(self, node: Node) -> Iterator[None]:
-        """Have the kernel drop size and pages, if a request fails after it changed the size.
+        """If a request fails after it changed the size, drop the kernel's cached size and pages.
 
-        After an error the kernel keeps what it had: an old size, and pages of bytes that
-        are gone. It is told before the error is sent that its attributes are old, so that a
-        read to the end asks for the size; the pages are locked until then, so a task drops them.
+        The attributes are invalidated before the error is sent, so that a read to the end
+        requests the size. The pages are locked until then: a task invalidates them later.
         """
         size = node.size
         try:
@@ -410,7 +409,7 @@ class Operations(pyfuse3.Operations):
             raise
 
     def _told(self, node: Node) -> EntryAttributes:
-        """Return the attributes of a node that the kernel is about to learn of."""
+        """Return the attributes of a node for a reply, and count the lookup."""
         attributes = replies.entry(node.attributes())
         self._inodes.remember(node)
         return attributes
@@ -420,11 +419,11 @@ class Operations(pyfuse3.Operations):
         node.found_by(replies.caller(ctx))
         file = OpenFile(node, ctx.pid, stores)
         direct = self._direct_io and node.may_change
-        # Pages are kept: a block never changes, and upload/ changes through the kernel alone.
+        # Keep cached pages: a block never changes, and upload/ changes through the kernel only.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
 
     def _check_attribute(self, inode: InodeT, name: bytes) -> None:
-        """Raise an error unless the attribute is ours, and the file can be written."""
+        """Raise RefusedError unless it is a `user.keep.…` attribute of a writable file."""
         node = self._inodes[inode]
         is_ours = name.startswith(b"user.keep.") and isinstance(node, FileNode) and node.may_change
         if not is_ours:
@@ -445,6 +444,6 @@ class Operations(pyfuse3.Operations):
 
 
 async def _invalidate(inode: InodeT) -> None:
-    """Have the kernel drop what it knows of an inode, but for its name."""
-    with contextlib.suppress(OSError, RuntimeError):  # it knows nothing; there is no thread
+    """Drop the kernel's cached attributes and pages of an inode, but not its name."""
+    with contextlib.suppress(OSError, RuntimeError):  # not cached; no thread
         await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)

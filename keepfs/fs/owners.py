@@ -1,10 +1,10 @@
-"""Owners: whose files in upload/ have a block, and who may read it in by_id/.
+"""Owners: the owners and permissions of uploaded blocks, for by_id/.
 
 A block that was stored from upload/ has the owner, group and read permissions of
 its file under every name in by_id/: with other hints, without a size, or as a
-part of a list. The signature tells such names from those that somebody got
-elsewhere, whose right to read is their own; where nothing is signed the digest
-alone counts. For the trio thread only.
+part of a list. Only names with the same signature count, since another signature
+gives its holder a right of its own. Without signatures the digest alone counts.
+For the trio thread only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from keepfs.fs.nodes import Caller
     from keepfs.keep.locator import KeepLocator
 
-#: Blocks whose owners are remembered; some 5 MB.
+#: Most blocks whose owners are recorded; about 5 MB.
 MAX_BLOCKS = 10_000
 
 _ALL_MAY_READ = 0o444
@@ -30,10 +30,10 @@ _Permissions: TypeAlias = "dict[tuple[int, int], int]"
 
 
 class Owners:
-    """The owners of the blocks that were stored last.
+    """The owners of the 10,000 blocks stored most recently.
 
     Args:
-        common: Owner, group and times of blocks that nobody stored here.
+        common: Owner, group and times of blocks that weren't stored through this mount.
     """
 
     def __init__(self, common: Metadata) -> None:
@@ -41,7 +41,7 @@ class Owners:
         self._owners = collections.OrderedDict[tuple[str, str | None], _Permissions]()
 
     def add(self, locator: KeepLocator, file: Metadata) -> None:
-        """Note owner and mode of a file that has a block, or its new mode."""
+        """Record owner and mode of a file that has a block, or its new mode."""
         key = (locator.md5sum, locator.permission_hint())
         owners = self._owners.setdefault(key, {})
         owners[file.uid, file.gid] = stat.S_IMODE(file.mode) & _ALL_MAY_READ
@@ -50,10 +50,11 @@ class Owners:
             self._owners.popitem(last=False)
 
     def metadata(self, locators: Iterable[KeepLocator]) -> Metadata | None:
-        """Return owner and mode of a name of these blocks; None if nobody stored any here.
+        """Return owner and mode of a name of these blocks; None if none was stored here.
 
-        Files of several owners may have one block: each of them knows its
-        content, and it is for all then.
+        A block that several owners have doesn't restrict the name: each of them knows
+        its content. If the other blocks have different owners, all users may read the
+        name if others may read each of these blocks, else only root may.
         """
         known = [it for it in map(self._of, locators) if it is not None]
         if not known:
@@ -72,7 +73,7 @@ class Owners:
         return Metadata(file_mode(permissions), uid, gid, self._common.mtime_ns)
 
     def may_all_be_read(self, locators: Iterable[KeepLocator], caller: Caller) -> bool:
-        """Tell whether somebody may read a file in upload/ that has the block, for each block."""
+        """Return whether the caller may read, for each block, a file in upload/ that has it."""
         return all(
             owners is not None
             and any(caller.may_read(mode, *owner) for owner, mode in owners.items())

@@ -1,4 +1,4 @@
-"""What /proc shows of the processes that use the mount: their groups, and pending fatal signals.
+"""Processes that use the mount, as /proc shows them: groups and pending fatal signals.
 
 A thread with a pending fatal signal that does not run is in an uninterruptible
 wait: for a request to the mount, or for a disk.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-# Signals that don't end a process when nothing is done about them.
+# Signals whose default action doesn't end the process.
 _HARMLESS = sum(
     1 << (number - 1)
     for number in (
@@ -26,17 +26,17 @@ _HARMLESS = sum(
 
 
 def dies_of_a_signal(pid: int) -> bool:
-    """Tell whether a signal that ends the process is waiting for it.
+    """Return whether a signal that ends the process is pending.
 
-    A caller in another process namespace can't be looked at: False.
+    False for a process in another PID namespace, which /proc doesn't show.
     """
     return _has_fatal_signal(_status(Path(f"/proc/{pid}")))
 
 
 def dying_threads_in_fuse(pid: int) -> set[int]:
-    """Return the threads of a process that wait for a mount, and end as soon as they needn't.
+    """Return the threads of a process that wait for a mount and have a fatal signal pending.
 
-    Of a process that has ended or is stopped there are none: others may use its files.
+    Empty if the process has ended or is stopped: other processes may use its files.
     """
     if not dies_of_a_signal(pid):
         return set()
@@ -53,21 +53,21 @@ def supplementary_groups(pid: int) -> frozenset[int]:
 
 def _dies_in_fuse(thread: Path) -> bool:
     status = _status(thread)
-    # After a fatal signal the wait for a mount is one that no signal ends.
+    # After a fatal signal the thread waits for the mount uninterruptibly (state D).
     if not status.get("State", "").startswith("D") or not _has_fatal_signal(status):
         return False
     try:
         place = (thread / "wchan").read_text()
     except OSError:
         place = ""
-    # Of other users' processes, and where the kernel has no symbols, it is 0.
+    # wchan is 0 for other users' processes, and if the kernel has no symbols.
     return place in {"", "0"} or "fuse" in place or "request" in place
 
 
 def _status(process: Path) -> dict[str, str]:
     """Return the fields of a process's or thread's status file; none if it is gone."""
     try:
-        # A program's name may be cut in the middle of a character.
+        # The kernel may cut a program's name in the middle of a character.
         lines = (process / "status").read_text(errors="replace").splitlines()
     except OSError:
         return {}

@@ -1,12 +1,12 @@
-"""Requests under way: the guard round each handler, and when to give one up.
+"""Requests in progress: the guard of each handler, deadlines and interrupts.
 
-pyfuse3 knows no interrupts: a client that waits in a lookup or a close can't
-be killed until the handler answers. So every request is in this book, and a
-watch goes through it ten times a second: one older than the deadline is
-answered ETIMEDOUT, one whose caller is about to be killed EINTR.
+pyfuse3 doesn't support interrupts: a client that waits in a lookup or a close can't
+be killed until the handler answers. So every request is registered here, and a watch
+checks all requests ten times a second. A request older than the deadline is answered
+ETIMEDOUT; a request whose caller has a fatal signal pending is answered EINTR.
 
-Giving up a request cancels its handler, not what it waits for: threads that
-fetch or store run on (`keepfs.fs.bridge`).
+This cancels the handler, not the work that it waits for: threads that fetch or
+store run on (`keepfs.fs.bridge`).
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-#: Seconds between two looks at the requests under way. A killed client waits
-#: this long at most; guessed to be short for people, and cheap.
+#: Seconds between two checks of the requests in progress: the longest that a killed
+#: client waits. Guessed: short for people, and cheap.
 WATCH_INTERVAL = 0.1
 
-#: Seconds within which the kernel has asked again for a range that was given up.
+#: Seconds within which the kernel retries a range whose read was given up.
 _ASKED_AGAIN = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request: whose, since when, and how to give it up.
+    """One request in progress.
 
     Attributes:
         scope: Cancelled to give it up.
-        since: When it began.
-        pid: The caller; 0 where it isn't known.
-        opener: Who opened the file, where the kernel doesn't tell the caller. It may be
-            another process: descriptors are inherited and sent.
-        file: What it is about, for the log.
-        given_up: The errno with which it was given up; 0 if it wasn't.
+        since: Its start time.
+        pid: The caller; 0 if unknown.
+        opener: The process that opened the file, if pyfuse3 doesn't report the caller. They
+            may differ: descriptors are inherited and sent.
+        file: Its file, for the log.
+        given_up: The errno with which it was given up, or 0.
     """
 
     scope: trio.CancelScope
@@ -66,20 +66,20 @@ class _Request:
 
     @property
     def of_file(self) -> str:
-        """The path of its file, as the log shows it after the handler's name."""
+        """The path of its file, as logged after the handler's name."""
         path = "" if self.file is None else self.file.path
         return f" of {path}" if path else ""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStatistics:
-    """What is under way.
+    """The numbers of requests.
 
     Attributes:
         under_way: Requests not answered yet.
         oldest: Age of the oldest of them, in seconds; 0.0 without any.
         answered: Requests answered since the start.
-        given_up: Of those, answered ETIMEDOUT or EINTR by the watch.
+        given_up: Those of them that the watch answered with ETIMEDOUT or EINTR.
     """
 
     under_way: int
@@ -89,7 +89,7 @@ class RequestStatistics:
 
 
 class Requests:
-    """The book of requests under way.
+    """The register of requests in progress.
 
     For the trio thread only.
 
@@ -104,12 +104,12 @@ class Requests:
         self._given_up = 0
 
     async def answer(self, name: str, handling: Awaitable[_T], pid: int) -> _T:
-        """Wait for a handler; whatever fails in it becomes a `FUSEError`.
+        """Await a handler; convert every exception of it to `FUSEError`.
 
         Args:
             name: The handler's name, for the log.
-            handling: The handler, called.
-            pid: The caller; 0 where it isn't known.
+            handling: The handler's coroutine.
+            pid: The caller; 0 if unknown.
         """
         request = _Request(trio.CancelScope(), trio.current_time(), pid)
         try:
@@ -121,7 +121,7 @@ class Requests:
             # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
             # could not even be killed. The next checkpoint raises it again.
             raise FUSEError(errno.ENOTCONN) from None
-        except (KeepRequestError, OSError) as error:  # the world's fault: one line
+        except (KeepRequestError, OSError) as error:  # expected failures: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
             _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], error)
@@ -129,7 +129,7 @@ class Requests:
         except Exception as error:  # a bug: with its traceback
             _log.exception("%s%s failed unexpectedly", name, request.of_file)
             raise FUSEError(errno_of(error)) from error
-        # Only a cancelled scope gets here, and it was the watch that cancelled.
+        # Only a scope that the watch cancelled gets here.
         self._given_up += 1
         _log.log(
             logging.INFO if request.given_up == errno.EINTR else logging.WARNING,
@@ -143,7 +143,7 @@ class Requests:
         raise FUSEError(request.given_up)
 
     async def _entered(self, request: _Request, handling: Awaitable[_T]) -> _T:
-        """Wait for a handler while its request is in the book."""
+        """Await a handler while its request is registered."""
         task = trio.lowlevel.current_task()
         self._requests[task] = request
         try:
@@ -153,18 +153,19 @@ class Requests:
             self._answered += 1
 
     def about(self, file: FileNode, opener: int = 0) -> None:
-        """Name the file that the current request is about.
+        """Set the file of the current request.
 
         Args:
             file: The file.
-            opener: Who opened it, where pyfuse3 doesn't tell the caller (flush, write).
+            opener: The process that opened it, if pyfuse3 doesn't report the caller
+                (flush, write).
         """
         request = self._requests.get(trio.lowlevel.current_task())
         if request is not None:
             request.file, request.opener = file, opener
 
     async def watch(self) -> None:
-        """Give up requests that must be; runs until cancelled."""
+        """Give up overdue requests and those of killed callers; runs until cancelled."""
         while True:
             await trio.sleep(WATCH_INTERVAL)
             now = trio.current_time()
@@ -184,10 +185,10 @@ class Requests:
                     request.scope.cancel()
 
     def _interrupt_openers(self, now: float) -> None:
-        """Mark as given up what a dying opener waits for, unless it may be another's request.
+        """Give up requests on files of a killed opener, if they can't be another process's.
 
-        A process that waits for a request has a thread in it. So if it has as many dying
-        threads in requests as there are requests on its files, all of them are its own.
+        A process that waits for a request has a thread in it. If it has at least as many
+        dying threads in requests as there are requests on its files, all of them are its own.
         """
         callers = {each.pid for each in self._requests.values()}
         by_opener: dict[int, list[_Request]] = {}
@@ -201,7 +202,7 @@ class Requests:
                     each.given_up = errno.EINTR
 
     def statistics(self) -> RequestStatistics:
-        """Return what is under way at this moment."""
+        """Return the current numbers of requests."""
         now = trio.current_time()
         return RequestStatistics(
             under_way=len(self._requests),
@@ -214,29 +215,29 @@ class Requests:
 class Overdue:
     """The reads of one open file that were given up at their deadline.
 
-    The kernel asks again at once for what it couldn't read ahead. Without this
-    a reader would wait for two deadlines.
+    The kernel retries a failed read-ahead at once. Without this a reader would
+    wait for two deadlines.
     """
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int, float]] = []
 
     async def read(self, read: Callable[[int, int], Awaitable[_T]], offset: int, size: int) -> _T:
-        """Read, but do not wait for what was given up a moment ago.
+        """Read, but do not wait for a range that was given up less than a second ago.
 
         Args:
             read: Reads `size` bytes from `offset` on.
-            offset: Where.
-            size: How many bytes.
+            offset: The first byte.
+            size: The number of bytes.
 
         Raises:
             RefusedError: ETIMEDOUT, a read of the range was given up less than a
-                second ago and the bytes are still not here.
+                second ago and the bytes are not cached.
         """
         now = trio.current_time()
         self._ranges = [it for it in self._ranges if it[2] > now]
         if any(begin < offset + size and offset < end for begin, end, _ in self._ranges):
-            with trio.move_on_after(0):  # what is in memory comes without waiting
+            with trio.move_on_after(0):  # cached bytes need no wait
                 return await read(offset, size)
             raise RefusedError(errno.ETIMEDOUT)
         try:
@@ -247,7 +248,7 @@ class Overdue:
 
 
 class HasRequests(Protocol):
-    """Whose handlers can be guarded."""
+    """An object with handlers that can be guarded."""
 
     requests: Requests
 
@@ -258,11 +259,11 @@ _Self = TypeVar("_Self", bound=HasRequests)
 def guarded(
     handler: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]], /
 ) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
-    """Put a handler in the book, and let only `FUSEError` out of it."""
+    """Wrap a handler: register its requests, and convert its exceptions to `FUSEError`."""
 
     @functools.wraps(handler)
     async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        # The context, where a handler gets one, is its last argument.
+        # If a handler gets a context, it is the last argument.
         pid = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
         return await self.requests.answer(handler.__name__, handler(self, *args, **kwargs), pid)
 

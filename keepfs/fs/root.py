@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 _README = """\
 This is Arvados Keep, mounted by keepfs {version}.
 
-by_id/<locator>      reads a block; any valid locator is a name here, and so
-                     are several joined by commas. Every byte is verified.
-{collections}upload/              stores what is copied here. When cp (or close) succeeds,
-                     {copies} confirmed.
+by_id/<locator>      is the content of a block. Several locators joined by
+                     commas are a name too. Every byte is verified.
+{collections}upload/              stores the files that are copied here. When cp (or close)
+                     succeeds, {copies} confirmed.
 
-The locator of a file in upload/:
+To print the locator of a file in upload/:
     keepfs locate FILE            (or: getfattr -n user.keep.locator FILE)
-Read it back:
+To read it back:
     cat by_id/<locator>
 
-The names in upload/ are kept on this machine, and are there again at the next
-mount. {kept}
+The names in upload/ are kept on this machine; the next mount has them again.
+{kept}
 
 This mount's settings:
 {settings}"""
@@ -81,7 +81,7 @@ class TextFile(FileNode):
 
     Args:
         text: Its content.
-        owner: Whose user and group it has.
+        owner: Gives user, group and times.
     """
 
     def __init__(self, text: str, owner: Metadata) -> None:
@@ -90,11 +90,11 @@ class TextFile(FileNode):
 
     @property
     def size(self) -> int:
-        """Bytes of the text."""
+        """The size of the text, in bytes."""
         return len(self._content)
 
     async def read(self, offset: int, size: int) -> memoryview:
-        """Return the bytes there are from `offset` on."""
+        """Return the bytes from `offset` on, `size` at most."""
         return self._content[offset : offset + size]
 
 
@@ -102,8 +102,8 @@ class RootDirectory(DirectoryNode):
     """The root; its entries are fixed.
 
     Args:
-        entries: By name.
-        owner: Whose user, group and times it has.
+        entries: The entries by name.
+        owner: Gives user, group and times.
     """
 
     def __init__(self, entries: Mapping[str, Node], owner: Metadata) -> None:
@@ -115,7 +115,7 @@ class RootDirectory(DirectoryNode):
         """Find one of the entries.
 
         Raises:
-            RefusedError: ENOENT, there is none of that name.
+            RefusedError: ENOENT, no entry has this name.
         """
         node = self._entries.get(name)
         if node is None:

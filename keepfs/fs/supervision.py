@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 #: How long to wait before a failed task is restarted.
 RESTART_BACKOFF = Backoff(first=0.2, factor=2.0, cap=30.0)
-#: Seconds without a failure after which the back-off begins anew.
+#: Seconds without a failure after which the back-off is reset.
 _STEADY = 60.0
 
 
@@ -34,7 +34,7 @@ async def supervised(
     """Run a task until it returns; log an unexpected exception and restart it after a back-off.
 
     Args:
-        name: What the log calls it.
+        name: The task's name in the log.
         work: The task; called anew for each start.
         most: Failures in a row after which the exception is raised; None for any number.
         backoff: How long to wait before a restart.

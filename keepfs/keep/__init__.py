@@ -1,7 +1,7 @@
-"""The Keep client: a drop-in for the Python SDK's, complete in itself.
+"""The Keep client: a drop-in replacement for the Python SDK's.
 
-Blocking and thread-safe; it knows no trio and no FUSE. What is named here is
-its public face.
+Blocking and thread-safe; independent of trio and FUSE. The names exported here
+are its public interface.
 """
 
 from keepfs.keep.caching.cache import KeepBlockCache

@@ -1,6 +1,6 @@
-"""Background: the threads of a client that work when no caller does.
+"""Background: the threads of a client that work independently of callers.
 
-They are few, they are known, and they end with the client.
+Their number is bounded, and they end with the client.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _T = TypeVar("_T")
 
 
 class Background:
-    """Runs work in threads of its own, at most so many at once.
+    """Runs work in threads, at most `most` concurrently.
 
     Args:
-        most: Threads at once; work beyond that is refused.
+        most: Most threads; further work is refused.
     """
 
     def __init__(self, most: int) -> None:
@@ -32,11 +32,11 @@ class Background:
         self._closed = False
 
     def spawn(self, work: Callable[[], None]) -> None:
-        """Run `work`, which raises nothing, in a thread.
+        """Run `work`, which must not raise, in a thread.
 
         Raises:
-            BusyError: As many are at work as may be, it is closed, or the system
-                has no thread to give.
+            BusyError: All threads are busy, it is closed, or the system can't start a
+                thread (NoThreadError).
         """
         with self._changed:
             if self._closed or len(self._threads) >= self._most:
@@ -53,16 +53,16 @@ class Background:
             raise
 
     def call(self, work: Callable[[], _T], deadline: float) -> _T | None:
-        """Run `work` in a thread and return its result; None if there is none at the deadline.
+        """Run `work` in a thread and return its result, or None at the deadline.
 
-        Waits for a free thread too. Work that has begun goes on after the deadline.
+        Blocks, also for a free thread. Work that has begun goes on after the deadline.
 
         Args:
-            work: What to run.
-            deadline: On the monotonic clock.
+            work: The function to run.
+            deadline: On the monotonic clock, in seconds.
 
         Raises:
-            Exception: A copy of what `work` raised.
+            Exception: A copy of the exception of `work`.
         """
         results: list[_T] = []
         failures: list[Exception] = []
@@ -91,18 +91,18 @@ class Background:
         return results[0] if results else None
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Wait until nobody is at work, for `timeout` seconds at most; tell whether it is so."""
+        """Wait until no work runs, `timeout` seconds at most; return whether none runs."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._threads, timeout)
 
     def close(self) -> None:
-        """Take no more work. What is under way goes on."""
+        """Refuse further work. Work in progress goes on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _wait_for_place(self, timeout: float) -> bool:
-        """Wait until there is a thread for more work; False after `timeout` s, or if closed."""
+        """Wait for a free thread; return False after `timeout` seconds, or if closed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or len(self._threads) < self._most, max(0.0, timeout)
@@ -122,8 +122,8 @@ class Background:
 
 
 class BusyError(RuntimeError):
-    """There is no thread for more work."""
+    """No thread is free for more work."""
 
 
 class NoThreadError(BusyError):
-    """The system gives no thread: waiting for a place would not help."""
+    """The system can't start a thread: waiting for a free one would not help."""

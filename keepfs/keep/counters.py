@@ -1,4 +1,4 @@
-"""What a client has done, in numbers that only grow."""
+"""Counters of a client: numbers that only grow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 class Counter:
-    """A number that any thread may add to."""
+    """A number that any thread may increase."""
 
     def __init__(self, value: int = 0) -> None:
         self._value = value
@@ -25,19 +25,19 @@ class Counter:
 
 
 class CounterByName:
-    """Numbers by a name, such as a service's root."""
+    """A number for each name, such as a service's root."""
 
     def __init__(self) -> None:
         self._values: _Tally[str] = _Tally()
         self._lock = threading.Lock()
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Add to the one of this name."""
+        """Add to the number of this name."""
         with self._lock:
             self._values[name] += amount
 
     def get(self) -> dict[str, int]:
-        """Return a copy of them all."""
+        """Return a copy of all numbers."""
         with self._lock:
             return dict(self._values)
 
@@ -47,16 +47,16 @@ class Counters:
     """The counters of one client.
 
     Attributes:
-        upload: Bytes of blocks sent, once for each PUT that succeeded.
+        upload: Bytes of blocks sent, counted once for each PUT that succeeded.
         download: Bytes of verified blocks received.
-        puts: Calls that stored.
+        puts: Calls that stored a block.
         gets: Calls that read a block, from the cache too.
-        hits: Of these, answered from memory, or by another's fetch.
-        misses: Of these, those that fetched.
+        hits: Those of `gets` answered from memory, or by another call's fetch.
+        misses: Those of `gets` that fetched the block.
         requests: Requests sent, by service root.
         failures: Requests that failed, by service root.
-        bad_copies: Copies that weren't the block they were asked for, by the
-            root of the service that sent them.
+        bad_copies: Copies received whose content doesn't match the locator, by
+            service root.
     """
 
     upload: Counter = field(default_factory=Counter)

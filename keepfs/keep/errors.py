@@ -1,13 +1,12 @@
-"""What can go wrong with a block, by what a caller can do about it.
+"""Errors of the client, with the names and base classes of the SDK's.
 
-The classes have the SDK's names and ancestry. Where a program has imported
-`arvados.errors`, an error raised here is also one of the SDK's class of that
-name, so `except arvados.errors.KeepReadError` catches it. `Cause` says why a request
-failed; whoever must tell the user (an exit code, an errno) decides by it.
+If a program has imported `arvados.errors`, an error raised here is also an instance
+of the SDK's class of that name, so `except arvados.errors.KeepReadError` catches it.
+`Cause` is the reason of a failure; exit codes and errnos are derived from it.
 
-An exception belongs to whoever catches it. One that several must see is
-copied for each (`fresh`): raising one instance again and again lengthens its
-traceback, and a traceback keeps the frames, and so the blocks, alive.
+An exception that several callers receive is copied for each (`fresh`): raising one
+instance repeatedly lengthens its traceback, and a traceback keeps the frames, and
+so the blocks, alive.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ class Cause(enum.Enum):
 
 
 class _SdkError(Exception):
-    """An error that is one of the SDK's too, where the SDK's errors are loaded.
+    """An error that is also one of the SDK's, if the SDK's errors are loaded.
 
-    `except` looks at real base classes only. So the class of an instance is made when
-    it is raised: by then whoever has an `except` for the SDK's class has loaded it.
+    `except` checks real base classes only. So the class of an instance is made when it
+    is created: code with an `except` for the SDK's class has loaded it by then.
     """
 
-    #: The class as it stands here; of a joined class, the one that was joined.
+    #: The class as defined here; for a joined class, its base from this module.
     _plain: type[_SdkError]
 
     def __init_subclass__(cls) -> None:
@@ -63,7 +62,7 @@ class _SdkError(Exception):
 
 
 def _with_sdk_base(cls: type[_T]) -> type[_T]:
-    """Return a class that is this one and the SDK's of the same name, if that is loaded."""
+    """Return a subclass of this class and the SDK's of the same name, if that is loaded."""
     sdk = sys.modules.get("arvados.errors")
     theirs = getattr(sdk, cls.__name__, None)
     if cls.__module__ != __name__ or not isinstance(theirs, type) or issubclass(cls, theirs):
@@ -78,15 +77,15 @@ def _join(cls: Any, theirs: Any) -> Any:  # noqa: ANN401 - classes
 
 
 class ArgumentError(_SdkError):
-    """An argument that can't be: the caller's mistake."""
+    """An invalid argument: the caller's mistake."""
 
 
 class HttpError(_SdkError):
-    """What a service answered instead of success.
+    """A service answered with an error, or did not answer.
 
     Args:
-        status_code: The HTTP status; 0 when no complete answer came.
-        reason: The status line's text, or what happened on the way.
+        status_code: The HTTP status; 0 without a complete answer.
+        reason: The status line's text, or a description of the failure.
     """
 
     def __init__(self, status_code: int, reason: str) -> None:
@@ -102,14 +101,14 @@ class KeepRequestError(_SdkError):
     """A request to Keep failed.
 
     Args:
-        message: What failed, for people. It never contains a token.
-        request_errors: What each service said, by its root URL, in the order
-            they were asked.
-        label: What a key of `request_errors` is called in the text.
-        cause: Why; the class's own when not given.
+        message: What failed. It never contains a token.
+        request_errors: The error of each service, by its root URL, in the order
+            of the requests.
+        label: The word for a key of `request_errors` in the text.
+        cause: The reason; None: the default of the class.
     """
 
-    #: Why requests of this class fail, unless the instance says otherwise.
+    #: The cause of an instance that sets none.
     cause: Cause = Cause.OTHER
 
     def __init__(
@@ -134,13 +133,13 @@ class KeepRequestError(_SdkError):
         return f"{self.message}: {said}" if said else self.message
 
     def request_errors(self) -> dict[str, Exception]:
-        """Return what each service said, by its root URL, in the order they were asked."""
+        """Return the error of each service, by its root URL, in the order of the requests."""
         return dict(self._request_errors)
 
     def fresh(self) -> Self:
-        """Return a copy without a traceback, for one more caller to raise.
+        """Return a copy without a traceback, for another caller to raise.
 
-        What the services said is copied likewise.
+        The errors of the services are copied likewise.
         """
         twin = copy.copy(self)
         twin._request_errors = {  # noqa: SLF001 - the copy is one of us
@@ -160,7 +159,7 @@ class NotFoundError(KeepReadError):
 
 
 class KeepWriteError(KeepRequestError):
-    """A block couldn't be stored with the wanted copies."""
+    """A block couldn't be stored with the requested copies."""
 
 
 class KeepCacheError(KeepRequestError):
@@ -168,18 +167,18 @@ class KeepCacheError(KeepRequestError):
 
 
 class NoKeepServersError(KeepRequestError):
-    """There is no Keep service to ask."""
+    """No Keep service is known."""
 
     cause = Cause.UNREACHABLE
 
 
 def fresh_copy(error: Exception) -> Exception:
-    """Copy any error without its traceback; one that can't be copied is told in words."""
+    """Copy an error without its traceback; if that fails, return a KeepReadError with its text."""
     if isinstance(error, KeepRequestError):
         return error.fresh()
     try:
         twin = copy.copy(error)
-    except Exception:  # noqa: BLE001 - a constructor may want anything, and raise anything
+    except Exception:  # noqa: BLE001 - a constructor may need any arguments, and raise anything
         return KeepReadError(f"{type(error).__name__}: {error}")
     return twin
 

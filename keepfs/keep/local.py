@@ -1,9 +1,9 @@
-"""LocalStore: the promises of Keep, kept in a directory of this machine.
+"""LocalStore: a block store in a local directory.
 
-The layout is the SDK's: each block is a file `DIR/<md5>`, so either reads
-what the other wrote. Unlike there, a block is verified when it is read, and
-stored under a temporary name of its own, synced, then renamed, so a crash
-leaves the whole block or none. Any thread, and any process, may use it.
+The layout is the SDK's: each block is a file `DIR/<md5>`, so either reads blocks
+that the other wrote. Unlike the SDK, it verifies a block when it is read, and stores
+it under a unique temporary name, syncs it, then renames it, so that a crash leaves
+the whole block or none. Any thread and any process may use it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _CAUSE_BY_ERRNO = {
     errno.EACCES: Cause.DENIED,
     errno.EPERM: Cause.DENIED,
 }
-# Of temporary files: the SDK's own end in `.tmp` too, and neither is a digest.
+# The names of temporary files. The SDK's end in `.tmp` too; none of them is a digest.
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = "keepfs-", ".tmp"
-#: After which one is taken for left behind: a day.
+#: The age at which a temporary file counts as a leftover: a day.
 _LEFTOVER_AGE_NS = 24 * 3600 * 10**9
 
 
@@ -49,7 +49,7 @@ class LocalStore:
     """Blocks in a directory, each verified when it is read.
 
     Args:
-        directory: Where the blocks are; made when the first one is stored.
+        directory: The directory; created when the first block is stored.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -62,13 +62,13 @@ class LocalStore:
         """Read a block and verify it.
 
         Args:
-            locator: The block's name.
-            allocate: Makes the memory that it is read into.
+            locator: The block's locator.
+            allocate: Allocates the memory that it is read into.
 
         Raises:
-            NotFoundError: It isn't here.
-            KeepReadError: The file can't be read, or isn't what its name
-                says (cause CORRUPT); the message names it.
+            NotFoundError: The store doesn't have it.
+            KeepReadError: The file can't be read, or doesn't match its locator
+                (cause CORRUPT); the message has the file's path.
         """
         path = self._path(locator)
         if locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size:
@@ -79,7 +79,7 @@ class LocalStore:
                 self._check_size(locator, path, size)
                 memory = allocate(size)
                 got = _read_into(memory.view, file)
-                # A file that grows meanwhile is noticed.
+                # Detect a file that grows meanwhile.
                 is_whole = got == size and not file.read(1)
                 block = memory.first(got)
         except OSError as error:
@@ -94,11 +94,11 @@ class LocalStore:
         return block
 
     def head(self, locator: KeepLocator) -> int:
-        """Return the size of a block that is here, in bytes, without reading it.
+        """Return the size of a stored block, in bytes, without reading it.
 
         Raises:
-            NotFoundError: It isn't here.
-            KeepReadError: The file's size isn't the locator's (cause CORRUPT).
+            NotFoundError: The store doesn't have it.
+            KeepReadError: The file's size differs from the locator's (cause CORRUPT).
         """
         path = self._path(locator)
         if locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size:
@@ -114,8 +114,8 @@ class LocalStore:
         """Store a block; when this returns, it survives a power cut.
 
         Raises:
-            KeepWriteError: The block is over 64 MiB, or the directory took it
-                not (cause FULL, DENIED or OTHER); nothing is left behind.
+            KeepWriteError: The block exceeds 64 MiB, or the file couldn't be
+                written (cause FULL, DENIED or OTHER); nothing is left behind.
         """
         view = memoryview(block).cast("B")
         if view.nbytes > MAX_BLOCK_SIZE:
@@ -135,30 +135,30 @@ class LocalStore:
         return Receipt(locator, copies=1, services=(self.name,))
 
     def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
-        """Read a block and verify it; as `Store` has it."""
+        """Read a block and verify it; see `Store.read`."""
         block = self.get(locator, call.observer.allocate)
         call.observer.received_from(self.name)
         return block
 
-    def find(self, locator: KeepLocator, call: CallOptions) -> Found:  # noqa: ARG002 - ditto
-        """Tell a block's size; as `Store` has it."""
+    def find(self, locator: KeepLocator, call: CallOptions) -> Found:  # noqa: ARG002 - not needed
+        """Return a block's size; see `Store.find`."""
         return Found(self.head(locator))
 
     def write(
         self,
         block: Buffer,
-        locator: KeepLocator,  # noqa: ARG002 - computed anew: nobody else checks it
+        locator: KeepLocator,  # noqa: ARG002 - computed again as a check
         wanted: Wanted,  # noqa: ARG002 - one directory, one copy
-        call: CallOptions,  # noqa: ARG002 - a disk is asked once
+        call: CallOptions,  # noqa: ARG002 - a disk needs no retries
     ) -> Receipt:
-        """Store a block; as `Store` has it."""
+        """Store a block; see `Store.write`."""
         return self.put(block)
 
     def close(self) -> None:
-        """Do nothing: no call leaves anything open."""
+        """Do nothing: calls leave no files open."""
 
     def free_space(self) -> tuple[int, int]:
-        """Return the bytes of the file system under the directory: all, and free for us."""
+        """Return capacity and space free for this user of the file system, in bytes."""
         existing = self.directory
         while not existing.exists():
             existing = existing.parent
@@ -193,7 +193,7 @@ class LocalStore:
 
     @staticmethod
     def _renewed(path: Path, view: memoryview) -> bool:
-        """If the block is here and whole, make sure it is on disk and set its time to now."""
+        """If the block is stored and intact, sync it, set its time to now and return True."""
         try:
             with path.open("rb") as file:
                 if file.read(view.nbytes + 1) != view:
@@ -201,7 +201,7 @@ class LocalStore:
                 os.fsync(file.fileno())
                 os.utime(file.fileno())
         except OSError:
-            return False  # not here, damaged, or another user's: it is stored anew
+            return False  # missing, damaged, or another user's: write it again
         return True
 
     def _write(self, path: Path, view: memoryview) -> None:
@@ -216,7 +216,7 @@ class LocalStore:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        # The rename is on disk once the directory is.
+        # Syncing the directory makes the rename durable.
         sync_directory(self.directory)
 
     def _make_directory(self) -> None:
@@ -224,16 +224,16 @@ class LocalStore:
         missing = list(itertools.takewhile(lambda path: not path.exists(), paths))
         if missing:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Each new directory is on disk once the one it is in is.
+        # Syncing the parent makes a new directory durable.
         for made in missing:
             sync_directory(made.parent)
 
 
 def remove_leftovers(directory: Path) -> int:
-    """Remove what writers who were killed left in a local store; return how many files. Blocks.
+    """Remove the temporary files of killed writers; return how many were removed. Blocks.
 
-    A temporary file that nobody has written to for a day is one: a block takes seconds.
-    What can't be removed stays.
+    These are the temporary files not written to for a day: a block takes seconds.
+    Files that can't be removed stay.
     """
     removed = 0
     youngest = time.time_ns() - _LEFTOVER_AGE_NS
@@ -248,7 +248,7 @@ def remove_leftovers(directory: Path) -> int:
 
 
 def _read_into(view: memoryview, file: io.FileIO) -> int:
-    """Read up to a view's bytes; return how many there were."""
+    """Fill a view from a file; return the bytes read, fewer at the end of the file."""
     got = 0
     while got < view.nbytes:
         count = file.readinto(view[got:])

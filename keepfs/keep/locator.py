@@ -1,12 +1,12 @@
-r"""KeepLocator: a block's name, taken apart or refused.
+r"""KeepLocator: the name of a block, parsed and validated.
 
 A locator is the MD5 of a block's bytes, its size, and hints, joined by `+`:
 
     acbd18db4cc2f85cedef654fccc4a4d8+3+A<40 hex digits>@<8 hex digits>
 
 The documented grammar is `^[0-9a-f]{32}\\+[0-9]+(\\+[A-Z][-A-Za-z0-9@_]*)*$`.
-As in the Python SDK the size may be missing; unlike there, everything that no
-server would take for a locator is refused here, before it is sent.
+As in the Python SDK the size may be missing. Unlike the SDK, text that no server
+would accept as a locator is refused before it is sent.
 
 Locators are values: immutable, comparable, hashable, usable from any thread.
 """
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 #: Most bytes of a block. Fixed by the protocol (2**26).
 MAX_BLOCK_SIZE = 64 * 1024 * 1024
 
-# `\Z`, not `$`: a trailing newline is no part of a locator.
+# `\Z`, not `$`: a locator has no trailing newline.
 _LOCATOR = re.compile(r"([0-9a-f]{32})(?:\+([0-9]+))?((?:\+[A-Z][-A-Za-z0-9@_]*)*)\Z", re.ASCII)
-# The servers compare the signature as text, in lower case, and take the
-# expiry's digits as they are written.
+# The servers compare the signature as text, in lower case, and use the expiry's
+# digits unchanged.
 _PERMISSION_HINT = re.compile(r"A([0-9a-f]{40})@([0-9A-Fa-f]{8})\Z", re.ASCII)
-# Sizes beyond any block's still parse (the servers take them); beyond this
-# many digits they don't, so that no text is expensive to refuse.
+# Sizes larger than any block are accepted, as by the servers, up to this many
+# digits, so that no text is expensive to refuse.
 _MAX_SIZE_DIGITS = 20
 
 
@@ -42,10 +42,10 @@ class KeepLocator:
 
     Attributes:
         md5sum: 32 lower-case hex digits: the MD5 of the block's bytes.
-        size: Bytes of the block, or None where the locator doesn't say.
-        hints: All hints but the permission hint, in their order.
+        size: The size of the block in bytes, or None if the locator has none.
+        hints: All hints except the permission hint, in order.
         perm_sig: The permission hint's signature: 40 hex digits, or None.
-        perm_expiry: When the permission hint ends (aware, UTC), or None.
+        perm_expiry: When the permission hint expires (aware, UTC), or None.
 
     Raises:
         ValueError: The text isn't a locator; the message says why.
@@ -100,7 +100,7 @@ class KeepLocator:
         return KeepLocator, (self._text,)
 
     def __str__(self) -> str:
-        """Return the locator's text, hints in their order, the size without leading zeros."""
+        """Return the locator's text, hints in order, the size without leading zeros."""
         return self._text
 
     def __repr__(self) -> str:
@@ -114,12 +114,12 @@ class KeepLocator:
 
     @classmethod
     def of_block(cls, block: Buffer) -> KeepLocator:
-        """Compute the unsigned locator of a block's bytes. Takes 1.7 ms a MiB."""
+        """Compute the unsigned locator of a block's bytes. Takes 1.7 ms per MiB."""
         md5sum = hashlib.md5(block, usedforsecurity=False).hexdigest()
         return cls(f"{md5sum}+{memoryview(block).nbytes}")
 
     def with_size(self, size: int) -> KeepLocator:
-        """Return the same locator with a size, where it has none."""
+        """Return a copy, of a locator without a size, that has this size (bytes)."""
         digest, plus, hints = str(self).partition("+")
         return KeepLocator(f"{digest}+{size}{plus}{hints}")
 
@@ -128,7 +128,7 @@ class KeepLocator:
         return self.md5sum if self.size is None else f"{self.md5sum}+{self.size}"
 
     def is_remote(self) -> bool:
-        """Tell whether another cluster signed it, so that services fetch the block from there."""
+        """Return whether another cluster signed it: services fetch the block from there."""
         return self.perm_sig is None and any(hint.startswith("R") for hint in self.hints)
 
     def permission_hint(self) -> str | None:
@@ -136,10 +136,10 @@ class KeepLocator:
         return next((part for part in self._text.split("+") if part.startswith("A")), None)
 
     def permission_expired(self, as_of_dt: dt.datetime | None = None) -> bool:
-        """Tell whether the permission hint has ended; without one, nothing ends.
+        """Return whether the permission hint has expired; False without one.
 
         Args:
-            as_of_dt: The moment to judge by; now, when None. A naive one is taken as UTC.
+            as_of_dt: The time to compare with; None: now. A naive time is taken as UTC.
         """
         if self.perm_expiry is None:
             return False
@@ -149,7 +149,7 @@ class KeepLocator:
         return self.perm_expiry <= now
 
 
-#: The block without bytes. It needs no service: reading it can't fail.
+#: The empty block. Reading it needs no service and can't fail.
 EMPTY_BLOCK = KeepLocator("d41d8cd98f00b204e9800998ecf8427e+0")
 
 
@@ -163,7 +163,7 @@ def parse_list(text: str) -> tuple[KeepLocator, ...]:
 
 
 def _quoted(text: str) -> str:
-    most = 120  # guessed: enough to recognise it, too little to flood a log
+    most = 120  # guessed: enough to recognise it, short enough for a log
     return repr(text if len(text) <= most else text[:most] + "...")
 
 

@@ -1,7 +1,7 @@
-"""Which failures are worth another try, and when to make it.
+"""Retry: which failures are transient, and the rounds and back-off of a call.
 
-The one place of keepfs that tries again. It measures time on the monotonic
-clock, so a stepped wall clock neither stretches nor removes a wait.
+All retries of keepfs are made here. Time is measured on the monotonic clock, so a
+step of the wall clock neither lengthens nor removes a wait.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _LOWEST_STATUS, _HIGHEST_STATUS = 100, 599
-# The SDK's list, and two that mean "later" as well: 429 (too many requests)
-# and 499 (keepstore's own deadline passed while the request waited).
+# The SDK's list and two more: 429 (too many requests) and 499 (keepstore's own
+# deadline passed while the request waited).
 _TRANSIENT = frozenset({408, 409, 423, 429, 499, 500, 502, 503, 504})
 
 
 class Verdict(enum.Enum):
-    """What an answer's status says about asking again."""
+    """The class of an answer's status: whether a retry makes sense."""
 
     SUCCESS = enum.auto()
     TRANSIENT = enum.auto()
@@ -31,7 +31,7 @@ class Verdict(enum.Enum):
 
     @classmethod
     def of(cls, status: int) -> Verdict:
-        """Judge an HTTP status; 0 and other impossible ones stand for "no answer"."""
+        """Classify an HTTP status; 0 and other invalid values mean "no answer"."""
         if 200 <= status <= 299:  # noqa: PLR2004 - HTTP's class of success
             return cls.SUCCESS
         if status in _TRANSIENT or not _LOWEST_STATUS <= status <= _HIGHEST_STATUS:
@@ -41,11 +41,11 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait between rounds, in seconds.
+    """Exponential back-off between rounds, in seconds, with jitter.
 
-    The wait after round n (counted from 0) is drawn evenly from the upper
-    half of `min(cap, first * factor**n)`: clients that failed together don't
-    come back together.
+    The wait after round n (counted from 0) is drawn evenly from the upper half of
+    `min(cap, first * factor**n)`, so that clients that failed together don't retry
+    together.
 
     Attributes:
         first: Nominal wait after the first round.
@@ -58,8 +58,8 @@ class Backoff:
     cap: float = 60.0
 
     def wait(self, attempt: int, draw: float) -> float:
-        """Compute the wait after `attempt`; `draw` is from [0, 1)."""
-        # The exponent is bounded: 2.0**1024 overflows.
+        """Compute the wait after `attempt`; `draw` is a random number from [0, 1)."""
+        # Bound the exponent: 2.0**1024 overflows.
         nominal = min(self.cap, self.first * self.factor ** min(attempt, 64))
         return nominal * (1 + draw) / 2
 
@@ -67,20 +67,20 @@ class Backoff:
 class RetryLoop:
     """The rounds of one call: `for attempt in RetryLoop(retries): ...`, left by `break`.
 
-    The first round starts at once. A further one starts no sooner than the
-    back-off after the *start* of the one before, so time spent in a round
-    counts as waiting. There is no wait after the last, and none that would
-    pass the deadline: then the rounds end early.
+    The first round starts at once. Each further round starts no sooner than the
+    back-off after the *start* of the previous one, so the time of a round counts
+    as waiting. There is no wait after the last round. If a wait would pass the
+    deadline, the rounds end instead.
 
     Invariant: at least one round, and at most `retries + 1`.
 
     Args:
         retries: Rounds after the first; a negative number means none.
-        backoff: How long to wait between them.
+        backoff: The waits between them.
         total: Seconds after which no further round starts; None for no limit.
-        sleep: Instead of `time.sleep`, looked up at each wait.
-        clock: Instead of `time.monotonic`.
-        draw: Instead of `random.random`.
+        sleep: Replaces `time.sleep`, which is looked up at each wait.
+        clock: Replaces `time.monotonic`.
+        draw: Replaces `random.random`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Asking every service at once whether it has a block, and how fast it answers.
+"""Survey: send HEAD for a block to every service concurrently, and time the answers.
 
-keepstore answers HEAD by reading and hashing the whole block: so this checks
-each replica on its own server, and transfers nothing.
+keepstore answers HEAD after it has read and hashed the whole block, so this checks
+each replica on its server without a transfer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.services.service import KeepService
 
-#: Seconds to connect. Shorter than to read a block: this is to tell, not to get.
+#: Seconds to connect. Shorter than for reads: a survey reports, it need not succeed.
 _CONNECT = 5.0
 #: Seconds that a service may take to hash a block. Guessed: at 1 MB/s.
 DEFAULT_TIMEOUT = 75.0
@@ -27,14 +27,14 @@ DEFAULT_TIMEOUT = 75.0
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What one service says of a block.
+    """The answer of one service about a block.
 
     Attributes:
         root: The service's base URL.
-        cause: Why it didn't say that it has the block whole; None if it did.
+        cause: The cause of a failure; None if the service has the block intact.
         status: The HTTP status; 0 without an answer.
-        reason: The status line, or what happened instead.
-        seconds: How long the answer took.
+        reason: The status line, or a description of the failure.
+        seconds: The time to the answer.
         is_proxy: Whether a keepproxy answered.
     """
 
@@ -49,11 +49,11 @@ class Sighting:
 def survey(
     client: KeepClient, locator: KeepLocator, timeout: float = DEFAULT_TIMEOUT
 ) -> list[Sighting]:
-    """Ask every service, side by side, and return what they say in probe order. Blocks.
+    """Query every service concurrently; return the answers in probe order. Blocks.
 
     Args:
-        client: Whose services.
-        locator: The block's name.
+        client: The client whose services are queried.
+        locator: The block's locator.
         timeout: Seconds that a service may take.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Thread: a thread whose start ends, also where the new thread has no memory to begin with.
+"""Thread: a thread whose `start` doesn't hang if the new thread runs out of memory.
 
-CPython waits in `Thread.start` until the new thread says that it has begun. One
+CPython waits in `Thread.start` until the new thread signals that it runs. A thread
 that runs out of memory before that never does (gh-140746), and the caller hangs.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 
-#: Seconds that a thread may take to begin. Guessed: it takes some 100 µs; a machine may be busy.
+#: Seconds that a thread may take to run. Guessed: it takes about 100 µs on an idle machine.
 START_PATIENCE = 10.0
 
 
 class _BoundedEvent(threading.Event):
-    """An event for which nobody waits for ever."""
+    """An event whose `wait` has a default timeout."""
 
     def __init__(self, patience: float) -> None:
         super().__init__()
@@ -24,15 +24,15 @@ class _BoundedEvent(threading.Event):
 
 
 class Thread(threading.Thread):
-    """As `threading.Thread`, but for `start`.
+    """A `threading.Thread` whose `start` has a timeout.
 
     Args:
         arguments: As for `threading.Thread`.
-        patience: Seconds that the thread may take to begin.
+        patience: Seconds that the thread may take to run.
         keywords: As for `threading.Thread`.
     """
 
-    # What `Thread.start` waits for; the name is CPython's, from 3.11 to 3.14.
+    # The event that `Thread.start` waits for; its name in CPython 3.11 to 3.14.
     _started: threading.Event
 
     def __init__(
@@ -47,12 +47,12 @@ class Thread(threading.Thread):
         """Start the thread; `run` is not called after an error.
 
         Raises:
-            RuntimeError: There is no thread, or it does not begin.
+            RuntimeError: The thread can't be started, or doesn't run in time.
         """
         work = self.run
 
         def run() -> None:
-            del self.run  # which refers to itself by this function
+            del self.run  # a reference cycle
             with self._deciding:
                 if self._is_given_up:
                     return

@@ -1,1 +1,1 @@
-"""One mount as a process: composed, served, found again by other processes, and ended."""
+"""One mount as a process: composition, serving, run files, signals, logs and shutdown."""

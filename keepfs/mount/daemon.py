@@ -1,7 +1,7 @@
-"""Starting a mount in the background, and learning whether it came up.
+"""Daemon: start a mount in the background and wait for its result.
 
-The child reports once: that it is ready, or why it can't be. The parent waits
-for that, and only then do scripts go on.
+The child reports once, over a pipe: ready, or the reason of a failure. The
+parent waits for this report, so that a script continues with a ready mount.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READY = "ready"
-#: Seconds that a mount may take before the user hears what it waits for.
+#: Seconds after which a mount that isn't ready yet is reported as slow.
 _SLOW = 2.0
 
 
 class Reporter(Protocol):
-    """Who wants to know what becomes of a mount."""
+    """Receives the result of starting a mount."""
 
     def ready(self) -> None:
-        """The mount answers."""
+        """Report that the mount answers requests."""
 
     def failed(self, reason: str) -> None:
-        """There will be no mount; one line says why."""
+        """Report that mounting failed; `reason` is one line."""
 
 
 class PipeReporter:
     """Reports to the parent process, once.
 
     Args:
-        descriptor: The pipe's end to write to.
+        descriptor: The write end of the pipe.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -42,15 +42,15 @@ class PipeReporter:
         self._warnings: list[str] = []
 
     def warn(self, text: str) -> None:
-        """Note what the user is to hear, if the mount comes up all the same."""
+        """Add a warning to the report of success."""
         self._warnings.append(" ".join(text.split()))
 
     def ready(self) -> None:
-        """The mount answers."""
+        """Report that the mount answers requests."""
         self._say("\n".join([_READY, *self._warnings]).encode(errors="replace"))
 
     def failed(self, reason: str) -> None:
-        """There will be no mount; one line says why."""
+        """Report that mounting failed; `reason` is one line."""
         self._say(reason.encode(errors="replace"))
 
     def _say(self, text: bytes) -> None:
@@ -65,22 +65,22 @@ def run_in_background(
     slow: Callable[[], None] = lambda: None,
     warned: Callable[[str], None] = lambda _: None,
 ) -> str | None:
-    """Run a mount in a process of its own; return when it is ready, or can't be.
+    """Run a mount in a child process; block until it is ready or has failed.
 
-    The child leads a session of its own, with nothing open from the terminal.
-    Fork before anything starts threads.
+    The child starts a new session and closes the terminal. Call this before the
+    process starts threads: it forks.
 
     Args:
         run: Serves the mount to its end; returns the exit code.
-        slow: Called once, if nothing is known after 2 seconds.
+        slow: Called once if there is no report after 2 seconds.
         warned: Called with each warning of a mount that is ready.
 
     Returns:
-        None when the mount is ready, else why not.
+        None if the mount is ready, else the reason of the failure.
     """
     reading, writing = os.pipe()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # closed, or full: no business of the mount's
+        with contextlib.suppress(OSError):  # closed or full: not needed to mount
             stream.flush()
     if os.fork() == 0:
         os.close(reading)
@@ -95,7 +95,7 @@ def run_in_background(
         for warning in warnings:
             warned(warning)
         return None
-    return text.decode(errors="replace") or "the mount's process ended without a word; see its log"
+    return text.decode(errors="replace") or "the mount process ended without a report; see its log"
 
 
 def _become_daemon(run: Callable[[PipeReporter], int], reporter: PipeReporter) -> NoReturn:

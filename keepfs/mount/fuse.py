@@ -1,4 +1,4 @@
-"""What pyfuse3 needs around it: mounting that says why it failed, a tick against its freeze."""
+"""Kernel's side of a mount: mount through libfuse, its settings, a timer against stuck reads."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: Seconds between two ticks of an interval timer. pyfuse3 reads /dev/fuse
-#: blocking, with the interpreter's lock held: if a client is killed between
-#: the poll and the read, everything stands still until the next request.
-#: A signal ends the read; so nothing stands still longer than this.
+#: blocking, with the interpreter's lock held. If a client is killed between
+#: the poll and the read, the process blocks until the next request.
+#: A signal interrupts the read, which limits this to the interval.
 _TICK = 0.05
-#: Reads ahead, and other requests nobody waits for, that the kernel sends at once.
+#: Background requests, such as read-ahead, that the kernel sends concurrently.
 _MAX_BACKGROUND = 256
 
-#: A notification as in Linux's fuse.h: a header of length, code and no request's number.
-#: The code is FUSE_NOTIFY_RESEND.
+#: A notification as in Linux's fuse.h: a header of length, code (FUSE_NOTIFY_RESEND) and a
+#: request number of 0.
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
 
-#: The kernel's limits on requests, in seconds; since Linux 6.15. 0 is none.
+#: The kernel's time limits on requests, in seconds, since Linux 6.15; 0 means no limit.
 _SETTINGS = Path("/proc/sys/fs/fuse")
-#: Seconds between two looks of the kernel at its requests; no limit is shorter.
+#: Seconds between the kernel's checks of request ages: the shortest limit it can enforce.
 _KERNEL_INTERVAL = 15
-#: Seconds that the kernel may count longer than keepfs: until it hands a request over.
+#: Seconds that a request may wait in the kernel before keepfs reads it and starts its clock.
 _MARGIN = 5.0
 
 
 class MountError(Exception):
-    """There is no mount; one line says why, and what to do."""
+    """Mounting failed; the message is one line: why, and what to do."""
 
 
 @contextlib.contextmanager
 def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[None]:
-    """Be mounted for a while.
+    """Mount on entry, unmount on exit.
 
     Raises:
-        MountError: The kernel, or fusermount3, refuses; the message says why.
+        MountError: The kernel or fusermount3 refuses the mount.
     """
     settings = {
         *pyfuse3.default_options,
@@ -82,7 +82,7 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
 
 
 def set_read_ahead(device: int, size: int) -> None:
-    """Let the kernel ask for `size` bytes at once; only root may, and only as a help."""
+    """Set the kernel's read-ahead, in bytes; without root nothing changes. 0: keep it."""
     if size:
         with contextlib.suppress(OSError):
             Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
@@ -91,13 +91,13 @@ def set_read_ahead(device: int, size: int) -> None:
 
 
 def request_deadline(wanted: float, settings: Path = _SETTINGS) -> float:
-    """Return the seconds within which requests must be answered; warn if it isn't what is wanted.
+    """Return the deadline of requests, in seconds; log a warning if it is below `wanted`.
 
-    The kernel aborts the connection of a mount if an answer takes longer than its own limit.
+    The kernel aborts the connection of a mount if an answer exceeds the kernel's own limit.
 
     Args:
-        wanted: What the user asks for.
-        settings: The directory of the kernel's settings; without one there are no limits.
+        wanted: The deadline that the user set, in seconds.
+        settings: The directory of the kernel's settings; if it is missing there are no limits.
     """
     default = _kernel_setting(settings / "default_request_timeout")
     most = _kernel_setting(settings / "max_request_timeout")
@@ -126,13 +126,13 @@ def _kernel_setting(path: Path) -> int:
 
 
 def resend_requests() -> bool:
-    """Have the kernel send again the requests that were read and not answered.
+    """Have the kernel resend the requests that were read and not answered.
 
-    After pyfuse3 failed in the middle of a request nobody can answer that one, and its
-    caller can't even be killed. Linux can do it since 6.9.
+    If pyfuse3 fails while it handles a request, that request is never answered and its
+    caller can't even be killed. Needs Linux 6.9.
 
     Returns:
-        Whether the kernel does it.
+        Whether the kernel accepted the notification.
     """
     done = False
     for link in Path("/proc/self/fd").iterdir():
@@ -144,9 +144,9 @@ def resend_requests() -> bool:
 
 
 def allow_background(device: int) -> None:
-    """Let the kernel send more than 12 reads ahead at once; only root may, and only as a help.
+    """Raise the kernel's limit of 12 background requests; without root nothing changes.
 
-    Twelve that wait for a stalled service would hold up all other reads of large files.
+    Twelve that wait for a stalled service would block all other reads of large files.
     """
     connection = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
     with contextlib.suppress(OSError):
@@ -155,13 +155,13 @@ def allow_background(device: int) -> None:
 
 
 class _Tick:
-    """What is done at each tick: a start of a thread that hangs is ended.
+    """Handler of a tick: interrupts a thread start that hangs.
 
     trio starts its threads from the main thread, and CPython waits there until the new
-    thread says that it has begun; one without memory never does (`keepfs.keep.threads`).
+    thread runs. A thread that gets no memory never runs (`keepfs.keep.threads`).
 
     Args:
-        patience: Seconds that a thread may take to begin.
+        patience: Seconds that a thread may take to start running.
     """
 
     def __init__(self, patience: float) -> None:
@@ -170,7 +170,7 @@ class _Tick:
         self._since = 0.0
 
     def __call__(self, _number: int, frame: FrameType | None) -> None:
-        """Raise in the main thread, which waits in `Thread.start`, once that takes too long."""
+        """Raise RuntimeError in the main thread if it is in `Thread.start` for too long."""
         starting = None
         if frame is not None and frame.f_code.co_filename == threading.__file__:
             while frame is not None and frame.f_code is not threading.Thread.start.__code__:
@@ -185,10 +185,10 @@ class _Tick:
 
 @contextlib.contextmanager
 def ticking(start_patience: float = START_PATIENCE) -> Iterator[None]:
-    """Have the interval timer tick: each tick ends a read of /dev/fuse that hangs.
+    """Run the interval timer: each tick interrupts a read of /dev/fuse that hangs.
 
     Args:
-        start_patience: Seconds that a thread which the main thread starts may take to begin.
+        start_patience: Seconds that a thread started by the main thread may take to run.
     """
     before = signal.signal(signal.SIGALRM, _Tick(start_patience))
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
@@ -216,7 +216,7 @@ def _captured_stderr(lines: list[str]) -> Iterator[None]:
 
 
 def _why_not(path: Path, said: str) -> str:
-    """Explain why mounting failed, from what libfuse said."""
+    """Build the error message from the output of libfuse."""
     said = " ".join(said.split())
     hint = ""
     if "user_allow_other" in said:

@@ -1,4 +1,4 @@
-"""Where keepfs's own words go: standard error, or a file that is kept from growing."""
+"""Logging set-up: standard error, the systemd journal, or a rotated private file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-#: The journal has the time and the level of an entry itself.
+#: The journal records the time and the level of an entry itself.
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
-#: Levels, highest first, and the priorities that sd-daemon(3) and syslog(3) have for them.
+#: Levels, highest first, with their priorities from sd-daemon(3) and syslog(3).
 _PRIORITIES = (
     (logging.CRITICAL, 2),
     (logging.ERROR, 3),
@@ -29,12 +29,12 @@ _PRIORITIES = (
     (logging.INFO, 6),
 )
 _DEBUG_PRIORITY = 7
-#: Bytes after which a log file is put aside, and how many such are kept.
+#: Bytes after which a log file is rotated, and how many rotated files are kept.
 _MAX_BYTES, _KEPT = 10 * 2**20, 3
 
 
 class _PrivateFileHandler(logging.handlers.RotatingFileHandler):
-    """Writes to a file that only its owner can read; a device is written to as it is."""
+    """Logs to a file that only its owner can read; a device keeps its mode."""
 
     def _open(self) -> io.TextIOWrapper:
         def opened(path: str, flags: int) -> int:
@@ -54,7 +54,7 @@ class _PrivateFileHandler(logging.handlers.RotatingFileHandler):
 
 
 class _JournalFormatter(logging.Formatter):
-    """Begins each line with its priority, `<3>`, as sd-daemon(3) says; without a time."""
+    """Prefixes each line with its priority, `<3>` (sd-daemon(3)); writes no time."""
 
     def __init__(self) -> None:
         super().__init__(_JOURNAL_FORMAT)
@@ -70,8 +70,8 @@ class _JournalFormatter(logging.Formatter):
 def _is_journal(descriptor: int) -> bool:
     """Return whether the descriptor is the stream that systemd connected to its journal.
 
-    $JOURNAL_STREAM has the device and the inode of that stream (systemd.exec(5)). The variable
-    is inherited, so that a program whose output goes elsewhere has it too.
+    $JOURNAL_STREAM is the device and the inode of that stream (systemd.exec(5)). The variable
+    is inherited, so it may be set while the output goes elsewhere.
     """
     try:
         status = os.fstat(descriptor)
@@ -81,15 +81,14 @@ def _is_journal(descriptor: int) -> bool:
 
 
 def start(level: str, file: Path | None) -> None:
-    """Log from now on; to `file`, or to standard error without one.
+    """Start logging to `file`, or to standard error if it is None.
 
-    Standard error that is the journal of systemd gets priorities and no times.
-
-    The file is for its owner alone (mode 0600).
+    If standard error is the systemd journal, lines have a priority and no time.
+    The file has mode 0600.
 
     Raises:
-        OSError: The file can't be written, or isn't ours: a symbolic link or
-            another user's.
+        OSError: The file can't be written, is a symbolic link, or belongs to
+            another user.
     """
     handler: logging.Handler
     formatter = logging.Formatter(_FORMAT)
@@ -104,13 +103,13 @@ def start(level: str, file: Path | None) -> None:
         )
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # What libraries say at INFO is of no use to those who run a mount.
+    # INFO messages of libraries don't help the users of a mount.
     for library in ("urllib3", "pyfuse3"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def report_uncaught() -> None:
-    """Log exceptions that nothing catches: in the background standard error is /dev/null."""
+    """Log uncaught exceptions: standard error is /dev/null in the background."""
     log = logging.getLogger("keepfs")
 
     def in_thread(error: threading.ExceptHookArgs) -> None:
@@ -125,7 +124,7 @@ def report_uncaught() -> None:
 
 
 def describe_tasks() -> str:
-    """Return the stack of every trio task, for whoever must find out why something waits."""
+    """Return the stack of every trio task, to diagnose what the mount waits for."""
     lines = []
     waiting = [trio.lowlevel.current_root_task()]
     while waiting:

@@ -1,8 +1,7 @@
-"""What is mounted where, who holds it busy, and how to take it away.
+"""Mount points: list mounts, find the processes that use one, unmount.
 
-Nothing here looks into a mount that may hang: what the kernel says in
-/proc/self/mountinfo is enough, and paths are resolved up to the mount point
-only.
+Nothing here accesses a mount, which may hang, except `is_dead`: the mounts are
+read from /proc/self/mountinfo, and paths are resolved up to the mount point only.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What the kernel calls a mount of ours.
+#: The type of a keepfs mount in /proc/self/mountinfo.
 FILE_SYSTEM_TYPE = "fuse.keepfs"
 
-# As many as the kernel follows.
+# The kernel's limit on symlinks in a path.
 _MAX_SYMLINKS = 40
-# Seconds: unmounting is quick, or hangs.
+# Seconds; unmounting either is quick or hangs.
 _UNMOUNT_TIMEOUT = 30.0
 
 
 class MountpointError(Exception):
-    """A mount point that can't be used; says why, and what to do."""
+    """A mount point can't be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class MountEntry:
     """One mount.
 
     Attributes:
-        mountpoint: Where.
-        device: `major:minor`; the minor names a FUSE connection.
+        mountpoint: Its path.
+        device: `major:minor`; the minor number identifies a FUSE connection.
         kind: The file system's type.
     """
 
@@ -47,12 +46,12 @@ class MountEntry:
 
 @dataclass(frozen=True, slots=True)
 class BusyProcess:
-    """A process that holds a mount busy.
+    """A process that uses a mount, so that the mount is busy.
 
     Attributes:
-        pid: Its number.
-        command: Its name.
-        path: What it holds: a file, or its working directory.
+        pid: The process id.
+        command: The name of its command.
+        path: A path that it uses: an open file or its working directory.
     """
 
     pid: int
@@ -61,9 +60,9 @@ class BusyProcess:
 
 
 def resolve(path: Path) -> Path:
-    """Return the absolute path of a mount point without touching what is mounted there.
+    """Return the absolute path of a mount point, without access to the mount itself.
 
-    Of a symlink, the path it leads to: that is the one the kernel will name.
+    Symlinks are followed, as in the path that the kernel lists.
     """
     for _ in range(_MAX_SYMLINKS):
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() looks into the mount
@@ -71,18 +70,18 @@ def resolve(path: Path) -> Path:
             return absolute
         path = Path(os.path.realpath(absolute.parent)) / absolute.name
         try:
-            # Asked of a mount point, the kernel answers itself: it isn't a symlink.
+            # For a mount point the kernel itself answers that it isn't a symlink.
             target = os.readlink(path)  # noqa: PTH115 - the text, not a path
         except OSError:
             return path
         path = path.parent / target
-    return path  # a loop, as whoever uses it will learn
+    return path  # a loop: using the path will fail with ELOOP
 
 
 def mounts() -> list[MountEntry]:
-    """Return every mount this process sees, those on top last."""
+    """Return every mount that this process sees; a mount on top of another comes later."""
     found = []
-    # Lines end in a newline, and nothing else: any other character may be part of a path.
+    # Split at newlines only: any other character may be part of a path.
     for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
         fields, separator, rest = line.partition(b" - ")
         if separator:
@@ -94,13 +93,13 @@ def mounts() -> list[MountEntry]:
 
 
 def mounted_at(mountpoint: Path) -> MountEntry | None:
-    """Return what is mounted at a resolved path, the topmost, or None."""
+    """Return the topmost mount at a resolved path, or None."""
     here = [entry for entry in mounts() if entry.mountpoint == mountpoint]
     return here[-1] if here else None
 
 
 def places_of(device: str) -> list[Path]:
-    """Return where a mount of ours is, by `major:minor`: a bind mount is a further place."""
+    """Return the mount points of a keepfs mount (`major:minor`), its bind mounts included."""
     return [
         entry.mountpoint
         for entry in mounts()
@@ -109,16 +108,16 @@ def places_of(device: str) -> list[Path]:
 
 
 def kind_of_device(device: int) -> str | None:
-    """Return the type of the file system with a device number, as st_dev has it, if mounted."""
+    """Return the type of the mounted file system with this st_dev, or None."""
     number = f"{os.major(device)}:{os.minor(device)}"
     return next((entry.kind for entry in mounts() if entry.device == number), None)
 
 
 def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
-    """See that a resolved path can be mounted on; nothing of ours is mounted there.
+    """Check that a resolved path can be mounted on; no keepfs mount may be there.
 
     Raises:
-        MountpointError: It can't; the message says what to do.
+        MountpointError: It can't be used; the message says what to do.
     """
     try:
         status = mountpoint.stat()
@@ -140,7 +139,7 @@ def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
 
 
 def check_fuse() -> None:
-    """See that this machine can mount FUSE file systems.
+    """Check that this machine can mount FUSE file systems.
 
     Raises:
         MountpointError: It can't; the message says what to do.
@@ -161,27 +160,27 @@ def check_fuse() -> None:
 
 
 def is_dead(mountpoint: Path) -> bool:
-    """Tell whether a mount's process has ended and left the mount behind.
+    """Return whether a mount's process has ended and left the mount behind.
 
-    Only for a mount whose process is known not to run: one that hangs would
-    hang this call.
+    Call it only if the mount's process doesn't run: a process that hangs would
+    block this call.
     """
     try:
-        os.statvfs(mountpoint)  # not stat: the kernel may still know what that said
+        os.statvfs(mountpoint)  # not stat: the kernel may answer that from its cache
     except OSError as error:
-        # Another user's living mount says EACCES.
+        # A live mount of another user fails with EACCES.
         return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False
 
 
 def detach(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmount; with `lazy`, at once, while open files go on working. Blocks.
+    """Unmount; with `lazy`, at once, while open files keep working. Blocks.
 
     Raises:
-        MountpointError: It is busy, or isn't ours to unmount.
+        MountpointError: It is busy, or this user may not unmount it.
     """
     if os.geteuid() == 0:
-        # -i: no helper; a mount of ours needs none.
+        # -i: run no umount helper; keepfs needs none.
         command = ["umount", "-i", *(["-l"] if lazy else []), str(mountpoint)]
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
@@ -200,7 +199,7 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
 def holders(entry: MountEntry) -> list[BusyProcess]:
     """Return the processes with open files or working directories in a mount.
 
-    Those of other users are seen by root alone.
+    Only root sees the processes of other users.
     """
     found = []
     for process in Path("/proc").iterdir():
@@ -223,7 +222,7 @@ def _held_paths(process: Path) -> list[str]:
         with contextlib.suppress(OSError):
             paths.append(os.readlink(link))  # noqa: PTH115 - the text, not a path
     with contextlib.suppress(OSError):
-        # Files that are mapped, though closed.
+        # Mapped files, which may be closed.
         for line in (process / "maps").read_bytes().split(b"\n"):
             _, slash, path = line.partition(b"/")
             if slash:

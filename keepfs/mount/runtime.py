@@ -1,8 +1,8 @@
-"""Run-time state: which mounts this machine runs, and which process serves them.
+"""Run files: which mounts run on this machine, and which process serves each.
 
-Each mount has a file in the runtime directory, named for its mount point. Its
-process holds a lock on the file for as long as it lives, so the lock, not the
-text, says whether it runs. Reading it never touches the mount.
+Each mount has a file in the runtime directory, named for its mount point. The
+mount's process locks the file while it lives, so the lock, not the text, shows
+whether it runs. Reading a run file never accesses the mount.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# Seconds until who only looks is sure to have looked.
+# Seconds between two attempts to lock a run file that another process is checking.
 _LOOKING = 0.01
 
 
-#: Seconds between two looks at a process that is to end.
+#: Seconds between two checks whether a process has ended.
 _LOOK_AGAIN = 0.02
 
 
@@ -42,12 +42,12 @@ class RunningMount:
     """A mount and its process.
 
     Attributes:
-        mountpoint: Where.
-        pid: Its process.
+        mountpoint: Its path.
+        pid: The id of its process.
         device: The minor number of its device, which names its connection
             under /sys/fs/fuse/connections; 0 while it is being mounted.
-        log_file: Where its process logs; empty for standard error.
-        state_dir: Where it keeps what must survive.
+        log_file: Its log file; empty for standard error.
+        state_dir: Its state directory: the catalog and the spilled files.
     """
 
     mountpoint: str
@@ -58,12 +58,12 @@ class RunningMount:
 
 
 def runtime_directory() -> Path:
-    """Return the directory of run-time files; made if need be, open to its owner alone.
+    """Return the directory of run files; create it with mode 0700 if it is missing.
 
     `/run/keepfs` for root, `$XDG_RUNTIME_DIR/keepfs` or `/tmp/keepfs-<uid>` for others.
 
     Raises:
-        PermissionError: The directory is somebody else's.
+        PermissionError: The directory belongs to another user.
     """
     uid = os.geteuid()
     home = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
@@ -76,7 +76,7 @@ def runtime_directory() -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.lstat()
     if status.st_uid != uid or not stat.S_ISDIR(status.st_mode):
-        raise PermissionError(f"{directory} belongs to somebody else; remove it")
+        raise PermissionError(f"{directory} belongs to another user; remove it")
     return directory
 
 
@@ -84,13 +84,13 @@ def runtime_directory() -> Path:
 def claim(
     mountpoint: Path, log_file: Path | None, state_dir: Path | None = None
 ) -> Iterator[Claim]:
-    """Be the one process that serves a mount point.
+    """Register this process as the one that serves a mount point, until exit.
 
-    Files that killed processes left are removed on the way.
+    Removes the run files of killed processes.
 
     Raises:
-        AlreadyServedError: Another one is, and which.
-        OSError: The run file can't be made, or isn't ours.
+        AlreadyServedError: Another process serves it; the message has its pid.
+        OSError: The run file can't be created, or belongs to another user.
     """
     path = _run_file(mountpoint)
     _remove_stale(path)
@@ -102,11 +102,11 @@ def claim(
             os.close(descriptor)
             if not _is_locked(path):
                 time.sleep(_LOOKING)
-                continue  # somebody only looks whether there is one
+                continue  # the lock was a short check by another process
             other = _read_run_file(path)
             who = f"process {other.pid}" if other else "another process"
             raise AlreadyServedError(f"{mountpoint} is already mounted, by {who}") from None
-        # The one who held it before removes it at the end; then this isn't the file any more.
+        # The previous owner unlinks the file when it ends; then this isn't the run file any more.
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # noqa: PTH116 - paired
                 break
@@ -121,16 +121,16 @@ def claim(
 
 
 def _remove_stale(mine: Path) -> None:
-    """Remove the files of processes that don't live any more."""
+    """Remove the run files of processes that have ended."""
     for path in mine.parent.glob("*.json"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if path != mine:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()  # while it is locked: nobody takes it up meanwhile
+                path.unlink()  # while locked, so that no process can claim it
 
 
 class Claim:
-    """This process's hold on a mount point; made by `claim`."""
+    """This process's registration for a mount point; made by `claim`."""
 
     def __init__(
         self, descriptor: int, mountpoint: Path, log_file: str, state_dir: str = ""
@@ -141,7 +141,7 @@ class Claim:
         self._state_dir = state_dir
 
     def write(self, device: int) -> None:
-        """Let others know the process, and its mount's device."""
+        """Write the process and the minor device number of its mount to the run file."""
         mount = RunningMount(
             str(self._mountpoint), os.getpid(), device, self._log_file, self._state_dir
         )
@@ -166,7 +166,7 @@ def find_device(device: str) -> RunningMount | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Tell whether a process is stopped, by a signal or a debugger: it answers nothing."""
+    """Return whether a process is stopped, by a signal or a debugger."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -175,10 +175,10 @@ def is_stopped(pid: int) -> bool:
 
 
 def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
-    """Wait until no process serves the mount point; tell whether it came to that.
+    """Block until no process serves the mount point; return False if `patience` ran out.
 
     Args:
-        mountpoint: Where.
+        mountpoint: The resolved mount point.
         patience: Seconds to wait at most.
     """
     deadline = time.monotonic() + patience

@@ -1,4 +1,4 @@
-"""The composition root: builds every part bottom-up, mounts, serves, drains, unmounts."""
+"""Composition root of a mount: builds its parts, mounts, serves, drains and unmounts."""
 
 from __future__ import annotations
 
@@ -52,39 +52,39 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Requests answered at once. pyfuse3's own limit of 99 lets the hundredth
-#: waiting one stop the whole mount; a task costs little.
+#: Requests handled concurrently. With pyfuse3's default of 99, 99 requests that
+#: wait would block the whole mount; a task costs little.
 _MAX_TASKS = 1000
-#: Seconds between two looks at the length of the catalog's log.
+#: Seconds between two checkpoints of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
-#: How pyfuse3's loop is restarted: nobody is answered until it is, but without
-#: memory it fails at once. After some five minutes of it the mount ends.
+#: Restarts of pyfuse3's loop: no request is answered until it runs, but without
+#: memory it fails at once. After about five minutes of failures the mount ends.
 _LOOP_BACKOFF, _MOST_LOOP_FAILURES = Backoff(first=0.1, cap=5.0), 64
 
 
 def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
-    """Mount, serve until unmounted or told to end, and unmount. Blocks, in the main thread.
+    """Mount, serve until unmounted or signalled, and unmount. Blocks; main thread only.
 
     Args:
-        options: How to mount.
-        reporter: Told once that the mount answers, or why it can't.
-        foreground: Log to standard error, unless a file is named.
+        options: The mount's options.
+        reporter: Called once: when the mount answers, or when mounting failed.
+        foreground: Log to standard error, unless a log file is set.
 
     Returns:
-        The exit code: 0, or 1 if there was no mount or something is not stored.
+        The exit code: 0, or 1 if mounting failed or a file is not stored.
     """
     try:
         return _serve(options, reporter, foreground=foreground)
     except BaseException:
-        # In the background nobody sees the traceback but the log.
+        # In the background the traceback can be seen in the log only.
         _log.critical("the mount ended unexpectedly", exc_info=True)
         raise
 
 
 def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
-    """Do the same; what is expected to fail is reported, anything else raised."""
+    """Do the work of `run`; report expected errors, raise others."""
     log_file = options.log_file
     if log_file is None and not foreground:
         log_file = options.state_dir / "log"
@@ -121,7 +121,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         ArgumentError,
         KeepRequestError,
         OSError,
-    ) as failures:  # a group, where it comes from among trio's tasks
+    ) as failures:  # errors of trio's tasks come in groups
         reason = _in_words(_first_of(failures))
         _log.error("%s", reason)
         reporter.failed(str(reason))
@@ -129,7 +129,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
 
 
 def _check_paths(options: MountOptions, log_file: Path | None) -> None:
-    """See that nothing the mount needs lies in itself: it would wait for itself for ever."""
+    """Check that no path that the mount uses is inside the mount: it would deadlock."""
     needed = {
         "the local store": options.store.local_store,
         "the state directory": options.state_dir,
@@ -138,7 +138,7 @@ def _check_paths(options: MountOptions, log_file: Path | None) -> None:
     for what, path in needed.items():
         if path is not None and path.resolve().is_relative_to(options.mountpoint):
             raise fuse.MountError(
-                f"{what} {path} lies in the mount point {options.mountpoint}: take another place"
+                f"{what} {path} is inside the mount point {options.mountpoint}: use another path"
             )
 
 
@@ -151,7 +151,7 @@ def _open_catalog(options: MountOptions) -> Catalog:
 
 
 def _prepare(options: MountOptions) -> None:
-    """See that the mount point is free; a dead mount of ours is cleared away."""
+    """Check that the mount point is free; detach a dead keepfs mount."""
     mountpoint.check_fuse()
     while (entry := mountpoint.mounted_at(options.mountpoint)) is not None:
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE:
@@ -206,7 +206,7 @@ class _Mount:
         with trio.open_signal_receiver(*ENDS, *OTHERS) as signals:
             code = await self._serve(signals)
             # Keep the handlers installed until exit: a late signal must not kill
-            # the drain. Those that came are handled.
+            # the drain. Signals that arrived are consumed.
             with trio.move_on_after(0):
                 async for _ in signals:
                     pass
@@ -243,7 +243,7 @@ class _Mount:
                     with serving:
                         await self._serve_mounted(operations, serving)
                 finally:
-                    # Whatever ended it: what is not stored is safe before the process ends.
+                    # Whatever the cause: unstored files are safe before the process ends.
                     with trio.CancelScope(shield=True):
                         if self._was_mounted:
                             await _drain_into_store(drain)
@@ -348,7 +348,7 @@ class _Mount:
         return CollectionFolder(live, inode=ROOT_INODE)
 
     def _lookup(self) -> Lookup:
-        """Choose how to look names up: a directory is asked, not read, for a name."""
+        """Return how names are looked up; by default HEAD for a local store, FETCH otherwise."""
         if self._options.lookup is not None:
             return Lookup(self._options.lookup)
         return Lookup.HEAD if self._options.store.local_store else Lookup.FETCH
@@ -358,7 +358,7 @@ class _Mount:
         return Metadata(mode, owner.uid, owner.gid, owner.mtime_ns)
 
     async def _announce(self) -> None:
-        """Report ready when the mount answers, asked like any client: from outside this thread."""
+        """Report ready once a stat of the mount, made in a worker thread, is answered."""
         with trio.fail_after(_READY_TIMEOUT):
             status = await trio.to_thread.run_sync(
                 os.stat, self._options.mountpoint, abandon_on_cancel=True
@@ -366,8 +366,8 @@ class _Mount:
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         fuse.allow_background(status.st_dev)
-        # Modules and what else is left now stay to the end: no full collection need go
-        # through them again, 20 ms in which everybody waits.
+        # Modules and the other objects of now live until exit. Freezing them saves the
+        # full collections 20 ms each, in which no request is answered.
         gc.collect()
         gc.freeze()
         _log.info("the mount on %s answers", self._options.mountpoint)
@@ -375,17 +375,17 @@ class _Mount:
         systemd.notify(f"READY=1\nSTATUS=Serving {self._options.mountpoint}")
 
     async def _keep_catalog_short(self) -> None:
-        """Move what the catalog's log has into the catalog, now and then."""
+        """Checkpoint the catalog's log every few seconds."""
         while True:
             await trio.sleep(_CHECKPOINT_INTERVAL)
             try:
-                # A disk that hangs must not keep the drain from beginning.
+                # A disk that hangs must not delay the drain.
                 await trio.to_thread.run_sync(self._catalog.checkpoint, abandon_on_cancel=True)
             except OSError as error:
                 _log.warning("%s", error)
 
     async def _remove_leftovers(self) -> None:
-        """Remove what killed writers left in a local store."""
+        """Remove the temporary files of killed writers from a local store."""
         store = self._options.store.local_store
         if store is not None and not self._options.read_only:
             count = 0
@@ -398,7 +398,7 @@ class _Mount:
 
 
 async def _drain_into_store(drain: Drain) -> None:
-    """Store what isn't stored. Whatever fails in it, the rest is still to be spilled."""
+    """Store the unstored files. Log any error: the remaining files must still be spilled."""
     try:
         await drain.store()
     except Exception:  # noqa: BLE001 - logged
@@ -406,7 +406,7 @@ async def _drain_into_store(drain: Drain) -> None:
 
 
 class _Loop:
-    """pyfuse3's loop, which may be run again after it has failed."""
+    """pyfuse3's loop, which can be restarted after a failure."""
 
     def __init__(self) -> None:
         self._has_failed = False
@@ -420,14 +420,14 @@ class _Loop:
 
 
 def _why_ended(path: Path) -> str:
-    """Say why the kernel sends no more requests."""
+    """Return why the kernel sends no more requests, as text."""
     if mountpoint.mounted_at(path) is None:
         return f"{path} has been unmounted"
     return f"the kernel ended the connection of {path}: it was aborted"
 
 
 def _in_words(error: BaseException) -> str:
-    """Say what went wrong, a file's name first."""
+    """Return the message of an error, with the file's name first if it has one."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

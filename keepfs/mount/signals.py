@@ -1,4 +1,4 @@
-"""Signals: what a mount does when it gets one.
+"""Signals: the handlers of a mount's signals.
 
 For the trio thread only.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The signals that end a mount, and those that do something else.
+#: The signals that end a mount, and the others that are handled.
 ENDS = (signal.SIGTERM, signal.SIGINT)
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -32,16 +32,16 @@ OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 class Signals:
     """Handles the signals of a mount.
 
-    SIGTERM or SIGINT stores what isn't stored, then ends serving; a second one
-    stops storing and spills. SIGHUP reads the token again, SIGUSR1 retries what
-    failed and renews what is stored, at once, SIGUSR2 logs what every task waits for.
+    SIGTERM or SIGINT stores the unstored files, then ends serving; a second one
+    stops storing and spills. SIGHUP reloads the token, SIGUSR1 retries the failed
+    files and renews the stored ones at once, SIGUSR2 logs the stack of every task.
 
     Args:
-        signals: As they come, to the very end of the mount.
-        store: Whose token may be read again.
-        failed: What may be retried.
-        renew: Has what is stored renewed at once.
-        drain: Stores and spills.
+        signals: The signal numbers, until the end of the mount.
+        store: The store whose token SIGHUP reloads.
+        failed: The failed files that SIGUSR1 retries.
+        renew: Renews everything that is stored at once.
+        drain: Stores and spills unstored files.
         serving: Cancelled to end serving.
     """
 
@@ -84,7 +84,7 @@ class Signals:
                         nursery.start_soon(supervised, "storing before the end", self._end)
 
     async def _renew(self) -> None:
-        # A token file on a disk that hangs must not keep later signals waiting.
+        # A token file on a disk that hangs must not delay later signals.
         await trio.to_thread.run_sync(self._store.renew, abandon_on_cancel=True)
 
     async def _end(self) -> None:
@@ -96,6 +96,6 @@ class Signals:
 
 
 def stopping(drain_timeout: float) -> str:
-    """Tell a service manager that the mount ends, and how long it may take at most."""
+    """Return the sd_notify(3) state for a mount that ends, with its longest duration."""
     longest = drain_timeout + GRACE
     return f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(longest * 1e6)}"

@@ -1,4 +1,4 @@
-"""READY and STOPPING for a service manager that listens on $NOTIFY_SOCKET."""
+"""Notifications (READY, STOPPING) to a service manager that listens on $NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 
 
 def notify(state: str) -> bool:
-    """Tell the service manager, if there is one; `state` as in sd_notify(3).
+    """Send `state` (sd_notify(3)) to the service manager, if there is one.
 
     Returns:
-        Whether anyone was told.
+        Whether it was sent.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

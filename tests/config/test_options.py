@@ -42,7 +42,7 @@ def test_a_size_is_read_as_people_write_it(text: str, size: int) -> None:
     "text", ["", "M", "-1", "1e3", "1 000", "256MM", "1P", ".5", "5.", "٣", "1\n2", "0x10", "inf"]
 )
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match="write 256M"):
+    with pytest.raises(ValueError, match="write it as 256M"):
         parse_size(text)
 
 
@@ -120,11 +120,11 @@ def test_a_configuration_file_has_options_of_the_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"coppies = 3", "unknown key 'coppies'; there are: allow-other, cache-size, collection"),
-        (b"copies", "can't use"),
-        (b"\xff", "can't use"),
-        (b"copies = [1, 2]", "copies is one value, not a list"),
-        (b"[copies]\na = 1", "copies is one value, not a dict"),
+        (b"coppies = 3", "unknown key 'coppies'; valid keys: allow-other, cache-size, collection"),
+        (b"copies", "can't read"),
+        (b"\xff", "can't read"),
+        (b"copies = [1, 2]", "copies is a list; write a single value"),
+        (b"[copies]\na = 1", "copies is a dict; write a single value"),
     ],
 )
 def test_a_configuration_file_that_cannot_be_meant_is_refused(
@@ -139,7 +139,7 @@ def test_a_configuration_file_that_cannot_be_meant_is_refused(
 
 
 def test_a_configuration_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionsError, match="can't use"):
+    with pytest.raises(OptionsError, match="can't read"):
         read_config_file(tmp_path)
 
 

@@ -170,7 +170,7 @@ async def test_fewer_bytes_than_the_size_are_never_returned() -> None:
     async with directory_of(store) as by_id:
         file = await found(by_id, FOO.split("+", maxsplit=1)[0])
 
-        with pytest.raises(KeepReadError, match="has 3 bytes, was said to have 8"):
+        with pytest.raises(KeepReadError, match="has 3 bytes, expected 8"):
             await file.read(0, 8)
 
 

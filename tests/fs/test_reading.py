@@ -157,7 +157,7 @@ async def test_a_block_of_another_size_is_an_error() -> None:
     file = File(store)
     async with file.reading(store):
         assert file.reader is not None
-        with pytest.raises(KeepReadError, match="was said to have 5"):
+        with pytest.raises(KeepReadError, match="expected 5"):
             await file.reader.read(0, file.locators[0], 5, 0, 5)
 
 

@@ -364,7 +364,7 @@ def scripted(answer: bytes) -> Iterator[str]:
         ),
         (
             b"HTTP/1.1 200 OK\r\nnonsense without a colon\r\nContent-Length: 3\r\n\r\nfoo",
-            lambda got: "a header that is none of HTTP" in str(got),
+            lambda got: "an invalid header line" in str(got),
         ),
         (b"HTTP/1.0 200 OK\r\n\r\nfoo", lambda got: got == b"foo"),
         (

@@ -207,4 +207,4 @@ def test_users_have_runtime_directories_of_their_own() -> None:
 
     assert at_home == f"{home}/keepfs"
     assert elsewhere == str(theirs)
-    assert seized == f"{theirs} belongs to somebody else; remove it"
+    assert seized == f"{theirs} belongs to another user; remove it"

@@ -128,7 +128,7 @@ def test_unmounting_what_is_not_mounted_is_an_error(unmounted: KeepfsMount) -> N
 
     assert "nothing is mounted" in the_one_line(unmounted.unmount())
     proc = keepfs("unmount", "/proc", env=unmounted.environment)
-    assert "isn't a mount of keepfs" in the_one_line(proc)
+    assert "isn't a keepfs mount" in the_one_line(proc)
 
 
 def test_a_busy_mount_stays_and_its_holders_are_named(mount: KeepfsMount) -> None:
@@ -137,7 +137,7 @@ def test_a_busy_mount_stays_and_its_holders_are_named(mount: KeepfsMount) -> Non
         line = the_one_line(mount.unmount())
 
     assert "is busy" in line
-    assert f"(process {os.getpid()}) has {mount.upload / 'file'}" in line
+    assert f"(process {os.getpid()}) uses {mount.upload / 'file'}" in line
     assert (mount.path / "README").exists()
 
 
@@ -154,7 +154,7 @@ def test_bind_mounts_are_named_and_the_last_to_go_ends_the_process(unmounted: Ke
     try:
         for _ in range(2):  # the second time it isn't mounted there any more
             line = the_one_line(unmounted.unmount())
-            assert f"since bind mounts are left: umount {places[0]} {places[1]}" in line
+            assert f"because bind mounts are left; run: umount {places[0]} {places[1]}" in line
         assert (places[0] / "file").read_bytes() == b"content"
         for place in places:
             assert Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -434,7 +434,7 @@ def test_nothing_the_mount_needs_may_lie_in_it(unmounted: KeepfsMount, what: str
 
     line = the_one_line(unmounted.try_mount())
 
-    assert "lies in the mount point" in line
+    assert "is inside the mount point" in line
     assert list(unmounted.path.iterdir()) == []
 
 

@@ -394,7 +394,7 @@ def test_a_token_file_is_read_again_when_the_token_is_refused(
 
     assert os.getxattr(mount.upload / "after", "user.keep.state") == b"stored"
     log = mount.log_file.read_text()
-    assert "the token has been read again" in log
+    assert "the token was reloaded" in log
     assert "o" * 41 not in log
     assert "n" * 41 not in log
 
@@ -413,7 +413,7 @@ def test_a_hangup_reads_the_settings_again(
 
     os.kill(unmounted.pid(), signal.SIGHUP)
 
-    wait_until(lambda: "the token has been read again" in unmounted.log_file.read_text())
+    wait_until(lambda: "the token was reloaded" in unmounted.log_file.read_text())
     (unmounted.upload / "file").write_bytes(b"with the new one")
     (entry, *_) = proxy.log("PUT")
     assert dict(entry.headers)["Authorization"] == f"Bearer {_NEW}"

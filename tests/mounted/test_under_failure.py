@@ -459,7 +459,7 @@ def test_a_damaged_spill_record_keeps_no_other_from_being_restored(
     over.mount()
 
     assert len(os.listdir(over.upload)) == 2
-    assert "no spill record that can be used" in over.log_file.read_text()
+    assert "not a usable spill record" in over.log_file.read_text()
     assert (first / "about.json").exists()
 
 

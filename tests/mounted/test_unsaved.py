@@ -176,7 +176,7 @@ def test_what_is_aside_can_be_exported_and_dropped(
     # A wrong name doesn't keep the others from being dropped.
     dropped = unsaved(over, "drop", "none", name)
     assert dropped.returncode == 1
-    assert b"no unsaved file is called none" in dropped.stderr
+    assert b"there is no unsaved file none" in dropped.stderr
     assert unsaved(over, "list").stdout == b""
     done = unsaved(over, "retry")
     assert done.returncode == 1

@@ -1,1 +1,1 @@
-"""What is written through upload/: staged, stored, recorded, and kept where it can't be stored."""
+"""upload/: staging of written files, their storing, the catalog, retry and spilling."""

@@ -6,10 +6,10 @@ system, not to the disk: that survives a crash of keepfs, and takes some 50 µs,
 so the trio thread may wait for it. `sync` makes what is committed survive a
 power cut; it takes as long as the disk does, so it is for worker threads.
 
-Of a file only its stored version is here; what isn't stored yet has no entry,
-or that of the version before.
+Only the stored version of a file is recorded. A file that isn't stored yet has no
+entry, or the entry of the version before.
 
-A damaged entry is reported once in the log, and hides no other: it is listed,
+A damaged entry is reported once in the log, and affects no other: it is listed,
 and reading it fails.
 """
 
@@ -56,23 +56,23 @@ _LONG_LOG = 4 * 2**20
 
 
 class CatalogError(Exception):
-    """The catalog can't be used; one line says why, and what to do."""
+    """The catalog can't be used; the message is one line: why, and what to do."""
 
 
 class Catalog:
     """The names of one mount's upload/.
 
-    For one thread at a time, but for `sync` and `checkpoint`.
+    For one thread at a time, except `sync` and `checkpoint`.
 
     Args:
-        path: The database; made if need be. None for one in memory.
-        store: Which store the blocks are in; a catalog belongs to one, as
-            soon as it has an entry.
-        owner: User and group that entries have, where they aren't None.
+        path: The database, created if missing. None for one in memory.
+        store: The name of the store of the blocks; a catalog belongs to one store
+            once it has an entry.
+        owner: User and group of all entries, unless None.
 
     Raises:
-        CatalogError: Another mount has it, or it is another store's, or a
-            newer version's, or damaged, or another user's, or a symbolic link.
+        CatalogError: The catalog is in use, of another store, of a newer version,
+            damaged, of another user, or a symbolic link.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Catalog:
         return self._database.execute(query, (ROOT,)).fetchone() is not None
 
     def close(self) -> None:
-        """End; what is committed is on the disk then."""
+        """Close the database; all commits are on the disk then."""
         self._database.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -144,25 +144,25 @@ class Catalog:
     # --- reading ------------------------------------------------------------
 
     def root(self) -> Metadata | None:
-        """Return what is known of upload/ itself; None at the very first."""
+        """Return the metadata of upload/ itself; None if the catalog is new."""
         row = self._one(f"SELECT {COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
-        # A damaged one is made anew.
+        # A damaged one is replaced.
         return None if row is None or damage_of(row) else self._entry(row).metadata
 
     def child(self, parent: int, name: str) -> Entry | None:
-        """Return an entry of a directory, if there is one of that name."""
+        """Return the entry with this name in a directory, or None."""
         query = f"SELECT {COLUMNS} FROM entries WHERE parent = ? AND name = ?"  # noqa: S608
         row = self._one(query, parent, os.fsencode(name))
         return None if row is None else self._entry(row)
 
     def names(self, parent: int, after: bytes, most: int) -> list[bytes]:
-        """Return the names in a directory that follow one, in the order of their bytes."""
+        """Return at most `most` names of a directory that follow `after`, in byte order."""
         query = "SELECT name FROM entries WHERE parent = ? AND name > ? ORDER BY name LIMIT ?"
         with as_os_errors():
             return [name for (name,) in self._database.execute(query, (parent, after, most))]
 
     def has_children(self, parent: int) -> bool:
-        """Tell whether a directory has entries."""
+        """Return whether a directory has entries."""
         return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
     def mode(self, number: int) -> object:
@@ -205,7 +205,7 @@ class Catalog:
         return "/".join(reversed(names))
 
     def target(self, number: int) -> bytes:
-        """Return what a symlink points to."""
+        """Return the target of a symlink."""
         row = self._one("SELECT content FROM entries WHERE number = ?", number)
         return b"" if row is None else row[0]
 
@@ -213,7 +213,7 @@ class Catalog:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """Make the changes within one transaction: all of them, or none.
+        """Run the changes of the body in one transaction: all of them, or none.
 
         Raises:
             OSError: They couldn't be written.
@@ -224,7 +224,7 @@ class Catalog:
                 yield
                 self._database.execute("COMMIT")
             except BaseException:
-                # SQLite itself rolls back after some errors; a second time would hide the first.
+                # After some errors SQLite has rolled back; a second rollback would hide them.
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
@@ -232,7 +232,7 @@ class Catalog:
     def add(
         self, parent: int, name: str, metadata: Metadata, size: int = 0, content: bytes = b""
     ) -> int:
-        """Put an entry in, in place of one of that name; return its number."""
+        """Add an entry, in place of one with this name; return its number."""
         self.remove(parent, name)
         values = (parent, os.fsencode(name), *values_of(metadata), size, content)
         found = self._database.execute(
@@ -243,7 +243,7 @@ class Catalog:
         return found.lastrowid or 0
 
     def add_root(self, metadata: Metadata) -> None:
-        """Put upload/ itself in."""
+        """Add upload/ itself."""
         self._database.execute(
             "INSERT OR REPLACE INTO entries VALUES (?, 0, x'', ?, ?, ?, ?, ?, ?, 0, x'')",
             (ROOT, *values_of(metadata)),
@@ -252,14 +252,14 @@ class Catalog:
     def add_file(
         self, parent: int, name: str, metadata: Metadata, receipts: Sequence[Receipt]
     ) -> int:
-        """Put a stored file in, in place of an entry of that name; return its number."""
+        """Add a stored file, in place of an entry with this name; return its number."""
         size = sum(receipt.locator.size or 0 for receipt in receipts)
         number = self.add(parent, name, metadata, size, receipts_as_text(receipts))
         self.on_version(number)
         return number
 
     def set_version(self, number: int, metadata: Metadata, receipts: Sequence[Receipt]) -> None:
-        """Note a file's new version."""
+        """Record a file's new version."""
         size = sum(receipt.locator.size or 0 for receipt in receipts)
         self._database.execute(
             "UPDATE entries SET size = ?, content = ? WHERE number = ?",
@@ -317,7 +317,7 @@ class Catalog:
         return self._database.total_changes
 
     def set_metadata(self, number: int, metadata: Metadata) -> None:
-        """Note an entry's mode, owner and times."""
+        """Record an entry's mode, owner and times."""
         self._database.execute(
             "UPDATE entries SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?,"
             " ctime_ns = ? WHERE number = ?",
@@ -325,7 +325,7 @@ class Catalog:
         )
 
     def move(self, number: int, parent: int, name: str) -> None:
-        """Give an entry another name, in place of an entry that has it."""
+        """Move an entry to another name, in place of an entry with that name."""
         self.remove(parent, name)
         self._database.execute(
             "UPDATE entries SET parent = ?, name = ? WHERE number = ?",
@@ -333,7 +333,7 @@ class Catalog:
         )
 
     def exchange(self, number: int, other: int) -> None:
-        """Let two entries change places."""
+        """Exchange the places of two entries."""
         places = [
             self._database.execute(
                 "SELECT parent, name FROM entries WHERE number = ?", (each,)
@@ -346,13 +346,13 @@ class Catalog:
             )
 
     def remove(self, parent: int, name: str) -> None:
-        """Take an entry out, if there is one of that name."""
+        """Remove the entry with this name, if there is one."""
         self._database.execute(
             "DELETE FROM entries WHERE parent = ? AND name = ?", (parent, os.fsencode(name))
         )
 
     def mark_obsolete(self, spilled: str) -> None:
-        """Note, within a change, that a spill record must not be restored any more."""
+        """Record, within a `change`, that a spill record must not be restored any more."""
         self._database.execute("INSERT OR IGNORE INTO obsolete_spills VALUES (?)", (spilled,))
 
     def obsolete_spills(self) -> set[str]:
@@ -361,22 +361,22 @@ class Catalog:
             return {name for (name,) in self._database.execute("SELECT * FROM obsolete_spills")}
 
     def forget_obsolete(self, spilled: Iterable[str]) -> None:
-        """Forget spill records that are deleted."""
+        """Remove the marks of spill records that were deleted."""
         with self.change():
             self._database.executemany(
                 "DELETE FROM obsolete_spills WHERE name = ?", ((each,) for each in spilled)
             )
 
     def sync(self) -> None:
-        """Return when everything committed is on the disk. Blocks; any thread may call it.
+        """Sync all commits to the disk. Blocks; any thread may call it.
 
         Raises:
             OSError: It couldn't be written.
         """
         if self._path is None:
             return
-        # What is committed is in the log; a checkpoint syncs the log before it
-        # moves anything out of it.
+        # Commits are in the log; a checkpoint syncs the log before it moves
+        # anything out of it.
         with contextlib.suppress(FileNotFoundError):
             log = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -385,7 +385,7 @@ class Catalog:
                 os.close(log)
 
     def checkpoint(self) -> None:
-        """Move what is committed out of the log, once that is long. Blocks; for any thread."""
+        """Checkpoint the log if it exceeds 4 MiB. Blocks; any thread may call it."""
         if self._path is None:
             return
         with contextlib.suppress(FileNotFoundError), as_os_errors():
@@ -415,9 +415,9 @@ class Catalog:
 
 
 def _check_private(path: Path) -> None:
-    """Make the catalog's file if need be, for this user alone; refuse what is another's.
+    """Create the catalog's file, with mode 0600, if missing; refuse another user's files.
 
-    SQLite opens its files by their names, and would follow a symbolic link.
+    SQLite opens its files by name, and would follow a symbolic link.
     """
     privacy.make_directory(path.parent)
     for suffix in ("-wal", "-shm", "-journal"):
@@ -426,7 +426,7 @@ def _check_private(path: Path) -> None:
 
 
 def _locked(path: Path) -> int:
-    """Hold the catalog for this process alone, until the descriptor is closed."""
+    """Lock the catalog for this process, until the returned descriptor is closed."""
     descriptor = privacy.open_file(f"{path}.lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

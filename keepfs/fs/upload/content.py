@@ -1,6 +1,6 @@
-"""Content: what a file of upload/ consists of, slot by slot.
+"""Content: the slots, stored blocks and holes of a file of upload/.
 
-For the trio thread only; nothing here waits.
+For the trio thread only; nothing here blocks.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 class Content:
     """The bytes of a file: slots that were used, blocks of the stored version, and holes.
 
-    Invariant: the bytes at a place are those of the used slot, if there is
-    one; else those of the block in `base`; else zeros. Only the last block of
-    `base` may be shorter than its slot: zeros follow. So a sparse file of any
-    length has few slots.
+    Invariant: the bytes of a slot are those of the used slot if there is one, else
+    those of the block in `base` if there is one, else zeros. Only the last block of
+    `base` may be shorter than its slot: it is padded with zeros. So a sparse file of
+    any length has few slots.
 
     Args:
-        staging: Where slots have their memory.
-        size: Bytes.
-        receipts: The blocks of the stored version; none for a file without one.
+        staging: Provides the memory of the slots.
+        size: The size of the file, in bytes.
+        receipts: The blocks of the stored version; empty without one.
 
     Attributes:
-        size: Bytes.
+        size: The size of the file, in bytes.
         used: The slots that were used, by their numbers.
         base: The stored blocks of the slots that aren't in `used`.
         receipts: The blocks of the last stored version.
-        cuts: How often the content was cut: a store that began before a cut
-            must not become the base.
+        cuts: The number of cuts: a version whose store began before a cut must not
+            become the base.
     """
 
     __slots__ = ("_staging", "base", "cuts", "receipts", "size", "used")
@@ -55,10 +55,10 @@ class Content:
 
     @classmethod
     def restored(cls, staging: Staging, pieces: Sequence[Piece]) -> Content:
-        """Make the content that a spill record has.
+        """Make the content of a spill record.
 
         Raises:
-            MemoryError: There is none for the staged bytes; nothing stays staged.
+            MemoryError: No memory for the staged bytes; nothing remains staged.
         """
         made = cls(staging, sum(piece.length for piece in pieces))
         try:
@@ -76,7 +76,7 @@ class Content:
 
     @property
     def count(self) -> int:
-        """Slots that the size makes: an empty file has one."""
+        """The number of slots of the file; 1 if it is empty."""
         return max(1, -(-self.size // self._staging.block_size))
 
     @property
@@ -91,12 +91,12 @@ class Content:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the last attempt to store one of the slots failed, or None."""
+        """The error of the last attempt to store one of the slots, or None."""
         failures = (slot.failure for slot in self.used.values())
         return next((each for each in failures if each is not None), None)
 
     def ranges(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Cut a range at the borders of slots: (slot's number, begin and end in the slot)."""
+        """Split a range at the borders of slots: (slot's number, begin and end in the slot)."""
         block_size = self._staging.block_size
         while offset < end:
             number, begin = divmod(offset, block_size)
@@ -105,7 +105,7 @@ class Content:
             offset += stop - begin
 
     def slot(self, number: int) -> Slot:
-        """Return a slot, which is used from now on."""
+        """Return a slot; create it if it wasn't used."""
         slot = self.used.get(number)
         if slot is None:
             receipt = self.base[number] if number < len(self.base) else None
@@ -113,25 +113,25 @@ class Content:
         return slot
 
     def may_have_bytes(self, number: int) -> bool:
-        """Tell whether a slot may be other than a hole."""
+        """Return whether a slot may be other than a hole."""
         return number in self.used or number < len(self.base)
 
     def locator_at(self, number: int) -> KeepLocator | None:
-        """Return the stored block that has a slot's bytes, or the first of them; None without."""
+        """Return the locator of the block with a slot's bytes or the first of them, or None."""
         slot = self.used.get(number)
         if slot is not None:
             return slot.locator
         return self.base[number].locator if number < len(self.base) else None
 
     def slots_to_store(self) -> dict[int, Slot]:
-        """Return, by their numbers, the slots that were used or may be no whole block."""
+        """Return, by number, the slots that were used or may not be a whole block."""
         count = self.count
         numbers = {number for number in self.used if number < count}
         numbers |= {count - 1, *([len(self.base) - 1] if self.base else [])}
         return {number: self.slot(number) for number in sorted(numbers)}
 
     def pieces(self) -> list[Piece]:
-        """Return what the file consists of, slot by slot; staged bytes aren't copied."""
+        """Return the content of each slot; staged bytes aren't copied."""
         slots = self.slots_to_store()
         block_size = self._staging.block_size
         whole = {id(each): Piece(block_size, each) for each in distinct(self.base)}
@@ -142,19 +142,19 @@ class Content:
         return pieces
 
     def extend(self, size: int) -> None:
-        """Let the content end in zeros up to `size`, if it is shorter."""
+        """Pad the content with zeros to `size`, if it is shorter."""
         if size > self.size:
             self.size = size
             for number, slot in self.used.items():
                 slot.extend(self._length_at(number))
 
     def note_written(self, begin: int, end: int) -> None:
-        """Note that a slot was written to, at these offsets in the file: all before are there."""
+        """Update the sizes after a write to a slot, at these offsets in the file."""
         self.extend(begin)
         self.size = max(self.size, end)
 
     def cut(self, size: int) -> None:
-        """Drop what lies beyond `size`; the slot that it falls into was cut before."""
+        """Drop all bytes beyond `size`; the caller has cut the slot that contains `size`."""
         block_size = self._staging.block_size
         for number in [each for each in self.used if each * block_size >= size]:
             self.used.pop(number).drop()
@@ -163,7 +163,7 @@ class Content:
         self.size = size
 
     def take_version(self, receipts: tuple[Receipt, ...], cuts: int) -> None:
-        """Note the stored version, and base on it what wasn't cut since.
+        """Set the stored version; it becomes the base unless the content was cut since.
 
         Args:
             receipts: The version's blocks.
@@ -181,7 +181,7 @@ class Content:
             slot.take_locator(relabelled)
 
     def drop(self) -> None:
-        """Let the staged bytes go for good."""
+        """Release the staged bytes for good."""
         for slot in self.used.values():
             slot.drop()
 

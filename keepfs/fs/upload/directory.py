@@ -1,8 +1,8 @@
-"""upload/: files and folders; what is closed here is stored, and found again at the next mount.
+"""upload/: its directories; closed files are stored, and the next mount lists them again.
 
-The catalog has the entries. A node is in memory while the kernel knows it, it
-is open or not stored; it counts, whatever version the catalog has of its name.
-The catalog is changed first, then memory, without an await in between.
+The catalog has the entries. A node is in memory while the kernel knows it, while it
+is open, or until it is stored; it takes precedence over the catalog's version of its
+name. The catalog is changed first, then memory, without an await in between.
 
 For the trio thread only.
 """
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
-#: Longest name, in bytes, as on local disks.
+#: Longest name, in bytes, as in local file systems.
 MAX_NAME = 255
-#: Names that a listing takes from the catalog at once: a few tenths of a millisecond.
+#: Names that a listing reads from the catalog at a time: a few tenths of a millisecond.
 _CHUNK = 500
-#: A number that the catalog gives to nothing.
+#: A number that the catalog never assigns.
 _NOWHERE = -2
 
 
@@ -55,11 +55,11 @@ class UploadDirectory(DirectoryNode):
     """A directory of upload/, and upload/ itself.
 
     Args:
-        metadata: What `stat` says of it.
-        staging: Where its files' bytes are until they are stored.
-        on_stored: Called with each stored block's receipt and its file's metadata, if new.
-        catalog: Where names outlive the mount.
-        number: The catalog's, of this directory.
+        metadata: Its mode, owner and times.
+        staging: Holds the bytes of its files until they are stored.
+        on_stored: Called with a block's receipt and its file's metadata, if either is new.
+        catalog: The persistent entries.
+        number: This directory's number in the catalog.
     """
 
     __slots__ = ("_nodes", "_staging", "catalog", "number", "on_stored", "place", "unrecorded")
@@ -79,14 +79,14 @@ class UploadDirectory(DirectoryNode):
         self.number: int | None = number
         self.place: Place | None = None
         self.unrecorded: dict[str, None] = {}
-        #: The entries in memory: all that the catalog doesn't have, and those in use.
+        #: The entries in memory: those not in the catalog, and those in use.
         self._nodes: dict[str, UploadNode] = {}
 
     @classmethod
     def mounted(
         cls, metadata: Metadata, staging: Staging, on_stored: OnStored, catalog: Catalog
     ) -> UploadDirectory:
-        """Make upload/ itself, as the catalog knows it; `metadata` is for the very first time."""
+        """Make upload/ itself from the catalog; `metadata` is used if the catalog is new."""
         known = catalog.root()
         if known is None:
             with catalog.change():
@@ -97,15 +97,16 @@ class UploadDirectory(DirectoryNode):
         """Find an entry.
 
         Raises:
-            RefusedError: ENOENT, there is none of that name; ENAMETOOLONG.
+            RefusedError: ENOENT, no entry has this name; ENAMETOOLONG.
         """
         _check_length(name)
         return self._entry(name)
 
     def names(self) -> Iterator[str]:
-        """Go through the names of all entries, in the order of their bytes.
+        """Iterate over the names of all entries, in byte order.
 
-        An entry that is there all the while comes once, also if it is stored meanwhile.
+        An entry that exists during the whole iteration is returned once, even if it is
+        stored meanwhile.
         """
         after = b""
         while True:
@@ -129,18 +130,18 @@ class UploadDirectory(DirectoryNode):
         return node
 
     def forgotten(self) -> None:
-        """Leave memory, if no entry is there."""
+        """Drop the node from memory, unless it has entries in memory."""
         if self.place is not None and not self._nodes:
             self.place.leave()
 
     def let_go(self, name: str) -> bool:
-        """Have an entry in memory no longer; tell whether that was all that kept this here."""
+        """Drop an entry from memory; return whether this directory can be dropped too."""
         self._nodes.pop(name, None)
         return not self._nodes and not self.lookups
 
     def files(self) -> Iterator[UploadFile]:
-        """Go through the files of the tree that are in memory: all that aren't stored are."""
-        directories = [self]  # not by recursion: a tree may be deeper than that can be
+        """Iterate over the files of the tree that are in memory, all unstored ones included."""
+        directories = [self]  # not recursive: a tree may be deeper than the recursion limit
         while directories:
             for node in list(directories.pop()._nodes.values()):
                 if isinstance(node, UploadFile):
@@ -149,31 +150,31 @@ class UploadDirectory(DirectoryNode):
                     directories.append(node)
 
     async def change(self, changes: Changes) -> None:
-        """Do what a setattr asks for."""
+        """Apply a setattr."""
         metadata = changed_metadata(self.metadata, changes)
         with self.catalog.change():
             self.catalog.set_metadata(self._number, metadata)
         self.metadata = metadata
 
     async def sync(self) -> None:
-        """Return when the entries, as they are, survive a power cut."""
+        """Sync the catalog: the current entries survive a power cut."""
         await self._staging.blocks.run(self.catalog.sync)
 
     def create(self, name: str, metadata: Metadata) -> FileNode:
-        """Make an empty file; the catalog learns of it when it is stored."""
+        """Create an empty file; it is added to the catalog when it is stored."""
         file = UploadFile(self._owned(metadata), self._staging, self.on_stored)
         return self._add(name, file)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
-        """Make an empty directory."""
+        """Create an empty directory."""
         metadata.mode |= self.metadata.mode & stat.S_ISGID
         return self._add(name, self._directory(self._owned(metadata), _NOWHERE))
 
     def symlink(self, name: str, target: bytes, metadata: Metadata) -> SymlinkNode:
-        """Make a symbolic link."""
+        """Create a symbolic link."""
         return self._add(name, UploadSymlink(self._owned(metadata), target))
 
-    def link(self, name: str, node: Node) -> None:  # noqa: ARG002 - whatever they are
+    def link(self, name: str, node: Node) -> None:  # noqa: ARG002 - not needed
         """Refuse a hard link: a file has one name.
 
         Raises:
@@ -182,7 +183,7 @@ class UploadDirectory(DirectoryNode):
         raise RefusedError(errno.EPERM)
 
     def unlink(self, name: str) -> None:
-        """Remove a file or symlink; an open file stays usable until it is closed.
+        """Remove a file or symlink; an open file remains usable until it is closed.
 
         Raises:
             RefusedError: ENOENT; EISDIR.
@@ -205,13 +206,14 @@ class UploadDirectory(DirectoryNode):
         self._remove(name)
 
     def rename(self, name: str, target: DirectoryNode, new_name: str, mode: RenameMode) -> None:
-        """Move an entry, over an existing one if need be, in one step.
+        """Move an entry atomically; `mode` defines what happens to an existing one.
 
-        A file that isn't stored leaves the one it replaces in the catalog until it is.
+        If an unstored file replaces a stored one, the catalog keeps the stored one until
+        the new file is stored.
 
         Raises:
-            RefusedError: EROFS, out of upload/; EEXIST, ENOENT, EISDIR, ENOTDIR,
-                ENOTEMPTY as rename(2) says.
+            RefusedError: EROFS, the target is outside upload/; EEXIST, ENOENT, EISDIR,
+                ENOTDIR, ENOTEMPTY as in rename(2).
         """
         if not isinstance(target, UploadDirectory):
             raise RefusedError(errno.EROFS)
@@ -251,7 +253,7 @@ class UploadDirectory(DirectoryNode):
         name: str,
         new_name: str,
     ) -> None:
-        """Exchange two entries; one that isn't stored yet has none to exchange."""
+        """Exchange two entries; a file that isn't stored yet has no entry."""
         if node.number is not None and other.number is not None:
             self.catalog.exchange(node.number, other.number)
         elif node.number is not None:
@@ -261,7 +263,7 @@ class UploadDirectory(DirectoryNode):
 
     @property
     def _number(self) -> int:
-        """The catalog's number; one that nothing has, once the directory is removed."""
+        """The number in the catalog; after a removal one that the catalog never assigns."""
         return _NOWHERE if self.number is None else self.number
 
     @property
@@ -269,7 +271,7 @@ class UploadDirectory(DirectoryNode):
         return not self._nodes and not self.catalog.has_children(self._number)
 
     def _node(self, entry: Entry) -> UploadNode:
-        """Make what the catalog knows of an entry a node."""
+        """Return a new node for an entry of the catalog."""
         node: UploadNode
         if stat.S_ISDIR(entry.metadata.mode):
             return self._directory(entry.metadata, entry.number)
@@ -291,7 +293,7 @@ class UploadDirectory(DirectoryNode):
         return node
 
     def _put(self, name: str, node: UploadNode) -> None:
-        """Have a node in memory, in place of another of that name."""
+        """Put a node into memory, in place of another of this name."""
         self._nodes[name] = node
         node.place = Place(self, name)
         if node.number is None:
@@ -300,7 +302,7 @@ class UploadDirectory(DirectoryNode):
             self.unrecorded.pop(name, None)
 
     def _take(self, name: str) -> UploadNode:
-        """Have a node in memory no longer."""
+        """Remove a node from memory and return it."""
         self.unrecorded.pop(name, None)
         return self._nodes.pop(name)
 
@@ -330,7 +332,7 @@ class UploadDirectory(DirectoryNode):
         _forget(self._take(name))
 
     def _note_forgotten(self, node: UploadNode | None) -> None:
-        """Note in the catalog that the spill record of a file without a name is obsolete."""
+        """Mark the spill record of a removed file as obsolete in the catalog."""
         if isinstance(node, UploadFile) and node.spilled is not None:
             self.catalog.mark_obsolete(node.spilled.name)
 
@@ -338,7 +340,7 @@ class UploadDirectory(DirectoryNode):
     def _recording(
         self, *others: UploadDirectory, moved: Sequence[UploadNode] = ()
     ) -> Iterator[None]:
-        """Change entries here, and in others, with the times that go with it."""
+        """Change the catalog's entries in the body; then update the times of the directories."""
         with self.catalog.change():
             yield
             times = []
@@ -352,7 +354,7 @@ class UploadDirectory(DirectoryNode):
             node.metadata = metadata
 
     def _owned(self, metadata: Metadata) -> Metadata:
-        """Let a new entry take the directory's group, where its mode says so."""
+        """Give a new entry the directory's group if the directory has the setgid bit."""
         if self.metadata.mode & stat.S_ISGID:
             metadata.gid = self.metadata.gid
         return metadata
@@ -362,14 +364,14 @@ UploadNode = UploadDirectory | UploadFile | UploadSymlink
 
 
 def _prepare_to_forget(node: UploadNode) -> None:
-    """Have in memory what the catalog will not have any more: the file may be open."""
+    """Load a file's receipts before its entry is removed from the catalog: it may be open."""
     if isinstance(node, UploadFile):
-        with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
+        with contextlib.suppress(OSError):  # the blocks of a damaged entry are unknown
             node.load()
 
 
 def _forget(node: UploadNode) -> None:
-    """Note that a node has no name any more."""
+    """Update a node that has lost its name."""
     node.place = node.number = None
     if isinstance(node, UploadFile):
         node.removed()

@@ -1,8 +1,8 @@
-"""Drain: at the end of a mount, what is not stored goes into the store or onto the disk.
+"""Drain: at the end of a mount, store or spill the unstored files.
 
-One deadline holds for all of it. What has failed before is spilled at once,
-what hangs after a few seconds: spilling never queues behind stores. At the
-deadline the client is closed, which ends hung requests, and the rest is spilled.
+One deadline applies to all files. Files that failed before are spilled at once, files
+that hang after a few seconds: spilling never queues behind stores. At the deadline the
+client is closed, which ends hung requests, and the rest is spilled.
 
 For the trio thread only.
 """
@@ -30,28 +30,28 @@ _log = logging.getLogger(__name__)
 GRACE = 25.0
 #: Seconds of GRACE for closing the client, which only shuts sockets.
 _CLOSING = 5.0
-#: Seconds after which a store that has not ended counts as hung: it is spilled
-#: beside, and others may start. Guessed: most of a block's time on a slow link.
+#: Seconds after which a store that has not ended counts as hung: its file is spilled
+#: too, and others may start. Guessed: most of a block's time on a slow link.
 _PATIENCE = 5.0
-#: Files stored at once; those that hang do not count.
+#: Files stored concurrently, without those that hang.
 _MAX_STORES = 8
 
 
 class Files(Protocol):
-    """Where the files are: upload/."""
+    """The interface of upload/ for the drain."""
 
     def files(self) -> Iterable[UploadFile]:
-        """Return all files that are in memory; those that aren't stored are."""
+        """Return all files in memory, all unstored ones included."""
 
 
 class Drain:
-    """Stores or spills what is unstored, before a deadline.
+    """Stores or spills the unstored files, before a deadline.
 
     Args:
         upload: The files.
         spills: Writes them to the disk.
-        blocks: Whose stores are abandoned in the end.
-        close_client: Ends the requests to the services that are under way. Blocks.
+        blocks: The store, whose remaining writes are abandoned at the end.
+        close_client: Cancels the requests to the services. Blocks.
         timeout: Seconds for storing, from `begin` on.
         patience: Seconds after which a store that has not ended counts as hung.
     """
@@ -103,13 +103,13 @@ class Drain:
         self._hurried.set()
 
     async def store(self) -> None:
-        """Store what isn't stored, until the deadline or `hurry`; spill what has failed or hangs.
+        """Store the unstored files until the deadline or `hurry`; spill those that fail or hang.
 
-        Files that were tried before are tried again only if they were changed since. A
-        file that its writer has not closed is not stored over its stored version.
+        Files that were tried before are retried only if they were changed since. A file
+        that its writer has not closed does not replace its stored version.
         """
         self.begin()
-        async with self._storing:  # a signal's drain may be under way when the mount goes
+        async with self._storing:  # a signal's drain may run when the mount ends
             await self._store()
 
     async def _store(self) -> None:
@@ -165,11 +165,11 @@ class Drain:
                 await ended.wait()
             places.release()
             if not ended.is_set():
-                # A copy, while the store goes on: it may hang until the deadline.
+                # Spill a copy while the store goes on, perhaps until the deadline.
                 await self._spills.spill(file)
 
     async def _end_stores(self) -> None:
-        """End the requests to services that hang: close the client."""
+        """Cancel requests that hang: close the client."""
         if not any(file.is_storing for file in self._upload.files()):
             return
         with trio.move_on_after(_CLOSING):
@@ -181,12 +181,12 @@ class Drain:
                 _log.warning("can't close the client: %s", error)
 
     async def finish(self) -> tuple[int, list[UploadFile]]:
-        """Spill what is left; call it when nothing can be changed any more.
+        """Spill the rest; call it when no file can be changed any more.
 
         Returns within `GRACE` seconds after the deadline, or after `hurry`.
 
         Returns:
-            How many files are not stored, and those that the disk didn't take either.
+            The number of files not stored, and the files that couldn't be spilled either.
         """
         now = trio.current_time()
         begin = now if self._hurried.is_set() else max(now, self._deadline or now)

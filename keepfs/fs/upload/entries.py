@@ -1,4 +1,4 @@
-"""Entry: what a row of the catalog says, and how to see that a row is damaged."""
+"""Entry: the values of a row of the catalog, and the detection of damaged rows."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from keepfs.keep.store import Receipt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: The columns of a row here.
+#: The columns of a row, for SELECT.
 COLUMNS = (
     "number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size, typeof(content) = 'blob'"
 )
-#: Blocks of the largest file.
+#: Most blocks of a file.
 _MOST_BLOCKS = 65536
-#: What a damaged entry shows as its size, in bytes: the kernel answers a read of an empty file
-#: by itself.
+#: The size of a damaged entry without a valid size, in bytes. Not 0: the kernel would answer a
+#: read of an empty file itself, without the error.
 _SOME_SIZE = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the catalog knows of a name.
+    """An entry of the catalog.
 
     Attributes:
-        number: Never used twice.
-        name: In its directory.
-        metadata: What `stat` says, but for the size.
+        number: Its number, never reused.
+        name: Its name in its directory.
+        metadata: Its mode, owner and times.
         size: Bytes of the file, or of the symlink's target.
     """
 
@@ -45,14 +45,14 @@ class Entry:
 
 
 def entry_of(row: tuple[Any, ...], owner: tuple[int | None, int | None]) -> Entry:
-    """Return what a sound row says.
+    """Return the entry of an intact row.
 
     Args:
         row: The values of `COLUMNS`.
-        owner: User and group instead of the row's, where they aren't None.
+        owner: User and group that replace the row's, unless None.
     """
     number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size, _ = row
-    # Equal times are one number in memory: there may be very many entries.
+    # Share one object for equal times: there may be very many entries.
     mtime_ns = atime_ns if mtime_ns == atime_ns else mtime_ns
     ctime_ns = mtime_ns if ctime_ns == mtime_ns else ctime_ns
     uid, gid = (
@@ -63,7 +63,7 @@ def entry_of(row: tuple[Any, ...], owner: tuple[int | None, int | None]) -> Entr
 
 
 def damaged_entry(row: tuple[Any, ...], owner: tuple[int | None, int | None]) -> Entry:
-    """Return what a damaged row is shown as: a file that its owner may try to read."""
+    """Return the entry shown for a damaged row: a file that only its owner may read."""
     number, name, _, uid, gid, *_, size, _ = row
     uid, gid = (
         given if given is not None else own if _is_number(own) else 0
@@ -74,7 +74,7 @@ def damaged_entry(row: tuple[Any, ...], owner: tuple[int | None, int | None]) ->
 
 
 def damage_of(row: tuple[Any, ...]) -> str:
-    """Say what is wrong with a row; empty if nothing is."""
+    """Return the flaw of a row, as text; empty if it is intact."""
     _, _, mode, uid, gid, *times, size, has_content = row
     if not _is_number(mode) or stat.S_IFMT(mode) not in {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}:
         return f"its mode is {mode!r}"
@@ -100,7 +100,7 @@ def values_of(metadata: Metadata) -> tuple[int, ...]:
 
 
 def receipts_as_text(receipts: Sequence[Receipt]) -> bytes:
-    """Write receipts as a row has them; a fourth value counts equal ones in a row, if several."""
+    """Encode receipts for a row; a fourth value is the length of a run of equal receipts."""
     rows = []
     for _, run in itertools.groupby(receipts, id):  # a sparse file has one object for all holes
         first, *others = run
@@ -110,11 +110,11 @@ def receipts_as_text(receipts: Sequence[Receipt]) -> bytes:
 
 
 def receipts_of(text: bytes, *, size: int) -> tuple[Receipt, ...]:
-    """Read the receipts of a file's blocks.
+    """Decode the receipts of a file's blocks.
 
     Args:
-        text: As a row has them.
-        size: Of the file.
+        text: The receipts as encoded in a row.
+        size: The size of the file, in bytes.
 
     Raises:
         ValueError: They are damaged.
@@ -135,13 +135,13 @@ def receipts_of(text: bytes, *, size: int) -> tuple[Receipt, ...]:
 
 
 def _count_of(count: object = 1) -> int:
-    """Check how often a receipt is there.
+    """Check and return the length of a run of equal receipts.
 
     Raises:
-        ValueError: It is no number of blocks that a file can have.
+        ValueError: It isn't from 1 to 65,536.
     """
     if not isinstance(count, int) or not 1 <= count <= _MOST_BLOCKS:
-        raise ValueError(f"a block is there {count!r} times")
+        raise ValueError(f"a block is repeated {count!r} times")
     return count
 
 

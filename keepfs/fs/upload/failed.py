@@ -1,7 +1,7 @@
-"""Files whose store has failed: each is retried in the background, with its own back-off.
+"""FailedFiles: retries failed files in the background, each with its own back-off.
 
-One file never holds up the others: its back-off is its own, any exception of
-it is caught, and a retry that hangs gives its place to the next file.
+One file never delays the others: its back-off is separate, all its exceptions are
+caught, and a retry that hangs frees its slot for the next file.
 
 For the trio thread only.
 """
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: How long to wait between two attempts; a service that comes back is found
-#: within a minute.
+#: The waits between two attempts; a service that works again is used within a
+#: minute.
 _BACKOFF = Backoff(first=4.0, factor=2.0, cap=60.0)
-#: Retries at once, so that a flood of them leaves threads for new files. Guessed.
+#: Most concurrent retries, so that many of them leave threads for new files. Guessed.
 _MAX_RETRIES = 2
-#: Seconds after which a retry that has not ended gives its place to the next file. Guessed.
+#: Seconds after which a retry that has not ended frees its slot for the next file. Guessed.
 _PATIENCE = 10.0
-#: Retries under way in all, those that hang included. Guessed.
+#: Most retries in progress, including those that hang. Guessed.
 _MAX_UNDER_WAY = 16
 
 
 class Storable(Protocol):
-    """A file, as far as this module knows files."""
+    """The interface of a file for this module."""
 
     @property
     def path(self) -> str:
-        """Below upload/."""
+        """The path below upload/."""
 
     @property
     def has_unstored_changes(self) -> bool:
-        """Whether it isn't all in the store."""
+        """Whether a part of it is not in the store."""
 
     @property
     def is_being_changed(self) -> bool:
@@ -56,7 +56,7 @@ class Storable(Protocol):
         """Whether a task is storing it."""
 
     async def attempt_store(self) -> None:
-        """Make one attempt to store it, or join the one under way; raise if it fails.
+        """Make one attempt to store it, or join the one in progress; raise if it fails.
 
         Cancellation ends the wait only.
         """
@@ -64,7 +64,7 @@ class Storable(Protocol):
 
 @dataclass(slots=True)
 class _Retry:
-    """A file that waits.
+    """The state of a file that waits for a retry.
 
     Attributes:
         failures: Failed attempts so far.
@@ -80,8 +80,8 @@ class FailedFiles:
 
     Args:
         on_change: Called with a file that was added, has failed again or was discarded.
-        backoff: How long to wait between two attempts for a file.
-        patience: Seconds after which a retry that has not ended gives its place to the
+        backoff: The waits between two attempts for a file.
+        patience: Seconds after which a retry that has not ended frees its slot for the
             next file.
     """
 
@@ -99,7 +99,7 @@ class FailedFiles:
         self._queue: list[tuple[float, int, Storable]] = []
         self._numbers = itertools.count()
         self._wake = trio.Event()
-        # Retries under way, of those begun since the last `retry_now`.
+        # Retries in progress that began after the last `retry_now`.
         self._under_way = 0
         self._generation = 0
         self._places = trio.Semaphore(_MAX_RETRIES)
@@ -111,11 +111,11 @@ class FailedFiles:
         return len(self._files)
 
     def add(self, file: Storable, *, at_once: bool = False) -> None:
-        """Note a failed attempt to store a file; the next one comes after its back-off.
+        """Record a failed attempt to store a file; the next one follows after its back-off.
 
         Args:
-            file: What failed.
-            at_once: Retry now: an earlier mount has waited.
+            file: The file.
+            at_once: Retry without a back-off: an earlier mount spilled the file.
         """
         entry = self._files.get(file)
         failures = 0 if entry is None or at_once else entry.failures
@@ -126,12 +126,12 @@ class FailedFiles:
         self.on_change(file)
 
     def discard(self, file: Storable) -> None:
-        """Note that a file is stored, or removed."""
+        """Remove a file that was stored or deleted."""
         if self._files.pop(file, None) is not None:
             self.on_change(file)
 
     def moved(self, node: Any, *, is_directory: bool) -> None:  # noqa: ANN401 - any node
-        """Note that a file, or the files below a directory, may have other paths than before."""
+        """Report files whose paths changed: the file, or those below a directory, was moved."""
         if is_directory:
             for file in self._files:
                 self.on_change(file)
@@ -139,11 +139,11 @@ class FailedFiles:
             self.on_change(node)
 
     def files(self) -> list[Storable]:
-        """Return the files, those that failed first first."""
+        """Return the files, in the order of their first failures."""
         return list(self._files)
 
     def retry_now(self) -> None:
-        """Retry all of them at once, not when their back-off ends."""
+        """Retry all files now, without waiting for their back-offs."""
         self._under_way = 0  # retries that hang must not keep the user's from starting
         self._generation += 1
         for file in self._files:
@@ -154,17 +154,17 @@ class FailedFiles:
         self._places = trio.Semaphore(_MAX_RETRIES)
         self._under_way = 0
         self._queue.clear()
-        for file, entry in self._files.items():  # an earlier run may have taken some
+        for file, entry in self._files.items():  # an earlier run may have dequeued some
             self._schedule(file, max(0.0, entry.due - trio.current_time()))
         async with trio.open_nursery() as nursery:
             while True:
                 await self._places.acquire()
                 file = await self._next_due()
-                self._under_way += 1  # before the next one is looked for
+                self._under_way += 1  # before the search for the next one
                 nursery.start_soon(self._retry_one, file, self._generation)
 
     async def _retry_one(self, file: Storable, generation: int) -> None:
-        """Retry a file; after a while another may be retried meanwhile."""
+        """Retry a file; free its slot after `patience` seconds."""
         ended = trio.Event()
 
         async def attempt() -> None:
@@ -187,7 +187,7 @@ class FailedFiles:
             return
         try:
             await file.attempt_store()
-        except Exception as error:  # noqa: BLE001 - any failure is this file's own
+        except Exception as error:  # noqa: BLE001 - no failure may affect other files
             _log.info("still not stored: %s: %s", file.path, error)
             entry = self._files.get(file)
             if entry is not None and entry.due <= trio.current_time():
@@ -222,8 +222,8 @@ class FailedFiles:
             elif due > now:
                 return None, due - now
             elif file.is_being_changed or file.is_storing:
-                # Half of a new version is none: its close stores it. An attempt under way
-                # queues the file itself if it fails.
+                # Don't store half of a new version: its close stores it. An attempt in
+                # progress queues the file itself if it fails.
                 heapq.heappop(self._queue)
                 self._schedule(file, self._backoff.first)
             else:

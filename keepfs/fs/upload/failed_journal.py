@@ -1,9 +1,9 @@
-"""FailedJournal: which files of a running mount are not stored, for other processes to read.
+"""FailedJournal: the unstored files of a running mount, for other processes to read.
 
-A file of JSON lines in the state directory. Each line adds or replaces an
-entry, or removes one; the file is rewritten when most of its lines are out of
-date. So noting one file costs one line, however many files are unsaved. A
-line that was cut by a full disk is skipped.
+A file of JSON lines in the state directory. Each line adds, replaces or removes an
+entry; the file is rewritten when most of its lines are out of date. So recording one
+file costs one line, independent of the number of unsaved files. A line truncated by
+a full disk is skipped.
 
 Blocking. No trio, no FUSE.
 """
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME = "unsaved.jsonl"
-#: Lines that are out of date, beyond as many as there are entries, before a rewrite.
+#: The file is rewritten when its lines exceed twice the entries plus this number.
 _SLACK = 1000
 
 
 class FailedJournal:
-    """Notes which files are not stored.
+    """Records which files are not stored.
 
     Args:
-        state_dir: Where the file is; an earlier mount's is replaced.
+        state_dir: The file's directory; the file of an earlier mount is replaced.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -44,7 +44,7 @@ class FailedJournal:
         self._has_ended = False
 
     def end(self, lost: Sequence[About]) -> None:
-        """Leave only what is lost; what is noted later is ignored.
+        """Keep only the entries of lost files; ignore later updates.
 
         Raises:
             OSError: It can't be written.
@@ -57,10 +57,10 @@ class FailedJournal:
                 self._rewrite()
 
     def update(self, changes: Mapping[int, About | None]) -> None:
-        """Note new descriptions of files, by number; None where one is not unsaved any more.
+        """Record descriptions of files, by number; None if a file is no longer unsaved.
 
         Raises:
-            OSError: They can't be written. All of them will be with the next update.
+            OSError: They can't be written. The next update writes all of them.
         """
         with self._lock:
             if not self._has_ended:
@@ -102,7 +102,7 @@ class FailedJournal:
 
 
 def read(state_dir: Path) -> list[About]:
-    """Return the files that the running mount has not stored; none where no mount runs."""
+    """Return the files that the running mount has not stored; empty if no mount runs."""
     entries: dict[int, About] = {}
     try:
         text = (state_dir / _NAME).read_bytes()
@@ -117,7 +117,7 @@ def read(state_dir: Path) -> list[About]:
                 described["replaces"] = tuple(described["replaces"])
                 entries[number] = About(**described)
         except (ValueError, TypeError, KeyError):
-            continue  # cut by a full disk, or being written
+            continue  # truncated by a full disk, or being written
     return list(entries.values())
 
 
@@ -128,7 +128,7 @@ def _write(
         json.dumps([number, None if about is None else asdict(about)])
         for number, about in entries.items()
     ]
-    # The line break comes first: it ends a line that a full disk cut.
+    # The line break comes first: it ends a line that a full disk truncated.
     content = memoryview("".join(f"\n{line}" for line in lines).encode())
     flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)

@@ -1,9 +1,9 @@
-"""A file of upload/: written in any order, cut into blocks, stored when closed.
+"""UploadFile: a file of upload/, written in any order, cut into blocks, stored when closed.
 
-Close is no single event: dup and fork flush a file several times, a shell
-flushes before the first write, and mmap writes after the last close. So
-`store` may be called at any time; it does what there is to do, and later
-changes are stored by later calls.
+Close is not a single event: dup and fork flush a file several times, a shell
+flushes before the first write, and mmap writes after the last close. So `store`
+may be called at any time; it stores the changes so far, and later calls store
+later changes.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Largest file, in bytes: 65,536 blocks, whose locators make 6 MB: enough for one name.
+#: Largest file, in bytes: 65,536 blocks, whose locators take 6 MB.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
 
 
 class UploadFile(StoringFile):
-    """A file whose bytes are in Keep, or on the way there.
+    """A file whose bytes are in Keep, or staged to be stored there.
 
     Args:
-        metadata: What `stat` says of it.
-        staging: Where its bytes are until they are stored.
-        on_stored: Called with each block's receipt and the file's metadata, once it is stored.
+        metadata: Its mode, owner and times.
+        staging: Holds its bytes until they are stored.
+        on_stored: Called with a block's receipt and the file's metadata after each store.
     """
 
     __slots__ = (
@@ -68,39 +68,39 @@ class UploadFile(StoringFile):
         super().__init__(metadata, staging.blocks, staging.failed)
         self._staging = staging
         self._on_stored = on_stored
-        #: None while the catalog has all of it, and nobody uses it.
+        #: None while the catalog has all of it and it is not in use.
         self._content: Content | None = Content(staging)
         #: The size while `_content` is None.
         self._resting_size = 0
-        self._mutating: trio.Lock | None = None  # until it is needed, as is the next
+        self._mutating: trio.Lock | None = None  # created when needed, as is the next
         self._reader: BlockReader | None = None
-        #: Where it is recorded; None once it has no name.
+        #: Its place; None if it has no name.
         self.place: Place | None = None
-        #: The catalog's; None until a version is stored.
+        #: Its number in the catalog; None until a version is stored.
         self.number: int | None = None
-        #: The spill record that has its unstored bytes, if there is one.
+        #: The spill record with its unstored bytes, or None.
         self.spilled: Spilled | None = None
 
     def take_version(self, size: int) -> None:
-        """Be a file that is stored, of so many bytes, as the catalog has it."""
+        """Become a stored file of `size` bytes, with the version in the catalog."""
         self._content, self._resting_size = None, size
         self._passage = Passage.of_stored_file()
 
     @property
     def size(self) -> int:
-        """Bytes of its content."""
+        """The size of its content, in bytes."""
         return self._resting_size if self._content is None else self._content.size
 
     @property
     def failure(self) -> Exception | None:
-        """Why the last attempt to store it, or one of its blocks, failed; or None."""
+        """The error of the last attempt to store it or one of its blocks, or None."""
         if self._failure is not None or self._content is None:
             return self._failure
         return self._content.failure
 
     @property
     def is_overwriting(self) -> bool:
-        """Whether a stored version has its name in the catalog; True where it can't be read."""
+        """Whether the catalog has a stored version of its name; True if it can't be read."""
         try:
             return self.place is not None and self.place.has_version
         except OSError:
@@ -108,11 +108,11 @@ class UploadFile(StoringFile):
 
     @property
     def is_half_written(self) -> bool:
-        """Whether storing it now would replace its stored version by half of a new one."""
+        """Whether storing it now would replace a stored version by an incomplete one."""
         return self.is_being_changed and self.is_overwriting
 
     def xattrs(self) -> Mapping[str, str]:
-        """Return `user.keep.…`: the state, and the locator and copies of what is stored."""
+        """Return `user.keep.…`: the state, and the stored version's locator and copies."""
         found = {"user.keep.state": self.state.value}
         if self._passage.is_stored:
             found |= xattrs_of(self._stored_receipts())
@@ -128,14 +128,14 @@ class UploadFile(StoringFile):
 
     @property
     def path(self) -> str:
-        """The path below upload/; empty once it has no name."""
+        """The path below upload/; empty if it has no name."""
         return "" if self.place is None else self.place.path
 
     @property
     def version(self) -> str:
-        """Name the stored version that the catalog has under its name; empty without one.
+        """The name in by_id/ of the catalog's version of its name; empty without one.
 
-        A damaged entry of the catalog is no version that there is.
+        `damaged` if the entry in the catalog is damaged.
         """
         try:
             return "" if self.place is None else name_of(self.place.version())
@@ -143,13 +143,13 @@ class UploadFile(StoringFile):
             return "damaged"
 
     def pieces(self) -> list[Piece]:
-        """Return what the file consists of, slot by slot; staged bytes aren't copied."""
+        """Return the content of each slot; staged bytes aren't copied."""
         return self.load().pieces()
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
-        """Be the file that an earlier mount could not store; it is queued for a retry at once."""
+        """Restore a file that an earlier mount couldn't store; queue it for a retry at once."""
         before = self.load()
-        self._content = Content.restored(self._staging, pieces)  # no memory, perhaps
+        self._content = Content.restored(self._staging, pieces)  # may raise MemoryError
         self._reader = None
         before.drop()
         self._passage.note(PassageEvent.RESTORE)
@@ -158,30 +158,30 @@ class UploadFile(StoringFile):
 
     @property
     def may_change(self) -> bool:
-        """It may."""
+        """True."""
         return True
 
     def check_open(self, flags: int) -> None:
-        """Allow every way of opening it."""
+        """Allow all flags."""
 
     def opened(self) -> None:
-        """Count an opening."""
+        """Count one more open handle."""
         self._openings += 1
 
     def closed(self) -> None:
-        """Count an opening less; the last one of a removed file lets its bytes go."""
+        """Count one open handle less; if it was the last of a removed file, release its bytes."""
         self._openings -= 1
         self._discard_if_unreachable()
         self._rest()
 
     def forgotten(self) -> None:
-        """Leave memory, if the catalog has all of it and nobody has it open."""
+        """Drop the node from memory, if the catalog has all of it and it isn't open."""
         in_use = self._openings or self.is_storing or self.has_unstored_changes
         if self.place is not None and not in_use:
             self.place.leave()
 
     def removed(self) -> None:
-        """Note that no directory names it any more."""
+        """Handle the removal of its name."""
         self.links = 0
         self.metadata.changed()
         self._staging.failed.discard(self)
@@ -191,7 +191,7 @@ class UploadFile(StoringFile):
         self._discard_if_unreachable()
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Return the bytes there are from `offset` on, written but unstored ones included."""
+        """Return the bytes from `offset` on, `size` at most, unstored ones included."""
         content = self.load()
         end = min(offset + size, content.size)
         pieces = [
@@ -247,11 +247,11 @@ class UploadFile(StoringFile):
         return await self._reader.read(number, locator, locator.size, begin, end)
 
     async def write(self, offset: int, content: bytes) -> None:
-        """Put bytes at `offset`; a whole block leaves for the store at once.
+        """Write bytes at `offset`; start to store each block that is full.
 
         Raises:
-            RefusedError: EFBIG, the file would be larger than a file may be.
-            KeepWriteError: There is no room for the bytes, since storing failed.
+            RefusedError: EFBIG, the file would exceed 4 TiB.
+            KeepWriteError: There is no memory for the bytes, since storing failed.
         """
         end = offset + len(content)
         if end > MAX_FILE_SIZE:
@@ -270,17 +270,17 @@ class UploadFile(StoringFile):
                     slot.start_storing()
 
     async def truncate(self, size: int) -> None:
-        """Set the size; a longer file ends in zeros.
+        """Set the size; a longer file is padded with zeros.
 
         Raises:
-            RefusedError: EFBIG, the size is larger than a file may be.
+            RefusedError: EFBIG, the size exceeds 4 TiB.
             KeepReadError: The block that is cut can't be read.
         """
         if size > MAX_FILE_SIZE:
             raise RefusedError(errno.EFBIG)
         async with self._changing() as held:
             if size == held.size:
-                # Nothing is stored anew, so nothing else would record the time.
+                # Record the time here: no store follows that would.
                 metadata = dataclasses.replace(self.metadata)
                 metadata.changed(content=True)
                 if self.place is not None:
@@ -300,7 +300,7 @@ class UploadFile(StoringFile):
         content = self.load()
         count, base, cuts = content.count, content.base, content.cuts
         used = content.slots_to_store()
-        # The other slots behind the base are holes; one block is stored for all of them.
+        # The other slots after the base are holes; one block is stored for all of them.
         behind = count - len(base)
         has_holes = sum(number >= len(base) for number in used) < behind
         hole = [Slot(self._staging, self._staging.block_size)] if has_holes else []
@@ -336,10 +336,10 @@ class UploadFile(StoringFile):
             self.forgotten()
 
     async def change(self, changes: Changes) -> None:
-        """Do what a setattr asks for; the owner stays who it is.
+        """Apply a setattr.
 
         Raises:
-            RefusedError: EPERM, another owner is asked for.
+            RefusedError: EPERM, the setattr changes the owner or group.
         """
         metadata = changed_metadata(self.metadata, changes)
         if changes.size is not None:
@@ -359,13 +359,13 @@ class UploadFile(StoringFile):
             await self.store()
 
     async def sync(self) -> None:
-        """Return when what `store` recorded survives a power cut."""
+        """Sync the catalog: the versions recorded by `store` survive a power cut."""
         if self.place is not None:
             await self._staging.blocks.run(self.place.sync)
 
     @contextlib.asynccontextmanager
     async def _changing(self) -> AsyncIterator[Content]:
-        """Have the content for oneself; only stores go on."""
+        """Hold the lock for changes of the content; stores continue meanwhile."""
         self._mutating = self._mutating or trio.Lock()
         async with self._mutating:
             content = self.load()
@@ -375,19 +375,19 @@ class UploadFile(StoringFile):
                 self._discard_if_unreachable()  # removed meanwhile
 
     def load(self) -> Content:
-        """Have the content here, whatever becomes of the catalog's entry; return it."""
+        """Load the content, so that it no longer depends on the catalog's entry; return it."""
         if self._content is None:
             self._content = Content(self._staging, self._resting_size, self._stored_receipts())
         return self._content
 
     def _stored_receipts(self) -> tuple[Receipt, ...]:
-        """Return the stored version's receipts, from here or from the catalog."""
+        """Return the stored version's receipts, from memory or from the catalog."""
         if self._content is not None:
             return self._content.receipts
         return () if self.place is None else self.place.receipts(self.number)
 
     def _rest(self) -> None:
-        """Let go of the content, if the catalog has all of it and nobody uses it."""
+        """Drop the content from memory, if the catalog has all of it and it isn't in use."""
         is_changing = self._mutating is not None and self._mutating.locked()
         in_use = self._openings or self.is_storing or is_changing
         if in_use or self.has_unstored_changes or self.number is None:

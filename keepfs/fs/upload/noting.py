@@ -1,4 +1,4 @@
-"""FailureNotes: keeps the journal of unstored files up to date, off the trio thread.
+"""FailureNotes: keeps the journal of unstored files up to date; writes it in threads.
 
 For the trio thread only.
 """
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between two writes: many changes become one.
+#: Seconds between two writes, which combine many changes.
 _INTERVAL = 0.05
-#: Seconds before another try where the disk took nothing.
+#: Seconds before a retry after a failed write.
 _AFTER_FAILURE = 5.0
-#: Files described between two turns of the event loop, some 5 ms.
+#: Files described between two turns of the event loop, about 5 ms.
 _AT_ONCE = 200
 
 
 class FailureNotes:
-    """Notes in the journal which files are not stored.
+    """Records in the journal which files are not stored.
 
     Args:
-        journal: Where; written in threads.
-        failed: The files.
+        journal: The journal; written in threads.
+        failed: The unstored files.
     """
 
     def __init__(self, journal: FailedJournal, failed: FailedFiles) -> None:
@@ -45,9 +45,9 @@ class FailureNotes:
         self._failed = failed
         self._numbers: dict[Storable, int] = {}
         self._next = itertools.count(1)
-        #: The files whose entries are out of date.
+        #: The files whose entries must be updated.
         self._stale: dict[Storable, None] = {}
-        #: Entries that are still to be written.
+        #: The updates that are not written yet.
         self._changes: dict[int, About | None] = {}
         self._wake = trio.Event()
         self._is_failing = False
@@ -69,10 +69,10 @@ class FailureNotes:
                 continue
             try:
                 await blocks.run(lambda: self._journal.update(changes))  # noqa: B023 - awaited here
-            except Exception as error:  # noqa: BLE001 - of the disk, or no thread: tried again
+            except Exception as error:  # noqa: BLE001 - of the disk, or no thread: retried
                 self._changes = {**changes, **self._changes}
                 if not self._is_failing:
-                    _log.warning("can't note which files are unsaved: %s", error)
+                    _log.warning("can't record which files are unsaved: %s", error)
                 self._is_failing = True
                 await trio.sleep(_AFTER_FAILURE)
                 self._wake.set()
@@ -80,11 +80,11 @@ class FailureNotes:
                 self._is_failing = False
 
     def end(self, lost: Iterable[UploadFile]) -> None:
-        """Leave in the journal what is lost: the rest is stored or spilled. Blocks shortly."""
+        """Keep only lost files in the journal: the rest is stored or spilled. Blocks briefly."""
         try:
             self._journal.end([about(file) for file in lost])
         except OSError as error:
-            _log.warning("can't note which files are lost: %s", error)
+            _log.warning("can't record which files are lost: %s", error)
 
     async def _take_changes(self) -> None:
         while self._stale:

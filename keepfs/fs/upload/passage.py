@@ -1,4 +1,4 @@
-"""Passage: how much of a file's changes is in the store; its one table of transitions."""
+"""Passage: which changes of a file are in the store, with the table of its transitions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 
 class PassageState(enum.Enum):
-    """How far the changes of a file are on their way into the store.
+    """Which changes of a file are in the store.
 
-    An attempt covers the changes that were made before it began. In the
-    states from `STORING` on, one is under way.
+    An attempt covers the changes made before it began. In `STORING` and the states after
+    it, an attempt is in progress.
     """
 
     STORED = "all changes are stored"
@@ -78,14 +78,14 @@ _ALL_STORED = frozenset({_S.STORED, _S.RECORDED})
 
 @dataclass(slots=True)
 class Passage:
-    """How much of a file's changes is in the store. A new file has one change: its creation.
+    """Which changes of a file are in the store. A new file has one change: its creation.
 
-    The numbers only compare versions; what may happen next is the state's.
+    The numbers serve to compare versions; the state decides which events are possible.
 
     Attributes:
-        state: How far the changes are.
-        changes: Changes so far.
-        covered: How many of them the last attempt covers, or the one under way.
+        state: The state.
+        changes: The number of changes so far.
+        covered: How many of them the last or current attempt covers.
         stored: How many of them are stored.
     """
 
@@ -96,14 +96,14 @@ class Passage:
 
     @classmethod
     def of_stored_file(cls) -> Passage:
-        """Make that of a file that was stored before it was loaded."""
+        """Make the passage of a file that was loaded from the catalog: all is stored."""
         return cls(PassageState.STORED, changes=1, covered=1, stored=1)
 
     def note(self, event: PassageEvent) -> None:
-        """Go to the state after an event, and count.
+        """Handle an event: update the state and the numbers.
 
-        The events of an attempt that ends make no objects: they can be noted when
-        there is no memory.
+        The events that end an attempt allocate no objects, so that they can be handled
+        without free memory.
 
         Raises:
             RuntimeError: The event is impossible in this state: a bug of the caller.
@@ -124,7 +124,7 @@ class Passage:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether an attempt is under way."""
+        """Whether an attempt is in progress."""
         return self.state not in _IDLE
 
     @property
@@ -134,5 +134,5 @@ class Passage:
 
     @property
     def has_untried(self) -> bool:
-        """Whether there are changes that no attempt that has ended covered."""
+        """Whether there are changes that no finished attempt has covered."""
         return self.state in _UNTRIED

@@ -1,4 +1,4 @@
-"""Place: where a node of upload/ is, and is recorded."""
+"""Place: the directory and name of a node of upload/, and its records in the catalog."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from keepfs.keep.store import Receipt
 
 
-#: Takes a stored block's receipt, and owner and mode of the file that has it.
+#: Called with a stored block's receipt, and owner and mode of its file.
 OnStored: TypeAlias = "Callable[[Receipt, Metadata], None]"
 
 
 class Recorded(Protocol):
-    """A file, as far as it is recorded.
+    """A file that can be recorded in the catalog.
 
     Attributes:
-        number: The catalog's; None until a version is stored.
-        metadata: What `stat` says, but for the size.
+        number: Its number in the catalog; None until a version is stored.
+        metadata: Its mode, owner and times.
     """
 
     number: int | None
@@ -35,13 +35,13 @@ class Recorded(Protocol):
 
 
 class ParentDirectory(Recorded, Protocol):
-    """A directory, as far as places go.
+    """The interface of a directory for places.
 
     Attributes:
-        catalog: Where its entries are recorded.
-        on_stored: Called with each stored block's receipt and its file's metadata, if new.
-        place: Its own; None for upload/ itself, and once it is removed.
-        unrecorded: The names there of files that the catalog doesn't know yet.
+        catalog: Records its entries.
+        on_stored: Called with a block's receipt and its file's metadata, if either is new.
+        place: Its own place; None for upload/ itself, and after its removal.
+        unrecorded: The names of its files that aren't in the catalog yet.
     """
 
     catalog: Catalog
@@ -50,19 +50,19 @@ class ParentDirectory(Recorded, Protocol):
     unrecorded: dict[str, None]
 
     def let_go(self, name: str) -> bool:
-        """Have an entry in memory no longer; tell whether that was all that kept this there."""
+        """Drop an entry from memory; return whether this directory can be dropped too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spilled:
-    """The spill record of a file: its unstored bytes on this machine's disk.
+    """The spill record of a file: its unstored bytes on the local disk.
 
     Attributes:
-        name: Of the record.
-        path: The path below upload/ that the record names.
-        changes: Which changes of the file it has; see `StoringFile.changes`.
+        name: The name of the record.
+        path: The path below upload/ in the record.
+        changes: The file's count of changes that the record has; see `StoringFile.changes`.
         is_partial: Whether it must not replace the stored version.
-        remove: Deletes the record, once the catalog says that it is obsolete.
+        remove: Deletes the record, after the catalog has marked it as obsolete.
             Doesn't wait.
     """
 
@@ -75,11 +75,11 @@ class Spilled:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node is, and is recorded.
+    """The place of a node.
 
     Attributes:
         directory: Its directory.
-        name: Its name there.
+        name: Its name in the directory.
     """
 
     directory: ParentDirectory
@@ -95,8 +95,8 @@ class Place:
         return "/".join(reversed(names))
 
     def leave(self) -> None:
-        """Let the node leave memory, and the directories above that were there for it alone."""
-        place: Place | None = self  # not by recursion: a tree may be deeper than that can be
+        """Drop the node from memory, and the parent directories that are no longer needed."""
+        place: Place | None = self  # not recursive: a tree may exceed the recursion limit
         while place is not None and place.directory.let_go(place.name):
             place = place.directory.place
 
@@ -106,23 +106,23 @@ class Place:
         return self._entry() is not None
 
     def version(self) -> tuple[Receipt, ...]:
-        """Return the receipts of the version that the catalog has under this name."""
+        """Return the receipts of the catalog's version of this name."""
         entry = self._entry()
         return () if entry is None else self.directory.catalog.receipts(entry.number)
 
     def _entry(self) -> Entry | None:
-        """Return the catalog's entry of this name: the file itself, or the one it will replace."""
+        """Return the catalog's entry of this name: the file, or the one that it will replace."""
         number = self.directory.number
         return None if number is None else self.directory.catalog.child(number, self.name)
 
     def record_version(
         self, file: Recorded, receipts: Sequence[Receipt], spilled: str = ""
     ) -> None:
-        """Note in the catalog that a file is stored.
+        """Record a stored version of a file in the catalog.
 
         Args:
-            file: What is stored.
-            receipts: Of its blocks.
+            file: The file.
+            receipts: The receipts of its blocks.
             spilled: The name of the spill record that this makes obsolete.
 
         Raises:
@@ -143,11 +143,11 @@ class Place:
         directory.unrecorded.pop(self.name, None)
 
     def receipts(self, number: int | None) -> tuple[Receipt, ...]:
-        """Return the receipts of a file's stored version; none if there isn't one."""
+        """Return the receipts of a file's stored version; empty if it has none."""
         return () if number is None else self.directory.catalog.receipts(number)
 
     def record_metadata(self, number: int | None, metadata: Metadata) -> None:
-        """Note a node's mode and times, if the catalog knows the node.
+        """Record a node's mode and times, if the node is in the catalog.
 
         Raises:
             OSError: They couldn't be written.
@@ -159,10 +159,10 @@ class Place:
         with catalog.change():
             catalog.set_metadata(number, metadata)
         if before != metadata.mode and stat.S_ISREG(metadata.mode):
-            with contextlib.suppress(OSError):  # of a damaged entry nobody knows the blocks
+            with contextlib.suppress(OSError):  # the blocks of a damaged entry are unknown
                 for receipt in distinct(catalog.receipts(number)):
                     self.directory.on_stored(receipt, metadata)
 
     def sync(self) -> None:
-        """Make what is recorded survive a power cut. Blocks; any thread may call it."""
+        """Sync the catalog to disk. Blocks; any thread may call it."""
         self.directory.catalog.sync()

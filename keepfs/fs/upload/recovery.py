@@ -1,6 +1,6 @@
 """Spills: files that could not be stored, written to the disk and restored by the next mount.
 
-For the trio thread; disks are waited for in worker threads.
+For the trio thread only; disk work runs in worker threads.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def about(file: UploadFile) -> About:
 class Spills:
     """The spill records of one mount.
 
-    A record is obsolete as soon as its file is stored or removed: the catalog
-    says so in the same transaction, so that a crash restores no old content.
+    A record is obsolete once its file is stored or removed. The catalog marks it in
+    the same transaction, so that no old content is restored after a crash.
 
     Args:
         blocks: Runs disk work in threads.
-        state_dir: Where the records are.
-        catalog: Notes which are obsolete.
+        state_dir: The directory of the records.
+        catalog: Records which of them are obsolete.
     """
 
     def __init__(self, blocks: AsyncBlocks, state_dir: Path, catalog: Catalog) -> None:
@@ -66,18 +66,19 @@ class Spills:
         self._state_dir = state_dir
         self._catalog = catalog
         self._under_way: dict[UploadFile, Future[bool]] = {}
-        #: How many records are being deleted; the event is set, and replaced, after each.
+        #: The number of records being deleted; the event is set, and replaced, after each.
         self._removing = 0
         self._removed = trio.Event()
 
     async def spill(self, file: UploadFile) -> bool:
         """Write a file's unstored content to the disk, unless a record has it already.
 
-        What its writer has not closed is marked: it must not replace the stored
-        version. Cancellation ends the wait only: a task of the mount writes the record.
+        The record of a file that its writer has not closed is marked as partial: it must
+        not replace the stored version. Cancellation ends the wait only: a task of the
+        mount writes the record.
 
         Returns:
-            Whether a record has it now; the log says why not.
+            Whether a record has the content now; if not, the log has the reason.
         """
         wanted = file.changes
         while file.has_unstored_changes:
@@ -121,12 +122,12 @@ class Spills:
             is_partial=file.is_half_written,
             replaces=(before.name,) if before else (),
         )
-        pieces = file.pieces()  # views, which change with the file
+        pieces = file.pieces()  # views: writes to the file change them
         record = await self._blocks.spill(
             lambda: unsaved.spill(self._state_dir, description, pieces)
         )
         if file.changes != changes and file.has_unstored_changes:
-            # It may be torn. The earlier record stays.
+            # The new record may mix old and new bytes. Keep the earlier record.
             await self._blocks.spill(record.remove)
             return False
         if before and file.spilled is before:
@@ -139,18 +140,17 @@ class Spills:
             "not stored, written to the disk as %s: %s (%s)",
             record.name,
             path,
-            "its writer had not closed it; kept beside the stored version"
+            "its writer had not closed it; kept in addition to the stored version"
             if description.is_partial
             else description.error or "there was no time to store it",
         )
         return True
 
     async def restore(self, upload: UploadDirectory, staging: Staging) -> None:
-        """Make what earlier mounts spilled files of upload/ again, queued to be stored.
+        """Restore the files that earlier mounts spilled, and queue them to be stored.
 
-        One whose name has got another version meanwhile comes back as
-        `NAME~unsaved`. A record that can't be used stays where it is, and the
-        log says so.
+        If the name has another version meanwhile, the file is restored as
+        `NAME~unsaved`. A record that can't be used is kept, with an error in the log.
         """
         try:
             obsolete = self._catalog.obsolete_spills()
@@ -221,7 +221,7 @@ class Spills:
             file.spilled = None
 
     async def _remove(self, record: UnsavedFile) -> None:
-        """Delete a record, and what the catalog says of it."""
+        """Delete a record, and its mark in the catalog."""
         try:
             await self._blocks.spill(lambda: self._remove_synced(record))
             if not record.exists():
@@ -234,17 +234,17 @@ class Spills:
             self._removed = trio.Event()
 
     def _remove_synced(self, record: UnsavedFile) -> None:
-        """Delete a record once what makes it obsolete survives a power cut. Blocks."""
+        """Sync the catalog, then delete an obsolete record. Blocks."""
         self._catalog.sync()
         record.remove()
 
 
 def _digests(pieces: list[Piece]) -> list[str]:
-    """Return the digest of each block that pieces would make; empty if unknown. Blocks."""
+    """Return digest and size of each block that pieces would make; empty if unknown. Blocks."""
     found = []
     for piece in pieces:
         if piece.receipt is not None:
-            # A shorter one has zeros behind it, and another digest with them.
+            # A shorter block is padded with zeros, which changes its digest.
             is_all = piece.receipt.locator.size == piece.length
             found.append(piece.receipt.locator.stripped() if is_all else "")
             continue
@@ -261,7 +261,7 @@ def _stripped(version: str) -> list[str]:
 
 
 def _directory_of(described: About, upload: UploadDirectory) -> tuple[UploadDirectory, str]:
-    """Return where to restore a file, with the directories above it made anew if need be."""
+    """Return directory and name to restore a file at; create missing directories."""
     *above, name = described.path.split("/")
     directory = upload
     for part in above:
@@ -276,7 +276,7 @@ def _directory_of(described: About, upload: UploadDirectory) -> tuple[UploadDire
 
 
 def _made(directory: UploadDirectory, name: str, described: About) -> UploadFile:
-    """Make a file of that name, or the first like it that is free."""
+    """Create a file with this name, or with the first free variant."""
     free = f"{name}~unsaved" if described.is_partial else name
     number = 0
     while directory.entry_nowait(free) is not None:

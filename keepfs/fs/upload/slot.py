@@ -1,7 +1,7 @@
 """Slot: up to 64 MiB of a file, staged in memory until they are a block in the store.
 
-For the trio thread only. Between two awaits a slot doesn't change: what is
-read before an await is compared after it, and a change follows without
+For the trio thread only. Between two awaits a slot doesn't change. So a method
+compares after an await what it read before, and then changes the slot without
 another await.
 """
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Sending:
-    """A store of a slot that is under way.
+    """A store of a slot in progress.
 
     Attributes:
-        version: The slot's when it began.
+        version: The version of the slot that is sent.
         staged: The memory that is sent, which must not change; None if zeros are sent.
-        future: Its outcome; set when it has begun.
+        future: Its outcome; set once it has begun.
     """
 
     version: int
@@ -52,17 +52,17 @@ class _Sending:
 class Slot:
     """Up to 64 MiB of a file, at a fixed place in it.
 
-    Invariant: the bytes are the staged ones if there are any, else those of
-    the stored block if there is one, else zeros; behind them zeros up to
-    `length`. `SlotState` says which, and whether a store is under way.
+    Invariant: its content is the staged bytes if there are any, else the stored
+    block if there is one, else empty; padded with zeros to `length`. `SlotState`
+    records which, and whether a store is in progress.
 
     Args:
-        staging: Where its memory is counted.
-        length: Bytes of the file that fall into it.
-        receipt: The stored block that has them, or the first of them; None for a hole.
+        staging: Accounts for its memory.
+        length: Its length, in bytes.
+        receipt: The stored block with all its bytes or the first of them; None for a hole.
 
     Attributes:
-        failure: Why the last attempt to store it failed, or None.
+        failure: The error of the last attempt to store it, or None.
     """
 
     def __init__(self, staging: Staging, length: int, receipt: Receipt | None = None) -> None:
@@ -73,7 +73,7 @@ class Slot:
         #: None for a hole, and when dropped.
         self._content: StagedBytes | Receipt | None = None
         self._sending: _Sending | None = None
-        #: Changes so far: a waiter compares it with that of a store under way.
+        #: The number of changes: a waiter compares it with the version of a store in progress.
         self._version = 0
         if receipt is not None:
             self._name(receipt)
@@ -88,22 +88,22 @@ class Slot:
 
     @property
     def locator(self) -> KeepLocator | None:
-        """The name of the stored block that has the slot's bytes, or the first of them."""
+        """The locator of the stored block with the slot's bytes or the first of them, or None."""
         return self._content.locator if isinstance(self._content, Receipt) else None
 
     @property
     def is_hole(self) -> bool:
-        """Whether it is nothing but zeros, and not stored."""
+        """Whether it consists of zeros and is not stored."""
         return self._state in HOLES
 
     @property
     def is_storing(self) -> bool:
-        """Whether it is being sent at this moment."""
+        """Whether it is being sent."""
         return self._sending is not None
 
     @property
     def is_full(self) -> bool:
-        """Whether all of a whole block is staged."""
+        """Whether a whole block is staged."""
         content = self._content
         return isinstance(content, StagedBytes) and content.size == self._staging.block_size
 
@@ -121,7 +121,7 @@ class Slot:
         return b"".join((found, zeros(missing))) if missing else found
 
     async def write(self, begin: int, content: memoryview) -> None:
-        """Put bytes at `begin`; the length grows to hold them."""
+        """Write bytes at `begin`; extend the slot if necessary."""
         end = begin + len(content)
         staged = await self._stage(end)
         staged.write(begin, content)
@@ -145,13 +145,13 @@ class Slot:
             self.length = length
 
     def piece(self) -> Piece:
-        """Return what the slot consists of; staged bytes aren't copied."""
+        """Return the slot's content; staged bytes aren't copied."""
         if isinstance(self._content, StagedBytes):
             return Piece(self.length, None, self._content.view)
         return Piece(self.length, self._content)
 
     def restore(self, piece: Piece) -> None:
-        """Take the content that an earlier mount couldn't store."""
+        """Set the content from a spill record of an earlier mount."""
         if piece.staged is not None:
             staged = self._staged(memoryview(piece.staged).cast("B"))
             self._note(SlotEvent.CHANGE)
@@ -161,24 +161,24 @@ class Slot:
         self._account()
 
     def drop(self) -> None:
-        """Let the bytes go for good: the slot is cut off, or its file removed.
+        """Release the bytes for good: the slot was cut off, or its file removed.
 
-        Bytes that are being sent stay in memory, and are counted, until they are sent.
+        Bytes that are being sent stay in memory, and are accounted for, until they are sent.
         """
         self._note(SlotEvent.DROP)
         self._content = None
         self._account()
 
     def adopt(self, receipt: Receipt) -> None:
-        """Be stored as a block of zeros, if the slot is a hole of the block's size."""
+        """Take a stored block of zeros as the content, if the slot is a hole of its size."""
         if self._state is SlotState.HOLE and self.length == receipt.locator.size:
             self._name(receipt)
 
     async def store(self) -> Receipt | None:
-        """Return when the bytes the slot has at this moment are stored, or dropped (None).
+        """Wait until the current bytes are stored; return the receipt, or None if dropped.
 
         Raises:
-            KeepWriteError: They aren't; they stay staged, and `failure` says why.
+            KeepWriteError: They couldn't be stored; they stay staged, and `failure` is set.
         """
         wanted = self._version
         while self._state not in GONE:
@@ -197,9 +197,9 @@ class Slot:
         return None
 
     def start_storing(self) -> Future[Receipt] | None:
-        """Begin to send the bytes there are; return the store under way.
+        """Start to send the current bytes; return the store in progress, or None.
 
-        Does nothing if one is under way, or all is stored or dropped.
+        Starts nothing if a store is in progress, or the slot is stored or dropped.
         """
         if self._sending is None and self._state not in {SlotState.STORED, SlotState.DROPPED}:
             state = slot_state_after(self._state, SlotEvent.SEND)
@@ -217,13 +217,13 @@ class Slot:
         return blocks.put(staged.view, self.length, self._settle, digest)
 
     async def _storing_ended(self) -> None:
-        """Wait until nothing is being sent; it was of older bytes, so it may have failed."""
+        """Wait until the store in progress ends; ignore its failure, since its bytes are old."""
         if self._sending is not None:
             with contextlib.suppress(Exception):
                 await self._sending.future.wait()
 
     def _settle(self, future: Future[Receipt]) -> None:
-        """Note the outcome of a store."""
+        """Handle the outcome of a store."""
         sending, self._sending = self._sending, None
         self.failure = future.failure
         self._note(SlotEvent.SENT if future.failure is None else SlotEvent.FAIL)
@@ -238,9 +238,9 @@ class Slot:
         self._account()
 
     async def _stage(self, size: int) -> StagedBytes:
-        """Wait for memory for `size` bytes; return the slot's, to change before the next await.
+        """Wait for memory for `size` bytes; return it, to be changed before the next await.
 
-        Of a dropped slot it is memory that nothing refers to.
+        For a dropped slot it is memory that nothing refers to.
         """
         while True:
             content, version = self._content, self._version
@@ -253,7 +253,7 @@ class Slot:
             )
             if self._content is content and self._version == version:
                 break
-        # No await from here on: the state is the one that was compared.
+        # No await from here on, so that the compared state stays valid.
         if content is not staged:
             staged.write(0, block)
         elif self._state in SHARED:
@@ -264,7 +264,7 @@ class Slot:
         return staged
 
     async def _stage_short_block(self, receipt: Receipt) -> None:
-        """Stage a block that is shorter than the slot, since zeros belong behind it."""
+        """Stage a block that is shorter than the slot, so that it can be padded with zeros."""
         block = await self._staging.blocks.get(receipt.locator)
         await self._staging.make_room(self, len(block))
         is_same = isinstance(self._content, Receipt) and self._content.names_block_of(receipt)
@@ -286,13 +286,13 @@ class Slot:
             self._content = relabelled.receipt(self._content)
 
     def _name(self, receipt: Receipt) -> None:
-        """Have a stored block as the content."""
+        """Set a stored block as the content."""
         is_exact = receipt.locator.size == self.length
         self._note(SlotEvent.NAME if is_exact else SlotEvent.NAME_SHORT)
         self._content = receipt
 
     def _note(self, event: SlotEvent) -> None:
-        """Go to the next state; count the version if the content is another now."""
+        """Handle an event: set the next state; increase the version if the content changed."""
         self._state = slot_state_after(self._state, event)
         if event in CONTENT_EVENTS:
             self._version += 1
@@ -306,7 +306,7 @@ class Slot:
 
 
 async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
-    """Store slots side by side; equal holes are sent once. Return None for one that is dropped."""
+    """Store slots concurrently, equal holes once; return their receipts, None if dropped."""
     failures: list[Exception] = []
     receipts: dict[Slot, Receipt | None] = {}
     holes: dict[int, Future[Receipt] | None] = {}

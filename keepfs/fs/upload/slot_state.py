@@ -1,4 +1,4 @@
-"""SlotState: where the bytes of a slot are, and the one table of its transitions."""
+"""SlotState: where the bytes of a slot are, with the table of its transitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import enum
 class SlotState(enum.Enum):
     """Where the bytes of a slot are.
 
-    In the states from `SENDING_HOLE` on, a store of the slot is under way.
+    In `SENDING_HOLE` and the states after it, a store of the slot is in progress.
     """
 
     HOLE = "zeros that are in no store"
@@ -71,7 +71,7 @@ SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
         _E.SEND: _S.SENDING,
         _E.DROP: _S.DROPPED,
     },
-    # A change of a dropped slot is one that waited for room meanwhile: nobody can read it.
+    # A dropped slot is changed by a write that waited for memory meanwhile; it can't be read.
     _S.DROPPED: {
         _E.CHANGE: _S.DROPPED,
         _E.RESIZE: _S.DROPPED,

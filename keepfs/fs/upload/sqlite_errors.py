@@ -1,4 +1,4 @@
-"""Errors of SQLite, as the operating system and people name them."""
+"""SQLite errors: conversion to OSError, and messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: No room on the disk. The index of the write-ahead log has a code of its own.
+#: The disk is full. The index of the write-ahead log has a separate code for it.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Raise errors of the catalog's database as an OSError: ENOSPC or EIO."""
+    """Convert errors of the catalog's database to OSError: ENOSPC or EIO."""
     try:
         yield
     except sqlite3.Error as error:
@@ -26,7 +26,7 @@ def as_os_errors() -> Iterator[None]:
 
 
 def reason(error: sqlite3.Error) -> str:
-    """Say what went wrong, and what to do where that is known."""
+    """Return the message of an error, with the remedy if one is known."""
     if _code(error) in _FULL:
         return "its disk is full"
     if _code(error) in _DAMAGED:
@@ -35,5 +35,5 @@ def reason(error: sqlite3.Error) -> str:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return SQLite's extended code; errors of Python's own module have none."""
+    """Return SQLite's extended code; 0 for errors of Python's own module."""
     return getattr(error, "sqlite_errorcode", 0)

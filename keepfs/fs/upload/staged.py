@@ -1,8 +1,8 @@
-"""StagedBytes: the bytes of one slot, in memory that doesn't move while it is looked at.
+"""StagedBytes: the bytes of one slot, in memory that isn't moved while views of it exist.
 
-Their MD5 is computed as they come, in worker threads, as long as they come in
-order: so that who closes the file waits for the last few only. For the trio
-thread only, but for `digest_with_zeros` and `zeros`.
+While they are written in order, their MD5 is computed in worker threads, so that a
+close waits for the last few bytes only. For the trio thread only, except
+`digest_with_zeros` and `zeros`.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
     from keepfs.fs.bridge import AsyncBlocks
 
-#: Bytes that are worth a thread's time: hashing them takes ten times as long
-#: as the way to the thread and back.
+#: Least bytes to hash in a thread: this takes ten times as long as the hand-over to
+#: the thread and back.
 _PIECE = 1024 * 1024
-#: Bytes that memory of one's own has at first, and the factor by which it grows.
+#: First size of allocated memory, in bytes, and the factor by which it grows.
 _FIRST, _GROWTH = 256, 4
 
 
 @functools.cache
 def _block_of_zeros() -> memoryview:
-    """Make a block of zeros. The kernel maps one page for all of it, so it takes no memory."""
+    """Return a block of zeros. It takes no memory: the kernel maps one page for all of it."""
     return memoryview(bytes(MAX_BLOCK_SIZE))
 
 
 def zeros(size: int) -> memoryview:
-    """Return that many zero bytes, at most a block's. Any thread may call it."""
+    """Return `size` zero bytes, at most 64 MiB. Any thread may call it."""
     return _block_of_zeros()[:size]
 
 
 class StagedBytes:
-    """Bytes that grow, and are changed, in place.
+    """Bytes that are extended and changed in place.
 
     Args:
-        blocks: Whose threads hash.
-        capacity: Most bytes there will ever be.
-        lend: Lends memory of `capacity` bytes; None to make it.
+        blocks: Runs the hashing in threads.
+        capacity: Most bytes.
+        lend: Lends memory of `capacity` bytes; None: allocate it.
 
     Attributes:
-        size: How many there are.
+        size: The number of bytes.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class StagedBytes:
 
     @property
     def view(self) -> memoryview:
-        """The bytes there are; they change with them."""
+        """A view of the bytes; writes change its content."""
         return self._memory[: self.size]
 
     def footprint(self, size: int) -> int:
-        """Return the bytes of memory that so many bytes take."""
+        """Return the memory that `size` bytes would take, in bytes."""
         return max(self._room_for(size), len(self._memory))
 
     def write(self, begin: int, content: memoryview | bytes | bytearray) -> None:
-        """Put bytes at `begin`; zeros fill the gap before them, if there is one."""
+        """Write bytes at `begin`; fill a gap before them with zeros."""
         end = begin + len(content)
         self._make_room(max(end, self.size))
         if begin > self.size:
@@ -86,31 +86,31 @@ class StagedBytes:
         self.size = min(self.size, size)
 
     def copy(self) -> StagedBytes:
-        """Make a copy, for who writes on while these are sent."""
+        """Return a copy, for further writes while these bytes are sent."""
         other = StagedBytes(self._blocks, self._capacity, self._lend)
         other.write(0, self.view)
         return other
 
     def digest_with_zeros(self, size: int) -> Callable[[], str]:
-        """Return what computes the MD5 of the bytes there are, and zeros up to `size`.
+        """Return a function that computes the MD5 of the bytes, padded with zeros to `size`.
 
-        To be called in a thread, before the bytes change again.
+        Call the function in a thread, before the bytes change again.
         """
         view, digest = self.view, self._digest or _Digest()
         digest.claimed = self.size
         return lambda: digest.finish(view, size)
 
     def forget_digest(self) -> None:
-        """Have the next store hash everything: the last one failed, for whatever reason."""
+        """Drop the MD5, so that the next store hashes all bytes: the last store failed."""
         self._digest = None
 
     def _room_for(self, size: int) -> int:
-        """Choose how much memory to have for so many bytes."""
+        """Return the memory to allocate for `size` bytes."""
         have = len(self._memory)
         if size <= have:
             return have
         grown = max(_FIRST, have * _GROWTH, size)
-        # Beyond a quarter it is likely to be a whole block in the end.
+        # Beyond a quarter of the capacity it is likely to become a whole block.
         return self._capacity if grown * _GROWTH > self._capacity else grown
 
     def _make_room(self, size: int) -> None:
@@ -123,9 +123,9 @@ class StagedBytes:
         self._memory = memory
 
     def _forget_hashed(self, begin: int) -> None:
-        """Note that bytes from `begin` on change: what was hashed of them is void."""
+        """Drop the MD5 if bytes from `begin` on, which are about to change, are in it."""
         if self._digest is not None and begin < self._digest.claimed:
-            # Not begun anew: who writes here and there would have all hashed each time.
+            # Don't restart it: random writes would hash all bytes each time.
             self._digest = None
 
     def _hash_on(self) -> None:
@@ -144,10 +144,10 @@ class StagedBytes:
 
 
 class _Digest:
-    """An MD5 of bytes that come in order.
+    """An MD5 of bytes that are written in order.
 
-    What is claimed may be hashed at any time, by any thread; so it doesn't
-    change any more, or the digest is given up.
+    A thread may hash claimed bytes at any time, so they must not change, unless
+    the digest is dropped.
     """
 
     def __init__(self) -> None:
@@ -158,14 +158,14 @@ class _Digest:
         self._lock = threading.Lock()
 
     def update(self, view: memoryview) -> None:
-        """Hash what isn't yet of the bytes there are by now. Blocks."""
+        """Hash the bytes of the view that aren't hashed yet. Blocks."""
         with self._lock:
             if len(view) > self._hashed:
                 self._md5.update(view[self._hashed :])
                 self._hashed = len(view)
 
     def finish(self, view: memoryview, size: int) -> str:
-        """Return the digest of the bytes there are, and zeros up to `size`. Blocks."""
+        """Return the MD5 of the bytes of the view, padded with zeros to `size`. Blocks."""
         self.update(view)
         with self._lock:
             md5 = self._md5.copy()

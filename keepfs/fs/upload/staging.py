@@ -23,47 +23,47 @@ if TYPE_CHECKING:
 
     from keepfs.fs.bridge import AsyncBlocks
 
-#: Bytes that a staged slot takes beside its content: the slot, its digest, its file and
-#: its errors. Measured with 6,000 failed files of 5 bytes.
+#: Bytes that a staged slot takes in addition to its content: the slot, its digest, its file
+#: and its errors. Measured with 6,000 failed files of 5 bytes.
 SLOT_OVERHEAD = 6 * 1024
-#: Seconds after which a writer that waits for room has another slot stored. Guessed.
+#: Seconds after which a writer that waits for memory starts to store another slot. Guessed.
 _PATIENCE = 5.0
-#: Bytes: eight whole blocks, so that several can be filled while others are sent.
+#: Default of `maxsize`: eight full blocks, so that some can be filled while others are sent.
 DEFAULT_STAGING_SIZE = 8 * MAX_BLOCK_SIZE
 
 
 class StagedSlot(Protocol):
-    """A slot, as far as its memory is concerned."""
+    """The interface of a slot for the accounting of its memory."""
 
     @property
     def is_storing(self) -> bool:
-        """Whether a store of it is under way."""
+        """Whether a store of it is in progress."""
 
     @property
     def is_full(self) -> bool:
-        """Whether all of a whole block is staged."""
+        """Whether a whole block is staged."""
 
     @property
     def failure(self) -> Exception | None:
-        """Why the last store of it failed, or None."""
+        """The error of its last store, or None."""
 
     def start_storing(self) -> object:
-        """Begin to store it, unless that is under way."""
+        """Start to store it, unless a store is in progress."""
 
 
 class Staging:
-    """What all files have staged, bounded in bytes.
+    """The staged bytes of all files, bounded in bytes.
 
-    Invariant: `currsize` exceeds `maxsize` only where a single slot does, or
-    where slots that are being sent were written to meanwhile.
+    Invariant: `currsize` exceeds `maxsize` only if a single slot does, or if slots
+    were written to while they were being sent.
 
     Args:
-        blocks: Where slots are stored.
-        maxsize: Bytes.
-        block_size: Bytes after which files are cut; at most a block's.
-        failed: Where files go whose store has failed.
-        lend: Lends memory of `block_size` bytes that was used before.
-        overhead: Bytes that a staged slot takes beside its content.
+        blocks: The store of the slots.
+        maxsize: Most bytes.
+        block_size: The size of a file's slots, in bytes; at most a block's.
+        failed: Retries the files that couldn't be stored.
+        lend: Lends used memory of `block_size` bytes.
+        overhead: Bytes that a staged slot takes in addition to its content.
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class Staging:
         self._changed = trio.Event()
         #: Whether the last wait for room ended without a change.
         self._is_slow = False
-        # In the order they were staged.
+        # In the order of staging.
         self._sizes: dict[StagedSlot, int] = {}
 
     def new_bytes(self) -> StagedBytes:
-        """Make a slot's memory: none at first."""
+        """Make a slot's memory, empty at first."""
         return StagedBytes(self.blocks, self.block_size, self._lend)
 
     async def make_room(self, slot: StagedSlot, size: int) -> None:
-        """Wait until `slot` may have `size` bytes, while others are stored.
+        """Wait until `slot` may take `size` bytes, while other slots are stored.
 
-        A store that hangs holds nobody up: after a while another slot is
-        stored instead. Cancellation leaves the stores under way.
+        A store that hangs doesn't block writers: after 5 s another slot is stored
+        instead. Cancellation leaves the stores in progress.
 
         Raises:
-            KeepWriteError: Storing every other slot failed, so there is no room.
+            KeepWriteError: Storing every other slot failed, so there is no memory.
         """
         failures: dict[StagedSlot, Exception] = {}
         size = self._with_overhead(size)
@@ -118,10 +118,10 @@ class Staging:
     async def _wait_for_one(
         self, slots: list[StagedSlot], failures: dict[StagedSlot, Exception]
     ) -> None:
-        """Wait until one of several slots is stored, or failed; start one more if that is slow."""
+        """Wait until one of several slots is stored or failed; if it is slow, start another."""
         idle = [slot for slot in slots if not slot.is_storing]
         if len(idle) == len(slots) or self._is_slow:
-            # One that is complete, rather than one still growing; the oldest first.
+            # Prefer full slots to growing ones, then the oldest.
             chosen = min(idle, key=lambda each: not each.is_full, default=None)
             if chosen is not None:
                 chosen.start_storing()
@@ -137,7 +137,7 @@ class Staging:
         }
 
     def account(self, slot: StagedSlot, size: int) -> None:
-        """Note that a slot now has `size` bytes staged."""
+        """Record that a slot now has `size` bytes staged."""
         size = self._with_overhead(size)
         self.currsize += size - self._sizes.get(slot, 0)
         if size:
@@ -148,5 +148,5 @@ class Staging:
         self._changed = trio.Event()
 
     def _with_overhead(self, size: int) -> int:
-        """Return the bytes that a slot takes of which `size` bytes are staged."""
+        """Return the memory that a slot with `size` staged bytes takes, in bytes."""
         return size + self._overhead if size else 0

@@ -4,10 +4,10 @@ A store has one owner. `store` starts that task or joins it, and only waits:
 a waiter that is cancelled, killed or timed out changes nothing. The task
 records the outcome: a new version, or a failed file that is queued for retry.
 
-Invariant: a named file with unstored changes is open with changes that no
-store was tried for (`PassageState.UNTRIED`), or has a task under way, or is
-queued for retry. Whether the file has a name and is open is no part of the
-`Passage`: a removed file that is open shows its state, too.
+Invariant: a named file with unstored changes is open with changes that no attempt
+has covered (`PassageState.UNTRIED`), or has a task in progress, or is queued for
+retry. The `Passage` is independent of the file's name and handles: a removed file
+that is open has a state, too.
 
 For the trio thread only.
 """
@@ -58,10 +58,10 @@ class _Attempt:
 
 
 class StoringFile(FileNode):
-    """The passage of a file into the store: its changes, attempts and failures.
+    """A file's way into the store: its changes, attempts and failures.
 
     Args:
-        metadata: What `stat` says of it.
+        metadata: Its mode, owner and times.
         blocks: Runs the task, in the nursery of the mount.
         failed: Retries the file after a failure.
     """
@@ -74,7 +74,7 @@ class StoringFile(FileNode):
         self._failed = failed
         self._openings = 0
         self._passage = Passage()
-        #: The attempt under way, as `_passage` has it: what its waiters wait for.
+        #: The attempt in progress, if `_passage` is in such a state.
         self._attempt: _Attempt | None = None
         self._failure: Exception | None = None
 
@@ -87,7 +87,7 @@ class StoringFile(FileNode):
 
     @property
     def changes(self) -> int:
-        """The number of changes so far: it names the current content."""
+        """The number of changes so far: it identifies the current content."""
         return self._passage.changes
 
     @property
@@ -121,7 +121,7 @@ class StoringFile(FileNode):
 
     @property
     def failure(self) -> Exception | None:
-        """Why the last attempt to store it failed, or None."""
+        """The error of the last attempt to store it, or None."""
         return self._failure
 
     @property
@@ -135,10 +135,10 @@ class StoringFile(FileNode):
         return f"{type(failure).__name__}: {failure}"
 
     async def store(self) -> None:
-        """Return when everything written before is stored with the wanted copies.
+        """Wait until everything written so far is stored with the requested copies.
 
-        Without changes since the last store there is nothing to do; a removed
-        file is not stored, as no name leads to it.
+        Does nothing without changes since the last store, or for a removed file, which
+        has no name.
 
         Cancellation ends the wait only. The task stores the file all the same
         and records the outcome.
@@ -146,7 +146,7 @@ class StoringFile(FileNode):
         Raises:
             KeepWriteError: A block isn't stored; all bytes are kept and the
                 file is queued for retry.
-            Exception: Whatever else the attempt raised; the same holds.
+            Exception: Any other failure of the attempt, with the same result.
         """
         wanted = self._passage.changes
         while self._passage.stored < wanted and self.links:
@@ -156,18 +156,18 @@ class StoringFile(FileNode):
                 await attempt.outcome.wait()
             except Exception:
                 if attempt.changes >= wanted:
-                    raise  # an older attempt may fail for what has changed since
+                    raise  # the cause of an older attempt's failure may be gone
             finally:
                 attempt.waiters -= 1
 
     async def attempt_store(self) -> None:
-        """Make one attempt to store it, or join the one under way, and wait for its outcome.
+        """Make one attempt to store it, or join the one in progress, and wait for its outcome.
 
-        Unlike `store`, it starts no attempt for what is changed meanwhile: that is left
-        to the close of whoever changes it. Cancellation ends the wait only.
+        Unlike `store`, it starts no attempt for changes made meanwhile: the close of their
+        writer stores them. Cancellation ends the wait only.
 
         Raises:
-            Exception: What the attempt raised; the file is queued for retry.
+            Exception: The attempt failed; the file is queued for retry.
         """
         if not self.has_unstored_changes:
             return
@@ -179,9 +179,9 @@ class StoringFile(FileNode):
             attempt.waiters -= 1
 
     def begin_store(self) -> _Attempt:
-        """Start the task that stores the file, or return the one under way. Doesn't wait.
+        """Start the task that stores the file, or return the one in progress. Doesn't wait.
 
-        Changes that the one under way may not cover are stored by another after it.
+        Changes that the current attempt may not cover are stored by another after it.
         """
         if self._attempt is None:
             attempt = _Attempt(self._passage.changes)
@@ -201,10 +201,10 @@ class StoringFile(FileNode):
         failure: Exception | None = None
         try:
             await self._store_once(attempt.changes)
-        except Exception as error:  # noqa: BLE001 - an attempt may fail in any way, and is recorded
+        except Exception as error:  # noqa: BLE001 - any failure is recorded
             failure = error
         except BaseException:
-            # The mount ends; the drain has done what could be done.
+            # The mount ends, after the drain.
             self._attempt = None
             self._passage.note(PassageEvent.ABANDON)
             attempt.outcome.fail(KeepWriteError("the mount has ended"))
@@ -214,7 +214,7 @@ class StoringFile(FileNode):
         self._passage.note(PassageEvent.END)
         try:
             self._conclude(attempt, failure, is_outdated=is_outdated)
-        finally:  # whatever goes wrong, for want of memory say: nobody waits for ever
+        finally:  # after any failure, such as lack of memory, the waiters must be woken
             if failure is None:
                 attempt.outcome.finish(None)
             else:
@@ -223,7 +223,7 @@ class StoringFile(FileNode):
     def _conclude(
         self, attempt: _Attempt, failure: Exception | None, *, is_outdated: bool
     ) -> None:
-        """Give the file its next owner, if it needs one."""
+        """Queue the file for a retry, or start the next attempt, if necessary."""
         if failure is not None and self.links:
             self._failed.add(self)
         elif not self.has_unstored_changes:
@@ -236,7 +236,7 @@ class StoringFile(FileNode):
         self._attempt_ended()
 
     def _report(self, attempt: _Attempt, failure: Exception) -> None:
-        """Log a failure that no waiter will report, or that nobody expects."""
+        """Log a failure that no waiter reports, or that is unexpected."""
         if not isinstance(failure, (KeepRequestError, OSError)):
             _log.error("storing %s failed unexpectedly", self.path, exc_info=failure)
         elif not attempt.waiters:
@@ -245,7 +245,7 @@ class StoringFile(FileNode):
     @property
     @abc.abstractmethod
     def path(self) -> str:
-        """The path below upload/; empty once it has no name."""
+        """The path below upload/; empty if it has no name."""
 
     @abc.abstractmethod
     async def _store_once(self, changes: int) -> None:
@@ -256,7 +256,7 @@ class StoringFile(FileNode):
 
     @abc.abstractmethod
     def _is_sending(self) -> bool:
-        """Tell whether a block of it is being sent."""
+        """Return whether a block of it is being sent."""
 
     def _attempt_ended(self) -> None:
-        """Note that no task is storing it any more."""
+        """Handle the end of an attempt."""

@@ -21,13 +21,13 @@ class UploadSymlink(SymlinkNode):
         self.number: int | None = None
 
     async def change(self, changes: Changes) -> None:
-        """Do what a setattr asks for."""
+        """Apply a setattr."""
         metadata = changed_metadata(self.metadata, changes)
         if self.place is not None:
             self.place.record_metadata(self.number, metadata)
         self.metadata = metadata
 
     def forgotten(self) -> None:
-        """Leave memory: the catalog has all of it."""
+        """Drop the node from memory: the catalog has all of it."""
         if self.place is not None:
             self.place.leave()

@@ -1,10 +1,10 @@
-"""Spill records: files that could not be stored, on this machine's disk until they can be.
+"""Spill records: files that could not be stored, on the local disk until they can be.
 
-Each record is a directory of its own in `unsaved/` of the state directory,
-open to its owner alone: `about.json` describes the file, `bytes` has what
-isn't in Keep. Both are synced, `about.json` last: a record that has one is
-complete. Nothing in a record is trusted: lengths and paths are checked before
-anything is allocated or made, bytes against their digest when they are read.
+Each record is a directory in `unsaved/` of the state directory, private to its
+owner: `about.json` describes the file, `bytes` has the bytes that aren't in Keep.
+Both are synced, `about.json` last: a record with this file is complete. Nothing in
+a record is trusted: lengths and paths are checked before anything is allocated or
+created; bytes are checked against their digest when they are read.
 
 Blocking; no trio, no FUSE.
 """
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _ABOUT, _BYTES = "about.json", "bytes"
 _FOLDER = "unsaved"
-#: Bytes of `about.json` at most: some 200 for each of the 65,536 blocks of the largest file.
+#: Most bytes of `about.json`: about 200 for each of the 65,536 blocks of the largest file.
 _MAX_ABOUT = 64 * 2**20
-#: Bytes of a name, as Linux has them, and of a path: a tree may be deeper than PATH_MAX.
+#: Most bytes of a name, as in Linux, and of a path: a tree may be deeper than PATH_MAX.
 _MAX_NAME, _MAX_PATH = 255, 2**20
 #: The times that the catalog can hold, in nanoseconds since 1970.
 _TIMES = range(-(2**63), 2**63)
@@ -43,17 +43,17 @@ _IDS = range(2**32)
 
 
 class UnsavedError(Exception):
-    """A spill record can't be read; one line says which and why."""
+    """A spill record can't be read; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One slot's worth of a file.
+    """The part of a file in one slot.
 
     Attributes:
-        length: Bytes of the file that it covers.
-        receipt: The stored block that has them, or None.
-        staged: Bytes that are in no store; zeros follow up to `length`. None for a hole.
+        length: Its length, in bytes.
+        receipt: The receipt of its stored block, or None.
+        staged: Its unstored bytes, to be padded with zeros to `length`. None for a hole.
     """
 
     length: int
@@ -63,18 +63,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of an unsaved file, but for its bytes.
+    """The description of an unsaved file.
 
     Attributes:
-        path: Below upload/.
-        size: Bytes of the whole file.
-        mode: As in st_mode.
-        uid: Owner.
-        gid: Group.
-        atime_ns: Last access.
-        mtime_ns: Last change of the content.
-        version: Names the stored version that it was to replace; empty if there was none.
-        error: Why it couldn't be stored.
+        path: Its path below upload/.
+        size: The size of the whole file, in bytes.
+        mode: Its st_mode.
+        uid: Its owner.
+        gid: Its group.
+        atime_ns: Last access, in nanoseconds since 1970.
+        mtime_ns: Last change of the content, likewise.
+        version: The name in by_id/ of the stored version that it replaces, or empty.
+        error: The error that prevented storing it.
         is_partial: Whether its writer had not closed it: it must not replace
             the stored version.
         replaces: Names of earlier records of the same file.
@@ -98,9 +98,9 @@ class UnsavedFile:
     """A spill record.
 
     Attributes:
-        directory: Where.
-        about: What it is.
-        staged: Bytes of it that are in no store.
+        directory: Its directory.
+        about: The description of the file.
+        staged: The number of unstored bytes.
     """
 
     directory: Path
@@ -108,19 +108,19 @@ class UnsavedFile:
     staged: int = 0
 
     def exists(self) -> bool:
-        """Tell whether it is there, whole or not."""
+        """Return whether the record exists, complete or not."""
         return os.path.lexists(self.directory)
 
     @property
     def name(self) -> str:
-        """What it is called on the command line."""
+        """Its name on the command line."""
         return self.directory.name
 
     def pieces(self) -> list[Piece]:
-        """Read its bytes, and check them.
+        """Read and check the bytes.
 
         Raises:
-            UnsavedError: They aren't what was spilled.
+            UnsavedError: They can't be read, or differ from what was spilled.
         """
         try:
             described = _read_about(self.directory)["pieces"]
@@ -134,10 +134,7 @@ class UnsavedFile:
             raise UnsavedError(f"{self.directory} can't be read: {error}") from error
 
     def remove(self) -> None:
-        """Delete it; one that is half deleted after a crash is no record any more.
-
-        When this returns, a power cut doesn't bring it back.
-        """
+        """Delete the record, durably. After a crash it is either complete or no record."""
         with contextlib.suppress(OSError):
             (self.directory / _ABOUT).unlink(missing_ok=True)
             sync_directory(self.directory)
@@ -145,10 +142,10 @@ class UnsavedFile:
 
 
 def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile:
-    """Write a record; when this returns, it survives a power cut.
+    """Write and sync a record; when this returns, it survives a power cut.
 
     Raises:
-        OSError: The disk doesn't take it; nothing of it is left.
+        OSError: It couldn't be written; nothing of it is left.
     """
     parent = state_dir / _FOLDER
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,9 +171,9 @@ def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile
 
 
 def find_all(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
-    """Return the records, the oldest first, and a line about each that can't be used.
+    """Return the records, the oldest first, and a message for each that can't be used.
 
-    A record that a later one replaces is left out, without a line.
+    Records that a later one replaces are left out.
     """
     found, flaws = _scan(state_dir)
     replaced = _replaced(found)
@@ -184,15 +181,14 @@ def find_all(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
 
 
 def sweep(state_dir: Path, obsolete: Collection[str]) -> None:
-    """Delete what is no record any more.
+    """Delete the records that are `obsolete`, replaced by a later record, or incomplete.
 
-    That is: records that are `obsolete`, that a later record replaces, or
-    that a killed process left incomplete. A damaged record stays. For a
-    process that has the state directory to itself.
+    A killed process leaves incomplete records. Damaged records are kept. No other
+    process may use the state directory meanwhile.
     """
     gone = {*obsolete, *_replaced(_scan(state_dir)[0])}
     for directory in _directories(state_dir):
-        with contextlib.suppress(OSError):  # somebody else's, perhaps
+        with contextlib.suppress(OSError):  # perhaps another user's
             if directory.name in gone or _is_incomplete(directory):
                 UnsavedFile(directory, About("", 0)).remove()
 
@@ -210,7 +206,7 @@ def _scan(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
             staged = sum(piece["staged"] or 0 for piece in described["pieces"])
             found.append(UnsavedFile(directory, about, staged))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            flaws.append(f"{directory} is no spill record that can be used: {error}")
+            flaws.append(f"{directory} is not a usable spill record: {error}")
     return found, flaws
 
 
@@ -219,7 +215,7 @@ def _replaced(records: Iterable[UnsavedFile]) -> set[str]:
 
 
 def _directories(state_dir: Path) -> list[Path]:
-    """Return what may be a record, the oldest first."""
+    """Return the directories that may be records, the oldest first."""
     try:
         return sorted((state_dir / _FOLDER).iterdir(), key=_changed_at)
     except (FileNotFoundError, NotADirectoryError):
@@ -227,7 +223,7 @@ def _directories(state_dir: Path) -> list[Path]:
 
 
 def _is_incomplete(directory: Path) -> bool:
-    """Tell whether a killed process left this; nothing else in it is touched."""
+    """Return whether it is the incomplete record of a killed process, without other files."""
     if directory.is_symlink() or not directory.is_dir():
         return False
     return {each.name for each in directory.iterdir()} <= {_BYTES, f"{_ABOUT}.new"}
@@ -242,10 +238,10 @@ def _check_is_directory(directory: Path) -> None:
 
 
 def _read_about(directory: Path) -> dict[str, Any]:
-    """Read and check what a record says of itself.
+    """Read and check the description in a record.
 
     Raises:
-        ValueError: It can't be; or a KeyError or TypeError.
+        ValueError, KeyError, TypeError: It is invalid.
         OSError: It can't be read.
     """
     with _open_private(directory / _ABOUT) as file:
@@ -279,12 +275,12 @@ def _check_about(described: dict[str, Any]) -> None:
     if not isinstance(described.get("is_partial", False), bool):
         raise TypeError("is_partial is neither true nor false")
     if not all(isinstance(each, str) for each in described["replaces"]):
-        raise TypeError("replaces is no list of names")
+        raise TypeError("replaces is not a list of names")
 
 
 def _check_path(path: object) -> None:
     if not isinstance(path, str) or "\0" in path or len(os.fsencode(path)) > _MAX_PATH:
-        raise ValueError("the path can't be")
+        raise ValueError("the path is invalid")
     for name in path.split("/"):
         if name in {"", ".", ".."} or len(os.fsencode(name)) > _MAX_NAME:
             raise ValueError(f"the path has a part that is no name: {path[:100]!r}")
@@ -302,7 +298,7 @@ def _check_piece(piece: dict[str, Any], *, is_last: bool) -> None:
     elif piece["staged"] is not None:
         _check_number("staged", piece["staged"], range(length + 1))
         if not isinstance(piece["sha256"], str):
-            raise TypeError("sha256 is no text")
+            raise TypeError("sha256 is not a string")
 
 
 def _check_number(key: str, value: object, allowed: range) -> int:
@@ -325,7 +321,7 @@ def _receipt(described: Any) -> Receipt:  # noqa: ANN401 - of a file that anybod
     locator, copies, services = described
     _check_number("copies", copies, range(2**31))
     if not isinstance(services, list) or not all(isinstance(each, str) for each in services):
-        raise TypeError("services is no list of names")
+        raise TypeError("services is not a list of names")
     return Receipt(KeepLocator(locator), copies, tuple(services))
 
 
@@ -341,7 +337,7 @@ def _read_piece(described: dict[str, Any], staged: bytes) -> Piece:
 
 @contextlib.contextmanager
 def _open_private(path: Path) -> Iterator[BinaryIO]:
-    """Open a file of ours to read; neither a symlink, nor what could block."""
+    """Open a regular file to read; refuse symlinks and files that could block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -358,7 +354,7 @@ def _created(path: Path) -> Iterator[_Whole]:
 
 
 class _Whole:
-    """Writes all of what it is given: a raw file may take less at once."""
+    """Writes all bytes of a buffer: one write to a raw file may write fewer."""
 
     def __init__(self, file: Any) -> None:  # noqa: ANN401 - a raw file
         self._file = file

@@ -1,4 +1,4 @@
-"""A stored version of a file: what the receipts of its blocks say of it."""
+"""Version: name, attributes and completeness of a stored version, from its receipts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def name_of(receipts: Sequence[Receipt]) -> str:
 
 
 def xattrs_of(receipts: Sequence[Receipt]) -> dict[str, str]:
-    """Return `user.keep.…`, but for the state."""
+    """Return the attributes `user.keep.…`, without the state."""
     services = dict.fromkeys(name for each in receipts for name in each.services)
     found = {
         "user.keep.locator": name_of(receipts),
@@ -30,15 +30,14 @@ def xattrs_of(receipts: Sequence[Receipt]) -> dict[str, str]:
 
 
 def distinct(receipts: Iterable[Receipt]) -> Iterable[Receipt]:
-    """Leave out what is the same object: a sparse file has one for all its holes."""
+    """Return the distinct receipt objects: a sparse file has one for all its holes."""
     return {id(each): each for each in receipts}.values()
 
 
 def is_whole(receipts: Sequence[Receipt], blocks: int, block_size: int) -> bool:
-    """Tell whether receipts make up a version: none missing, all but the last full.
+    """Return whether receipts make a version: none is missing, all but the last are full.
 
-    Bytes written while they were stored may be in it too: it has all that
-    were written before.
+    The version has all bytes written before the store, and may have later ones.
     """
     sizes = [receipt.locator.size for receipt in receipts]
     return len(sizes) == blocks and all(size == block_size for size in sizes[:-1])

@@ -1,1 +1,1 @@
-"""Blocks in memory: the cache, its eviction, fetches under way, and which names may have them."""
+"""The block cache: eviction, fetches in progress, and the locators that may be answered."""

@@ -1,9 +1,8 @@
 """KeepBlockCache: blocks in memory, bounded in bytes, one fetch per block.
 
-Blocks never change, so a cached block is never stale; it is verified before
-it comes in. Every method may be called from any thread. The lock is held for
-arithmetic only: fetching happens outside. Which block goes when there is no
-room is the business of `keepfs.keep.caching.reuse`.
+Blocks never change, so a cached block is never stale; it is verified before it is
+cached. Any thread may call any method. The lock is never held during a fetch.
+`keepfs.keep.caching.reuse` chooses the block to evict.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ if TYPE_CHECKING:
 
 #: Bytes, as in the SDK: four blocks of the largest size.
 DEFAULT_CACHE_MAX = 256 * 1024 * 1024
-#: Seconds for which a block that was fetched for somebody who isn't here yet is
-#: kept for them. Guessed: longer than a program stops for between two reads.
+#: Seconds for which a prefetched block is kept for its reader. Guessed: longer than a
+#: program pauses between two reads.
 KEPT_FOR_READER = 1.0
-#: Seconds for which a fetch waits, at most, for readers to come to the ends of
-#: their blocks. Guessed: many of them take turns, and a slow one stops nobody.
+#: Most seconds for which a fetch waits for sequential readers to finish their blocks.
+#: Guessed: many readers take turns, and a slow one doesn't block the others.
 _YIELDING = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """What the cache holds and has done.
+    """The state and counters of the cache.
 
     Attributes:
-        maxsize: Bytes it may hold, blocks being fetched included.
-        currsize: Bytes of the blocks it holds.
-        in_flight: Bytes set aside for blocks being fetched.
-        blocks: How many it holds.
+        maxsize: Most bytes, blocks being fetched included.
+        currsize: Bytes of the cached blocks.
+        in_flight: Bytes reserved for blocks being fetched.
+        blocks: The number of cached blocks.
         hits: Calls answered from memory.
-        misses: Calls that fetched.
-        joined: Calls that waited for another's fetch.
-        refetched: Of the misses, blocks that had been here and were thrown out.
+        misses: Calls that fetched a block.
+        joined: Calls that waited for another call's fetch.
+        refetched: Those of `misses` whose block had been evicted.
     """
 
     maxsize: int
@@ -62,28 +61,29 @@ class CacheStatistics:
 
     @property
     def refetch_ratio(self) -> float:
-        """Which part of the misses a larger cache would have spared; 0.0 without any."""
+        """The fraction of misses that a larger cache would have avoided; 0.0 without misses."""
         return self.refetched / self.misses if self.misses else 0.0
 
 
 class KeepBlockCache:
-    """Blocks by their digest; the one that will be wanted last is thrown out first.
+    """Blocks by digest; evicts the block with the longest expected reuse distance.
 
-    Invariants: cached bytes plus bytes being fetched never exceed
-    `cache_max`, but for a single block larger than all of it, which is
-    fetched alone and not kept, for a few small blocks (16 MiB together at
-    most), which never wait for large ones, and for one block more while the fetches
-    that hold all bytes stall; at most one fetch per block is under
-    way; a failed fetch leaves nothing behind. A block larger than its locator said
-    is kept only where it fits.
+    Invariants:
+    - Cached bytes plus bytes being fetched never exceed `cache_max`, with three
+      exceptions: a single block larger than `cache_max`, which is fetched alone and
+      not kept; a few small blocks (16 MiB together at most), which never wait for
+      large ones; one more block while the fetches that hold all bytes stall.
+    - At most one fetch per block is in progress.
+    - A failed fetch leaves nothing behind.
+    - A block larger than its locator's size is kept only if it fits.
 
     Args:
-        cache_max: Bytes; the default where it is 0, as in the SDK.
-        max_slots: The SDK's; ignored, as bytes alone are the bound.
+        cache_max: Most bytes; 0: the default, as in the SDK.
+        max_slots: The SDK's; ignored: the bound is in bytes.
         disk_cache: The SDK's; ignored: blocks are kept in memory.
         disk_cache_dir: The SDK's; ignored.
-        allocate: Makes the memory that its blocks are fetched into.
-        clock: Seconds, instead of `time.monotonic`.
+        allocate: Allocates the memory that blocks are fetched into.
+        clock: Replaces `time.monotonic`, in seconds.
     """
 
     def __init__(
@@ -109,18 +109,18 @@ class KeepBlockCache:
         self._hits = self._misses = self._joined = self._refetched = 0
 
     def get_nowait(self, md5sum: str, keep_for: float = 0.0) -> memoryview | None:
-        """Return the block if it is here, else None. Never waits.
+        """Return the block if it is cached, else None. Never waits.
 
         Args:
             md5sum: The block's digest.
-            keep_for: Seconds in which the caller will read on in the block,
-                going through it in order: so long others go before it.
+            keep_for: Seconds for which a sequential reader expects to go on reading
+                the block; other blocks are evicted before it until then.
         """
         with self._changed:
             return self._found(md5sum, keep_for)
 
     def has_room(self, size: int) -> bool:
-        """Tell whether a block of so many bytes could be fetched without waiting for others."""
+        """Return whether a block of `size` bytes can be fetched without waiting for memory."""
         with self._changed:
             taken = self._in_flight.size + size
             if taken + self._blocks.currsize <= self.cache_max:
@@ -137,26 +137,25 @@ class KeepBlockCache:
         *,
         claims: bool = False,
     ) -> memoryview:
-        """Return the block, from memory or by calling `fetch`; blocks meanwhile.
+        """Return the block, from memory or from `fetch`. Blocks.
 
-        Of several callers for one block one fetches; the others wait, and
-        share what comes of it, a failure too. Only a failure of a differently
-        hinted locator isn't shared: the hints may be why it failed; nor one
-        that came of less effort than the caller would make.
+        If several callers need one block, one fetches it; the others wait and share
+        the result or the failure. Two failures aren't shared: one of a locator with
+        other hints, which may be the cause, and one of a fetch with less effort.
 
         Args:
-            locator: The block's name.
+            locator: The block's locator.
             fetch: Returns the block's verified bytes, or raises.
             effort: How persistent `fetch` is: its rounds after the first.
-            timeout: Seconds to wait for others, be it for their fetch or for
-                the room that they take; None for no limit.
-            keep_for: Seconds in which the caller will go through the block in parts.
-            claims: Whether `fetch` takes its memory from `allocate_for`, as late
-                as the block begins to come.
+            timeout: Seconds to wait for other fetches, of this block or for their
+                memory; None for no limit.
+            keep_for: Seconds for which the caller expects to go on reading the block.
+            claims: Whether `fetch` takes its memory from `allocate_for` when the first
+                bytes of the block arrive.
 
         Raises:
-            KeepReadError: Others took too long (cause TIMED_OUT).
-            Exception: What `fetch` raised; a copy, for callers that waited.
+            KeepReadError: Other fetches took too long (cause TIMED_OUT).
+            Exception: `fetch` failed; callers that waited get a copy.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -186,17 +185,17 @@ class KeepBlockCache:
         *,
         claims: bool = False,
     ) -> Fetch | memoryview:
-        """Return the block if it is here, else its fetch: begun by now, or joined. Doesn't wait.
+        """Return the cached block, or its fetch, started now or before. Doesn't wait.
 
-        Whoever has it fetched is about to go through it. If `spawn` raises, whoever
-        joined the fetch meanwhile goes on without it: a `get_or_fetch` fetches itself.
+        The block is kept for a sequential reader. If `spawn` raises, callers that joined
+        the fetch meanwhile continue without it: `get_or_fetch` then fetches the block.
 
         Args:
-            locator: The block's name.
+            locator: The block's locator.
             fetch: Returns the block's verified bytes, or raises.
-            spawn: Runs what it is given in another thread.
-            effort: How persistent `fetch` is.
-            claims: As of `get_or_fetch`.
+            spawn: Runs a function in another thread.
+            effort: How persistent `fetch` is: its rounds after the first.
+            claims: See `get_or_fetch`.
         """
         mine = Fetch(locator, effort, claims=claims)
         block, running = self._join(mine, KEPT_FOR_READER)
@@ -204,7 +203,7 @@ class KeepBlockCache:
             return block
 
         def run() -> None:
-            # Whoever waits is told of the failure; nobody else needs to be.
+            # `Fetch` passes the failure to the callers that wait.
             with contextlib.suppress(Exception):
                 self._fetch(mine, fetch, KEPT_FOR_READER)
 
@@ -219,23 +218,23 @@ class KeepBlockCache:
         return running
 
     def announce(self, locator: KeepLocator, size: int) -> None:
-        """Tell those who wait for a block's size that a service has begun to send it."""
+        """Set a block's size for waiting callers: a service has started to send the block."""
         with self._changed:
             running = self._fetches.get(locator.md5sum)
         if running is not None:
             running.announce(size)
 
     def allocate_for(self, locator: KeepLocator, size: int) -> Allocation:
-        """Return memory for a block whose fetch is under way, as it begins to come.
+        """Return memory for a block being fetched whose first bytes have arrived.
 
-        Waits for room if the fetch has lost its own to another meanwhile.
+        Waits if the fetch has lost its reservation to another fetch meanwhile.
 
         Args:
-            locator: The block's name.
-            size: Bytes.
+            locator: The block's locator.
+            size: The size of the block, in bytes.
 
         Raises:
-            KeepReadError: Others take too long, or the fetch has ended meanwhile.
+            KeepReadError: Other fetches take too long, or the fetch has ended meanwhile.
         """
         with self._changed:
             running = self._fetches.get(locator.md5sum)
@@ -256,7 +255,7 @@ class KeepBlockCache:
         return block
 
     def _join(self, mine: Fetch, keep_for: float) -> tuple[memoryview | None, Fetch]:
-        """Return the block if it is here; else its fetch, which is `mine` if there was none."""
+        """Return the cached block, or the fetch in progress: `mine` if there was none."""
         md5sum = mine.locator.md5sum
         with self._changed:
             block = self._found(md5sum, keep_for)
@@ -302,7 +301,7 @@ class KeepBlockCache:
         return mine.block
 
     def _keep(self, md5sum: str, block: memoryview, keep_for: float) -> None:
-        """Put a block in, if there is a place for it; a size hint may have been too low."""
+        """Cache a block if it fits: its locator's size may have been too low."""
         size = len(block)
         if not self._is_free(size):
             limit = self._in_flight.limit()
@@ -310,18 +309,18 @@ class KeepBlockCache:
                 return
             fits = self._in_flight.size + self._blocks.currsize + size <= limit
             if not fits and self._in_flight.is_small(size) and self._blocks.patience():
-                return  # it didn't wait for those who go through large blocks, nor costs them one
+                return  # a small block that didn't wait must not evict a large one being read
             self._make_room(size)
         self._blocks[md5sum] = block
         self._blocks.expect(md5sum, keep_for)
 
     def clear(self) -> None:
-        """Forget every block; fetches under way go on."""
+        """Evict every block; fetches in progress go on."""
         with self._changed:
             self._blocks.clear()
 
     def statistics(self) -> CacheStatistics:
-        """Return what it holds and has done, at one moment."""
+        """Return a consistent snapshot of the state and counters."""
         with self._changed:
             return CacheStatistics(
                 maxsize=self.cache_max,
@@ -335,11 +334,11 @@ class KeepBlockCache:
             )
 
     def _reserve(self, mine: Fetch) -> None:
-        """Set bytes aside for a fetch, waiting for others where there is no room.
+        """Reserve memory for a fetch; wait if there is none.
 
-        For fetches under way to end, and a while for those who go through a
-        block to come to its end: were it taken from them, they would have it
-        fetched again for each part of it, and so on by turns.
+        It waits for other fetches to end, and up to 5 s for sequential readers to finish
+        their blocks: if such a block were evicted, its reader would have it fetched
+        again for each part, evicting others in turn.
         """
         if not self._is_free(mine.size):
             self._waiting += 1
@@ -350,7 +349,7 @@ class KeepBlockCache:
         self._in_flight.add(mine)
 
     def _is_free(self, size: int) -> bool:
-        """Tell whether there is room for so many bytes at nobody's cost."""
+        """Return whether `size` bytes fit without an eviction."""
         return self._in_flight.size + self._blocks.currsize + size <= self.cache_max
 
     def _wait_for_room(self, mine: Fetch) -> None:
@@ -395,6 +394,6 @@ def _left(deadline: float | None) -> float | None:
 
 def _waited_too_long(locator: KeepLocator) -> KeepReadError:
     return KeepReadError(
-        f"failed to read {locator.stripped()}: others' fetches take too long",
+        f"failed to read {locator.stripped()}: fetches of other blocks take too long",
         cause=Cause.TIMED_OUT,
     )

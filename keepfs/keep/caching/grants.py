@@ -1,17 +1,17 @@
-"""Grants: which names of a block may be answered from memory.
+"""Grants: which locators of a block may be answered from memory.
 
 A Keep service checks the signature in a locator before it sends the block. The
-cache finds a block by its digest alone, so it must not answer a name that the
-services would refuse. The rule: a name is answered from memory if its
-signature has not expired and one of these holds:
+cache finds a block by its digest alone, so it must not answer a locator that the
+services would refuse. A locator is answered from memory if its signature has not
+expired and one of these holds:
 
-- a service has answered 200 to this very name;
-- the name came in the receipt of a put;
-- the services do not sign: one has answered 200 to a name without a signature;
+- a service has answered 200 to this locator;
+- the locator came in the receipt of a put;
+- the services do not sign: one has answered 200 to a locator without a signature;
 - the blocks are in a local store.
 
-Every refusal takes back the grant of that name, and what was learned about
-signing. Any thread may call any method.
+A refusal revokes the grant of that locator, and the conclusion that the services do
+not sign. Any thread may call any method.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
     from keepfs.keep.locator import KeepLocator
 
-#: Hints that send the question to another cluster.
+#: Hints that send the request to another cluster.
 _REMOTE = ("R", "K")
 
 
 class Grants:
-    """The names that the services have answered to.
+    """The locators that the services have accepted.
 
     Args:
-        most: Names remembered at most; a forgotten one is asked for again.
-        are_needed: False where there is nobody who could refuse a name.
+        most: Most locators recorded; one that was dropped is sent to a service again.
+        are_needed: False for a local store, which accepts every locator.
     """
 
     def __init__(self, most: int, *, are_needed: bool = True) -> None:
@@ -48,7 +48,7 @@ class Grants:
         self._lock = threading.Lock()
 
     def allows(self, locator: KeepLocator) -> bool:
-        """Tell whether a name may be answered from memory."""
+        """Return whether a locator may be answered from memory."""
         if locator.permission_expired():
             return False
         with self._lock:
@@ -61,14 +61,14 @@ class Grants:
             return True
 
     def answered(self, locator: KeepLocator) -> None:
-        """Note that a service answered 200 to a name."""
+        """Record that a service answered 200 to a locator."""
         with self._lock:
             if not _is_signed(locator):
                 self._services_sign = False
         self.received(locator)
 
     def received(self, locator: KeepLocator) -> None:
-        """Note the name in the receipt of a put."""
+        """Record the locator in the receipt of a put."""
         if not self._are_needed:
             return
         with self._lock:
@@ -78,14 +78,14 @@ class Grants:
                 self._names.popitem(last=False)
 
     def refused(self, locator: KeepLocator) -> None:
-        """Note that the services refused a name."""
+        """Record that the services refused a locator."""
         with self._lock:
             self._names.pop(_key(locator), None)
             self._services_sign = self._are_needed
 
     @contextlib.contextmanager
     def judged(self, locator: KeepLocator) -> Iterator[None]:
-        """Take back a name's grant if what is done within is refused."""
+        """Revoke a locator's grant if the body raises KeepReadError with cause DENIED."""
         try:
             yield
         except KeepReadError as error:
@@ -94,17 +94,17 @@ class Grants:
             raise
 
     def clear(self) -> None:
-        """Forget everything: the token is another now, and signatures are made for a token."""
+        """Drop all grants: signatures are valid for one token, and the token has changed."""
         with self._lock:
             self._names.clear()
             self._services_sign = self._are_needed
 
 
 def _is_signed(locator: KeepLocator) -> bool:
-    """Tell whether something in a name may be why a service answers to it."""
+    """Return whether a locator has a signature or names another cluster."""
     return locator.perm_sig is not None or any(it.startswith(_REMOTE) for it in locator.hints)
 
 
 def _key(locator: KeepLocator) -> str:
-    """Return what the services judge by: digest and hints. The size is not signed."""
+    """Return the parts that the services check: digest and hints. The size is not signed."""
     return locator.md5sum + str(locator)[len(locator.stripped()) :]

@@ -1,10 +1,10 @@
-"""Fetches under way, and the bytes of a cache's budget that are set aside for them.
+"""Fetches in progress, and their reservations of bytes in a cache's budget.
 
-A fetch sets its bytes aside before it asks anybody, so that no more requests are
-open than there is memory for. While no byte of the block has come it holds no
-memory: after a while it loses its bytes to a fetch that waits, and sets them aside
-anew when the block begins to come. Small blocks have bytes of their own, and while
-all large ones stall in mid-block there is room for one more.
+A fetch reserves its bytes before it sends a request, so that the open requests never
+need more memory than there is. Until the first byte of the block arrives it holds no
+memory: after 2 s a waiting fetch may take its reservation, and it reserves again when
+the block arrives. Small blocks have a separate budget. While all fetches of large
+blocks stall, one more block may be reserved.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
     from keepfs.keep.locator import KeepLocator
 
-#: Bytes of a small block: what a service sends in some 10 ms over 1 Gbit/s. Of a
-#: small cache, a 64th.
+#: Largest small block, in bytes: a service sends it in about 10 ms over 1 Gbit/s. For a
+#: small cache it is a 64th of the budget.
 _SMALL = 1024 * 1024
 _SMALL_SHARE = 64
-#: Small blocks that are fetched beyond the budget; 16 MiB, of the 60 MiB that keepfs
-#: may take beside it.
+#: Most small blocks that are fetched beyond the budget: 16 MiB, of the 60 MiB that keepfs
+#: may take in addition to it.
 _MOST_SMALL = 16
-#: Seconds after which a fetch that has received nothing loses its bytes. Guessed:
-#: a service that is well answers sooner, and a reader waits that long without complaint.
+#: Seconds after which a fetch that has received nothing may lose its reservation. Guessed:
+#: a healthy service answers sooner, and a reader can wait that long.
 SILENT = 2.0
-#: Seconds without a byte given back after which there is room for one more block, since
-#: those that hold the budget stall. Guessed: 64 MiB in that time are 20 MB/s.
+#: Seconds without a released byte after which one more block may be reserved, since the
+#: fetches that hold the budget stall. Guessed: 64 MiB in that time are 20 MB/s.
 STUCK = 3.0
 
 
 class Fetch:
-    """One fetch under way, and who waits for it.
+    """One fetch in progress, and its result.
 
     Args:
-        locator: The block's name.
+        locator: The block's locator.
         effort: How persistent it is: its rounds after the first.
-        claims: Whether it calls `allocate_for` when the block begins to come,
-            and has no memory for it before.
-        deadline: When its caller gives up, on the monotonic clock; None for never.
+        claims: Whether it calls `allocate_for` when the first bytes arrive, and has no
+            memory for the block before.
+        deadline: Its caller's deadline, on the monotonic clock, in seconds; or None.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class Fetch:
         self._announced: int | None = None
 
     def announce(self, size: int) -> None:
-        """Tell those who wait for no more that the block is being received."""
+        """Set the block's size, and wake the callers of `wait_for_size`."""
         self._announced = size
         self._answered.set()
 
     def end(self) -> None:
-        """Wake everybody: there is a block now, a failure, or neither if it never ran."""
+        """Wake all callers: `block` or `failure` is set, or neither if it never ran."""
         self.done.set()
         self._answered.set()
 
     def wait_for_size(self, timeout: float) -> int | None:
-        """Wait until the block is known to be there, and return its size.
+        """Wait until a service has confirmed the block, and return its size.
 
         Returns:
-            None if `timeout` seconds brought no answer, or the fetch never ran.
+            None if there is no answer after `timeout` seconds, or the fetch never ran.
 
         Raises:
-            Exception: A copy of what the fetch raised.
+            Exception: The fetch failed; a copy of its exception.
         """
         if not self._answered.wait(max(0.0, timeout)):
             return None
@@ -92,14 +92,14 @@ class Fetch:
 
 
 class Reservations:
-    """The bytes that are set aside for fetches. Not for threads: the cache's lock guards it.
+    """The bytes reserved for fetches. Not thread-safe: the cache's lock guards it.
 
-    Invariant: `size` is at most `limit()`, but for one fetch larger than all of it, and
-    for small blocks, which together take at most `_MOST_SMALL` times the largest of them more.
+    Invariant: `size` is at most `limit()`, except for a single fetch larger than that, and
+    for small blocks, which may exceed it by `_MOST_SMALL` times the size of a small block.
 
     Args:
-        budget: Bytes.
-        clock: Seconds.
+        budget: The size of the cache, in bytes.
+        clock: Returns seconds.
     """
 
     def __init__(self, budget: int, clock: Callable[[], float]) -> None:
@@ -107,19 +107,19 @@ class Reservations:
         self._clock = clock
         self._block = min(MAX_BLOCK_SIZE, budget)
         self._small = min(_SMALL, budget // _SMALL_SHARE)
-        # When each fetch set its bytes aside; None once its block is being received.
+        # The time of each fetch's reservation; None once its block is being received.
         self._held: dict[Fetch, float | None] = {}
-        # Of these, who came when the others were stuck; and when the others last gave bytes back.
+        # Those added while the others were stuck; and the last time the others released bytes.
         self._late: set[Fetch] = set()
         self._moved_at = clock()
-        #: Bytes set aside.
+        #: Bytes reserved.
         self.size = 0
 
     def __contains__(self, fetch: Fetch) -> bool:
         return fetch in self._held
 
     def add(self, fetch: Fetch) -> None:
-        """Set a fetch's bytes aside, once."""
+        """Reserve a fetch's bytes, unless they are reserved."""
         if fetch in self._held:
             return
         now = self._clock()
@@ -131,7 +131,7 @@ class Reservations:
         self.size += fetch.size
 
     def discard(self, fetch: Fetch) -> None:
-        """Give a fetch's bytes back, if it has any."""
+        """Release a fetch's reservation, if it has one."""
         if fetch in self._held:
             if fetch in self._late:
                 self._late.remove(fetch)
@@ -141,10 +141,10 @@ class Reservations:
             self.size -= fetch.size
 
     def receive(self, fetch: Fetch, size: int) -> bool:
-        """Note that a fetch has memory now, for a block of so many bytes; it keeps its bytes.
+        """Record that a fetch has memory for a block of `size` bytes; it keeps its reservation.
 
         Returns:
-            Whether it gave some back, needing less.
+            Whether it released some bytes because the block is smaller.
         """
         if fetch not in self._held:
             return False
@@ -155,37 +155,37 @@ class Reservations:
         return excess > 0
 
     def limit(self) -> int:
-        """Return how many bytes may be set aside or cached now.
+        """Return the bytes that may be reserved or cached now.
 
-        That is the budget, and one block more while those who hold it are stuck.
+        That is the budget, plus one block while the fetches that hold it are stuck.
         """
         return self._budget + (self._block if self._is_stuck() else 0)
 
     def _is_stuck(self) -> bool:
-        """Tell whether those who leave no room for a block have given nothing back for long."""
+        """Return whether fetches leave no room for a block and released nothing for 3 s."""
         held = self.size - sum(each.size for each in self._late)
         return held > self._budget - self._block and self._clock() >= self._moved_at + STUCK
 
     def fits(self, size: int) -> bool:
-        """Tell whether so many bytes can be set aside beside the others."""
+        """Return whether `size` bytes can be reserved in addition."""
         return self.size == 0 or self.size + size <= self.limit()
 
     def is_small(self, size: int) -> bool:
-        """Tell whether a block of so many bytes is a small one."""
+        """Return whether a block of `size` bytes is a small one."""
         return size <= self._small
 
     def fits_beyond(self, size: int) -> bool:
-        """Tell whether a block is small, and few enough small ones are being fetched."""
+        """Return whether a block is small and fits the separate budget of small blocks."""
         if not self.is_small(size):
             return False
         taken = sum(each.size for each in self._held if self.is_small(each.size))
         return taken + size <= _MOST_SMALL * self._small
 
     def take_back(self, size: int) -> float | None:
-        """Make so many bytes fit at the cost of fetches that have been silent for long.
+        """Release reservations of fetches silent for 2 s, until `size` bytes fit.
 
         Returns:
-            Seconds after which to try again; None if there is no use in it.
+            0 if they fit; else the seconds after which to retry; None if a retry is useless.
         """
         waits = [it for it in (self._moved_at + STUCK - self._clock(),) if it > 0]
         for fetch, since in list(self._held.items()):  # the longest first

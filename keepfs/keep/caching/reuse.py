@@ -1,11 +1,11 @@
-"""Which block to throw out: the one that is expected to be wanted again the latest.
+"""Eviction: drop the block with the longest expected reuse distance.
 
-The *reuse distance* of a block is how many bytes of blocks were visited
-between two visits to it. The longer of the last one and of what has been
-visited since says when to expect the next visit. So a block seen once goes
-before one that comes again and again, and a loop over more than the cache
-holds keeps what fits of it, where "the least recently used first" would keep
-nothing. (Jiang and Zhang, "LIRS", SIGMETRICS 2002, order blocks likewise.)
+The *reuse distance* of a block is the number of bytes of blocks visited between
+two visits to it. The expected distance is the larger of the last distance and the
+bytes visited since the last visit. So a block visited once is evicted before one
+that is visited repeatedly. A loop over more blocks than fit keeps a part of them
+cached, whereas LRU would keep none. (The order of Jiang and Zhang, "LIRS",
+SIGMETRICS 2002.)
 
 For one thread at a time: the cache's lock guards it.
 """
@@ -22,21 +22,21 @@ import cachetools
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-#: Blocks that are compared when one has to go: all, where there are no more.
-#: Else a sample, so that very many small blocks cost no more.
+#: Blocks compared for an eviction: all if there are no more, else a random sample,
+#: so that the cost doesn't grow with the number of blocks.
 _SAMPLE = 64
-#: Blocks remembered though they were thrown out: 256 GiB of whole ones.
+#: Evicted blocks whose visits are recorded: 256 GiB of full blocks.
 _MOST_REMEMBERED = 4096
 
 
 @dataclass(slots=True)
 class _Visits:
-    """What is remembered of a block.
+    """The recorded visits of a block.
 
     Attributes:
-        size: Bytes.
-        last: When it was visited last, on the clock of bytes.
-        distance: The reuse distance; infinite after a single visit.
+        size: Its size, in bytes.
+        last: Its last visit, as the total of bytes visited until then.
+        distance: The reuse distance, in bytes; infinite after a single visit.
     """
 
     size: int
@@ -45,31 +45,31 @@ class _Visits:
 
 
 class ReuseCache(cachetools.Cache[str, memoryview]):
-    """Blocks by their digest, bounded in bytes.
+    """Blocks by digest, bounded in bytes.
 
-    A block that somebody is going through, in order, is thrown out only when
-    nothing else is left: it would be fetched again for each of its parts.
+    A block that a sequential reader is using is evicted only if no other is left: it
+    would be fetched again for each of its parts.
 
     Args:
-        maxsize: Bytes.
-        clock: Seconds, as of `time.monotonic`.
+        maxsize: Most bytes.
+        clock: Returns seconds, like `time.monotonic`.
     """
 
     def __init__(self, maxsize: int, clock: Callable[[], float]) -> None:
         super().__init__(maxsize, getsizeof=len)
         self._clock = clock
-        #: Bytes visited so far.
+        #: Total of bytes visited.
         self._visited = 0
         self._here: dict[str, _Visits] = {}
         self._gone: OrderedDict[str, _Visits] = OrderedDict()
-        # Blocks that somebody is going through, and until when that is believed.
+        # Blocks with a sequential reader, and the time until which it counts as active.
         self._kept_until: dict[str, float] = {}
-        # The keys once more, so that a sample is drawn without going through all.
+        # A list of the keys, so that a sample costs no pass over all.
         self._keys: list[str] = []
         self._at: dict[str, int] = {}
 
     def __setitem__(self, key: str, block: memoryview) -> None:
-        """Put a block in, as visited now."""
+        """Add a block, and count a visit."""
         known = key in self
         super().__setitem__(key, block)
         if known:
@@ -86,7 +86,7 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
             self._visit(key)
 
     def __delitem__(self, key: str) -> None:
-        """Throw a block out; that it was here is remembered."""
+        """Evict a block; keep the record of its visits."""
         super().__delitem__(key)
         at, last = self._at.pop(key), self._keys.pop()
         if last != key:
@@ -98,37 +98,37 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
             self._gone.popitem(last=False)
 
     def clear(self) -> None:
-        """Throw everything out."""
+        """Evict every block."""
         for key in list(self):
             del self[key]
 
     def read(self, key: str, keep_for: float) -> None:
-        """Note that a block that is here is read, and will be read on for some seconds."""
-        if key not in self._going_through():  # else it is the same visit still
+        """Record a read of a cached block whose reader goes on for `keep_for` seconds."""
+        if key not in self._going_through():  # else it is part of the same visit
             self._visit(key)
         self.expect(key, keep_for)
 
     def expect(self, key: str, keep_for: float) -> None:
-        """Note that somebody is about to go through a block that is here; 0: not any more."""
+        """Keep a cached block for a sequential reader for `keep_for` seconds; 0: no longer."""
         if keep_for > 0:
             self._kept_until[key] = self._clock() + keep_for
         else:
             self._kept_until.pop(key, None)
 
     def was_here(self, key: str) -> bool:
-        """Tell whether a block that isn't here was thrown out not too long ago."""
+        """Return whether an uncached block is among the 4,096 evicted last."""
         return key in self._gone
 
     def size_to_keep(self, key: str) -> int:
-        """Return how many bytes would have kept a block that was thrown out, others included."""
+        """Return the cache size, in bytes, that would have kept an evicted block."""
         gone = self._gone[key]
         visits = (*self._here.values(), *self._gone.values())
         return sum(each.size for each in visits if each.last >= gone.last)
 
     def patience(self) -> float:
-        """Return the seconds until somebody who goes through a block may have left it.
+        """Return the seconds until the first sequential reader no longer counts as active.
 
-        0 if there is a block that nobody goes through, or none at all.
+        0 if a block has no sequential reader, or if there are no blocks.
         """
         going = self._going_through()
         if len(going) < len(self._keys) or not going:
@@ -136,14 +136,14 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
         return max(0.001, min(going.values()) - self._clock())
 
     def busy_size(self) -> int:
-        """Return the bytes of the blocks that somebody is going through."""
+        """Return the bytes of the blocks with a sequential reader."""
         return sum(self._here[key].size for key in self._going_through())
 
     def popitem(self) -> tuple[str, memoryview]:
-        """Throw out the block that is expected to be wanted again the latest; return it.
+        """Evict the block with the longest expected reuse distance, and return it.
 
         Raises:
-            KeyError: There is none.
+            KeyError: The cache is empty.
         """
         if not self._keys:
             raise KeyError("the cache is empty")
@@ -159,7 +159,7 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
         return key, block
 
     def _going_through(self) -> dict[str, float]:
-        """Return what somebody goes through, those who have left taken out."""
+        """Return the blocks with a sequential reader, after removing expired ones."""
         now = self._clock()
         for key in [key for key, until in self._kept_until.items() if until <= now]:
             del self._kept_until[key]
@@ -168,7 +168,7 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
     def _latest(self, keys: Iterable[str]) -> str:
         def expected(key: str) -> tuple[float, int]:
             visits = self._here[key]
-            # Of blocks that come equally seldom, the one visited last will be last.
+            # Of blocks with equal distances, evict the one visited last.
             return max(visits.distance, self._visited - visits.last), visits.last
 
         return max(keys, key=expected)

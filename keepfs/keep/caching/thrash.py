@@ -1,4 +1,4 @@
-"""Thrash: notices that a cache fetches again what it had, and says which size would help.
+"""Thrash: detects that a cache refetches evicted blocks, and logs the size it needs.
 
 For one thread at a time: the cache's lock guards it.
 """
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that are judged together, and thus between two complaints.
+#: Seconds of an interval, and thus the least time between two warnings.
 _INTERVAL = 60.0
-#: Fetches of what had been here, within an interval, that are worth a word:
-#: so many, and such a part of all. Guessed.
+#: Refetches within an interval that cause a warning: the least number, and the least
+#: fraction of all fetches. Guessed.
 _MANY, _PART = 8, 0.25
-#: Seconds between two measurements of a size, which look at every block known.
+#: Seconds between two measurements of the size, each of which visits every recorded block.
 _MEASURING = 0.1
 _MIB = 1024 * 1024
 
 
 class Thrash:
-    """Counts the misses of a cache, an interval at a time.
+    """Counts the misses of a cache per interval.
 
     Args:
-        maxsize: The cache's, in bytes.
-        clock: Seconds, as of `time.monotonic`.
+        maxsize: The size of the cache, in bytes.
+        clock: Returns seconds, like `time.monotonic`.
     """
 
     def __init__(self, maxsize: int, clock: Callable[[], float]) -> None:
@@ -41,11 +41,11 @@ class Thrash:
         self._misses = self._again = self._size = 0
 
     def missed(self, size_to_keep: Callable[[], int] | None) -> None:
-        """Note a miss, and complain where it is time to.
+        """Count a miss; after an interval, log a warning if there were too many.
 
         Args:
-            size_to_keep: For a block that had been here: returns the bytes of
-                cache that would have kept it.
+            size_to_keep: For an evicted block: returns the size of a cache, in bytes,
+                that would have kept it. None for other blocks.
         """
         now = self._clock()
         if now - self._begin >= _INTERVAL:

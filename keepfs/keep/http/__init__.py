@@ -1,1 +1,1 @@
-"""HTTP/1.1 as Keep needs it: connections, requests, answers, and limits on their time."""
+"""HTTP/1.1 for Keep: connections, requests, answers, and limits on their time."""

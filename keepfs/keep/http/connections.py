@@ -1,7 +1,7 @@
-"""Connections to services: those that nobody uses, kept for a while, and new ones.
+"""Connections: idle connections to services, kept for a while, and new ones.
 
-urllib3 connects and checks certificates. A connection is lent to one exchange at a
-time, and never to one in another process.
+urllib3 connects and checks certificates. A connection serves one exchange at a
+time, and is never used after a fork.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
     from keepfs.keep.http.pace import Pace
 
-#: Idle connections that are kept to each service.
+#: Most idle connections kept to each service.
 _MOST_IDLE = 32
-#: Services to which connections are kept.
+#: Most services to which connections are kept.
 _MOST_SERVICES = 64
 #: Seconds for which an idle connection is kept: less than the 60 s after which load
-#: balancers drop one (AWS's default), and the 75 s of nginx, which Arvados has before
-#: its services. A keepstore itself keeps them for ever.
+#: balancers drop one (AWS's default), and the 75 s of nginx, which Arvados runs in front
+#: of its services. A keepstore itself never closes them.
 IDLE_SECONDS = 55.0
-# As the SDK: dead peers are noticed though nothing is sent.
+# As in the SDK: TCP keep-alive detects dead peers while nothing is sent.
 _SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -47,7 +47,7 @@ _SOCKET_OPTIONS = [
 
 
 class _Idle(NamedTuple):
-    """A connection that nobody uses, and since when."""
+    """An idle connection, and the time since which it is idle."""
 
     wire: Wire
     since: float
@@ -58,8 +58,8 @@ class Connections:
 
     Args:
         verify: Path of a bundle of certificate authorities; True for the one
-            of `requests`; False to check no certificate.
-        clock: Seconds, instead of `time.monotonic`.
+            of `requests`; False to disable certificate checks.
+        clock: Replaces `time.monotonic`, in seconds.
     """
 
     def __init__(
@@ -69,27 +69,27 @@ class Connections:
     ) -> None:
         self._verify = verify
         self._clock = clock
-        # By root; the last one used is the last.
+        # By root; the most recently used is the last.
         self._idle: OrderedDict[str, list[_Idle]] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
         if verify is False:
-            # It was asked for; saying so at every request helps nobody.
+            # The user disabled the checks; a warning at every request is useless.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        # Of a client that nobody closed.
+        # For a client that was never closed.
         weakref.finalize(self, _close_all, self._idle)
         _all.add(self)
 
     def take(self, root: str, timeout: float, pace: Pace | None = None) -> Wire:
-        """Take an idle connection, or make one.
+        """Take an idle connection, or make one. Blocks.
 
         Args:
             root: Base URL.
             timeout: Seconds to connect to each address.
-            pace: Of the exchange; it notices silence while a connection is made.
+            pace: The pace of the exchange; it reports silence while connecting.
 
         Raises:
-            urllib3.exceptions.HTTPError: It can't be made; or an `OSError`.
+            urllib3.exceptions.HTTPError: No connection could be made; or an `OSError`.
         """
         while True:
             with self._lock:
@@ -105,14 +105,14 @@ class Connections:
             wire.close()
 
     def connect(self, root: str, timeout: float, pace: Pace | None = None) -> Wire:
-        """Make a connection; as `take`."""
+        """Make a connection; see `take`."""
         url = parse_root(root)
         connection = self._connection(url)
         connection.pace = pace
         wire = Wire(connection, url.netloc or "")
         try:
             wire.connect(timeout)
-        except BaseException:  # of TLS, perhaps, over a socket that is open
+        except BaseException:  # perhaps of TLS, with an open socket
             wire.close()
             raise
         finally:
@@ -120,7 +120,7 @@ class Connections:
         return wire
 
     def give_back(self, root: str, wire: Wire) -> None:
-        """Let others have a connection, after an exchange that left nothing behind."""
+        """Return a connection for reuse, after a complete exchange."""
         with self._lock:
             idle = self._idle.setdefault(root, [])
             self._idle.move_to_end(root)
@@ -135,7 +135,7 @@ class Connections:
             each.close()
 
     def has_idle(self, root: str) -> bool:
-        """Tell whether there is a connection to a service that nobody uses."""
+        """Return whether there is an idle connection to a service."""
         with self._lock:
             idle = self._idle.get(root, [])
             return bool(idle) and idle[-1].since > self._clock() - IDLE_SECONDS
@@ -149,13 +149,13 @@ class Connections:
         _close_all(idle)
 
     def forget_after_fork(self) -> None:
-        """Drop what the parent process uses too; it isn't closed there."""
+        """Drop the connections that the parent process uses too; the parent's stay open."""
         self._lock = threading.Lock()  # another thread of the parent may have held it
         _close_all(self._idle)
         self._idle.clear()
 
     def _expired(self, idle: list[_Idle]) -> list[Wire]:
-        """Take out what has been idle for too long; the last one given back is the last."""
+        """Remove and return the connections idle for too long; `idle` is sorted by age."""
         oldest = self._clock() - IDLE_SECONDS
         if idle[0].since > oldest:
             return []
@@ -175,7 +175,7 @@ class Connections:
         return _TlsConnection(host, url.port or 443, **options)
 
 
-#: All there are, to be told of a fork.
+#: All instances, for `forget_after_fork`.
 _all = weakref.WeakSet[Connections]()
 
 
@@ -188,9 +188,9 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class _RetryingConnection(HTTPConnection):
-    """A connection whose TCP handshake is tried again where silence is watched meanwhile."""
+    """A connection that splits its TCP handshake into several tries, to report silence."""
 
-    #: Of the exchange that the connection is made for.
+    #: The pace of the exchange that the connection is made for.
     pace: Pace | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -221,7 +221,7 @@ class _TlsConnection(_RetryingConnection, HTTPSConnection):
 
 @functools.lru_cache(maxsize=_MOST_SERVICES)
 def parse_root(root: str) -> urllib3.util.Url:
-    """Take a base URL apart."""
+    """Parse a base URL."""
     return urllib3.util.parse_url(root)
 
 
@@ -237,12 +237,12 @@ _making_context = threading.Lock()
 
 
 def _tls_context(verify: str | Literal[True, False]) -> ssl.SSLContext:
-    """Return the context for all connections that are checked so.
+    """Return the shared TLS context for a setting of `verify`.
 
-    To read the usual bundle takes 25 ms. It is read again when it was replaced.
+    Reading the usual bundle takes 25 ms. It is read again after it was replaced.
 
     Raises:
-        OSError: There is no such bundle, or none that can be read.
+        OSError: The bundle doesn't exist or can't be read.
     """
     if verify is False:
         bundle, stamp = None, None

@@ -1,4 +1,4 @@
-"""Exchange: one request and its answer, in two halves; Exchanges: those of a client under way."""
+"""Exchange: one request and its answer, in two halves; Exchanges: those of one client."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Exchange:
-    """A request that is sent; its answer is still to be received. For one thread.
+    """A request that was sent, with its answer still to be received. For one thread.
 
-    Making it sends the request. Blocks.
+    The constructor sends the request. Blocks.
 
     Args:
-        pace: To keep.
-        steps: Sends, yields the descriptor that the answer comes by, and
-            receives it. It raises nothing, but for bugs.
-        succeeded: Tells what came of it in the end.
+        pace: The pace of the exchange.
+        steps: Sends the request, yields the descriptor to poll for the answer, and
+            receives the answer. Raises only for bugs.
+        succeeded: Returns whether the request succeeded, after the last step.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Exchange:
         self._descriptor = next(steps, None)
 
     def fileno(self) -> int | None:
-        """Return the descriptor that the answer comes by; None where there is no wait for it."""
+        """Return the descriptor to poll for the answer; None if it can't be polled."""
         return self._descriptor
 
     def patience(self) -> float:
@@ -47,9 +47,9 @@ class Exchange:
         return self._pace.left()
 
     def finish(self, *, is_answered: bool = False) -> bool:
-        """Receive the answer, and tell whether the request succeeded. Blocks.
+        """Receive the answer; return whether the request succeeded. Blocks.
 
-        `is_answered`: it has begun to come, be it that nobody looked for long.
+        `is_answered`: its first bytes have arrived, so the time until now is no silence.
         """
         if is_answered:
             self._pace.resume()
@@ -58,16 +58,16 @@ class Exchange:
 
 
 class Exchanges:
-    """The exchanges of a client that are under way. Any thread may use it.
+    """The exchanges of a client that are in progress. Any thread may use it.
 
-    Threads may share connections, but `requests` does not promise that they may
-    share a Session: with a user's session each exchange has a transport of its own.
+    Threads share connections. `requests` doesn't guarantee that threads can share a
+    Session, so with a user's session each exchange has its own transport.
 
     Args:
         verify: Path of a bundle of certificate authorities; True for the one
-            of `requests`; False to check no certificate.
-        template: A user's session, whose adapters, TLS and proxy settings
-            are used, and nothing else of it. `close` leaves it open.
+            of `requests`; False to disable certificate checks.
+        template: A user's session, of which only adapters, TLS and proxy
+            settings are used. `close` leaves it open.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Exchanges:
                 self._paces.discard(pace)
 
     def sends_at_once(self, root: str, size: int) -> bool:
-        """Tell whether a body of so many bytes is sent to a service without a wait.
+        """Return whether a body of `size` bytes is sent without blocking.
 
-        That is, in one piece, over a connection that is there.
+        That is, in one piece, over an idle connection.
         """
         return self._template is None and size <= ONE_PIECE and self._direct.has_idle(root)
 
     def close(self) -> None:
-        """End the exchanges under way, and close all connections. Further ones are refused."""
+        """Cancel the exchanges in progress, close all connections, refuse further exchanges."""
         with self._lock:
             self._closed = True
             paces = list(self._paces)

@@ -1,12 +1,12 @@
-"""Pace: a transfer that stalls, crawls or outlives its call is ended.
+"""Pace: ends a transfer that stalls, is too slow or exceeds its deadline.
 
-`requests` limits the wait for each read of a socket, which a server that
-sends a byte now and then never exceeds, and gives sending the time limit of
-connecting. So each exchange has a `Pace` that its socket asks before it waits:
-whether bytes come or go, or an answer is awaited, one rule holds.
+`requests` limits the wait for each read of a socket, which a server that sends a
+byte now and then never exceeds; for sending it uses the connect timeout. So each
+exchange has a `Pace`, which limits every wait of its socket. One rule applies to
+sending, receiving, and waiting for an answer.
 
-The rule: over any interval of `read` seconds the average is `bandwidth` bytes
-a second, or the exchange ends; and it ends at its deadline.
+The rule: an exchange ends if its average over any interval of `read` seconds is
+below `bandwidth` bytes per second. It also ends at its deadline.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ if TYPE_CHECKING:
 
     from keepfs.keep.http.timeouts import Timeouts
 
-#: Marks that an interval is cut into: the rule is exact to a 32nd of it.
+#: Marks per interval: the rule is exact to a 32nd of it.
 _MARKS = 32
-#: Bytes handed to the socket at a time. Each time costs turns at the interpreter: a
-#: mount that wrote at full speed made 10,000 futex calls a block with a quarter of it.
+#: Bytes per `send` of a socket. Each call releases and takes the interpreter's lock: with
+#: a quarter of this a mount that wrote at full speed made 10,000 futex calls per block.
 _STEP = 1024 * 1024
-#: Part of `Watch.silence` after which a slow body is reported again. Guessed: a hedge that
-#: was refused is granted within a second.
+#: Fraction of `Watch.silence` after which a slow body is reported again. Guessed: a hedge
+#: that was refused is allowed within a second.
 _AGAIN = 0.25
-#: Seconds; shorter waits could round to "don't wait at all".
+#: The shortest wait, in seconds; shorter ones could be rounded to no wait.
 _SHORTEST = 0.001
 
 
 class TooSlowError(TimeoutError):
-    """The exchange broke its pace, or its deadline."""
+    """The exchange exceeded its pace or its deadline."""
 
 
 class CancelledError(ConnectionError):
-    """Somebody else ended the exchange: what it was for is done, or given up."""
+    """Another thread cancelled the exchange: its block was received elsewhere, or given up."""
 
 
 class Watch(NamedTuple):
-    """What an exchange tells while it lasts; in the thread that is in it.
+    """Callbacks of an exchange in progress, called in its own thread.
 
     Attributes:
-        silence: Seconds without a byte after which `on_silence` is called, again and again.
-        on_silence: Must not take long.
-        on_block: Called when a block begins to come, before there is memory for it.
-            It may wait, and ends the request by an `OSError`.
+        silence: Seconds without a byte after which `on_silence` is called, repeatedly.
+        on_silence: Must return quickly.
+        on_block: Called when the first bytes of a block arrive, before its memory is
+            allocated. It may block; an `OSError` that it raises ends the request.
         on_slow: Called when the rest of a body would take more than `silence` seconds at
-            the rate of the last `silence` seconds, again and again. Must not take long.
+            the rate of the last `silence` seconds, repeatedly. Must return quickly.
         probe: Bytes of a block that are received before `on_block` is called.
     """
 
@@ -68,21 +68,21 @@ class Watch(NamedTuple):
 
 
 class Pace:
-    """How much longer one exchange may go on.
+    """The time limits of one exchange.
 
-    Used by one thread, but for `cancel`, which any other may call.
+    For one thread, except `cancel`, which any other may call.
 
     Args:
-        timeouts: The interval and the least speed.
-        deadline: The end, on the monotonic clock.
-        clock: Instead of `time.monotonic`.
+        timeouts: The interval and the least rate.
+        deadline: The end, on the monotonic clock, in seconds.
+        clock: Replaces `time.monotonic`.
     """
 
     def __init__(
         self, timeouts: Timeouts, deadline: float, clock: Callable[[], float] | None = None
     ) -> None:
         self._interval = timeouts.read
-        # At least a byte an interval: silence always ends.
+        # At least one byte per interval, so that silence always ends the exchange.
         self._needed = max(1.0, timeouts.bandwidth * timeouts.read)
         self._deadline = deadline
         self._clock = clock or time.monotonic
@@ -93,51 +93,51 @@ class Pace:
         self._socket: socket.socket | None = None
         self._watch: Watch | None = None
         self._called_at = self._moved_at
-        # Of a body: the total when it is complete, where the measured interval began, the
-        # rate of the last whole one, and when to look at it again.
+        # For a body: the total when it is complete, the start of the measured interval, the
+        # rate of the last complete interval, and the time of the next check.
         self._complete: int | None = None
         self._window = self._marks[0]
         self._rate: float | None = None
         self._look_at = self._moved_at
-        #: Why it ended early, once it did.
+        #: The reason of an early end, or None.
         self.failure: OSError | None = None
 
     def remaining(self) -> float:
-        """Return the seconds until the deadline, none left being 0."""
+        """Return the seconds until the deadline, at least 0."""
         return max(0.0, self._deadline - self._clock())
 
     def hurry(self, seconds: float) -> None:
-        """Bring the deadline nearer: what is left isn't worth more time."""
+        """Move the deadline to `seconds` from now, if that is earlier."""
         self._deadline = min(self._deadline, self._clock() + seconds)
 
     def extend(self, seconds: float) -> None:
-        """Put the deadline off: more is to come than was known."""
+        """Move the deadline later by `seconds`: the transfer is longer than was known."""
         self._deadline += seconds
 
     def watch(self, watch: Watch) -> None:
-        """Have silence noticed, by the thread that waits in `patience`."""
+        """Set the callbacks, which are called in `patience`."""
         self._watch = watch
 
     def silent_for(self) -> float:
-        """Return the seconds since the last byte moved. Any thread may ask."""
+        """Return the seconds since the last byte was sent or received. For any thread."""
         return self._clock() - self._moved_at
 
     def expect(self, size: int) -> None:
-        """Note that a body of `size` bytes begins to come; its rate is measured from now.
+        """Start to measure the rate of a body of `size` bytes.
 
-        What came together with the head isn't subtracted: some KiB at most.
+        Bytes that arrived together with the head aren't subtracted: a few KiB at most.
         """
         self._complete = self._total + size
         self._measure_anew()
 
     def time_left(self) -> float:
-        """Return the seconds that the rest of the body takes at its present rate.
+        """Return the seconds that the rest of the body takes at its current rate.
 
         The rate is that of the last `Watch.silence` seconds, or of the time since the
-        body began if that is shorter. Any thread may ask.
+        body began if that is shorter. For any thread.
 
         Returns:
-            0 if no body is expected; infinity if nothing of it has come.
+            0 if no body is expected; infinity if no byte of it has arrived.
         """
         if self._complete is None:
             return 0.0
@@ -145,7 +145,7 @@ class Pace:
         return (self._complete - self._total) / rate if rate else float("inf")
 
     def rate(self) -> float:
-        """Return the bytes a second that `time_left` assumes. Any thread may ask."""
+        """Return the rate that `time_left` uses, in bytes per second. For any thread."""
         rate, (since, total) = self._rate, self._window
         if rate is None:
             rate = (self._total - total) / max(_SHORTEST, self._clock() - since)
@@ -154,10 +154,10 @@ class Pace:
     def patience(self) -> float:
         """Return the seconds to wait for the next byte, above 0.
 
-        Shorter than the pace allows where silence is watched.
+        With a `Watch` it may be shorter than the pace allows.
 
         Raises:
-            TooSlowError: None are left.
+            TooSlowError: No time is left.
             CancelledError: It was cancelled.
         """
         if self.failure is not None:
@@ -177,7 +177,7 @@ class Pace:
         return max(_SHORTEST, end - now)
 
     def _next_call(self, now: float, watch: Watch) -> float:
-        """Call whoever watches if it is time; tell when it will be again."""
+        """Call the watch's callbacks if they are due; return the time of the next call."""
         if self._complete is not None and now >= self._look_at:
             self._look(now, watch)
         due = self._moved_at + watch.silence
@@ -189,7 +189,7 @@ class Pace:
         return self._called_at + watch.silence
 
     def _look(self, now: float, watch: Watch) -> None:
-        """Call whoever watches if a body comes too slowly. No wait ends for that."""
+        """Call `on_slow` if a body is received too slowly. No wait is shortened for it."""
         since, total = self._window
         if now >= since + watch.silence:
             self._rate = (self._total - total) / (now - since)
@@ -205,23 +205,23 @@ class Pace:
         self._look_at = self._window[0]
 
     def left(self) -> float:
-        """Return the seconds that silence may last, at least 0; nothing ends by asking."""
+        """Return the seconds that silence may last, at least 0; raises nothing."""
         if self.failure is not None:
             return 0.0
         now = self._clock()
         return max(0.0, min(self._end(now), self._deadline) - now)
 
     def advance(self, count: int) -> None:
-        """Note that bytes were sent or received."""
+        """Count bytes that were sent or received."""
         now = self._moved_at = self._clock()
         self._total += count
         if now - self._marks[-1][0] >= self._interval / _MARKS:
             self._marks.append((now, self._total))
 
     def resume(self) -> None:
-        """Begin the interval anew: this thread was busy elsewhere, it was no silence.
+        """Restart the interval, after a pause of this thread's own, not of the service.
 
-        The deadline stays.
+        The deadline isn't changed.
         """
         self._moved_at = self._clock()
         self._marks = deque([(self._moved_at, self._total)])
@@ -231,35 +231,35 @@ class Pace:
         """End the exchange from another thread, now or as soon as it starts.
 
         Args:
-            reason: What its thread is to raise; a `CancelledError` when None.
+            reason: The exception for its thread; None: a `CancelledError`.
         """
         with self._lock:
             if self.failure is None:
                 self.failure = reason or CancelledError("given up")
             if self._socket is not None:
-                # It wakes the thread that waits in it.
+                # Wakes the thread that waits for the socket.
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def attach(self, connected: socket.socket) -> None:
-        """Name the socket that `cancel` is to shut down."""
+        """Set the socket that `cancel` shuts down."""
         with self._lock:
             if isinstance(self.failure, CancelledError):
                 raise self.failure
             self._socket = connected
 
     def detach(self, connected: socket.socket | None = None) -> None:
-        """Leave the socket alone from now on: others may use it.
+        """Forget the socket: another exchange may use it.
 
         Args:
-            connected: Only if it is this one; any when None.
+            connected: Forget it only if it is this one; None: any.
         """
         with self._lock:
             if connected is None or self._socket is connected:
                 self._socket = None
 
     def _end(self, now: float) -> float:
-        """Tell when the rule is broken if no byte moves any more."""
+        """Return the time at which the rule is violated if no further byte moves."""
         while len(self._marks) > 1 and self._marks[1][0] <= now - self._interval:
             self._marks.popleft()
         for since, total in self._marks:
@@ -276,14 +276,14 @@ class Pace:
 
 
 def tries(limit: float, pace: Pace | None) -> Iterator[float]:
-    """Cut a wait that can't be interrupted into several, so that silence is noticed in it.
+    """Split a wait that can't be interrupted into several, so that silence is reported in time.
 
     Args:
-        limit: Seconds that they may take together.
-        pace: Of the exchange; None leaves the wait whole.
+        limit: Total seconds.
+        pace: The pace of the exchange; None: don't split.
 
     Yields:
-        Seconds that the next try may take.
+        Seconds for the next try.
 
     Raises:
         TooSlowError: The exchange's time is up.
@@ -295,10 +295,10 @@ def tries(limit: float, pace: Pace | None) -> Iterator[float]:
 
 
 def send_all(connected: socket.socket, data: Buffer, pace: Pace | None, flags: int = 0) -> None:
-    """Send everything at a pace, without a copy. Blocks.
+    """Send all bytes within a pace, without a copy. Blocks.
 
     Raises:
-        TooSlowError: The exchange broke its pace; or another `OSError`.
+        TooSlowError: The exchange exceeded its pace; or another `OSError`.
     """
     if pace is None:
         return connected.sendall(data, flags)
@@ -317,18 +317,18 @@ def send_all(connected: socket.socket, data: Buffer, pace: Pace | None, flags: i
 
 
 class PacedReader(io.RawIOBase):
-    """The receiving half of a socket, at a pace. Closing it leaves the socket open.
+    """The receiving half of a socket, limited by a pace. Closing it leaves the socket open.
 
     Args:
         connected: The socket; it must stay open while this is read.
-        pace: Of the exchange; None for no limit but the socket's own.
+        pace: The pace of the exchange; None for no limit but the socket's own.
     """
 
     def __init__(self, connected: socket.socket, pace: Pace | None) -> None:
         super().__init__()
         self._socket = connected
         self._pace = pace
-        #: Whether a byte has come.
+        #: Whether a byte has arrived.
         self.has_received = False
         if pace is not None:
             pace.attach(connected)
@@ -338,7 +338,7 @@ class PacedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int | None:
-        """Receive up to the buffer's bytes; 0 at the end. Blocks."""
+        """Receive bytes into a buffer; return their number, 0 at the end. Blocks."""
         pace = self._pace
         if pace is None:
             return self._socket.recv_into(buffer)
@@ -353,17 +353,17 @@ class PacedReader(io.RawIOBase):
             return count
 
     def close(self) -> None:
-        """Let another exchange have the socket: a cancel does not reach it any more."""
+        """Release the socket for another exchange: a later cancel doesn't affect it."""
         if self._pace is not None:
             self._pace.detach(self._socket)
         super().close()
 
 
 def _set_timeout(connected: socket.socket, patience: float) -> None:
-    """Let a socket wait for so many seconds, or somewhat less.
+    """Set a socket's timeout to `patience` seconds or somewhat less.
 
-    Mostly nothing is done: setting it is a system call. A long wait is set a little
-    shorter, so that the next, which may be shorter by microseconds, needs no call.
+    Mostly this does nothing, since setting it is a system call. A long timeout is set a
+    little shorter, so that the next, shorter by microseconds, needs no call.
     """
     now = connected.gettimeout()
     if now is None or not now <= patience <= 2 * now:

@@ -1,8 +1,8 @@
 """Phases: the states of a connection during one exchange, and the events that change them.
 
-`TRANSITIONS` is the whole table. An event that a phase has no row for is an error of
-this program, never of a service. A connection can carry another request exactly when its
-phase is `Phase.IDLE` again.
+`TRANSITIONS` is the whole table. An event without a row for the phase is a bug of this
+program, never a failure of a service. A connection can carry another request exactly
+when its phase is `Phase.IDLE` again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import enum
 
 
 class Phase(enum.StrEnum):
-    """What a connection is doing."""
+    """The state of a connection."""
 
     #: Not connected yet.
     NEW = "new"
@@ -48,7 +48,7 @@ class WireEvent(enum.StrEnum):
     HEAD_ENDS = "head, ends the connection"
     #: The body was read to an end that was known beforehand, or by its last chunk.
     BODY_COMPLETE = "body complete"
-    #: Our side closes the connection, whatever it was doing.
+    #: Our side closes the connection, in any phase.
     CLOSE = "close"
 
 
@@ -84,10 +84,10 @@ class WireState:
     """The phase of one connection. For one thread.
 
     Args:
-        phase: To begin with.
+        phase: The first phase.
 
     Attributes:
-        phase: What the connection is doing.
+        phase: The current phase.
     """
 
     __slots__ = ("phase",)
@@ -99,7 +99,7 @@ class WireState:
         return f"WireState({self.phase})"
 
     def apply(self, event: WireEvent) -> None:
-        """Go on to the next phase.
+        """Enter the next phase.
 
         Raises:
             PhaseError: `TRANSITIONS` has no row for the phase and the event.

@@ -1,7 +1,7 @@
-"""The sockets of a user's session: they keep the pace of the thread that uses them.
+"""Session sockets: the sockets of a user's session, limited by the pace of their thread.
 
-Such a session makes connections deep inside urllib3, which has no argument for a pace.
-Connections of our own get theirs as an argument (`keepfs.keep.http.wire`).
+Such a session makes its connections inside urllib3, which has no argument for a pace.
+The connections of keepfs get theirs as an argument (`keepfs.keep.http.wire`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _current = threading.local()
 
 @contextlib.contextmanager
 def pacing(pace: Pace | None) -> Iterator[None]:
-    """Let the `PacedSocket`s that this thread uses inside keep a pace."""
+    """Apply a pace to the `PacedSocket`s that this thread uses in the body."""
     _current.pace = pace
     try:
         yield
@@ -44,9 +44,9 @@ def _current_pace() -> Pace | None:
 
 
 class PacedSocket:
-    """A connected socket of a user's session, which keeps the pace of the thread that uses it.
+    """A connected socket of a user's session, limited by the pace of the thread that uses it.
 
-    Outside `pacing` it is the socket it wraps.
+    Outside `pacing` it behaves as the wrapped socket.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -56,35 +56,35 @@ class PacedSocket:
         return getattr(self._socket, name)
 
     def fileno(self) -> int:
-        """Return the descriptor; what `select` and `poll` ask for."""
+        """Return the descriptor, for `select` and `poll`."""
         return self._socket.fileno()
 
     def sendall(self, data: Buffer, flags: int = 0) -> None:
-        """Send everything, without a copy."""
+        """Send all bytes, without a copy."""
         send_all(self._socket, data, _current_pace(), flags)
 
     def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        """Return what http.client reads the answer from."""
-        # It holds the socket open until the answer is read, though the connection may
-        # have been closed.
+        """Return the file that http.client reads the answer from."""
+        # It keeps the socket open until the answer is read, even if the connection was
+        # closed.
         held = self._socket.makefile("rb", buffering=0)
         return io.BufferedReader(_SessionReader(self._socket, held))
 
 
 class _SessionReader(PacedReader):
-    """The receiving half, at the pace of the thread that uses it at the time."""
+    """The receiving half, limited by the pace of the current thread."""
 
     def __init__(self, connected: socket.socket, held: io.RawIOBase) -> None:
         super().__init__(connected, _current_pace())
         self._held = held
 
     def readinto(self, buffer: Buffer) -> int | None:
-        # Not by `_held`, which can't be read any more after a timeout.
+        # Not from `_held`, which can't be read after a timeout.
         self._pace = _current_pace()
         return super().readinto(buffer)
 
     def close(self) -> None:
-        # urllib3 gives a connection to others as soon as its answer is closed.
+        # urllib3 returns a connection to its pool as soon as its answer is closed.
         self._pace = _current_pace()
         self._held.close()
         super().close()
@@ -98,7 +98,7 @@ class _Connectable(Protocol):
 
 @functools.cache
 def paced_connections(pool_class: Any) -> type[HTTPConnectionPool]:  # noqa: ANN401 - a class; its stubs hide that it hashes
-    """Derive a pool of urllib3 whose connections keep to the pace of the thread that uses them."""
+    """Return a subclass of a urllib3 pool whose connections have `PacedSocket`s."""
     if hasattr(pool_class, "_keepfs_paced"):
         return cast("type[HTTPConnectionPool]", pool_class)
     plain = cast("type[_Connectable]", pool_class.ConnectionCls)

@@ -1,19 +1,19 @@
-"""Timeouts: how patient a request is, as a value with names instead of a tuple."""
+"""Timeouts: the limits on the time of a request, as a value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-#: Seconds to connect, seconds of the interval over which the speed is
-#: measured, and the least bytes a second; the SDK's figures.
+#: Seconds to connect, seconds of the interval over which the rate is measured, and
+#: the least bytes per second; the SDK's values.
 DEFAULT_TIMEOUT = (2, 256, 32768)
-#: The same where a service is a proxy.
+#: The same for proxies.
 DEFAULT_PROXY_TIMEOUT = (20, 256, 32768)
-#: Seconds, by default, after which a call gives up whatever happens. A block
-#: of 64 MiB at the slowest speed allowed takes 2048.
+#: Default deadline of a call, in seconds. A block of 64 MiB takes 2048 s at the
+#: least rate.
 DEFAULT_TOTAL_TIMEOUT = 2400.0
 
-#: Seconds; doubling for each round stops here. Guessed: a host that doesn't
+#: Limit of the doubled connect timeout, in seconds. Guessed: a host that doesn't
 #: answer for a minute is down.
 MAX_CONNECT = 60.0
 
@@ -26,9 +26,9 @@ class Timeouts:
 
     Attributes:
         connect: Seconds for the TCP and TLS handshakes; doubled for each round.
-        read: Seconds of the interval over which the speed is measured; so
-            also the longest silence.
-        bandwidth: Least average speed over that interval, in bytes a second,
+        read: Seconds of the interval over which the rate is measured; also the
+            longest silence.
+        bandwidth: Least average rate over that interval, in bytes per second,
             sending or receiving.
     """
 
@@ -38,7 +38,7 @@ class Timeouts:
 
     @classmethod
     def of(cls, value: Timeouts | float | tuple[float, ...]) -> Timeouts:
-        """Take what callers of the SDK give: (connect, read[, bandwidth]) or one number for both.
+        """Convert the SDK's forms: (connect, read[, bandwidth]), or one number for both.
 
         Raises:
             ValueError: It is none of these, or not above 0.
@@ -53,17 +53,17 @@ class Timeouts:
         return cls(*parts)
 
     def for_attempt(self, attempt: int) -> Timeouts:
-        """Scale for the given round, counted from 0."""
+        """Return the timeouts for a round, counted from 0."""
         if not attempt:
             return self
         cap = max(self.connect, MAX_CONNECT)
-        # The exponent is bounded: 2.0**1024 overflows.
+        # Bound the exponent: 2.0**1024 overflows.
         return replace(self, connect=min(cap, self.connect * 2 ** min(attempt, 64)))
 
     def for_head(self, size: int) -> Timeouts:
-        """Allow for a service that reads a block of `size` bytes before it answers a HEAD.
+        """Return timeouts for a HEAD: the service reads `size` bytes before it answers.
 
-        No byte moves meanwhile; the disk may be as slow as the network may be for a GET.
+        No byte is sent meanwhile; its disk may be as slow as the network for a GET.
         """
         if not self.bandwidth:
             return self

@@ -1,10 +1,10 @@
-"""Transports: one HTTP request sent, its answer's head returned, the body still to be read.
+"""Transports: send one HTTP request and return the answer's head; the caller reads the body.
 
-Blocks go through `DirectTransport`, which speaks HTTP by itself (`wire`).
-Where a user gave a `requests.Session`, its adapters send instead.
+`DirectTransport` is keepfs's own HTTP client (`wire`). If the user passed a
+`requests.Session`, its adapters are used instead.
 
-Neither follows redirects, which could carry the token elsewhere, keeps
-cookies, or reads `~/.netrc`, which would replace the token.
+Neither follows redirects, which could leak the token, stores cookies, or reads
+`~/.netrc`, which would replace the token.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _REPEATABLE = frozenset({"GET", "HEAD", "PUT"})
 class Answer:
     """The head of an answer; leaving `with` ends the exchange.
 
-    A connection whose body has been read to its end is used again.
+    A connection whose body was read to its end is reused.
 
     Attributes:
         status: The HTTP status.
-        reason: The text beside it.
-        version: Of HTTP: 10 or 11.
-        headers: Names in lower case.
-        raw: Where the body is read from, by `read` and `readinto`.
-        end: Gives up what is left of the body.
+        reason: The reason phrase.
+        version: The HTTP version: 10 or 11.
+        headers: The headers; names in lower case.
+        raw: The body, with `read` and `readinto`.
+        end: Ends the exchange; an unread rest of the body is dropped.
     """
 
     status: int
@@ -66,23 +66,23 @@ class Answer:
         self.end()
 
     def status_line(self) -> str:
-        """Return status and reason as they are sent."""
+        """Return the status line."""
         version = {10: "HTTP/1.0", 11: "HTTP/1.1"}.get(self.version)
         return f"{version or 'HTTP'} {self.status} {self.reason}".strip()
 
 
 class Sent(Protocol):
-    """A request that is sent; leaving `with` gives it up, unless its answer was received."""
+    """A request that was sent; leaving `with` abandons it unless its answer was received."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def fileno(self) -> int | None:
-        """Return the descriptor that the answer comes by; None where nobody can tell."""
+        """Return the descriptor to poll for the answer; None if it can't be polled."""
 
     def receive(self) -> Answer:
-        """Return the answer's head; the body is still to be read.
+        """Return the answer's head; the caller reads the body. Blocks.
 
         Raises:
             requests.RequestException: No answer came; or one of urllib3's
@@ -91,7 +91,7 @@ class Sent(Protocol):
 
 
 class Transport(Protocol):
-    """What sends requests."""
+    """Sends requests."""
 
     def send(
         self,
@@ -103,29 +103,29 @@ class Transport(Protocol):
         timeouts: tuple[float, float],
         pace: Pace | None,
     ) -> Sent:
-        """Send one request; its answer is still to be received.
+        """Send one request; the caller receives the answer. Blocks.
 
         Args:
             method: GET, HEAD, PUT, POST or PATCH.
             root: Base URL; ends in a slash.
-            path: Behind it.
-            headers: All there are.
+            path: The rest of the URL.
+            headers: All headers.
             body: Sent without a copy; it must not change meanwhile.
-            timeouts: Seconds to connect, and between bytes where no pace is kept.
-            pace: The exchange keeps it until its end; None for no limit but `timeouts`.
+            timeouts: Seconds to connect, and between two bytes if there is no pace.
+            pace: The pace of the whole exchange; None for no limit but `timeouts`.
 
         Raises:
-            urllib3.exceptions.HTTPError: It can't be sent; or an `OSError`, or a
+            urllib3.exceptions.HTTPError: It couldn't be sent; or an `OSError`, or a
                 `requests.RequestException`.
         """
 
 
 class DirectTransport:
-    """Connections of our own, shared by all threads, each in one exchange at a time.
+    """The transport over `Connections`. Any thread may use it.
 
     Args:
         verify: Path of a bundle of certificate authorities; True for the one
-            of `requests`; False to check no certificate.
+            of `requests`; False to disable certificate checks.
     """
 
     def __init__(self, verify: str | Literal[True, False]) -> None:
@@ -141,7 +141,7 @@ class DirectTransport:
         timeouts: tuple[float, float],
         pace: Pace | None,
     ) -> Sent:
-        """Send one request; as `Transport` has it."""
+        """Send one request; see `Transport.send`."""
         target = (parse_root(root).path or "/") + path
 
         def send(wire: Wire) -> Wire:
@@ -168,7 +168,7 @@ class DirectTransport:
         )
 
     def has_idle(self, root: str) -> bool:
-        """Tell whether there is a connection to a service that nobody uses."""
+        """Return whether there is an idle connection to a service."""
         return self._connections.has_idle(root)
 
     def close(self) -> None:
@@ -177,17 +177,17 @@ class DirectTransport:
 
 
 class _SentDirectly:
-    """A request on a connection of our own.
+    """A request on a connection of `Connections`.
 
-    A kept connection may have ended without our knowing. If it brings no byte of an
-    answer, the request is sent once more, on a new one: the service hasn't begun to
-    answer. Requests that may not be made twice (POST, PATCH) are not repeated.
+    The service may have closed an idle connection. If no byte of an answer arrives, the
+    request is sent once more, on a new connection: the service hasn't begun to answer.
+    Requests that must not be made twice (POST, PATCH) are not repeated.
 
     Args:
-        wire: It was sent by this.
-        give_back: Lets others use the connection.
-        send_again: Sends it on a new connection; None where this one is new.
-        pace: Of the exchange.
+        wire: The connection that it was sent on.
+        give_back: Returns the connection for reuse.
+        send_again: Sends it on a new connection; None: don't repeat it.
+        pace: The pace of the exchange.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class _SentDirectly:
         send_again: Callable[[], Wire] | None,
         pace: Pace | None,
     ) -> None:
-        # None once the answer was received, which owns the connection from then on.
+        # None once the answer was received: the answer owns the connection then.
         self._wire: Wire | None = wire
         self._descriptor = wire.fileno()
         self._give_back = give_back
@@ -238,13 +238,13 @@ class _SentDirectly:
 
 
 class SessionTransport:
-    """The adapters, TLS and proxy settings of a user's session, and nothing else of it.
+    """The transport over the adapters, TLS and proxy settings of a user's session.
 
     For one thread at a time, as sessions are.
 
     Args:
-        template: The user's session. It stays theirs.
-        verify: As of `DirectTransport`, where the session doesn't say.
+        template: The user's session; it isn't changed or closed.
+        verify: As for `DirectTransport`, if the session doesn't set it.
     """
 
     def __init__(self, template: requests.Session, verify: str | Literal[True, False]) -> None:
@@ -263,7 +263,7 @@ class SessionTransport:
         timeouts: tuple[float, float],
         pace: Pace | None,
     ) -> Sent:
-        """Prepare a request, which is sent when its answer is received; as `Transport` has it."""
+        """Prepare a request; `Sent.receive` sends it. See `Transport.send`."""
         request = requests.PreparedRequest()
         request.prepare(method=method, url=root + path, headers=dict(headers))
         if body is not None and body.nbytes:
@@ -274,8 +274,8 @@ class SessionTransport:
     def _receive(
         self, root: str, request: requests.PreparedRequest, timeouts: tuple[float, float]
     ) -> Answer:
-        # Not `session.send`: it would read the whole body of a redirect to see
-        # where it leads, and keep cookies.
+        # Not `session.send`: it would read the whole body of a redirect, and store
+        # cookies.
         response = self._template.get_adapter(root).send(
             request,
             stream=True,
@@ -294,13 +294,13 @@ class SessionTransport:
         )
 
     def close(self) -> None:
-        """Leave the user's session as it is."""
+        """Do nothing: the user's session stays open."""
 
 
 class _Prepared:
-    """A request that an adapter sends in one with receiving its answer.
+    """A request that an adapter sends and receives in one call.
 
-    From then on until `with` is left, the sockets that the thread uses keep the pace.
+    From then on until `with` is left, the pace applies to the sockets of the thread.
     """
 
     def __init__(self, receive: Callable[[], Answer], pace: Pace | None) -> None:
@@ -316,7 +316,7 @@ class _Prepared:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop pacing: nothing is sent yet, or the answer was received."""
+        """Stop pacing: nothing was sent, or the answer was received."""
         self._paced.close()
 
     def fileno(self) -> None:
@@ -324,7 +324,7 @@ class _Prepared:
 
 
 def adopt(template: requests.Session) -> None:
-    """Let a user's adapters make paced connections; outside our exchanges they act as ever."""
+    """Make a user's adapters use paced connections; outside `pacing` nothing changes."""
     for adapter in template.adapters.values():
         if isinstance(adapter, HTTPAdapter):
             _pace_connections(adapter.poolmanager)
@@ -337,7 +337,7 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pace_connections(manager: PoolManager) -> None:
-    """Let every connection that a manager makes from now on keep a pace."""
+    """Make a pool manager create paced connections from now on."""
     pools: Mapping[str, type[HTTPConnectionPool]] = manager.pool_classes_by_scheme
     manager.pool_classes_by_scheme = {
         scheme: paced_connections(cast("Any", pool)) for scheme, pool in pools.items()

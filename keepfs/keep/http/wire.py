@@ -1,9 +1,8 @@
-"""Wire: one kept-alive HTTP/1.1 connection, as lean as a small block deserves.
+"""Wire: one keep-alive HTTP/1.1 connection with little overhead for small blocks.
 
-urllib3 connects, TLS and its checks included; what is said then is said here:
-a request in one piece, an answer's head read line by line. A block of 4 KiB
-took a client 618 µs of processor time through the layers of `requests`,
-urllib3 and http.client, 394 without the first, and takes 213 so.
+urllib3 connects, including TLS and its checks; requests and answers are handled here.
+A block of 4 KiB took a client 618 µs of processor time through `requests`, urllib3
+and http.client, 394 µs without `requests`, and takes 213 µs here.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 _MOST_HEAD, _MOST_LINES = 65536, 100
 #: Bounds of a chunk's size line, in bytes, and of the interim answers to one request.
 _MOST_CHUNK_LINE, _MOST_INTERIM = 4096, 20
-#: Bytes of a body that is sent together with the head, in one piece, which an
-#: idle connection takes without a wait.
+#: Most bytes of a body that is sent together with the head, in one piece. An idle
+#: connection accepts it without blocking.
 ONE_PIECE = 16 * 1024
-#: What is raised where the other side has ended a connection.
+#: The exceptions raised when the other side has closed a connection.
 BROKEN = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _CANT_SEND = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
-# The grammar is RFC 9112's, as h11 reads it: `scripts/fuzz-http` compares the two. Each
-# number has a bound: Python refuses to convert numbers of thousands of digits.
+# The grammar is RFC 9112's, as h11 implements it: `scripts/fuzz-http` compares the two.
+# Numbers are bounded: Python refuses to convert numbers of thousands of digits.
 _STATUS_LINE = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: ([^\x00\r\n\f\v]*))?\r?\n")
 _FIELD = re.compile(r"^([-!#$%&'*+.^_`|~0-9A-Za-z]+):([^\x00\r\n\f\v]*)\r?\n", re.MULTILINE)
 _FOLD = re.compile(r"\r?\n[ \t]+")
@@ -59,8 +58,8 @@ class Wire:
     """A connection to one service, for one exchange at a time.
 
     Args:
-        connection: Of urllib3, not connected yet.
-        host: For the Host header.
+        connection: A urllib3 connection, not connected yet.
+        host: The value of the Host header.
     """
 
     def __init__(self, connection: HTTPConnection, host: str) -> None:
@@ -78,10 +77,10 @@ class Wire:
         return f"Wire({self._host!r}, {self._state.phase})"
 
     def connect(self, timeout: float) -> None:
-        """Connect, within so many seconds for each address.
+        """Connect, within `timeout` seconds for each address. Blocks.
 
         Raises:
-            urllib3.exceptions.HTTPError: It can't be.
+            urllib3.exceptions.HTTPError: It couldn't connect.
         """
         self._connection.timeout = timeout
         self._connection.connect()
@@ -89,7 +88,7 @@ class Wire:
         self._state.apply(WireEvent.CONNECTED)
 
     def is_idle(self) -> bool:
-        """Return whether another request can be sent: no exchange is under way or broke off."""
+        """Return whether another request can be sent: no exchange is in progress or failed."""
         return self._state.phase is Phase.IDLE
 
     def end_exchange(self) -> bool:
@@ -104,23 +103,23 @@ class Wire:
         return False
 
     def is_usable(self) -> bool:
-        """Tell whether it is connected still, and nothing came that nobody asked for."""
+        """Return whether it is still connected, without unexpected bytes to read."""
         return not is_connection_dropped(self._connection)
 
     def close(self) -> None:
-        """Close it, and what was being received."""
+        """Close the connection and the answer in progress."""
         self._state.apply(WireEvent.CLOSE)
         self._end_stream()
         self._connection.close()
 
     def _end_stream(self) -> None:
-        # Its pace must not outlive the exchange: it refers to the call, and to its block.
+        # The pace must not outlive the exchange: it refers to the call and its block.
         if self._stream is not None:
             self._stream.close()
             self._stream = self._raw = None
 
     def fileno(self) -> int:
-        """Return the descriptor that an answer comes by."""
+        """Return the descriptor to poll for an answer."""
         return int(self._socket.fileno())
 
     def send(
@@ -131,19 +130,19 @@ class Wire:
         body: memoryview | None,
         pace: Pace | None = None,
     ) -> None:
-        """Send a request, or as much of it as the service takes. Blocks.
+        """Send a request, or as much of it as the service accepts. Blocks.
 
         Args:
             method: GET, HEAD or PUT.
             target: The path, with its slash.
-            headers: All but Host and Content-Length.
+            headers: All except Host and Content-Length.
             body: Sent without a copy; it must not change meanwhile.
-            pace: Of the exchange; None for no limit but the socket's own.
+            pace: The pace of the exchange; None for no limit but the socket's own.
 
         Raises:
             ValueError: A header can't be sent.
-            OSError: The connection broke its pace.
-            PhaseError: An exchange is under way.
+            OSError: The connection exceeded its pace.
+            PhaseError: An exchange is in progress.
         """
         head = _head_of(method, target, self._host, headers, body)
         self._state.apply(WireEvent.REQUEST)
@@ -163,32 +162,32 @@ class Wire:
             self._state.apply(WireEvent.ALL_SENT)
 
     def receive(self, pace: Pace | None = None) -> Head:
-        """Return the head of the answer to what was sent; its body keeps the pace too. Blocks.
+        """Return the head of the answer; the pace applies to the body too. Blocks.
 
         Raises:
-            http.client.HTTPException: The answer isn't one of HTTP.
-            OSError: The connection broke, or its pace did.
+            http.client.HTTPException: The answer isn't valid HTTP.
+            OSError: The connection broke or exceeded its pace.
         """
-        # A new one each time: nothing that was left of the last answer is taken for this one's.
+        # A new reader each time, so that no bytes of the last answer are left in it.
         self._end_stream()
         self._raw = PacedReader(self._socket, pace)
         self._stream = io.BufferedReader(self._raw)
         return Head.read(self._stream, self._method, self._state)
 
     def has_answered(self) -> bool:
-        """Tell whether any byte has come of the answer to what was sent."""
+        """Return whether any byte of the answer has arrived."""
         return self._raw is not None and self._raw.has_received
 
 
 class Head:
-    """The head of an answer, and the body behind it.
+    """The head of an answer, and its body.
 
     Attributes:
-        version: Of HTTP: 10 or 11.
+        version: The HTTP version: 10 or 11.
         status: The HTTP status.
-        reason: The text beside it.
-        headers: Names in lower case.
-        body: Where the body is read from.
+        reason: The reason phrase.
+        headers: The headers; names in lower case.
+        body: The body, still to be read.
     """
 
     def __init__(
@@ -202,23 +201,25 @@ class Head:
 
     @classmethod
     def read(cls, stream: io.BufferedReader, method: str, state: WireState) -> Head:
-        """Read a head; those of interim answers are skipped.
+        """Read a head; skip interim answers. Blocks.
 
         Args:
-            stream: What is received.
-            method: Of the request.
-            state: Of the connection. The head changes it, and later the end of the body.
+            stream: The receiving half of the connection.
+            method: The method of the request.
+            state: The connection's state; changed by the head, and later by the body's end.
 
         Raises:
             CutShortError: The connection ended within it.
-            http.client.HTTPException: It isn't one of HTTP.
+            http.client.HTTPException: It isn't valid HTTP.
         """
         for _ in range(_MOST_INTERIM + 1):
             version, status, reason, headers = _head(stream)
             if status >= _FIRST_FINAL:
                 break
             if status == _SWITCHING:
-                raise http.client.HTTPException("the service changes the protocol, unasked")
+                raise http.client.HTTPException(
+                    "the service switches the protocol without a request"
+                )
         else:
             raise http.client.HTTPException(f"more than {_MOST_INTERIM} interim answers")
         keeps = _keeps_connection(version, headers)
@@ -227,7 +228,7 @@ class Head:
         if method == "HEAD" or status in _NO_BODY:
             body = Body(stream, 0, state)
         elif "transfer-encoding" in headers:
-            headers.pop("content-length", None)  # it isn't the body's: the chunks are
+            headers.pop("content-length", None)  # the chunks define the length
             body = _ChunkedBody(stream, state)
         else:
             length = headers.get("content-length")  # `_fields` has checked it
@@ -236,13 +237,13 @@ class Head:
 
 
 class Body:
-    """What follows a head, up to its length, or to the end of the connection.
+    """The body of an answer, up to its length or to the end of the connection.
 
     Args:
-        stream: What is received.
-        length: Bytes; None where only the end tells.
-        state: Of the connection. It has the event `BODY_COMPLETE` when the body has been
-            read to its length; never where only the end tells.
+        stream: The receiving half of the connection.
+        length: Its length in bytes; None if the end of the connection ends it.
+        state: The connection's state. It gets the event `BODY_COMPLETE` when the body was
+            read to its length; never if the length is None.
     """
 
     def __init__(self, stream: io.BufferedReader, length: int | None, state: WireState) -> None:
@@ -253,11 +254,11 @@ class Body:
             state.apply(WireEvent.BODY_COMPLETE)
 
     def readinto(self, view: memoryview) -> int:
-        """Receive up to a view's bytes; 0 at the end.
+        """Receive bytes into a view; return their number, 0 at the end. Blocks.
 
         Raises:
             CutShortError: The connection ended before the body did.
-            http.client.HTTPException: It isn't one of HTTP.
+            http.client.HTTPException: It isn't valid HTTP.
         """
         if self._left is not None and self._left < view.nbytes:
             view = view[: self._left]
@@ -273,11 +274,11 @@ class Body:
         return count
 
     def _reach_length(self) -> None:
-        """Note that as many bytes came as were announced."""
+        """Handle the end of the body: all announced bytes have arrived."""
         self._state.apply(WireEvent.BODY_COMPLETE)
 
     def read(self, most: int) -> bytes:
-        """Receive up to so many bytes; fewer at the end only. Raises as `readinto`."""
+        """Receive `most` bytes, fewer only at the end. Raises as `readinto`. Blocks."""
         found = bytearray(most)
         got = 0
         with memoryview(found) as view:
@@ -287,7 +288,7 @@ class Body:
 
 
 class _ChunkedBody(Body):
-    """A body in chunks, each with its length before it."""
+    """A body in chunked transfer coding."""
 
     def __init__(self, stream: io.BufferedReader, state: WireState) -> None:
         super().__init__(stream, None, state)
@@ -300,7 +301,7 @@ class _ChunkedBody(Body):
         return super().readinto(view)
 
     def _reach_length(self) -> None:
-        """Read the line break behind a chunk."""
+        """Read the line break after a chunk."""
         end = self._stream.read(2)
         if end != b"\r\n":
             if b"\r\n".startswith(end):
@@ -308,7 +309,7 @@ class _ChunkedBody(Body):
             raise http.client.HTTPException(f"{end!r} instead of the end of a chunk")
 
     def _next_chunk(self) -> bool:
-        """Read a chunk's length; tell whether there is one, the last having none."""
+        """Read a chunk's length; return False after the last chunk."""
         if self._is_last:
             return False
         line = _line(self._stream, _MOST_CHUNK_LINE)
@@ -336,7 +337,7 @@ def _head_of(
 
 
 def _line(stream: io.BufferedReader, most: int) -> bytes:
-    """Read a line of up to so many bytes, with its end."""
+    """Read a line of at most `most` bytes, including its end."""
     line = stream.readline(most)
     if not line.endswith(b"\n"):
         if len(line) >= most:
@@ -346,10 +347,10 @@ def _line(stream: io.BufferedReader, most: int) -> bytes:
 
 
 def _head_text(stream: io.BufferedReader, first: str = "") -> str:
-    """Read the lines of a head or of trailers, up to the blank one that ends them.
+    """Read the lines of a head or of trailers, up to the blank line.
 
     Args:
-        stream: What is received.
+        stream: The receiving half of the connection.
         first: The first line, if it was read already.
     """
     lines: list[bytes] = []
@@ -392,14 +393,14 @@ def _first_line(stream: io.BufferedReader) -> str:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Take headers apart; names in lower case, values of one name joined by commas."""
+    """Parse headers; names in lower case, values of one name joined by commas."""
     if "\n " in text or "\n\t" in text:
         text = _FOLD.sub(" ", text)
     fields = _FIELD.findall(text)
     if len(fields) > _MOST_LINES:
         raise http.client.HTTPException(f"got more than {_MOST_LINES} headers")
     if len(fields) != text.count("\n"):
-        raise http.client.HTTPException("a header that is none of HTTP")
+        raise http.client.HTTPException("an invalid header line")
     found: dict[str, str] = {}
     for name, value in fields:
         key, value = name.lower(), value.strip(" \t")  # noqa: PLW2901
@@ -412,7 +413,7 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _the_length(text: str) -> str:
-    """Return the one length that a Content-Length, given once or several times, says."""
+    """Return the length of a Content-Length; if it is repeated, all values must be equal."""
     lengths = {length.strip(" \t") for length in text.split(",")}
     length = lengths.pop()
     if lengths or not _LENGTH.match(length):
@@ -428,7 +429,7 @@ def _keeps_connection(version: int, headers: Mapping[str, str]) -> bool:
 
 
 def declared_length(headers: Mapping[str, str]) -> int | None:
-    """Return the length that a body is said to have; None where there is no such number."""
+    """Return the length in Content-Length; None if it is missing or invalid."""
     try:
         return int(_the_length(headers["content-length"]))
     except (KeyError, http.client.HTTPException):

@@ -1,1 +1,1 @@
-"""The Keep services of a cluster: found, asked in probe order, hedged, written to."""
+"""The Keep services of a cluster: discovery, reads in probe order, hedging, writes."""

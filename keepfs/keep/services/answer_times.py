@@ -1,9 +1,8 @@
-"""AnswerTimes: how long the services usually take to a first answer.
+"""AnswerTimes: the usual time of the services to a first answer.
 
-An exponentially weighted moving average. A sample counts at most as much as the
-wait that is derived from the average, so one outlier changes little, while a
-link that has become slow is noticed within a few answers. Any thread may call
-any method.
+An exponentially weighted moving average. A sample is limited to the wait that is
+derived from the average, so an outlier changes little, but a link that has become
+slow is detected within a few answers. Any thread may call any method.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from keepfs.keep.errors import Cause, KeepReadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: How often the usual time to wait: most answers come within it, also the one that
-#: needs a second or third service to be asked.
+#: The wait as a multiple of the usual time: most answers come within it, also those that
+#: need a request to a second or third service.
 _FACTOR = 4.0
-#: Seconds to wait at least; shorter waits save nothing that anybody would notice.
+#: The shortest wait, in seconds; shorter waits save nothing noticeable.
 _LEAST_WAIT = 0.1
-#: Weight of one sample. Some ten answers make the average.
+#: Weight of one sample: the average is over about ten answers.
 _WEIGHT = 0.25
 
 
@@ -35,7 +34,7 @@ class AnswerTimes:
         self._lock = threading.Lock()
 
     def add(self, seconds: float) -> None:
-        """Note how long a service took to a first answer."""
+        """Add a service's time to a first answer, in seconds."""
         seconds = max(seconds, _LEAST_WAIT / _FACTOR)
         with self._lock:
             if self._usual is None:
@@ -46,7 +45,7 @@ class AnswerTimes:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[Callable[[], None]]:
-        """Time one request: until the function it gives is called, or a definite no is raised."""
+        """Time one request, until the yielded function is called or the block is refused."""
         begun = time.monotonic()
 
         def answered() -> None:
@@ -63,7 +62,7 @@ class AnswerTimes:
         """Return the seconds to wait for an answer: four times the usual, 0.1 s at least.
 
         Args:
-            most: Seconds to wait at most, and as long as no time is known.
+            most: The longest wait, in seconds, also used while no time is known.
         """
         with self._lock:
             usual = self._usual

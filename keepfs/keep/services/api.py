@@ -1,7 +1,8 @@
-"""ApiClient: what a Keep client asks the Arvados API server, and requests of any kind to it.
+"""ApiClient: requests to the Arvados API server.
 
-It acts like the SDK's client as far as `KeepClient` goes, so either can be given to
-that. Each call blocks, and ends within `timeout` seconds and what long bodies add.
+It is compatible with the SDK's client as far as `KeepClient` uses it, so `KeepClient`
+accepts either. Each call blocks, for at most `timeout` seconds plus the time that long
+bodies add.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 60.0
 #: Seconds to connect.
 _CONNECT = 10.0
-#: Bytes of the largest answer that is read: a list of services takes 400 each.
+#: Most bytes of an answer that are read: a list of services takes 400 for each.
 _MOST_BYTES = 16 * 1024 * 1024
-#: Bytes of an error's answer that are read, and lines of it that are kept.
+#: Most bytes of an error's answer that are read, and most reasons of it that are kept.
 _MOST_ERROR, _MOST_LINES = 64 * 1024, 5
-#: Bytes a second, at least, that long bodies are sent, handled and received at.
+#: Least rate, in bytes per second, at which long bodies are sent, handled and received.
 #: Guessed: a slow link has that; 128 MiB take 8.5 minutes at most.
 LEAST_RATE = 256 * 1024
-#: Bytes of a long answer that are received at once.
+#: Bytes of a long answer that are received at a time.
 _AT_ONCE = 64 * 1024
 _DENIED = frozenset({401, 403})
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?\Z", re.ASCII)
 
 
 class ApiError(HttpError):
-    """The API server didn't answer as it should.
+    """A request to the API server failed.
 
     Args:
         status_code: The HTTP status; 0 without an answer.
-        reason: What it said, or what happened.
-        cause: Why, for whoever must tell the user.
+        reason: The status line, or a description of the failure.
+        cause: The cause, for exit codes and errnos.
         said: The server's own reasons (`errors` of its answer), each one line.
     """
 
@@ -64,16 +65,16 @@ class ApiError(HttpError):
 
 
 class ApiRequest:
-    """A request that is ready to be made, as the SDK's are."""
+    """A prepared request, as in the SDK; `execute` makes it."""
 
     def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
         self._make = make
 
     def execute(self, num_retries: int = 0) -> dict[str, Any]:  # noqa: ARG002 - the SDK's signature
-        """Make the request and return what the server says. Blocks.
+        """Make the request and return the answer. Blocks.
 
         Raises:
-            ApiError: It didn't work.
+            ApiError: It failed.
         """
         return self._make()
 
@@ -83,7 +84,7 @@ class _KeepServices:
         self._api = api
 
     def accessible(self) -> ApiRequest:
-        """Ask for the services that may be used from here."""
+        """Return a request for the services that are accessible from this host."""
         return ApiRequest(lambda: self._api.get("arvados/v1/keep_services/accessible"))
 
 
@@ -92,20 +93,20 @@ class _Users:
         self._api = api
 
     def current(self) -> ApiRequest:
-        """Ask whose the token is: the check that it is good."""
+        """Return a request for the token's user, which checks the token."""
         return ApiRequest(lambda: self._api.get("arvados/v1/users/current"))
 
 
 class ApiClient:
-    """Asks one API server. Any thread may use it.
+    """A client of one API server. Any thread may use it.
 
     Args:
         root: Base URL.
-        api_token: The user's; it may be replaced at any time.
-        insecure: Whether certificates go unchecked.
-        request_id: Goes with each request, if given.
+        api_token: The user's token; it may be replaced at any time.
+        insecure: Whether to disable certificate checks.
+        request_id: Sent with each request, unless None.
         timeout: Seconds that a call may take.
-        exchanges: Where connections come from; its own when not given.
+        exchanges: Provides the connections; None: its own.
     """
 
     def __init__(
@@ -132,10 +133,10 @@ class ApiClient:
     def of_settings(
         cls, settings: Settings | None = None, api_token: str | None = None
     ) -> ApiClient:
-        """Make one from Arvados's own settings; `api_token` counts instead of theirs.
+        """Make a client from the Arvados settings; `api_token` replaces their token.
 
         Raises:
-            ArgumentError: They don't say where, or for whom.
+            ArgumentError: Host or token is missing or invalid.
         """
         settings = settings or load_settings()
         token = settings.api_token if api_token is None else api_token
@@ -167,7 +168,7 @@ class ApiClient:
         """Return the cluster's public configuration. Blocks.
 
         Raises:
-            ApiError: It didn't work.
+            ApiError: The request failed.
         """
         return self.get("arvados/v1/config")
 
@@ -175,7 +176,7 @@ class ApiClient:
         """Fetch one JSON object. Blocks.
 
         Raises:
-            ApiError: It didn't work.
+            ApiError: The request failed.
         """
         return self.request("GET", path)
 
@@ -196,15 +197,15 @@ class ApiClient:
 
         Args:
             method: GET, POST, PATCH, PUT or DELETE.
-            path: Behind the base URL, query included, quoted.
+            path: The quoted path and query after the base URL.
             body: JSON; sent without a copy; it must not change meanwhile.
-            long_text: Name of texts in the answer that may be very long; they are
-                returned as bytes (UTF-8), and received in their own size of memory
-                and that of one more copy at the end.
-            total: Seconds the call may take in all; None for no limit but the above.
+            long_text: Name of texts in the answer that may be very long. They are
+                returned as bytes (UTF-8). Receiving one takes its size in memory,
+                twice that at the end.
+            total: Seconds that the call may take in total; None for no other limit.
 
         Raises:
-            ApiError: It didn't work.
+            ApiError: The request failed.
         """
         token = self.api_token
         headers = {"Accept": "application/json", "User-Agent": f"keepfs/{__version__}"}
@@ -271,7 +272,7 @@ class ApiClient:
 
 
 def _said(body: bytes, token: str) -> list[str]:
-    """Return the reasons in the answer to a request that failed."""
+    """Return the server's reasons from the answer to a failed request."""
     try:
         errors = json.loads(body)["errors"]
     except (ValueError, KeyError, TypeError):
@@ -284,7 +285,7 @@ def _said(body: bytes, token: str) -> list[str]:
 def verify_setting(
     *, insecure: bool, find_bundle: Callable[[], Path | None] = ca_file
 ) -> bool | str:
-    """Choose what certificates are checked against, in the form `requests` takes."""
+    """Return the `verify` setting of `requests`: a bundle's path, True or False."""
     if insecure:
         return False
     bundle = find_bundle()

@@ -1,4 +1,4 @@
-"""Building what a client of Keep services consists of, from arguments and Arvados's settings."""
+"""Connect: build the parts of a client of Keep services from arguments and settings."""
 
 from __future__ import annotations
 
@@ -26,24 +26,22 @@ def connect(
     api_token: str | None,
     session: requests.Session | None,
 ) -> tuple[RemoteStore, Any, bool]:
-    """Build a store over services.
-
-    Returns:
-        The store, the API client that finds the services, if any, and whether
-        certificates go unchecked.
-
-    Nothing is asked of anybody yet.
+    """Build a store over services; sends no request.
 
     Args:
-        parts: The classes to work with.
-        counters: To count in.
-        api_client: Finds the services; from the settings when None.
-        proxy: Services to use instead; from the settings when None.
-        api_token: Instead of the API client's, or the settings'.
-        session: Whose adapters, TLS and proxy settings to use.
+        parts: The classes of its parts.
+        counters: The client's counters.
+        api_client: Finds the services; None: made from the settings.
+        proxy: Base URLs of services that replace discovery; None: from the settings.
+        api_token: Replaces the token of the settings if `api_client` is None.
+        session: Gives adapters, TLS and proxy settings; None: the defaults.
+
+    Returns:
+        The store; the API client that finds the services, or None; whether certificate
+        checks are disabled.
 
     Raises:
-        ArgumentError: Nothing says where the services are, or a proxy is no URL.
+        ArgumentError: The addresses of the services are unknown, or a proxy isn't a URL.
     """
     settings = load_settings()
     if proxy is None:

@@ -1,11 +1,11 @@
-"""Which Keep services there are, and in which order to probe them for a block.
+"""Discovery: the list of Keep services, and the probe order of a block.
 
-Keep places blocks by rendezvous hashing: each client weighs every service
-against the block's hash, and probes the heaviest first. Clients that see the
-same services agree on the order without talking to each other, and a service
-that comes or goes moves only the blocks it ranks first for.
+Keep places blocks by rendezvous hashing: each client computes a weight of every
+service for the block's hash, and probes the heaviest first. Clients with the same
+list agree on the order without communication. A service that is added or removed
+moves only the blocks for which it ranks first.
 
-Everything here is a value or a pure function; it may be used from any thread.
+Everything here is a value or a pure function; any thread may use it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The part of a service's UUID that is weighed. Fixed by the protocol: servers
-# rebalance by the same rule, so another value would look for blocks where
-# nobody puts them.
+# The length of the part of a service's UUID that is weighed. Fixed by the protocol:
+# servers rebalance by the same rule, so another value would miss the blocks.
 _UUID_SUFFIX_LENGTH = 15
 
 _CLUSTER_HINT = re.compile(r"K@([a-z0-9]{5})\Z", re.ASCII)
@@ -39,31 +38,31 @@ _UUID = re.compile(r"[!-~]{1,100}\Z", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+\Z", re.ASCII)
 
 
-#: Longest list of services that is believed. Each block's probe order sorts all of
-#: them, and a block that nobody has is asked for at each: a cluster has some hundreds.
+#: Longest list of services that is accepted. Each block's probe order sorts all of them,
+#: and a missing block is requested from each; a cluster has a few hundred.
 _MOST_SERVICES = 1000
 
 
 class Access(enum.Enum):
-    """What a request is about to do to a service."""
+    """The kind of a request to a service."""
 
     READ = enum.auto()
     WRITE = enum.auto()
 
 
 class Kind(enum.Enum):
-    """What stands behind a service's address."""
+    """The kind of a service."""
 
     #: A keepstore: stores one copy for each request.
     DISK = enum.auto()
-    #: A keepproxy, or a type we don't know: stores any number.
+    #: A keepproxy, or an unknown type: stores any number of copies.
     PROXY = enum.auto()
-    #: Asked only for blocks whose locator names it.
+    #: Used only for blocks whose locator names it.
     GATEWAY = enum.auto()
 
     @classmethod
     def of(cls, service_type: str) -> Kind:
-        """Judge a service by the type it is announced with."""
+        """Return the kind for a `service_type` of the API server."""
         if service_type.startswith("gateway:"):
             return cls.GATEWAY
         return cls.DISK if service_type == "disk" else cls.PROXY
@@ -71,12 +70,12 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """One Keep service, as the cluster announces it.
+    """One Keep service, as the API server lists it.
 
     Attributes:
         uuid: For example `zzzzz-bi6l4-000000000000001`.
         root: Base URL; ends in a slash, so a locator can be appended.
-        kind: What stands behind it.
+        kind: Its kind.
         read_only: Whether it refuses writes.
     """
 
@@ -86,7 +85,7 @@ class ServiceRecord:
     read_only: bool = False
 
     def allows(self, access: Access) -> bool:
-        """Tell whether a request of this kind is worth sending."""
+        """Return whether the service accepts requests of this kind."""
         return access is Access.READ or not (self.read_only or self.kind is Kind.GATEWAY)
 
     @classmethod
@@ -94,7 +93,7 @@ class ServiceRecord:
         """Parse one record of the API server's list.
 
         Raises:
-            ValueError: It names no uuid, host or port that can be.
+            ValueError: Its uuid, host or port is missing or invalid.
         """
         try:
             uuid, host = str(record["uuid"]), str(record["service_host"])
@@ -118,12 +117,12 @@ class ServiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A place outside the probe order that a locator names.
+    """A service outside the probe order that a locator names.
 
     Attributes:
         root: Base URL.
-        cluster_id: Of the foreign cluster; None for a gateway, which the
-            cluster's own list names.
+        cluster_id: The foreign cluster; None for a gateway, which is in the
+            cluster's own list.
     """
 
     root: str
@@ -132,12 +131,12 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services there are, at one moment.
+    """A list of services.
 
     Attributes:
-        records: All but gateways.
-        gateways: By their UUID.
-        is_fixed: Whether a user named them, so that there is nothing to refresh.
+        records: All services except gateways.
+        gateways: The gateways by UUID.
+        is_fixed: Whether the user set the list; it is never refreshed then.
     """
 
     records: tuple[ServiceRecord, ...] = ()
@@ -146,10 +145,10 @@ class Services:
 
     @classmethod
     def of_list(cls, items: Iterable[Mapping[str, Any]]) -> Services:
-        """Parse the API server's list; a record that can't be is left out, with a warning.
+        """Parse the API server's list; skip invalid records, with a warning.
 
         Raises:
-            ValueError: It is longer than any cluster's.
+            ValueError: It has more than 1,000 services.
         """
         items = list(itertools.islice(items, _MOST_SERVICES + 1))
         if len(items) > _MOST_SERVICES:
@@ -172,10 +171,10 @@ class Services:
 
     @classmethod
     def of_uris(cls, uris: str) -> Services:
-        """Parse a user's list of base URLs, blank-separated; all count as proxies.
+        """Parse a user's blank-separated list of base URLs; all count as proxies.
 
         Raises:
-            ArgumentError: One of them is no URL of a service.
+            ArgumentError: One of them isn't a valid URL of a service.
         """
         records: dict[str, ServiceRecord] = {}
         for index, uri in enumerate(uris.split()):
@@ -185,19 +184,19 @@ class Services:
         return cls(tuple(records.values()), is_fixed=True)
 
     def allowing(self, access: Access) -> list[ServiceRecord]:
-        """Return those worth a request of this kind."""
+        """Return the services that accept requests of this kind."""
         return [record for record in self.records if record.allows(access)]
 
     def has_proxies(self, access: Access) -> bool:
-        """Tell whether any of those is not a keepstore: then the patience for proxies applies."""
+        """Return whether any of these isn't a keepstore: the timeouts for proxies apply then."""
         return any(record.kind is not Kind.DISK for record in self.allowing(access))
 
     def copies_per_service(self) -> int | None:
-        """Return how many copies one write makes; None if a service may make any number."""
+        """Return the copies that one write makes; None if it may be any number."""
         return None if self.has_proxies(Access.WRITE) else 1
 
     def hinted(self, locator: KeepLocator) -> Iterator[Hint]:
-        """Yield the places that a locator's hints name, in their order."""
+        """Yield the services that a locator's hints name, in order."""
         for hint in locator.hints:
             if match := _CLUSTER_HINT.match(hint):
                 yield Hint(f"https://keep.{match[1]}.arvadosapi.com/", match[1])
@@ -206,7 +205,7 @@ class Services:
 
 
 def weight(md5sum: str, service_uuid: str) -> str:
-    """Weigh a service against a block: 32 hex digits, compared as text."""
+    """Return the weight of a service for a block: 32 hex digits, compared as text."""
     text = md5sum + service_uuid[-_UUID_SUFFIX_LENGTH:]
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -214,10 +213,10 @@ def weight(md5sum: str, service_uuid: str) -> str:
 def probe_order(
     locator: KeepLocator, services: Iterable[ServiceRecord], access: Access
 ) -> list[ServiceRecord]:
-    """Rank the services that allow `access`, the likeliest holder first.
+    """Sort the services that allow `access` by weight, the likeliest holder first.
 
-    The order depends on the block's hash and the services' UUIDs alone, not
-    on the order in which `services` come.
+    The order depends only on the block's hash and the services' UUIDs, not on the
+    order of `services`.
     """
     candidates = (service for service in services if service.allows(access))
     return sorted(candidates, key=lambda each: weight(locator.md5sum, each.uuid), reverse=True)
@@ -231,7 +230,7 @@ def _checked(uri: str) -> str:
         proper = False
     else:
         if "@" in parts.netloc:
-            # `requests` would send it in place of the token.
+            # `requests` would send them instead of the token.
             raise ArgumentError("Invalid proxy URI: it must not contain a user name or password")
     if not proper:
         raise ArgumentError(f"Invalid proxy URI: {uri!r}")

@@ -1,20 +1,20 @@
-"""Extras: which slow transfers of a block may be doubled by one from another service.
+"""Extras: which slow transfers of a block may get a second one from another service.
 
-A second transfer helps where one service is slow. Where the link is slow, or all
-services are, it takes bytes from the first and never overtakes it. Two facts tell
-the cases apart:
+A second transfer helps if one service is slow. If the link or all services are
+slow, it takes bandwidth from the first and never overtakes it. Two rules
+distinguish the cases:
 
-- Where every other service has sent a block lately, and none at `_MUCH` times the
-  rate of this transfer, no other service is asked.
-- A second transfer that begins later, at no better rate, ends later. So one that
-  was overtaken by the first is evidence against the next ones, one that won is
-  evidence for them: one block at a time is doubled to begin with, twice as many
-  after each that won, and none for a minute after one that lost; for two minutes
-  after the next, and so on, up to 16.
+- If every other service has sent a block recently, and none at `_MUCH` times the
+  rate of this transfer, there is no second transfer.
+- A second transfer that starts later, at no better rate, ends later. So the result
+  of one decides about the next. At first one block at a time may have a second
+  transfer; each win doubles that number, up to 16. A loss resets it to one and
+  forbids second transfers for a minute; each further loss doubles the pause, up
+  to 16 minutes.
 
-The numbers are those of TCP's congestion control in kind: doubled while it works,
-back to one when it doesn't. A loss costs `hedge.PROBE` bytes, and what the kernel
-buffers, since the second transfer waits there until it is known to be faster.
+TCP's congestion control follows the same pattern. A loss costs `hedge.PROBE` bytes
+and those in the kernel's buffer, since the second transfer stops there until it is
+known to be faster.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-#: How many times faster another service must have been. Guessed: rates of one service
-#: vary by a half; with less than twice, the second transfer would end no earlier.
+#: The factor by which another service must be faster. Guessed: rates of one service
+#: vary by a half; below a factor of two the second transfer would end no earlier.
 _MUCH = 4.0
-#: Blocks whose transfers are doubled at once: as many as a mount has readers.
+#: Most second transfers at a time: the number of a mount's read threads.
 _MOST = 16
-#: Seconds without a second transfer after one that lost; doubled each time, up to the last.
+#: Seconds without second transfers after a loss; doubled by each further loss, up to the limit.
 _PAUSE, _LONGEST_PAUSE = 60.0, 960.0
-#: Seconds for which a rate is remembered. Guessed: longer than a block of 64 MiB takes
-#: at 200 kB/s, so that a slow link stays known.
+#: Seconds for which a rate is valid. Guessed: longer than a block of 64 MiB takes at
+#: 200 kB/s, so that a slow link stays known.
 _REMEMBERED = 600.0
-#: Bytes of a block whose time tells the rate of a service: less tells its latency.
+#: Least bytes of a block whose time gives a rate: smaller blocks measure latency.
 _TELLING = 256 * 1024
 #: Weight of one transfer in the moving average of a service's rate.
 _WEIGHT = 0.25
@@ -46,7 +46,7 @@ class Extras:
     """The second transfers of one store, and the rates of its services. Any thread may use it.
 
     Args:
-        clock: Seconds, instead of `time.monotonic`.
+        clock: Replaces `time.monotonic`, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -59,12 +59,12 @@ class Extras:
         self._resume_at = clock()
 
     def note(self, root: str, size: int, seconds: float) -> None:
-        """Note how long a service took for a block, from the request to the last byte.
+        """Record the time of a service for a block, from the request to the last byte.
 
         Args:
             root: The service.
-            size: Bytes of the block.
-            seconds: Above 0.
+            size: The size of the block, in bytes.
+            seconds: The time, above 0.
         """
         if size < _TELLING:
             return
@@ -76,13 +76,13 @@ class Extras:
             self._rates[root] = (rate, now)
 
     def begin(self, rate: float, others: Iterable[str]) -> bool:
-        """Tell whether a block that comes at `rate` may be asked for from another service too.
+        """Return whether a block received at `rate` may be requested from another service too.
 
-        Where it may, `end` is to be called once.
+        If True, the caller must call `end` once.
 
         Args:
-            rate: Bytes a second.
-            others: The services that could be asked.
+            rate: Bytes per second.
+            others: The other services.
         """
         with self._lock:
             now = self.clock()
@@ -98,10 +98,10 @@ class Extras:
         return now - noted_at > _REMEMBERED or usual >= _MUCH * rate
 
     def end(self, has_won: bool | None) -> None:  # noqa: FBT001 - one value of three
-        """Note what came of a second transfer.
+        """Record the result of a second transfer.
 
         Args:
-            has_won: Whether its block came first; None if it told nothing: the service
+            has_won: Whether its block was complete first; None if undecided: the service
                 didn't have the block, or the call failed.
         """
         with self._lock:

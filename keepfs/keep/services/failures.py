@@ -1,4 +1,4 @@
-"""What a call that came to nothing is reported as: one error, its text, its cause."""
+"""Failures: the error of a failed call, with its text and cause."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def read_error(
     trouble: NoKeepServersError | None,
     skipped: Sequence[str] = (),
 ) -> KeepReadError:
-    """Say why a block wasn't read.
+    """Return the error of a failed read.
 
     Args:
-        locator: The block's name.
-        call: What was wanted.
-        outcomes: What each service said last, by its root, in the order they were asked.
-        attempts: Rounds.
-        trouble: Why there was nobody to ask, if that was so.
-        skipped: Hints that weren't followed, each with its reason.
+        locator: The block's locator.
+        call: The options of the call.
+        outcomes: The last outcome of each service, by its root, in the order of requests.
+        attempts: The number of rounds.
+        trouble: The error if no list of services was available, or None.
+        skipped: Messages about hints that weren't followed.
     """
     why = "".join(f"; hint not followed: {each}" for each in skipped)
     if not outcomes:
@@ -56,14 +56,14 @@ def read_error(
     elif cause is Cause.DENIED:
         why = f" ({_of_signature(locator)}){why}"
     if all(outcome.status in NOT_FOUND_FOR_SDK for outcome in outcomes.values()):
-        # A 403 among them: a service refused to say, so the block may be there.
-        # The SDK's class all the same, with the true cause and text.
+        # With a 403 among them the block may exist. Raise the SDK's class all the same,
+        # with the true cause and text.
         return NotFoundError(f"{message}{why}", errors, label="", cause=cause)
     return KeepReadError(f"{message}{why}", errors, cause=cause)
 
 
 def _of_signature(locator: KeepLocator) -> str:
-    """Say what may be wrong, if a service refuses to give a block."""
+    """Return the likely reason of a refused read, as text."""
     if locator.perm_sig is None:
         return "the locator has no signature (+A...): this cluster wants one; or the token is bad"
     if locator.permission_expired():
@@ -80,16 +80,16 @@ def write_error(
     trouble: NoKeepServersError | None,
     services: Services | None = None,
 ) -> KeepWriteError:
-    """Say why a block isn't stored as wanted.
+    """Return the error of a failed write.
 
     Args:
-        locator: The block's name.
-        call: What was wanted.
-        outcomes: What each service said last, by its root.
-        attempts: Rounds.
-        tally: What was confirmed all the same.
-        trouble: Why there was nobody to ask, if that was so.
-        services: The list that there was.
+        locator: The block's locator.
+        call: The options of the call.
+        outcomes: The last outcome of each service, by its root.
+        attempts: The number of rounds.
+        tally: The copies that were confirmed.
+        trouble: The error if no list of services was available, or None.
+        services: The last list of services, or None.
     """
     message = f"[{call.request_id}] failed to write {locator.md5sum}"
     if not outcomes:
@@ -106,7 +106,7 @@ def write_error(
     short = "".join(
         f"; storage class {name}: {tally.by_class[name]}" for name in tally.pending_classes()
     )
-    # A proxy that made too few copies says how many; they have no locator.
+    # A proxy that made too few copies reports their number, but no locator.
     made = tally.copies + sum(
         copies_of_failed(it.headers) for it in failed.values() if it.cause is Cause.TOO_FEW_COPIES
     )

@@ -1,17 +1,17 @@
-"""Hedge: services are asked for a block one after another, and beside one that is slow.
+"""Hedge: requests for a block to one service after another, or to two if one is slow.
 
-While a service answers, the caller's own thread asks it and no other is needed. A
-thread asks the next one as well when no byte has come for `SILENCE` seconds, or when
-the block has come for so long and at its present rate would take that long still. The
-second reason holds only where `keepfs.keep.services.extras` allows it: on a link that is slow
-for all services a second transfer would take bytes from the first and help nobody. The
-first good answer wins, and the other exchanges are cancelled.
+While a service answers, only the caller's thread works. A second thread sends a request
+to the next service if no byte has arrived for `SILENCE` seconds, or if the transfer has
+lasted that long and at its current rate would last that long again. The second case
+needs the permission of `keepfs.keep.services.extras`: on a link that is slow for all
+services a second transfer would only take bandwidth from the first. The first
+successful answer wins; the other exchanges are cancelled.
 
-All exchanges of one block share one block's memory. A service that begins to send the
-block while another sends it is received up to `PROBE` bytes, in memory beside. With the
-rest it waits, and takes the place of the other if that one is silent, or if it has sent
-its first bytes so much faster that the whole block takes it half the time that the
-other's rest does. A block of `PROBE` bytes or fewer is received whole from both.
+All exchanges of one block share the memory of one block. If a second service starts to
+send the block, its first `PROBE` bytes are received into separate memory, then its
+transfer is paused. It replaces the first transfer if that is silent, or if at the rate
+of its first bytes the whole block takes at most half the time of the first one's rest.
+A block of `PROBE` bytes or fewer is received completely from both.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds without a byte after which the next service is asked too. A keepstore reads
-#: and hashes a block of 64 MiB before it answers: 0.7 s from a disk of 100 MB/s. Four
-#: times that is no longer usual, and a reader who waits 3 s more has not given up.
+#: Seconds without a byte after which a request goes to the next service too. A keepstore
+#: reads and hashes a block of 64 MiB before it answers: 0.7 s from a disk of 100 MB/s.
+#: Four times that is unusual, and a reader can wait 3 s more.
 SILENCE = 3.0
-#: Bytes that a second service sends before it is decided whether it replaces the first.
-#: `remote` has 64 threads that hedge: 16 MiB. A link of 100 kB/s brings them in 3 s.
+#: Bytes received from a second service before the decision whether it replaces the first.
+#: `remote` has 64 threads that hedge: 16 MiB. A link of 100 kB/s takes 3 s for them.
 PROBE = 256 * 1024
-#: How much sooner it must be expected to end: a rate measured over so little is inexact.
+#: The factor by which it must be faster: a rate measured over so few bytes is inexact.
 _SOONER = 2.0
-#: Exchanges at once for one block. A block has two or three copies.
+#: Most concurrent exchanges for one block, which has two or three copies.
 _MOST = 3
-#: Seconds for which a service that was silent or slow is asked last. Guessed.
+#: Seconds for which a silent or slow service is moved to the end of the order. Guessed.
 _SLUGGISH = 30.0
-#: Seconds to wait for a silent exchange to let go of the block's memory, at a time.
+#: Seconds between two checks whether a silent exchange has released the block's memory.
 _STEP = 0.1
 
 
 class Sluggish:
     """Services that were silent or slow while another answered. Any thread may use it.
 
-    For a while they are asked last: else a reader of many blocks would wait for
-    them at each.
+    For 30 s they are moved to the end of the order. Otherwise a reader of many blocks
+    would wait for them at each.
 
     Args:
-        clock: Seconds, instead of `time.monotonic`.
+        clock: Replaces `time.monotonic`, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class Sluggish:
         self._until: dict[str, float] = {}
 
     def note(self, sluggish: Sequence[KeepService], answered: KeepService | None) -> None:
-        """Note which services were silent or slow in a call, and which one answered it."""
+        """Record which services were silent or slow in a call, and which one answered it."""
         if answered is None:
             return
         if not sluggish and not self._until:
@@ -76,10 +76,10 @@ class Sluggish:
         until = {root: end for root, end in self._until.items() if end > now}
         until |= {service.root: now + _SLUGGISH for service in sluggish}
         until.pop(answered.root, None)
-        self._until = until  # as a whole: others may be reading it
+        self._until = until  # replaced as a whole: other threads may be reading it
 
     def last(self, services: Iterable[KeepService]) -> list[KeepService]:
-        """Move those to the end that were silent or slow of late."""
+        """Return the services with recently silent or slow ones moved to the end."""
         found, until = list(services), self._until
         if until:
             now = self._clock()
@@ -88,23 +88,23 @@ class Sluggish:
 
 
 class Hedge:
-    """Asks services for one block until one answers well. For one `run`.
+    """Sends requests for one block to services until one succeeds. For one `run`.
 
-    The threads that it starts end when `run` has returned, or soon after: their
-    exchanges are cancelled.
+    The threads that it starts end when `run` returns, or soon after: their exchanges
+    are cancelled.
 
     Args:
-        services: Whom to ask, in this order.
-        ask: Asks one, once, and tells whether it answered well. Blocks.
-        call: What for.
-        spawn: Runs what it is given in another thread, or raises `BusyError`.
-        extras: Says whether a slow transfer may be doubled.
-        silence: Seconds without a byte, or of a slow transfer, after which the next one
-            is asked too.
+        services: The services, in order.
+        ask: Sends one request to a service, returns whether it succeeded. Blocks.
+        call: The options of the call.
+        spawn: Runs a function in another thread, or raises `BusyError`.
+        extras: Decides whether a slow transfer may get a second one.
+        silence: Seconds without a byte, or of a slow transfer, after which a request
+            goes to the next service too.
 
     Attributes:
-        sluggish: Services that were silent or slow for so long, be it that they answered later.
-        displaced: Services that had begun to send the block when another took their place.
+        sluggish: Services that were silent or slow that long, even if they answered later.
+        displaced: Services whose transfer of the block was replaced by another's.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class Hedge:
         self._extras = extras
         self._silence = silence
         self._lock = threading.Lock()
-        # Only where there are several threads somebody waits for a change.
+        # Set once there is more than one thread.
         self._changed: threading.Condition | None = None
         self._waiting = collections.deque(services)
         self._asked: list[KeepService] = []
-        # Of these, by the threads; those whose transfers are slow; those that wait to send
-        # the rest of the block; and whether a slow one has a second beside it.
+        # Of `_asked`: those asked by added threads, those with slow transfers, those paused
+        # before the rest of the block. And whether a slow transfer got a second one.
         self._added: list[KeepService] = []
         self._slow: list[KeepService] = []
         self._ready: list[KeepService] = []
@@ -141,10 +141,10 @@ class Hedge:
         self._is_over = self._was_beaten = False
 
     def run(self) -> KeepService | None:
-        """Return the service that answered well, or None if none did. Blocks.
+        """Return the service that succeeded, or None if none did. Blocks.
 
         Raises:
-            Exception: What `ask` raised, in whichever thread.
+            Exception: `ask` raised it, in any of the threads.
         """
         try:
             self._work()
@@ -164,13 +164,13 @@ class Hedge:
                 self._extras.end(self._has_extra_won())
 
     def _has_extra_won(self) -> bool | None:
-        """Tell whether a thread's service answered first; None if none was still asked."""
+        """Return whether an added thread's service won; None if none was in progress."""
         if self._winner is not None and self._winner in self._added:
             return True
         return False if self._winner is not None and self._was_beaten else None
 
     def _work(self, *, is_added: bool = False) -> None:
-        """Ask one service after another, while nobody has answered well."""
+        """Send requests to one service after another until one has succeeded."""
         while (service := self._next(is_added=is_added)) is not None:
             service.watch(
                 Watch(
@@ -186,7 +186,7 @@ class Hedge:
             try:
                 is_good = self._ask(service)
             finally:
-                service.watch(None)  # it has us: a cycle would keep the block alive
+                service.watch(None)  # breaks a cycle that would keep the block alive
                 with self._lock:
                     self._asked.remove(service)
                     if service in self._slow:
@@ -212,7 +212,7 @@ class Hedge:
             if self._is_over or self._winner is not None or not self._waiting:
                 return None
             if self._asked and self._is_anybody_answering():
-                return None  # whoever asks it goes on if need be
+                return None  # the thread that waits for it goes on if necessary
             if self._waiting[0].last_status() is not None and not self._call.remaining():
                 return None
             service = self._waiting.popleft()
@@ -228,7 +228,7 @@ class Hedge:
         )
 
     def _end(self) -> None:
-        """Cancel what is still asked."""
+        """Cancel the exchanges in progress."""
         with self._lock:
             self._is_over = True
             superfluous = list(self._asked)
@@ -240,7 +240,7 @@ class Hedge:
     # --- silence and slowness ---------------------------------------------
 
     def _hedge(self, silent: KeepService) -> None:
-        """Ask the next service too, in a thread, since one is silent."""
+        """Handle a silent service: send a request to the next one, in a new thread."""
         with self._lock:
             self._note_sluggish(silent)
             if not self._is_another_needed():
@@ -249,12 +249,12 @@ class Hedge:
         self._add(silent)
 
     def _double(self, slow: KeepService) -> None:
-        """Ask the next service too, in a thread, since one sends the block slowly."""
+        """Handle a slow transfer: send a request to the next service, in a new thread."""
         with self._lock:
             self._note_sluggish(slow)
             if slow not in self._slow:
                 self._slow.append(slow)
-            self._notify()  # a service that waits to send the block may be faster
+            self._notify()  # a paused service may be faster
             if not self._is_another_needed():
                 return
             if not self._is_doubled:
@@ -275,13 +275,13 @@ class Hedge:
         return len(self._asked) < _MOST and not self._is_anybody_answering()
 
     def _prepare(self) -> None:
-        """Count a thread that is about to start."""
+        """Count a thread before its start."""
         self._threads += 1
         self._starting += 1
         self._changed = self._changed or threading.Condition(self._lock)
 
     def _add(self, sluggish: KeepService) -> None:
-        """Start a thread that asks the next service."""
+        """Start a thread for the next service."""
         try:
             self._spawn(self._work_in_thread)
         except BusyError as error:
@@ -298,7 +298,7 @@ class Hedge:
         self._begin()
         try:
             self._work(is_added=True)
-        except BaseException as error:  # noqa: BLE001 - raised by `run`, if nobody answers
+        except BaseException as error:  # noqa: BLE001 - raised by `run`, if no service succeeds
             failure = error
         finally:
             self._leave(failure)
@@ -323,10 +323,10 @@ class Hedge:
     # --- memory -----------------------------------------------------------
 
     def _receive(self, service: KeepService) -> None:
-        """Wait until a service is the only one that sends the block.
+        """Wait until a service is the only one whose transfer isn't paused.
 
         Raises:
-            CancelledError: Another has sent it.
+            CancelledError: Another service has sent the block.
             TooSlowError: The call's time is up.
         """
         needed = service.time_left()

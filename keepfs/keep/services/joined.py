@@ -1,4 +1,4 @@
-"""Joined: one request to the API server for all who want its answer, and when to make it again."""
+"""Joined: one request to the API server shared by all callers, and the pause before a retry."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: Seconds after which a request that brought nothing is taken for hung, and another is
-#: made beside it: longer than our own API client takes at most.
+#: Seconds after which an unanswered request counts as hung, and another is made: longer
+#: than the longest time of `ApiClient`.
 _HUNG = 90.0
-#: Requests at once, hung ones included.
+#: Most concurrent requests, hung ones included.
 _MOST_RUNS = 3
-#: Seconds to pause after a failure; doubled for each further one, up to the second.
+#: Seconds to pause after a failure: the first value, doubled by each failure, up to the second.
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 
 
 class Joined(Generic[_T]):
-    """A function that runs once at a time, however many call for it.
+    """A function of which concurrent callers share one run.
 
-    A run that hangs doesn't stop further ones: after a while another is started
-    beside it, up to a bound. Nothing can end a thread that hangs; it is a daemon, and
-    what it brings in the end counts for all who still wait.
+    A run that hangs doesn't block others: after 90 s another is started, up to three. A
+    thread that hangs can't be ended; it is a daemon, and a late result is passed to all
+    callers that still wait.
 
     Args:
-        function: What to run; in a daemon thread of its own.
-        what: It brings, for messages.
-        clock: Instead of `time.monotonic`.
+        function: The function; runs in a daemon thread.
+        what: Its result, for messages.
+        clock: Replaces `time.monotonic`.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Joined(Generic[_T]):
         self._what = what
         self._clock = clock or time.monotonic
         self._lock = threading.Lock()
-        self._runs: list[Run[_T]] = []  # those under way
+        self._runs: list[Run[_T]] = []  # in progress
         self._is_closed = False
 
     def start(self) -> Run[_T]:
-        """Join the run under way, or start one. Returns at once."""
+        """Join the run in progress, or start one. Doesn't block."""
         with self._lock:
             now = self._clock()
             if self._runs:
@@ -73,7 +73,7 @@ class Joined(Generic[_T]):
         return run
 
     def call(self, timeout: float) -> _T:
-        """Wait for the result of a run, of a further one if the first hangs.
+        """Wait for the result of a run; start another if the run hangs.
 
         Raises:
             NoKeepServersError: It failed, or takes longer than `timeout` seconds.
@@ -86,7 +86,7 @@ class Joined(Generic[_T]):
                 return run.wait(0)
 
     def close(self) -> None:
-        """Let nobody wait any more; further runs fail."""
+        """Wake all callers with a failure; further runs fail."""
         with self._lock:
             self._is_closed = True
             runs = list(self._runs)
@@ -96,7 +96,7 @@ class Joined(Generic[_T]):
     def _execute(self, run: Run[_T]) -> None:
         try:
             result = self._function()
-        except Exception as error:  # noqa: BLE001 - the API client may be anybody's
+        except Exception as error:  # noqa: BLE001 - of a foreign API client
             self._end(run)
             run.fail(error)
         except BaseException:
@@ -108,7 +108,7 @@ class Joined(Generic[_T]):
                 each.succeed(result)
 
     def _end(self, run: Run[_T]) -> list[Run[_T]]:
-        """Let others start; return the runs under way, this one included."""
+        """Remove a run, so that others can start; return the runs in progress before."""
         with self._lock:
             found = list(self._runs)
             self._runs.remove(run)
@@ -116,11 +116,11 @@ class Joined(Generic[_T]):
 
 
 class Run(Generic[_T]):
-    """One run, and what came of it first.
+    """One run, and its first result or failure.
 
     Args:
-        begun: When.
-        what: It brings.
+        begun: Its start time.
+        what: Its result, for messages.
     """
 
     def __init__(self, begun: float, what: str) -> None:
@@ -131,15 +131,15 @@ class Run(Generic[_T]):
         self._failure: tuple[str, Cause] = ("", Cause.OTHER)
 
     def succeed(self, result: _T) -> None:
-        """Wake all who wait, with a result."""
+        """Wake all callers with a result."""
         if not self.done.is_set():
             self._result.append(result)
             self.done.set()
 
     def fail(self, error: Exception) -> None:
-        """Wake all who wait, with what an error says."""
+        """Wake all callers with the text of an error."""
         if not self.done.is_set():
-            # Its traceback would keep frames alive.
+            # Not the error itself: its traceback would keep frames alive.
             kind = "" if isinstance(error, UselessAnswerError) else f"{type(error).__name__}: "
             self._failure = (f"{kind}{error}", cause_of_error(error))
             self.done.set()
@@ -164,14 +164,14 @@ class TooLateError(NoKeepServersError):
 
 
 class UselessAnswerError(NoKeepServersError):
-    """The API server gave an answer that is of no use."""
+    """The answer of the API server can't be used."""
 
 
 class Pause:
-    """When to ask again after a failure: soon at first, then once a minute. For any thread.
+    """Exponential pause between failed requests, from 2 s to 60 s. Any thread may use it.
 
     Args:
-        clock: Seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -180,20 +180,20 @@ class Pause:
         self._until = -math.inf
 
     def is_over(self) -> bool:
-        """Tell whether to ask."""
+        """Return whether a request may be made."""
         return self._clock() >= self._until
 
     def begin(self) -> bool:
-        """Note a failure; False if it is one of those that the pause is for already."""
+        """Start a pause after a failure; return False if one is running already."""
         if not self.is_over():
             return False
-        # The exponent is bounded: 2.0**1024 overflows.
+        # Bound the exponent: 2.0**1024 overflows.
         length = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures, 64))
         self._failures += 1
         self._until = self._clock() + length
         return True
 
     def end(self) -> None:
-        """Note a success."""
+        """Reset the pause after a success."""
         self._failures = 0
         self._until = -math.inf

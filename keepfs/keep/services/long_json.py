@@ -1,8 +1,8 @@
-"""JSON with one very long text in it, written and read in pieces.
+"""Long JSON: JSON with a very long text, written and read in pieces.
 
-A manifest may have hundreds of megabytes. Here its JSON form exists once, beside the
-manifest itself: `escaped` appends it to the request's body piece by piece, and
-`LongTexts` takes it out of an answer while that is being received.
+A manifest may have hundreds of megabytes. To keep only one JSON copy of it in
+memory, `escaped` yields it in pieces for a request's body, and `LongTexts` extracts
+it from an answer while that is received.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Bytes or characters handled at once.
+#: Bytes or characters of a piece.
 PIECE = 1 << 20
-# A text of JSON from behind its opening quote on, as far as it is complete.
+# The complete part of a JSON string, after its opening quote.
 _TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _QUOTE = ord('"')
-# Stands for a long text while the rest is parsed. PostgreSQL's JSON has no such key.
+# Replaces a long text while the rest is parsed. PostgreSQL's JSON can't have this key.
 _MARK = "\0"
 
 
 def escaped(text: str | bytes) -> Iterator[bytes]:
-    """Yield a text as it stands in JSON, without the quotes, in pieces.
+    """Yield a text as a JSON string without the quotes, in pieces.
 
     Raises:
         ValueError: It is not UTF-8, or has a lone surrogate.
@@ -51,13 +51,13 @@ class LongTexts:
     Feed it the pieces of the answer, then call `parsed`.
 
     Args:
-        name: The key whose texts are taken out while they are received. They are
-            returned as bytes (UTF-8), wherever they stand in the object.
-        most: Bytes of all the rest.
+        name: The key whose texts are extracted while they are received, at any
+            depth. They are returned as bytes (UTF-8).
+        most: Most bytes of the rest.
     """
 
     def __init__(self, name: str, most: int) -> None:
-        # Within a text its quotes would be escaped, so this matches keys only.
+        # Matches keys only: quotes within a text are escaped.
         self._key = re.compile(rb'"%s"[ \t\r\n]*:[ \t\r\n]*"' % name.encode())
         self._overlap = len(name) + 16
         self._most = most
@@ -82,7 +82,7 @@ class LongTexts:
             raise ValueError(f"more than {self._most} bytes")
 
     def parsed(self) -> Any:  # noqa: ANN401 - any JSON
-        """Return what was fed.
+        """Return the parsed object.
 
         Raises:
             ValueError: It is not JSON.
@@ -93,13 +93,13 @@ class LongTexts:
 
     def _replaced(self, found: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
         if found.keys() == {_MARK}:
-            # Bytes are what a caller keeps; the copy is the only one, and short-lived.
+            # Drop the bytearray, so that two copies exist only for a short time.
             text, self._texts[found[_MARK]] = self._texts[found[_MARK]], bytearray()
             return bytes(text)
         return found
 
     def _advance(self) -> bool:
-        """Go on to the next beginning or end of a long text; False without one."""
+        """Process input up to the next start or end of a long text; False if there is none."""
         if self._pending is None:
             match = self._key.search(self._rest, self._searched)
             if match is None:
@@ -116,7 +116,7 @@ class LongTexts:
         match = _TEXT.match(pending)
         end = match.end() if match else 0
         is_over = end < len(pending) and pending[end] == _QUOTE
-        # A blank stands in no escape sequence, so a cut before it divides none.
+        # Cut before a blank: no escape sequence contains one.
         cut = end if is_over else max(0, pending.rfind(b" ", 0, end))
         text = json.loads(b'"' + pending[:cut] + b'"')
         self._texts[-1] += text.encode()

@@ -1,7 +1,6 @@
-"""What an answer means: tables from statuses and errors to causes.
+"""Outcome: the result of one request, and tables from statuses and errors to causes.
 
-One service's outcome is an `Outcome`; what a whole call came to is the
-`Cause` that its outcomes add up to.
+The `Cause` of a call is derived from the outcomes of its requests.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NOT_FOUND = frozenset({404, 410})
-#: A read that every service answered so is a NotFoundError for the SDK.
+#: If every service answers a read with one of these, the SDK raises NotFoundError.
 NOT_FOUND_FOR_SDK = frozenset({403, 404, 410})
-# 400: we send well-formed locators only, so on a read it means the signature.
-# 422: how keepproxy says 400 and 401.
+# 400: keepfs sends well-formed locators only, so on a read it means the signature.
+# 422: keepproxy sends it for a keepstore's 400 and 401.
 _DENIED_READ = frozenset({400, 401, 403, 422})
 _DENIED_WRITE = frozenset({401, 403})
 # 499: keepstore's own deadline.
@@ -37,10 +36,10 @@ _INSUFFICIENT_STORAGE = 507
 _BAD_GATEWAY = 502
 _UNAVAILABLE = 503
 
-# Precedence: where a call's services failed in different ways, the first cause of
-# these that any of them had is the call's. Refusals come first: a user can act on
-# them. Then what may pass: the block may be at a service that didn't answer, so it
-# is neither missing nor damaged. Then what is final. SEMANTICS.md has the same table.
+# Precedence: if the services of a call failed for different causes, the first of
+# these that occurred is the call's cause. Refusals come first: a user can act on
+# them. Then temporary causes: a service that didn't answer may have the block, so
+# it is neither missing nor damaged. Then final causes. SEMANTICS.md has the same table.
 READ_ORDER = (
     Cause.DENIED,
     Cause.TIMED_OUT,
@@ -59,7 +58,7 @@ WRITE_ORDER = (
     Cause.TOO_FEW_COPIES,
     Cause.OTHER,
 )
-#: What requests, urllib3 and http.client raise where no complete answer came.
+#: The exceptions of requests, urllib3 and http.client without a complete answer.
 TRANSPORT_ERRORS = (
     requests.RequestException,
     urllib3.exceptions.HTTPError,
@@ -71,17 +70,17 @@ _TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one request.
+    """The result of one request.
 
     Attributes:
-        status: The HTTP status; 0 without a complete and proper answer.
-        reason: The status line, or what happened instead.
-        cause: Why it failed; None if it succeeded.
-        headers: Of the answer; names in lower case.
-        block: The verified block, of a GET.
-        text: The locator, of a PUT.
-        size: The block's bytes, of a HEAD that said it.
-        is_permanent: Whether asking the same service again is of no use.
+        status: The HTTP status; 0 without a complete and valid answer.
+        reason: The status line, or a description of the failure.
+        cause: The cause of a failure; None if it succeeded.
+        headers: The answer's headers; names in lower case.
+        block: For a GET: the verified block.
+        text: For a PUT: the locator.
+        size: For a HEAD: the block's size in bytes, if the answer has it.
+        is_permanent: Whether a retry at this service is useless.
         is_cut: Whether the connection ended in the middle of a block.
     """
 
@@ -96,13 +95,13 @@ class Outcome:
     is_cut: bool = False
 
     def error(self) -> HttpError:
-        """Make the error that says so; a new one each time."""
+        """Return a new error for this outcome."""
         return HttpError(self.status, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What a service says it stored.
+    """The copies that a service confirms.
 
     Attributes:
         replicas: Copies written by this request.
@@ -114,7 +113,7 @@ class Confirmation:
 
     @classmethod
     def of_headers(cls, headers: Mapping[str, str]) -> Confirmation:
-        """Read the headers of a 2xx answer to a PUT; names in lower case."""
+        """Parse the headers of a 2xx answer to a PUT; names in lower case."""
         try:
             replicas = int(headers["x-keep-replicas-stored"])
         except (KeyError, ValueError):
@@ -138,7 +137,7 @@ def _classes(text: str) -> Mapping[str, int] | None:
 
 
 def copies_of_failed(headers: Mapping[str, str]) -> int:
-    """Return how many copies a keepproxy made before it gave up; 0 where it doesn't say."""
+    """Return the copies that a failed PUT to a keepproxy made; 0 if it reports none."""
     try:
         return max(0, int(headers["x-keep-replicas-stored"]))
     except (KeyError, ValueError):
@@ -146,11 +145,11 @@ def copies_of_failed(headers: Mapping[str, str]) -> int:
 
 
 def cause_of_read(status: int, *, is_corrupt: bool = False) -> Cause:
-    """Judge the status of a GET or HEAD that didn't succeed.
+    """Return the cause for the status of a failed GET or HEAD.
 
     Args:
-        status: Of the answer.
-        is_corrupt: Whether a 502 was seen to speak of a damaged copy.
+        status: The HTTP status.
+        is_corrupt: Whether the body of a 502 reports a damaged copy.
     """
     if status in _NOT_FOUND:
         return Cause.NOT_FOUND
@@ -162,7 +161,7 @@ def cause_of_read(status: int, *, is_corrupt: bool = False) -> Cause:
 
 
 def cause_of_write(status: int, headers: Mapping[str, str]) -> Cause:
-    """Judge the status of a PUT that didn't succeed."""
+    """Return the cause for the status of a failed PUT."""
     if status in _DENIED_WRITE:
         return Cause.DENIED
     if status in _TIMED_OUT:
@@ -175,11 +174,11 @@ def cause_of_write(status: int, headers: Mapping[str, str]) -> Cause:
 
 
 def cause_of_error(error: BaseException) -> Cause:
-    """Judge an error that stands for an answer."""
+    """Return the cause for an exception that was raised instead of an answer."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Cause):
         return cause
-    # urllib3 has "refused" among the time-outs; what is behind it tells.
+    # In urllib3 "connection refused" is a subclass of a timeout: check the inner error.
     is_refused = isinstance(error, urllib3.exceptions.NewConnectionError)
     if not is_refused and isinstance(error, _TIMEOUTS):
         return Cause.TIMED_OUT
@@ -193,17 +192,17 @@ def cause_of_error(error: BaseException) -> Cause:
 
 
 def cause_of_reads(causes: Iterable[Cause]) -> Cause:
-    """Add up why no service gave the block."""
+    """Return the cause of a failed read from those of its services."""
     found = set(causes)
     return next((cause for cause in READ_ORDER if cause in found), Cause.UNREACHABLE)
 
 
 def cause_of_writes(causes: Iterable[Cause], copies: int) -> Cause:
-    """Add up why the block isn't stored as wanted.
+    """Return the cause of a failed write.
 
     Args:
-        causes: Of the services that failed.
-        copies: Those confirmed all the same.
+        causes: The causes of the services that failed.
+        copies: The copies that were confirmed.
     """
     found = set(causes)
     if copies and found != {Cause.FULL}:
@@ -212,7 +211,7 @@ def cause_of_writes(causes: Iterable[Cause], copies: int) -> Cause:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Unwrap an error of requests or urllib3 down to what happened first."""
+    """Return the innermost cause of an error of requests or urllib3."""
     for _ in range(8):  # they nest four deep
         nested = getattr(error, "reason", None)
         if not isinstance(nested, BaseException):
@@ -226,23 +225,23 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def verdict_is_permanent(status: int) -> bool:
-    """Tell whether a status says not to ask again."""
+    """Return whether a status makes a retry useless."""
     return Verdict.of(status) is Verdict.PERMANENT
 
 
 def is_keepstores(headers: Mapping[str, str]) -> bool:
-    """Tell whether an answer is a keepstore's own, and not that of a proxy before it."""
+    """Return whether an answer comes from a keepstore, and not from a proxy in front of it."""
     return "x-keep-locator" in headers.get("access-control-expose-headers", "").lower() and (
         "via" not in headers
     )
 
 
 def flaw_of_written(text: str, md5sum: str, size: int) -> str:
-    """Say what is wrong with the locator that a service answers to a PUT; empty if nothing is."""
+    """Return the flaw of the locator in the answer to a PUT, as text; empty if it is correct."""
     try:
         locator = KeepLocator(text)
     except ValueError:
-        return "but the answer is no locator"
+        return "but the answer isn't a locator"
     if locator.md5sum == md5sum and locator.size == size:
         return ""
     return "but the answer is the locator of another block"

@@ -1,8 +1,8 @@
-"""RemoteStore: the Keep services as one store, asked in rounds.
+"""RemoteStore: the Keep services as one store, used in rounds.
 
-A round asks the places that the locator's hints name, then each service that may
-still help, in probe order. Between rounds there is a back-off, and the
-list of services is fetched afresh. Only this module makes rounds.
+A round sends requests to the services that the locator's hints name, then to each
+service that may still help, in probe order. Between rounds there is a back-off, and
+the list of services is refreshed. Only this module makes rounds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-#: Threads at once that ask another service where one is silent or slow. A mount has 16 readers
-#: and fetches 32 blocks in the background.
+#: Most threads that hedge silent or slow services. A mount has 16 readers and fetches 32
+#: blocks in the background.
 _MOST_HEDGES = 64
 #: Seconds that closing waits for them; their exchanges are cancelled.
 _CLOSING = 5.0
@@ -52,28 +52,28 @@ _PLENTY = 1 << 50
 
 
 class Parts(Protocol):
-    """The classes that a store works with; a client's own attributes, so they can be replaced."""
+    """The classes that a store uses: attributes of the client, so that they can be replaced."""
 
     @property
     def KeepService(self) -> type[KeepService]:  # noqa: N802 - the SDK's name
-        """What asks one service."""
+        """The class for requests to one service."""
 
     @property
-    def KeepWriterThreadPool(self) -> type[KeepWriterThreadPool]:  # noqa: N802 - ditto
-        """What writes in one round."""
+    def KeepWriterThreadPool(self) -> type[KeepWriterThreadPool]:  # noqa: N802 - likewise
+        """The class for the writes of one round."""
 
 
 class RemoteStore:
     """Blocks at Keep services. Any thread may use it.
 
     Args:
-        roster: Which services there are.
-        defaults: Of the cluster.
-        exchanges: Where connections come from.
-        counters: Of the client.
-        parts: The classes to work with.
-        api_token: The user's; it may be replaced at any time, and then holds
-            for requests made from then on.
+        roster: The list of services.
+        defaults: The cluster's defaults.
+        exchanges: Provides the connections.
+        counters: The client's counters.
+        parts: The classes of its parts.
+        api_token: The user's token; it may be replaced at any time, which affects
+            later requests.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class RemoteStore:
         self._counters = counters
         self._parts = parts
         self._token = clean_token(api_token)
-        #: Seconds of silence after which a reader asks the next service too; also for which
-        #: a block comes, and would come at least, before it is taken to come slowly.
+        #: Seconds of silence after which a read sends a request to the next service too. A
+        #: transfer counts as slow if it has lasted, and would still last, longer than this.
         self.silence = SILENCE
         self._hedges = Background(_MOST_HEDGES)
         self._sluggish = Sluggish()
@@ -115,11 +115,11 @@ class RemoteStore:
         self._token = clean_token(token)
 
     def free_space(self) -> tuple[int, int]:
-        """Return plenty: the services don't say, and a program that asks shall go on."""
+        """Report a nominal capacity: Keep services do not publish theirs."""
         return _PLENTY, _PLENTY
 
     def close(self) -> None:
-        """End the exchanges under way, and close all connections."""
+        """Cancel the exchanges in progress, and close all connections."""
         self._closed = True
         self._hedges.close()
         self.roster.close()
@@ -130,14 +130,14 @@ class RemoteStore:
     # --- reading ----------------------------------------------------------
 
     def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
-        """Return a block, verified. Blocks.
+        """Return a verified block. Blocks.
 
         Raises:
             NotFoundError: No service has it.
-            KeepReadError: It couldn't be read; `cause` says why.
+            KeepReadError: It couldn't be read; `cause` has the reason.
         """
         if locator.size is None and self._goes_through_proxies(call):
-            # A keepproxy gives no block without its size (422), but tells the size.
+            # A keepproxy refuses a GET without a size (422), but answers a HEAD with it.
             size = self.find(locator, call).size
             locator = locator.with_size(size) if size else locator
         service = self._ask(locator, "GET", call)
@@ -146,18 +146,18 @@ class RemoteStore:
         return (outcome and outcome.block) or b""
 
     def find(self, locator: KeepLocator, call: CallOptions) -> Found:
-        """Ask whether a block is there, which keepstore reads and checks for. Blocks.
+        """Return a block's size, with HEAD; keepstore reads and verifies the block. Blocks.
 
         Raises:
             NotFoundError: No service has it.
-            KeepReadError: They couldn't say; `cause` says why.
+            KeepReadError: It couldn't be found out; `cause` has the reason.
         """
         outcome = self._ask(locator, "HEAD", call).outcome()
         size = outcome.size if outcome and locator.size is None else locator.size
         return Found(size or 0, outcome.headers.get("x-keep-locator") if outcome else None)
 
     def _ask(self, locator: KeepLocator, method: str, call: CallOptions) -> KeepService:
-        """Go round the services until one answers well, and return it."""
+        """Send requests in rounds until a service succeeds, and return it."""
         if not _can_be(locator):
             raise KeepReadError(
                 f"{locator.stripped()} names no block: its size can't be", cause=Cause.CORRUPT
@@ -181,7 +181,7 @@ class RemoteStore:
                 answered = self._ask_each(asked, roots, locator, method, timeouts, call)
                 if answered is not None:
                     return answered
-                # That nobody has it may be because somebody isn't in our list yet.
+                # The block may be on a service that isn't in the list yet.
                 if not (self._nobody_has_it(asked) and self.roster.may_be_old(services)):
                     break
                 services = self.roster.refreshed(services, call.remaining())
@@ -211,7 +211,7 @@ class RemoteStore:
             hedge = Hedge(services, ask, call, self._hedges.spawn, self._extras, self.silence)
             answered = hedge.run()
             self._sluggish.note(hedge.sluggish, answered)
-            # Whom another displaced gets its chance, now that the other came to nothing.
+            # Retry the displaced services, since those that replaced them have failed.
             services = hedge.displaced if len(hedge.displaced) < len(services) else []
         return answered
 
@@ -225,10 +225,10 @@ class RemoteStore:
     def write(
         self, block: Buffer, locator: KeepLocator, wanted: Wanted, call: CallOptions
     ) -> Receipt:
-        """Store a block at as many services as the copies take. Blocks.
+        """Store a block at as many services as the requested copies need. Blocks.
 
         Raises:
-            KeepWriteError: Not stored as wanted; `cause` says why.
+            KeepWriteError: Too few copies are confirmed; `cause` has the reason.
         """
         classes = wanted.classes
         if classes is None:
@@ -278,11 +278,11 @@ class RemoteStore:
     # --- which services ---------------------------------------------------
 
     def timeouts(self, services: Services | None, access: Access) -> Timeouts:
-        """Choose how patient to be, by what stands behind the services."""
+        """Return the timeouts for requests: those for proxies if any service is one."""
         return self.proxy_timeout if services and services.has_proxies(access) else self.timeout
 
     def roots(self, locator: KeepLocator, services: Services, access: Access) -> list[str]:
-        """Order the roots to ask: to read, what hints name, as the SDK; then services by rank."""
+        """Return the roots in order: for reads those that hints name, then by probe order."""
         ranked = [each.root for each in probe_order(locator, services.records, access)]
         if access is Access.READ:
             ranked = [*(hint.root for hint in services.hinted(locator)), *ranked]
@@ -299,10 +299,10 @@ class RemoteStore:
         deadline: float | None = None,
         observer: ReadObserver | None = None,
     ) -> list[str]:
-        """Make a `KeepService` for each root that hasn't one yet, and return the roots.
+        """Make a `KeepService` for each root that has none yet, and return the roots in order.
 
-        A root that only a hint names gets the token salted for its cluster;
-        where that can't be made, it is left out.
+        A root of another cluster gets the token salted for that cluster. If the token
+        can't be salted, the root is left out.
         """
         named = {record.root for record in services.records}
         foreign = {
@@ -352,7 +352,7 @@ class RemoteStore:
         )
 
     def _skipped_hints(self, services: Services | None, locator: KeepLocator) -> list[str]:
-        """Say of each cluster that a hint names why it wasn't asked, if it wasn't."""
+        """Return a message for each cluster that a hint names and that was skipped."""
         skipped = []
         for hint in () if services is None else services.hinted(locator):
             if hint.cluster_id is not None and not self._foreign_token(hint.cluster_id):
@@ -361,22 +361,22 @@ class RemoteStore:
         return skipped
 
     def _goes_through_proxies(self, call: CallOptions) -> bool:
-        with contextlib.suppress(NoKeepServersError):  # told by the request itself
+        with contextlib.suppress(NoKeepServersError):  # the request itself reports it
             return self._services(None, call).has_proxies(Access.READ)
         return False
 
     def _foreign_token(self, cluster_id: str) -> str:
-        """Return the token that a cluster named by a locator may see; empty if there is none."""
+        """Return the token salted for a cluster named by a locator; empty if impossible."""
         try:
             salted = salted_token(self._token, cluster_id)
         except ValueError as error:
             _log.info("not asking cluster %s, which a hint names: %s", cluster_id, error)
             return ""
-        # Its own token would go unsalted, to a host that only a locator named.
+        # A token of that cluster would be sent unsalted, to a host named only by a locator.
         return "" if salted == self._token else salted
 
     def _services(self, stale: Services | None, call: CallOptions) -> Services:
-        """Return the list for a round: in the first as it is, in later ones afresh."""
+        """Return the list for a round: the known one in the first, a newer one in later ones."""
         if stale is None:
             return self.roster.current(call.remaining())
         return self.roster.refreshed(stale, call.remaining())
@@ -398,7 +398,7 @@ _SECRET = "authorization"  # noqa: S105 - a header's name
 
 
 def _can_be(locator: KeepLocator) -> bool:
-    """Tell whether a block can have this digest and this size."""
+    """Return whether a block can have this digest and this size."""
     if locator.size is None:
         return True
     is_empty = locator.md5sum == EMPTY_BLOCK.md5sum

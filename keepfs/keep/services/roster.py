@@ -1,9 +1,9 @@
-"""Roster: the services there are, asked for when it matters.
+"""Roster: the current list of services, refreshed on demand.
 
-The API server is asked in a thread of its own. Callers join the request that
-is under way, each no longer than its own patience lasts, and nobody waits who
-could go on with the list as it was. A list that can't be had, or is of no use, never
-replaces the one there is; it is asked for again after a pause.
+A separate thread sends the request to the API server. Callers share the request in
+progress, each with its own timeout; a caller that can use the old list doesn't wait.
+A list that can't be fetched or is useless never replaces the known one; the request
+is repeated after a pause.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after which a list is asked for again in passing. Guessed: a
+#: Seconds after which a list is refreshed in the background. Guessed: a
 #: cluster's services change a few times a year.
 _OLD = 600.0
-#: Seconds for which a list is believed though a service on it didn't answer,
+#: Seconds for which a list is trusted although one of its services didn't answer,
 #: or none of them had the block.
 _YOUNG = 30.0
-#: Seconds to wait for a newer list where there is one to go on with. Guessed.
+#: Most seconds to wait for a newer list if one is known. Guessed.
 _PATIENCE = 30.0
 _LIST = "list of services"
 
 
 class ServiceFinder(Protocol):
-    """What finds the services: our API client, the SDK's, or anything that acts like it."""
+    """Finds the services: `ApiClient`, the SDK's API client, or a compatible object."""
 
-    def keep_services(self) -> Any:  # noqa: ANN401 - `.accessible().execute()` is all we ask of it
+    def keep_services(self) -> Any:  # noqa: ANN401 - needs `.accessible().execute()` only
         """Return the collection of service records."""
 
     def config(self) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ class ServiceFinder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A list, and when it was asked for."""
+    """A list, and the time of its request."""
 
     services: Services
     at: float
@@ -55,9 +55,9 @@ class Roster:
     """The list of services, fixed or discovered. Any thread may use it.
 
     Args:
-        api_client: Whom to ask; None where the list is fixed.
-        fixed: The list that a user gave, or None.
-        clock: Instead of `time.monotonic`.
+        api_client: Fetches the list; None if the list is fixed.
+        fixed: The list that a user set, or None.
+        clock: Replaces `time.monotonic`.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class Roster:
         self._asking_first = Joined(self._ask_unless_known, _LIST, self._clock)
 
     def known(self) -> Services | None:
-        """Return the list as it is known, without asking."""
+        """Return the known list, or None, without a request."""
         seen = self._seen
         return None if seen is None else seen.services
 
     def current(self, timeout: float) -> Services:
-        """Return the list; only the first ever has to be waited for.
+        """Return the list; blocks only until the first list is known.
 
         Raises:
-            NoKeepServersError: There is none, and `timeout` seconds brought none.
+            NoKeepServersError: None is known, and none came within `timeout` seconds.
         """
         seen = self._seen
         if seen is None:
@@ -96,13 +96,13 @@ class Roster:
         return seen.services
 
     def refreshed(self, stale: Services | None, timeout: float) -> Services:
-        """Return a newer list than `stale`, which somebody may have fetched meanwhile.
+        """Return a newer list than `stale`; another caller may have fetched it meanwhile.
 
-        Where there is none to be had, the known one goes on serving: the
-        services may well be there while the API server isn't.
+        If none can be fetched, return the known list: the services may work while the
+        API server doesn't.
 
         Raises:
-            NoKeepServersError: There is no list at all.
+            NoKeepServersError: No list is known.
         """
         seen = self._seen
         if seen is not None and (seen.services.is_fixed or seen.services is not stale):
@@ -113,26 +113,26 @@ class Roster:
             return seen.services
         run = self._asking.start()
         try:
-            # Others may have waited for the same request for long.
+            # The request may be old: other callers started it.
             patience = max(0.0, run.begun + _PATIENCE - self._clock())
             return run.wait(min(timeout, patience)).services
         except TooLateError as error:
             self._note_failure(error)
         except NoKeepServersError:
-            pass  # noted by the thread that asked
+            pass  # recorded by the thread of the request
         return seen.services
 
     def close(self) -> None:
-        """Let nobody wait for a list any more."""
+        """Wake all callers that wait for a list; their calls fail."""
         self._asking.close()
         self._asking_first.close()
 
     def doubt(self, services: Services) -> None:
-        """Note that a service of this list didn't answer: the list may be old."""
+        """Record that a service of this list didn't answer: the list may be out of date."""
         self._doubted = services
 
     def may_be_old(self, services: Services) -> bool:
-        """Tell whether a block that nobody had may be on a service that isn't in the list."""
+        """Return whether a missing block may be on a service that isn't in this list."""
         seen = self._seen
         return (
             seen is not None
@@ -141,7 +141,7 @@ class Roster:
         )
 
     def _ask_unless_known(self) -> _Seen:
-        """Ask for the first list, unless it came while somebody was about to ask."""
+        """Fetch the first list, unless another request got it meanwhile."""
         return self._seen or self._ask()
 
     def _ask(self) -> _Seen:
@@ -165,10 +165,10 @@ class Roster:
 
 
 def _sensible(items: Any) -> Services:  # noqa: ANN401 - what the server says
-    """Take a list that names a service that can be asked.
+    """Parse a list, which must have a service that can be read from.
 
     Raises:
-        UselessAnswerError: It names none.
+        UselessAnswerError: It has none.
     """
     services = Services.of_list(items)
     if not services.allowing(Access.READ):
@@ -179,14 +179,13 @@ def _sensible(items: Any) -> Services:  # noqa: ANN401 - what the server says
 
 
 class Defaults:
-    """What the cluster's configuration says of blocks: asked once, when first wanted.
+    """The cluster's defaults for blocks, from its configuration, fetched on first use.
 
-    Where it can't be had, it is asked for again after a pause, and nobody waits for
-    it longer than 30 s.
+    If that fails, it is repeated after a pause. No caller waits longer than 30 s.
 
     Args:
-        api_client: Whom to ask; None where there is none.
-        clock: Instead of `time.monotonic`.
+        api_client: Fetches the configuration; None: the defaults stay unknown.
+        clock: Replaces `time.monotonic`.
     """
 
     def __init__(
@@ -199,22 +198,22 @@ class Defaults:
         self._config: Mapping[str, Any] | None = None if api_client else {}
 
     def storage_classes(self, timeout: float) -> tuple[str, ...]:
-        """Return the classes that blocks go to by default; none, with a warning, if unknown."""
+        """Return the default storage classes; empty if unknown, with a warning if it failed."""
         classes = self._get(timeout).get("StorageClasses")
         if not isinstance(classes, dict):
             return ()
-        # A class that doesn't say is no default; the others still are.
+        # A class without the key isn't a default.
         return tuple(
             sorted(str(name) for name, it in classes.items() if it and it.get("Default") is True)
         )
 
     def all_classes(self, timeout: float) -> frozenset[str]:
-        """Return the names of the storage classes that there are; none if unknown."""
+        """Return the names of all storage classes; empty if unknown."""
         classes = self._get(timeout).get("StorageClasses")
         return frozenset(map(str, classes)) if isinstance(classes, dict) else frozenset()
 
     def copies(self, timeout: float) -> int | None:
-        """Return how many copies the cluster wants by default, or None if it doesn't say."""
+        """Return the default number of copies, or None if unknown."""
         collections = self._get(timeout).get("Collections")
         copies = collections.get("DefaultReplication") if isinstance(collections, dict) else None
         return copies if isinstance(copies, int) and copies > 0 else None
@@ -234,11 +233,11 @@ class Defaults:
             return {}
 
     def close(self) -> None:
-        """Let nobody wait for the configuration any more."""
+        """Wake all callers that wait for the configuration."""
         self._asking.close()
 
     def _ask(self) -> Mapping[str, Any]:
-        if self._config is not None:  # it came while somebody was about to ask
+        if self._config is not None:  # another request got it meanwhile
             return self._config
         config = self._api_client.config() if self._api_client else {}
         # A stand-in for an API client may have no configuration.

@@ -1,6 +1,6 @@
-"""KeepService: requests to one Keep service within one call, and what came of them.
+"""KeepService: requests to one Keep service within one call, and their outcomes.
 
-It never raises for what a service does: each request leaves an `Outcome`.
+It never raises for a failure of a service: each request sets an `Outcome`.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds of patience for the text of a complaint, which is not needed.
+#: Seconds to wait for the text of an error, which is optional.
 _BRIEF = 1.0
-#: Seconds for a service to say why it cut a block short.
+#: Seconds for the HEAD that checks why a block was cut short.
 _WHY_CUT = 10.0
 _NOT_ALLOWED, _BAD_GATEWAY = 405, 502
 _COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "identity"}
 
 
 class KeepService:
-    """One service, as one call sees it. For one thread, but for `cancel`.
+    """One service within one call. For one thread, except `cancel`.
 
     Args:
         root: Base URL, with its slash.
-        exchanges: Where connections come from.
-        headers: Go with each request: the token, the request's id.
-        counters: Of the client.
-        deadline: When the call ends, on the monotonic clock.
-        observer: Follows the blocks that it reads, and provides their memory; by default
-            nobody does, and the memory is new.
+        exchanges: Provides the connections.
+        headers: Headers of each request, such as the token and the request's id.
+        counters: The client's counters.
+        deadline: The end of the call, on the monotonic clock, in seconds.
+        observer: Notified of the blocks that it reads, and provides their memory; None:
+            the memory is newly allocated.
     """
 
     def __init__(
@@ -99,24 +99,24 @@ class KeepService:
     def __repr__(self) -> str:
         return f"KeepService({self.root!r})"
 
-    # --- what came of it --------------------------------------------------
+    # --- outcomes ----------------------------------------------------------
 
     def usable(self) -> bool:
-        """Tell whether asking it (again) may be of use."""
+        """Return whether a further request to it may succeed."""
         return self._outcome is None or not self._outcome.is_permanent
 
     def finished(self) -> bool:
-        """Tell whether it has succeeded, or failed for good."""
+        """Return whether it has succeeded or failed permanently."""
         return self._outcome is not None and (
             self._outcome.cause is None or self._outcome.is_permanent
         )
 
     def outcome(self) -> Outcome | None:
-        """Return what came of the last request, or None before the first."""
+        """Return the outcome of the last request, or None before the first."""
         return self._outcome
 
     def has_succeeded(self) -> bool:
-        """Tell whether the last request succeeded."""
+        """Return whether the last request succeeded."""
         return self._outcome is not None and self._outcome.cause is None
 
     def last_status(self) -> int | None:
@@ -136,38 +136,38 @@ class KeepService:
         }
 
     def cancel(self) -> None:
-        """End the request under way, or to come; from any thread."""
+        """Cancel the request in progress, or the next one. For any thread."""
         self._cancelled = True
         pace = self._pace
         if pace is not None:
             pace.cancel()
 
     def interrupt(self, reason: OSError) -> None:
-        """End the request under way for a reason, if there is one; further ones may follow."""
+        """End the request in progress with `reason`, if there is one; others may follow."""
         pace = self._pace
         if pace is not None:
             pace.cancel(reason)
 
     def silent_for(self) -> float:
-        """Return the seconds since a byte moved in the request under way; 0 without one."""
+        """Return the seconds since the last byte of the current request; 0 without one."""
         pace = self._pace
         return 0.0 if pace is None else pace.silent_for()
 
     def time_left(self) -> float:
-        """Return the seconds that the rest of a block takes at its present rate.
+        """Return the seconds that the rest of a block takes at its current rate.
 
-        0 where none is being received. Any thread may ask.
+        0 if none is being received. For any thread.
         """
         pace = self._pace
         return 0.0 if pace is None else pace.time_left()
 
     def rate(self) -> float:
-        """Return the bytes a second at which a block comes; 0 without a request."""
+        """Return the rate of the current transfer, in bytes per second; 0 without a request."""
         pace = self._pace
         return 0.0 if pace is None else pace.rate()
 
     def watch(self, watch: Watch | None) -> None:
-        """Have somebody notified of what further requests do; None: nobody any more."""
+        """Set the callbacks for further requests; None: no callbacks."""
         self._watch = watch
 
     # --- requests ---------------------------------------------------------
@@ -178,11 +178,11 @@ class KeepService:
         method: str = "GET",
         timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
     ) -> bytes | memoryview | Literal[True] | str | None:
-        """Ask for a block, once. Blocks.
+        """Send one GET or HEAD for a block. Blocks.
 
         Returns:
-            Of a GET, the verified block; of a HEAD, True, or the locator that
-            the service gave it; None if there is neither: see `outcome`.
+            For a GET, the verified block; for a HEAD, the locator in the answer, or
+            True if it has none; None if the request failed: see `outcome`.
         """
         patience = Timeouts.of(timeout)
         if method == "HEAD":
@@ -208,13 +208,13 @@ class KeepService:
         return outcome.headers.get("x-keep-locator") or True
 
     def _ask_why_cut(self, locator: KeepLocator, timeouts: Timeouts) -> None:
-        """Find out whether a block was cut short because the copy is: HEAD reads and checks it."""
+        """Find out by HEAD, which verifies the copy, whether a cut-off block is damaged."""
         cut = self._outcome
         self.get(
             locator, "HEAD", replace(timeouts, read=min(timeouts.read, _WHY_CUT), bandwidth=0)
         )
         why = self._outcome
-        # A keepproxy's 502 says so too, since the GET began well.
+        # A keepproxy's 502 means damage too, since the GET started successfully.
         if cut is not None and why is not None and why.status == _BAD_GATEWAY:
             cut = replace(cut, cause=Cause.CORRUPT, is_permanent=True)
             if why.cause is not Cause.CORRUPT:
@@ -224,7 +224,7 @@ class KeepService:
     def _sized(
         self, locator: KeepLocator, timeout: Timeouts | float | tuple[float, ...]
     ) -> KeepLocator | None:
-        """Ask for the size: keepstore gives no block without it, and signs without it."""
+        """Get the size by HEAD: keepstore refuses a GET without it; signatures don't cover it."""
         refused = self._outcome
         if self.get(locator, "HEAD", timeout) is None:
             return None
@@ -241,23 +241,23 @@ class KeepService:
         timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
         headers: Mapping[str, str] | None = None,
     ) -> bool:
-        """Store a block, once; it is sent without a copy. Blocks.
+        """Send one PUT of a block, without a copy in memory. Blocks.
 
         Args:
-            hash_s: The block's digest, or its locator.
+            hash_s: The block's digest or locator.
             body: The block; it must not change meanwhile.
-            timeout: How patient to be.
-            headers: For this request only.
+            timeout: The timeouts of the request.
+            headers: Headers of this request only.
 
         Returns:
-            Whether the service says that it stored this very block.
+            Whether the service confirms that it stored this block.
         """
         return self.begin_put(hash_s, body, timeout, headers).finish()
 
     def sends_at_once(self, size: int) -> bool:
-        """Tell whether `begin_put` sends a block of so many bytes without a wait.
+        """Return whether `begin_put` sends a block of `size` bytes without blocking.
 
-        Not where `put` is another one: it is what is meant then.
+        False if `put` is overridden.
         """
         is_ours = getattr(self.put, "__func__", None) is _PUT
         return is_ours and self._exchanges.sends_at_once(self.root, size)
@@ -269,7 +269,7 @@ class KeepService:
         timeout: Timeouts | float | tuple[float, ...] = Timeouts(),  # noqa: B008 - immutable
         headers: Mapping[str, str] | None = None,
     ) -> Exchange:
-        """Send a block, once; as `put`, but for the answer. Blocks if it isn't sent at once."""
+        """Send a PUT as `put` does; don't wait for the answer. May block while sending."""
         md5sum = hash_s[:32]
         view = memoryview(body).cast("B")
         return self._begin(
@@ -307,9 +307,9 @@ class KeepService:
         timeouts: Timeouts,
         read: Callable[[Answer], Outcome],
     ) -> Iterator[int | None]:
-        """Make one request and note its outcome; no error leaves but a bug's.
+        """Make one request and set its outcome; raise for bugs only.
 
-        Yields the descriptor that its answer comes by, once it is sent.
+        Yields the descriptor to poll for the answer, once the request was sent.
         """
         self._pace = pace
         if self._cancelled:
@@ -338,8 +338,8 @@ class KeepService:
         finally:
             self._pace = None
             if pace.failure is not None:
-                # It would keep frames alive, and a block's memory with them: they have
-                # the pace, and the pace has it.
+                # Break the cycle of frames, pace and exception: it would keep the
+                # block's memory alive.
                 pace.failure.__traceback__ = None
         self._outcome = outcome
         if outcome.cause is None and body is not None:
@@ -349,7 +349,7 @@ class KeepService:
             _log.debug("%s of %s at %s: %s", method, path[:32], self.root, outcome.reason)
 
     def _failed(self, pace: Pace, error: BaseException) -> Outcome:
-        """Judge an exchange that brought no complete answer."""
+        """Return the outcome of an exchange without a complete answer."""
         happened: BaseException = pace.failure or innermost(error)
         cause = cause_of_error(happened if pace.failure is not None else error)
         if isinstance(happened, CancelledError):
@@ -369,18 +369,18 @@ class KeepService:
             text = self._complaint(answer)
             cause = cause_of_read(
                 status,
-                # To a HEAD there is no text; a keepstore says 502 for nothing else.
+                # A HEAD has no text; keepstore answers 502 for damaged copies only.
                 is_corrupt=b"checksum mismatch" in text
                 or (method == "HEAD" and is_keepstores(headers)),
             )
             if cause is Cause.CORRUPT:
-                self._report_bad_copy(locator, "the service itself says so")
-            # A damaged copy stays damaged: it isn't fetched again in the next round.
+                self._report_bad_copy(locator, "the service reports it")
+            # A damaged copy stays damaged: don't fetch it again in the next round.
             is_permanent = cause is Cause.CORRUPT or verdict_is_permanent(status)
             return Outcome(status, reason, cause, headers, is_permanent=is_permanent)
         declared = content_length(answer)
         if method == "HEAD":
-            receive_text(answer)  # there is none, and thus the connection can be used again
+            receive_text(answer)  # empty; makes the connection reusable
             if declared and locator.size is not None and declared != locator.size:
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
@@ -391,8 +391,8 @@ class KeepService:
         if self._pace is not None and self._pace.failure is not None:
             raise self._pace.failure
         if flaw:
-            # Permanent, though it may have been damaged on the way: TCP and TLS make that
-            # rare, and the other services are asked in the same round.
+            # Permanent, although it may have been damaged in transit: TCP and TLS make that
+            # rare, and the same round tries the other services.
             self._report_bad_copy(locator, flaw)
             reason = f"a bad copy: {flaw}"
             return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
@@ -418,7 +418,7 @@ class KeepService:
         return Outcome(0, f"{reason}, {flaw}", Cause.OTHER, headers, is_permanent=True)
 
     def _complaint(self, answer: Answer) -> bytes:
-        """Read the text of a failure, in a moment."""
+        """Read the text of an error, within a second."""
         if self._pace is not None:
             self._pace.hurry(_BRIEF)
         return receive_complaint(answer)
@@ -428,5 +428,5 @@ class KeepService:
         _log.warning("service %s has a bad copy of %s: %s", self.root, locator.stripped(), flaw)
 
 
-#: As it is here: who replaces it wants that one called.
+#: The original method, to detect an overridden one.
 _PUT = KeepService.put

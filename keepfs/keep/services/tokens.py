@@ -1,7 +1,7 @@
-"""API tokens: made fit to send, salted for another cluster, kept out of texts.
+"""API tokens: check, salt for another cluster, remove from texts.
 
-A token is a secret. No message here contains one, and everything that a
-service said goes through `redacted` before anybody reads it.
+A token is a secret. No message here contains one; all text from a service passes
+through `redacted` before it is shown.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import re
 
 from keepfs.keep.errors import ArgumentError
 
-# Bytes of an HMAC-SHA1 in hex: a secret of this length is salted already.
+# The length of an HMAC-SHA1 in hex: a secret of this length is already salted.
 _SALTED_LENGTH = 40
 _OBSOLETE = re.compile(r"[0-9a-z]{41,}\Z", re.ASCII)
 _PARTS_OF_V2 = 3
-#: Characters of a text from elsewhere that are shown.
+#: Most characters shown of a text from a service.
 _MOST_SHOWN = 200
 
 
 def clean_token(token: str) -> str:
-    """Drop the blanks around a token, as every server does.
+    """Strip the blanks around a token, as every server does.
 
     Raises:
-        ArgumentError: It has characters that can't stand in a header. The
-            message doesn't quote it.
+        ArgumentError: It has characters that aren't allowed in a header. The
+            message doesn't contain the token.
     """
     token = token.strip()
     if not all("!" <= character <= "~" for character in token):
@@ -34,13 +34,13 @@ def clean_token(token: str) -> str:
 
 
 def salted_token(token: str, cluster_id: str) -> str:
-    """Make the token that another cluster may see: of use there only.
+    """Salt a token for another cluster, so that it is valid only there.
 
-    A token that the cluster itself issued is returned unchanged.
+    A token that the other cluster issued is returned unchanged.
 
     Args:
-        token: The user's own, in the form `v2/uuid/secret`.
-        cluster_id: Five characters.
+        token: The user's token, `v2/uuid/secret`.
+        cluster_id: The other cluster's id, five characters.
 
     Raises:
         ValueError: It can't be salted; the message says why, without the token.
@@ -61,7 +61,7 @@ def salted_token(token: str, cluster_id: str) -> str:
 
 
 def redacted(text: str, token: str) -> str:
-    """Blot a token, and its secret part, out of a text from elsewhere."""
+    """Replace a token, and its secret part, by `[token]` in a text from a service."""
     secrets = [token, *token.split("/", _PARTS_OF_V2)[2:3]] if token else []
     for secret in filter(None, secrets):
         text = text.replace(secret, "[token]")
@@ -69,7 +69,7 @@ def redacted(text: str, token: str) -> str:
 
 
 def shown(text: str, token: str) -> str:
-    """Make a text from elsewhere fit to be shown: one short line, without the token."""
+    """Return a text from a service as one line of at most 200 characters, without the token."""
     line = " ".join(redacted(text, token).split())[:_MOST_SHOWN]
     if line.isprintable():
         return line

@@ -1,13 +1,13 @@
-"""Receiving answers: blocks, verified on the way, and short texts.
+"""Transfer: receive blocks, hashed on the way, and short texts.
 
-A 200 proves nothing: keepstore sends damaged blocks with it, cut short. So a
-body is accepted only if it is complete, as long as the locator says, and
-hashes to the locator's digest.
+A status of 200 is no proof: keepstore sends it before it detects a damaged block, then
+cuts the body short. So a body is accepted only if it is complete, has the locator's
+size, and hashes to the locator's digest.
 
 A body that is cut short has two causes: the copy is damaged, or the service or
-the network failed. keepstore checks a block before it sends the last piece of
-it, so a damaged block lacks exactly that piece; every other cut is a failure
-of the exchange (`BodyCutError`).
+the network failed. keepstore verifies a block before it sends the last piece of
+it, so a damaged block lacks exactly that piece. Every other cut is a failure of the
+exchange (`BodyCutError`).
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from keepfs.keep.http.pace import Pace, Watch
     from keepfs.keep.http.transport import Answer
 
-#: Bytes that are received, then hashed: large enough that hashing lets other
-#: threads run, small enough to lie in the processor's cache.
+#: Bytes that are received, then hashed: large enough that hashing releases the
+#: interpreter's lock, small enough for the processor's cache.
 _STEP = 256 * 1024
-#: The same where another thread hashes: each costs two switches between them.
+#: The same if another thread hashes: each step costs two thread switches.
 _STEP_FOR_THREAD = 512 * 1024
-#: Bytes from which on such a thread is worth its start. Measured with 64 MiB
-#: from memory, on two cores: 143 ms instead of 170.
+#: Least size of a block, in bytes, that is hashed in another thread. Measured with
+#: 64 MiB from memory, on two cores: 143 ms instead of 170.
 _LARGE = 4 * 1024 * 1024
 #: Bytes that keepstore reads, checks and sends at a time.
 _PIECE = 64 * 1024
-#: Seconds; a wait for memory that is shorter is not taken out of the pace.
+#: Seconds; a longer wait for memory doesn't count as silence of the service.
 _LONG_WAIT = 1.0
-#: Most bytes of an answer's text, be it a locator or a complaint.
+#: Most bytes of an answer's text: a locator or an error.
 MOST_TEXT = 4096
 
 
@@ -52,8 +52,8 @@ class BodyCutError(CutShortError):
     """The connection ended in the middle of a block.
 
     Args:
-        got: Bytes that came.
-        size: Bytes that were announced, if that is known.
+        got: Bytes received.
+        size: Bytes expected, or None if unknown.
     """
 
     def __init__(self, got: int, size: int | None) -> None:
@@ -62,12 +62,12 @@ class BodyCutError(CutShortError):
 
 
 class PacedObserver(ReadObserver):
-    """Keeps the pace of an exchange, and its watch, up to date about the block it brings.
+    """Passes the start of a block to the pace and the watch of its exchange.
 
     Args:
-        observer: Of the call; it is notified too, and provides the memory.
-        pace: Of the exchange, if it has one.
-        watch: Of the exchange, if anything watches it.
+        observer: The call's observer; it is notified too, and provides the memory.
+        pace: The pace of the exchange, or None.
+        watch: The callbacks of the exchange, or None.
     """
 
     def __init__(self, observer: ReadObserver, pace: Pace | None, watch: Watch | None) -> None:
@@ -76,7 +76,7 @@ class PacedObserver(ReadObserver):
         self._watch = watch
 
     def began(self, size: int) -> None:
-        """Begin to measure the rate of the block."""
+        """Start to measure the rate of the block."""
         if self._pace is not None:
             self._pace.expect(size)
         self._observer.began(size)
@@ -98,23 +98,23 @@ def receive_block(
     observer: ReadObserver,
     probe: int = 0,
 ) -> tuple[str, bytes | memoryview]:
-    """Receive a block, hashing it on the way.
+    """Receive a block and hash it on the way. Blocks.
 
     Args:
-        answer: Its body is still to be read.
-        locator: The block's name.
-        declared: The length that the answer says; None if it doesn't.
-        observer: Notified of the size before the block is received; makes the memory that
-            it is received into.
-        probe: Bytes that are received into memory of their own first; a block of no
-            more than that needs no other.
+        answer: The answer, with its body still to be read.
+        locator: The block's locator.
+        declared: The Content-Length of the answer, or None.
+        observer: Notified of the size before the block is received; allocates the memory
+            that it is received into.
+        probe: Bytes that are received into separate memory first; a block of at most this
+            size needs no other.
 
     Returns:
-        What is wrong with it, empty if nothing is, and its bytes.
+        The flaw of the block as text, empty if it is intact, and its bytes.
 
     Raises:
         BodyCutError: The connection ended too early, and not where a damaged copy ends.
-        http.client.HTTPException: The body isn't one of HTTP; or an `OSError`.
+        http.client.HTTPException: The body isn't valid HTTP; or an `OSError`.
     """
     size = declared if locator.size is None else locator.size
     if declared is not None and declared != size:
@@ -123,7 +123,7 @@ def receive_block(
         return f"{size} bytes, more than a block has", b""
     if size is not None:
         observer.began(size)
-    # One byte more than there may be, where the answer doesn't say its length.
+    # Without a Content-Length allow one byte more, to detect a body that is too long.
     capacity = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
     begun = min(probe, capacity)
     memory: Allocation = FreshAllocation(begun) if begun else observer.allocate(capacity)
@@ -145,7 +145,7 @@ def receive_block(
 
 
 def _body_flaw(locator: KeepLocator, size: int | None, got: int, digest: _Hash) -> str:
-    """Say what is wrong with a body that came whole; empty if nothing is."""
+    """Return the flaw of a complete body, as text; empty if it is intact."""
     if size is not None and got != size:
         more = "more than " if got > size else ""
         return f"{more}{min(got, size)} of {size} bytes came, then the end"
@@ -155,15 +155,15 @@ def _body_flaw(locator: KeepLocator, size: int | None, got: int, digest: _Hash) 
 
 
 def _sent_of_a_damaged_block(size: int) -> int:
-    """Return how much of a block a keepstore sends before it sees that it is damaged."""
+    """Return the bytes of a block that keepstore sends before it detects damage."""
     return max(0, size - 1) // _PIECE * _PIECE
 
 
 def _receive_into(view: memoryview, answer: Answer, digest: _Hash) -> tuple[int, bool]:
-    """Receive and hash up to a view's bytes.
+    """Receive bytes into a view, and hash them.
 
     Returns:
-        How many came, and whether the connection ended before the body did.
+        The bytes received, and whether the connection ended before the body did.
     """
     got = 0
     while got < view.nbytes:
@@ -179,9 +179,9 @@ def _receive_into(view: memoryview, answer: Answer, digest: _Hash) -> tuple[int,
 
 
 class _Hash:
-    """An MD5, computed by who gives it bytes."""
+    """An MD5, computed in the caller's thread."""
 
-    #: How many bytes to give it at a time.
+    #: The best number of bytes for one update.
     step = _STEP
 
     def __init__(self) -> None:
@@ -191,10 +191,10 @@ class _Hash:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Have hashed what was given."""
+        """Finish hashing."""
 
     def update(self, piece: memoryview) -> None:
-        """Take bytes, which don't change any more."""
+        """Add bytes, which must not change afterwards."""
         self._md5.update(piece)
 
     def hexdigest(self) -> str:
@@ -203,9 +203,9 @@ class _Hash:
 
 
 class _HashThread(_Hash):
-    """An MD5 computed in a thread of its own, while more bytes are received.
+    """An MD5 computed in a separate thread, while more bytes are received.
 
-    Where no thread can be had, by who gives it bytes.
+    If no thread can be started, it is computed in the caller's thread.
     """
 
     step = _STEP_FOR_THREAD
@@ -240,14 +240,14 @@ class _HashThread(_Hash):
 
 
 def receive_text(answer: Answer) -> bytes:
-    """Receive a short answer, or its beginning."""
+    """Receive a short answer: at most 4,096 bytes of it."""
     return bytes(answer.raw.read(MOST_TEXT) or b"")
 
 
 def receive_complaint(answer: Answer) -> bytes:
-    """Receive the text of a failure, so that the connection can be used again.
+    """Receive the text of an error, so that the connection can be reused.
 
-    Empty if it is too long, or breaks off: the status is what counts.
+    Empty if it is too long or incomplete: the status is sufficient.
     """
     length = content_length(answer)
     if length is None or length > MOST_TEXT:
@@ -259,12 +259,12 @@ def receive_complaint(answer: Answer) -> bytes:
 
 
 def content_length(answer: Answer) -> int | None:
-    """Return the length that an answer says its body has; None if it doesn't."""
+    """Return the Content-Length of an answer, or None."""
     return declared_length(answer.headers)
 
 
 def _read_into(answer: Answer, view: memoryview) -> int:
-    """Receive up to a view's bytes; 0 at the end."""
+    """Receive bytes into a view; return their number, 0 at the end."""
     try:
         return int(answer.raw.readinto(view) or 0)
     except urllib3.exceptions.ProtocolError as error:

@@ -1,12 +1,12 @@
-"""KeepWriterQueue: the services that one block may be stored at, and what is still wanted.
+"""KeepWriterQueue: the services to store one block at, and the copies still missing.
 
-The queue holds the services in probe order and computes, from what has been
-confirmed, how many more are needed. A writer takes the next service only
-while fewer tries are under way than confirmations are missing; so services
-that all succeed store exactly what is wanted.
+The queue holds the services in probe order and computes from the confirmed copies
+how many more are needed. A writer takes the next service only while fewer tries are
+in progress than confirmations are missing, so services that all succeed store
+exactly the requested copies.
 
-The names and their duck types are the SDK's: whatever has `put`,
-`last_result` and `finished` is a service here.
+The names are the SDK's. A service is any object with `put`, `last_result` and
+`finished`.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ _log = logging.getLogger(__name__)
 
 
 class WritableService(Protocol):
-    """What a writer needs of a service."""
+    """The interface of a service for a writer."""
 
     def put(
         self,
         hash_s: str,
         body: Any,  # noqa: ANN401 - a buffer, or what the SDK's tests give
-        timeout: Any,  # noqa: ANN401 - ditto
-        headers: Any,  # noqa: ANN401 - ditto
+        timeout: Any,  # noqa: ANN401 - likewise
+        headers: Any,  # noqa: ANN401 - likewise
     ) -> bool | None:
-        """Store a block, once, and tell whether that worked."""
+        """Send one PUT of a block; return whether it succeeded."""
 
     def last_result(self) -> dict[str, Any]:
-        """Return what the service answered: `headers` and `body`."""
+        """Return the `headers` and `body` of the last answer."""
 
     def finished(self) -> bool:
-        """Tell whether there is no use in asking it (again)."""
+        """Return whether a further request to it is useless."""
 
 
 @runtime_checkable
 class CancellableService(Protocol):
-    """A service whose request can be ended from another thread."""
+    """A service whose request can be cancelled from another thread."""
 
     def cancel(self) -> None:
-        """End the request under way, or to come."""
+        """Cancel the request in progress, or the next one."""
 
 
 class Tally:
-    """What has been confirmed of one block, over all rounds of its call.
+    """The confirmed copies of one block, over all rounds of its call.
 
-    Not for threads: the queue's lock guards it.
+    Not thread-safe: the queue's lock guards it.
 
-    Invariant: `missing() == 0` exactly when enough copies are confirmed, and
-    enough in each wanted storage class, unless a server predates those.
+    Invariant: `missing() == 0` exactly when enough copies are confirmed in total and
+    in each requested storage class. Classes don't count if a server predates them.
 
     Args:
-        copies: How many are wanted, at least 1.
-        classes: In which storage classes; each wants all the copies.
+        copies: The requested copies, at least 1.
+        classes: The requested storage classes; each needs all the copies.
     """
 
     def __init__(self, copies: int, classes: Iterable[str] = ()) -> None:
@@ -75,7 +75,7 @@ class Tally:
         self.is_tracking_classes = bool(self.classes)
 
     def add(self, confirmation: Confirmation, root: str | None, response: object) -> None:
-        """Note what a service says it stored."""
+        """Add the copies that a service confirmed."""
         self.copies += confirmation.replicas
         self.by_class.update(confirmation.classes or {})
         if confirmation.classes is None:
@@ -85,35 +85,35 @@ class Tally:
         self.response = response
 
     def missing(self) -> int:
-        """Count the confirmations that are still needed: each try brings one, or more."""
+        """Return the confirmations still needed; each successful try brings one or more."""
         counts = [self.copies]
         if self.is_tracking_classes:
             counts += [self.by_class[name] for name in self.classes]
         return max(0, self.wanted - min(counts))
 
     def pending_classes(self) -> tuple[str, ...]:
-        """Return the storage classes that want more copies."""
+        """Return the requested storage classes that need more copies."""
         if not self.is_tracking_classes:
             return ()
         return tuple(name for name in self.classes if self.by_class[name] < self.wanted)
 
     def satisfied_classes(self) -> list[str]:
-        """Return the wanted storage classes that have enough copies."""
+        """Return the requested storage classes that have enough copies."""
         return [name for name in self.classes if self.by_class[name] >= self.wanted]
 
 
 class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
-    """Services to ask, the likeliest holder first, and what is still wanted of them.
+    """The services of one round in probe order, and the copies still missing.
 
-    All state is guarded by `_changed`, held only for arithmetic.
+    All state is guarded by `_changed`, which is never held during I/O.
 
-    Invariant: no more tries are under way than confirmations are missing, so
-    services that all succeed store exactly what is wanted.
+    Invariant: no more tries are in progress than confirmations are missing, so
+    services that all succeed store exactly the requested copies.
 
     Args:
-        copies: How many are wanted.
-        classes: In which storage classes.
-        tally: Carried on from an earlier round, instead of both.
+        copies: The requested copies.
+        classes: The requested storage classes.
+        tally: The tally of an earlier round; replaces both.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
             return self.tally.missing()
 
     def pending_classes(self) -> tuple[str, ...]:
-        """Return the storage classes that want more copies."""
+        """Return the requested storage classes that need more copies."""
         with self._changed:
             return self.tally.pending_classes()
 
     def satisfied_classes(self) -> list[str]:
-        """Return the wanted storage classes that have enough copies."""
+        """Return the requested storage classes that have enough copies."""
         with self._changed:
             return self.tally.satisfied_classes()
 
@@ -155,7 +155,7 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
         """Wait until another service is needed, and return it.
 
         Raises:
-            queue.Empty: Enough is confirmed, or no service is left to ask.
+            queue.Empty: Enough copies are confirmed, or no service is left.
         """
         with self._changed:
             while (missing := self.tally.missing()) > 0:
@@ -166,10 +166,10 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
             raise queue.Empty
 
     def get_task_nowait(self) -> tuple[WritableService, str | None]:
-        """Return a service that is needed beside those under way.
+        """Return a service that is needed in addition to the tries in progress.
 
         Raises:
-            queue.Empty: None is needed, or none is left to ask.
+            queue.Empty: None is needed, or none is left.
         """
         with self._changed:
             while len(self._under_way) < self.tally.missing():
@@ -191,7 +191,7 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
         confirmation: Confirmation,
         response: object,
     ) -> None:
-        """Note that a try succeeded; tries that this made superfluous are cancelled."""
+        """Record that a try succeeded; cancel the others if no more copies are missing."""
         with self._changed:
             self._end(service)
             if confirmation.classes is None and self.tally.is_tracking_classes:
@@ -204,20 +204,20 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
                 each.cancel()
 
     def write_fail(self, service: WritableService) -> None:
-        """Note that a try failed, so another service is needed."""
+        """Record that a try failed, so that another service is needed."""
         with self._changed:
             self._end(service)
             self._changed.notify_all()
 
     def abandon(self, service: WritableService) -> None:
-        """End a try whose worker ends, unless it has ended; the other workers go on without it."""
+        """Remove a try whose worker ends, if it is still in progress, and wake other workers."""
         with self._changed:
             self._end(service)
             self._changed.notify_all()
 
     def _end(self, service: WritableService) -> None:
-        # By identity: a stand-in may compare equal to others. Without an iterator: this must
-        # work where there is no memory for one.
+        # By identity: a test double may compare equal to others. Without an iterator: this must
+        # work without memory to allocate one.
         at = len(self._under_way)
         while at:
             at -= 1

@@ -1,9 +1,8 @@
 """Writers: threads that store one block at several services, and never at too many.
 
-A small block needs one thread only, once there are connections: it is sent to
-all services that are needed before anybody's answer is waited for.
-
-Which service is asked next, and whether one is, the queue decides.
+With open connections a small block needs one thread only: the thread sends it to all
+needed services before it waits for an answer. The queue decides which service is
+next, and whether one is needed.
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ _STORAGE_CLASSES = "X-Keep-Storage-Classes"
 
 @runtime_checkable
 class SharingService(Protocol):
-    """A service whose writer need not wait for its answer at once."""
+    """A service whose PUT can be sent now and its answer awaited later."""
 
     def sends_at_once(self, size: int) -> bool:
-        """Tell whether `begin_put` sends a block of so many bytes without a wait."""
+        """Return whether `begin_put` sends a block of `size` bytes without blocking."""
 
     def begin_put(
         self,
         hash_s: str,
         body: Any,  # noqa: ANN401 - a buffer, or what the SDK's tests give
-        timeout: Any,  # noqa: ANN401 - ditto
-        headers: Any,  # noqa: ANN401 - ditto
+        timeout: Any,  # noqa: ANN401 - likewise
+        headers: Any,  # noqa: ANN401 - likewise
     ) -> Exchange:
-        """Send a block, as `put`, but for the answer."""
+        """Send a PUT of a block; don't wait for the answer."""
 
 
 class KeepWriterThread(Thread):
-    """Stores a block at one service after another, as the queue asks for them.
+    """Stores a block at one service after another, as the queue provides them.
 
     Args:
-        queue: Where the services come from.
+        queue: The services.
         data: The block.
-        data_hash: Its digest, or its locator.
-        timeout: How patient to be with each.
+        data_hash: Its digest or locator.
+        timeout: The timeouts of each request.
     """
 
     class TaskFailed(RuntimeError):  # noqa: N818 - the SDK's name
@@ -79,9 +78,9 @@ class KeepWriterThread(Thread):
         self.timeout = Timeouts() if timeout is None else timeout
 
     def run(self) -> None:
-        """Work until nothing more is needed, or nobody is left.
+        """Store the block until enough copies are confirmed or no service is left.
 
-        However it ends, it leaves no try under way: the other threads would wait for it.
+        Even after an exception it leaves no try in progress: other threads would wait for it.
         """
         while True:
             try:
@@ -92,14 +91,14 @@ class KeepWriterThread(Thread):
                 service, root = task
                 with self._judging(service, root):
                     self.queue.write_success(service, root, *self.do_task(service, root))
-            finally:  # there may be no memory even for `_judging`
+            finally:  # `_judging` itself may fail for lack of memory
                 self.queue.abandon(task[0])
 
     def run_for_all(self) -> None:
-        """Work as one thread for each service would, whose answers are awaited together.
+        """Do the work of one thread per service in this thread: send all, then poll for answers.
 
-        All services are `SharingService`s. One that begins an answer and stops in
-        it holds up the others, for as long as its pace allows.
+        All services must be `SharingService`s. One that stalls in the middle of its answer
+        delays the others, until its pace limit ends the exchange.
         """
         under_way: list[_Try] = []
         while True:
@@ -121,7 +120,7 @@ class KeepWriterThread(Thread):
         """Store the block at one service.
 
         Raises:
-            TaskFailed: It didn't.
+            TaskFailed: The service didn't store it.
         """
         is_stored = service.put(
             self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
@@ -163,20 +162,20 @@ class KeepWriterThread(Thread):
 
     @contextlib.contextmanager
     def _judging(self, service: WritableService, root: str | None) -> Iterator[None]:
-        """Note that a try failed, if it does."""
+        """Record the try as failed if the body raises; suppress the exception."""
         try:
             yield
         except self.TaskFailed:
             self.queue.write_fail(service)
-        except Exception:  # noqa: BLE001 - of a stand-in, or a bug
-            # A bug, or a stand-in that raises: the others shall not wait for it.
+        except Exception:  # noqa: BLE001 - of a test double, or a bug
+            # Other threads must not wait for this try.
             _log.exception("storing %s at %s failed unexpectedly", self.data_hash[:32], root)
             self.queue.write_fail(service)
 
 
-#: As they are here: who replaces one wants that one called.
+#: The original methods. If one was replaced, `run_for_all` would bypass the replacement.
 _OURS = (KeepWriterThread.run, KeepWriterThread.do_task, KeepWriterQueue.get_next_task)
-#: Milliseconds that `poll` can wait at most.
+#: The longest timeout of `poll`, in milliseconds.
 _LONGEST = 2**31 - 1
 
 
@@ -189,9 +188,9 @@ class _Try(NamedTuple):
 
 
 def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
-    """Wait for answers; return the tries that have one, or whose time is up, if any.
+    """Wait for answers; return the tries that are answered or timed out, possibly none.
 
-    With each, whether it has an answer.
+    The second value is whether the try is answered.
     """
     if over := [(each, False) for each in tries if each.begun.fileno() is None]:
         return over
@@ -206,21 +205,21 @@ def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
 
 
 class KeepWriterThreadPool:
-    """Stores one block, in one round, with as many threads as copies are missing.
+    """Stores one block in one round, with one thread per missing copy.
 
-    The round's first thread is the caller's own, in `join`; a small block needs
-    no other. Patching methods of the queue and the threads through `KeepClient` works; to have
-    other classes, replace this one.
+    The first of these threads is the caller's own, in `join`; a small block needs no
+    other. Methods of the queue and the threads may be patched through `KeepClient`; to
+    use other classes, replace this class.
 
     Args:
         data: The block.
-        data_hash: Its digest, or its locator.
-        copies: How many are wanted.
-        max_service_replicas: How many one service makes of one request; None
-            for any number, and then one service is asked at a time.
-        timeout: How patient to be with each service.
-        classes: Wanted storage classes.
-        tally: Carried on from an earlier round, instead of copies and classes.
+        data_hash: Its digest or locator.
+        copies: The requested copies.
+        max_service_replicas: The copies that one request makes; None for any number:
+            services are then used one at a time.
+        timeout: The timeouts of each request.
+        classes: The requested storage classes.
+        tally: The tally of an earlier round; replaces copies and classes.
     """
 
     def __init__(
@@ -244,7 +243,7 @@ class KeepWriterThreadPool:
         ]
 
     def add_task(self, ks: WritableService, service_root: str | None) -> None:
-        """Add a service; those added first are asked first."""
+        """Append a service; services are used in the order in which they were added."""
         self.queue.put((ks, service_root))
         self.total_task_nr += 1
 
@@ -253,9 +252,9 @@ class KeepWriterThreadPool:
         return self.queue.successful_copies, self.queue.satisfied_classes()
 
     def join(self) -> None:
-        """Do the work, and return when it is done. Blocks."""
+        """Run the round to its end. Blocks."""
         own, *others = self.workers
-        # Threads without a service to begin with would only be started to end.
+        # More threads than services would be useless.
         others = others[: max(0, self.total_task_nr - 1)]
         if others and self._needs_one_thread():
             own.run_for_all()
@@ -264,8 +263,8 @@ class KeepWriterThreadPool:
         for worker in others:
             try:
                 worker.start()
-            except Exception as error:  # noqa: BLE001 - for want of memory, in several ways
-                # Those that run store the block at one service after another.
+            except Exception as error:  # noqa: BLE001 - lack of memory raises several types
+                # The running threads store the block at one service after another.
                 _log.debug("no further thread to store in: %s", error)
                 break
             started.append(worker)
@@ -276,7 +275,7 @@ class KeepWriterThreadPool:
                 worker.join()
 
     def _needs_one_thread(self) -> bool:
-        """Tell whether the services that are asked first are sent the block without a wait."""
+        """Return whether the first services can all be sent the block without blocking."""
         worker, data = self.workers[0], self.workers[0].data
         used = (type(worker).run, type(worker).do_task, type(self.queue).get_next_task)
         if isinstance(data, str) or used != _OURS:

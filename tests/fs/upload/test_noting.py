@@ -178,7 +178,7 @@ async def test_a_disk_that_takes_nothing_is_told_once_and_tried_again(
 
         assert 2 <= tries <= 4
         assert warnings == 1
-        assert "can't note which files are unsaved" in caplog.text
+        assert "can't record which files are unsaved" in caplog.text
         assert noted == ["one"]
         assert bench.blocks.updates == after  # it is over
         bench.blocks.error = OSError("again")
@@ -213,4 +213,4 @@ async def test_a_disk_that_takes_nothing_at_the_end_is_told(
 
         bench.notes.end([lost])
 
-    assert "can't note which files are lost" in caplog.text
+    assert "can't record which files are lost" in caplog.text

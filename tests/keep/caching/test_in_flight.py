@@ -321,7 +321,7 @@ def test_a_fetch_gives_up_when_its_callers_time_is_over() -> None:
     cache = KeepBlockCache(BUDGET, clock=Clock())
     services = stalled(cache)
 
-    with pytest.raises(KeepReadError, match="others' fetches take too long"):
+    with pytest.raises(KeepReadError, match="fetches of other blocks take too long"):
         cache.get_or_fetch(named(9, LARGE), lambda: bytes(LARGE), timeout=0.01, claims=True)
 
     assert ended(*services) == [LARGE] * 4

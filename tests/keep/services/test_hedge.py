@@ -541,6 +541,18 @@ def test_the_slow_service_goes_on_while_another_has_a_bad_copy(
     assert first.counts()["GET"] == 1
 
 
+def test_a_large_block_comes_from_the_next_service_where_the_first_stops_in_the_middle(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    locator = cluster.store(LARGE)
+    first, second, _ = cluster.by_probe_order(locator)
+    first.script(Fault(hold=Stage.MID_BODY), method="GET")
+
+    assert read(client, locator) == LARGE
+
+    assert client.services_of(locator) == (root(second),)
+
+
 @pytest.mark.parametrize(
     ("rate_of_second", "has_won"), [(None, True), (200_000, False)], ids=["faster", "slower"]
 )

@@ -63,4 +63,4 @@ def test_the_readme_needs_no_settings() -> None:
 def test_the_readme_says_how_long_blocks_are_kept() -> None:
     text = readme_text("1.2", 1, {}, "They are kept for ever.")
 
-    assert "mount. They are kept for ever.\n" in text
+    assert "They are kept for ever.\n" in text

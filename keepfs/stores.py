@@ -42,6 +42,8 @@ _CHECK_TIMEOUT = 10.0
 _COLLECTION_RETRIES, _COLLECTION_TIMEOUT = 2, 60.0
 #: Seconds between two warnings about a refused token.
 _COMPLAINT_INTERVAL = 60.0
+#: Tokens that are remembered, in memory only, after others have replaced them.
+_MOST_FORMER = 3
 _REFUSALS = frozenset({401, 403})
 
 #: The locator of a block that doesn't exist. A request for it shows which services answer.
@@ -60,6 +62,27 @@ def identity(options: StoreOptions) -> str:
     if options.keep_services or settings.keep_services or settings.keep_proxy:
         return ""  # a list of addresses, which may change
     return f"cluster:{settings.api_host}"
+
+
+def knows_api() -> bool:
+    """Tell whether Arvados's own settings name an API server."""
+    return bool(load_settings().api_host)
+
+
+def open_api(options: StoreOptions, token: str) -> ApiClient | None:
+    """Make a client of the API server; None where the settings name none.
+
+    Args:
+        options: Where the blocks are.
+        token: The user's.
+
+    Raises:
+        ArgumentError: The server's address can't be used.
+    """
+    settings = load_settings()
+    if options.local_store is not None or not settings.api_host:
+        return None
+    return ApiClient.of_settings(settings, token)
 
 
 def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> KeepClient:
@@ -204,6 +227,8 @@ class RenewingStore:
         self._client = client
         self._options = options
         self._renewing = threading.Lock()
+        #: The tokens before this one: signatures that were made for them hold until they end.
+        self._former: list[str] = []
         self._complained = -_COMPLAINT_INTERVAL
 
     def renew(self) -> bool:
@@ -213,6 +238,7 @@ class RenewingStore:
                 token = _current_token(self._options)
                 if not token or token == self._client.api_token:
                     return False
+                self._former = [self._client.api_token, *self._former][:_MOST_FORMER]
                 self._client.api_token = token
             except (OSError, ValueError, ArgumentError) as error:
                 _log.warning(
@@ -223,6 +249,36 @@ class RenewingStore:
                 return False
         _log.info("the token was reloaded from %s", _token_from(self._options))
         return True
+
+    @property
+    def api_token(self) -> str:
+        """The token at this moment."""
+        return self._client.api_token
+
+    def put_again(self, locator: KeepLocator, copies: int) -> KeepLocator:
+        """Read a block and store it again, which keeps it for as long as a new one. Blocks.
+
+        A signature that a former token of this process got is used with that token:
+        keepstore checks signatures, not tokens.
+
+        Raises:
+            KeepRequestError: It couldn't be read or stored.
+        """
+        try:
+            block = self.get_block(locator)
+        except KeepRequestError as error:
+            if error.cause is not Cause.DENIED or not self._former:
+                raise
+            block = self._get_as_before(locator, error)
+        return self.put_block(block, copies, locator=KeepLocator(locator.stripped())).locator
+
+    def _get_as_before(self, locator: KeepLocator, refusal: KeepRequestError) -> memoryview:
+        roots = " ".join(self._client.weighted_service_roots(locator))
+        for token in self._former:
+            former = KeepClient(proxy=roots, api_token=token, local_store="", num_retries=1)
+            with former, contextlib.suppress(KeepRequestError):
+                return former.get_block(locator)
+        raise refusal
 
     def close(self) -> None:
         """Cancel the requests in progress, and refuse further ones."""

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "keepfs").rglob("*.py"))
-MOST_LINES = 450
+MOST_LINES = 460
 
 
 def dotted(path: Path) -> str:

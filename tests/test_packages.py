@@ -84,17 +84,19 @@ def test_the_sdist_has_everything_that_the_tests_need(built: Path) -> None:
 def test_the_wheel_has_the_package_its_types_and_the_units_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-        [unit] = [
-            name
+        units = {
+            name: file.read(name).decode()
             for name in names
-            if name.endswith(".data/data/lib/systemd/system/keepfs@.service")
-        ]
-        text = file.read(unit).decode()
+            if ".data/data/lib/systemd/system/" in name
+        }
 
     modules = {str(it.relative_to(ROOT)) for it in (ROOT / "keepfs").rglob("*.py")}
-    others = names - modules - {"keepfs/py.typed", unit}
+    others = names - modules - {"keepfs/py.typed", *units}
 
-    assert text == (ROOT / "systemd" / "keepfs@.service").read_text()
+    assert {Path(name).name: text for name, text in units.items()} == {
+        unit.name: unit.read_text() for unit in (ROOT / "systemd").iterdir()
+    }
+    assert "keepfs@.service" in {Path(name).name for name in units}
     assert names >= modules | {"keepfs/py.typed"}
     assert all(".dist-info/" in name for name in others), others
 

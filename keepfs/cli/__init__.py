@@ -32,6 +32,7 @@ _COMMANDS = {
     "manifest": "keepfs.cli.committing",
     "commit": "keepfs.cli.committing",
     "import": "keepfs.cli.importing",
+    "renew": "keepfs.cli.renewing",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}

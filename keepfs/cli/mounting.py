@@ -168,6 +168,8 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     metavar="SECONDS",
     help="Time at unmount to store files that are not stored yet.",
 )
+@settings.retain_setting
+@settings.retain_as_setting
 @setting(
     "--read-ahead",
     type=settings.Size(),

@@ -217,6 +217,20 @@ _STORE_SETTINGS = (
 )
 
 
+retain_setting = setting(
+    "--retain",
+    type=click.Choice(["collection", "put", "off"]),
+    help="How the cluster is made to keep what is in upload/: by a collection, by storing blocks"
+    " again before they are due, or not at all.  [default: collection; put without an API server;"
+    " off with a local store]",
+)
+retain_as_setting = setting(
+    "--retain-as",
+    metavar="NAME|UUID",
+    help="The collection's name, or an empty one that is there.  [default: keepfs upload/ of"
+    " HOST:MOUNTPOINT]",
+)
+
 #: The sources of a value, highest precedence first.
 _ORDER = (
     ParameterSource.COMMANDLINE,

@@ -89,6 +89,10 @@ class MountOptions:
             mount alone; an absolute path.
         request_timeout: Seconds after which a request fails with a timeout.
         drain_timeout: Seconds to store unstored files at unmount.
+        retain: How stored blocks are kept: `collection`, `put` or `off`; None for the
+            default of the store.
+        retain_as: Name of the collection, or uuid of an empty one; None for a name made of
+            host and mount point.
         read_ahead: Bytes the kernel may read ahead, if we may set it;
             0 leaves the kernel's value.
         core_dumps: Let the kernel write core dumps of the process.
@@ -114,6 +118,8 @@ class MountOptions:
     state_dir: Path
     request_timeout: float = 600.0
     drain_timeout: float = 300.0
+    retain: str | None = None
+    retain_as: str | None = None
     read_ahead: int = MIB
     core_dumps: bool = False
     log_level: str = "INFO"

@@ -44,30 +44,34 @@ _COLLECTIONS = """\
 collections/<name>/  the files of a collection, read-only; <name> is its
                      portable data hash{or_uuid}.
 """
-_COLLECTED = """\
-Keep's garbage collection removes blocks that no collection names,
-usually two weeks after they were last stored."""
-_KEPT = """\
-The blocks are files in a directory of this machine; nothing
-removes them."""
 
 
 def readme_text(
     version: str,
     copies: int,
     settings: Mapping[str, str],
+    kept: str,
     *,
     is_local: bool = False,
     has_collections: bool = True,
 ) -> str:
-    """Return the text of the README; `settings` must not include a token."""
+    """Compose the README.
+
+    Args:
+        version: Of keepfs.
+        copies: Of each block.
+        settings: Of the mount; never a token.
+        kept: How long the blocks are kept: a few lines.
+        is_local: Whether the blocks are in a local store, whose collections have no uuids.
+        has_collections: Whether there is collections/.
+    """
     or_uuid = "" if is_local else " or its uuid"
     width = max(map(len, settings), default=0)
     return _README.format(
         version=version,
         copies="the copy is" if copies == 1 else f"{copies} copies are",
         collections=_COLLECTIONS.format(or_uuid=or_uuid) if has_collections else "",
-        kept=_KEPT if is_local else _COLLECTED,
+        kept=kept,
         settings="".join(f"    {name:{width}}  {value}\n" for name, value in settings.items()),
     )
 

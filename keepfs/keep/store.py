@@ -95,6 +95,10 @@ class Receipt:
     services: tuple[str, ...]
     classes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
+    def names_block_of(self, other: Receipt) -> bool:
+        """Tell whether both are of one block, whatever the signatures are."""
+        return self.locator.stripped() == other.locator.stripped()
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

@@ -37,7 +37,7 @@ from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
-from keepfs.mount import fuse, logs, mountpoint, runtime, systemd
+from keepfs.mount import fuse, logs, mountpoint, retaining, runtime, systemd
 from keepfs.mount.control import Control
 from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
 
@@ -228,10 +228,15 @@ class _Mount:
             if not options.read_only:
                 await spills.restore(upload, staging)
             drain = Drain(upload, spills, blocks, self._store.close, options.drain_timeout)
+            keeping = retaining.Keeping(options, self._catalog, self._store, self._copies)
+            staging.renewal = keeping.begin(upload)
             async with trio.open_nursery() as to_the_end:
                 serving = trio.CancelScope()
-                handling = Signals(signals, self._store, self._failed, drain, serving)
+                handling = Signals(
+                    signals, self._store, self._failed, keeping.renew_now, drain, serving
+                )
                 to_the_end.start_soon(supervised, "handling signals", handling.run)
+                to_the_end.start_soon(supervised, "keeping what is stored", keeping.run)
                 to_the_end.start_soon(
                     supervised, "noting what is not stored", lambda: self._notes.run(blocks)
                 )
@@ -243,6 +248,7 @@ class _Mount:
                     with trio.CancelScope(shield=True):
                         if self._was_mounted:
                             await _drain_into_store(drain)
+                            await keeping.finish(drain)
                         count, lost = await drain.finish()
                         self._notes.end(lost)
                 to_the_end.cancel_scope.cancel()
@@ -306,6 +312,7 @@ class _Mount:
                 __version__,
                 self._copies,
                 options.public_settings(),
+                kept=retaining.in_words(options),
                 is_local=options.store.local_store is not None,
                 has_collections=self._collections is not None,
             ),

@@ -16,7 +16,7 @@ from keepfs.fs.upload.drain import GRACE
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from keepfs.fs.upload.drain import Drain
     from keepfs.fs.upload.failed import FailedFiles
@@ -34,12 +34,13 @@ class Signals:
 
     SIGTERM or SIGINT stores the unstored files, then ends serving; a second one
     stops storing and spills. SIGHUP reloads the token, SIGUSR1 retries the failed
-    files at once, SIGUSR2 logs the stack of every task.
+    files and renews the stored ones at once, SIGUSR2 logs the stack of every task.
 
     Args:
         signals: The signal numbers, until the end of the mount.
         store: The store whose token SIGHUP reloads.
         failed: The failed files that SIGUSR1 retries.
+        renew: Renews everything that is stored at once.
         drain: Stores and spills unstored files.
         serving: Cancelled to end serving.
     """
@@ -49,12 +50,14 @@ class Signals:
         signals: AsyncIterator[int],
         store: RenewingStore,
         failed: FailedFiles,
+        renew: Callable[[], None],
         drain: Drain,
         serving: trio.CancelScope,
     ) -> None:
         self._signals = signals
         self._store = store
         self._failed = failed
+        self._renew_stored = renew
         self._drain = drain
         self._serving = serving
         self._was_told_to_end = False
@@ -68,6 +71,7 @@ class Signals:
                     nursery.start_soon(supervised, "reading the token again", self._renew)
                 elif number == signal.SIGUSR1:
                     self._failed.retry_now()
+                    self._renew_stored()
                 elif number == signal.SIGUSR2:
                     _log.info("what every task waits for:\n%s", logs.describe_tasks())
                 elif self._was_told_to_end:

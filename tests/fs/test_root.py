@@ -49,7 +49,7 @@ async def test_a_text_is_counted_in_bytes() -> None:
 
 @pytest.mark.parametrize(("copies", "said"), [(1, "the copy is"), (3, "3 copies are")])
 def test_the_readme_says_version_copies_and_settings(copies: int, said: str) -> None:
-    text = readme_text("1.2", copies, {"local-store": "/a/b", "copies": str(copies)})
+    text = readme_text("1.2", copies, {"local-store": "/a/b", "copies": str(copies)}, "K")
 
     assert "mounted by keepfs 1.2." in text
     assert f"{said} confirmed" in " ".join(text.split())
@@ -57,12 +57,10 @@ def test_the_readme_says_version_copies_and_settings(copies: int, said: str) -> 
 
 
 def test_the_readme_needs_no_settings() -> None:
-    assert readme_text("1.2", 1, {}).endswith("settings:\n")
+    assert readme_text("1.2", 1, {}, "K").endswith("settings:\n")
 
 
-def test_the_readme_of_a_local_store_speaks_of_no_garbage_collection() -> None:
-    local, remote = readme_text("1.2", 1, {}, is_local=True), readme_text("1.2", 1, {})
+def test_the_readme_says_how_long_blocks_are_kept() -> None:
+    text = readme_text("1.2", 1, {}, "They are kept for ever.")
 
-    assert "garbage" not in local
-    assert "nothing\nremoves them" in local
-    assert "garbage collection removes blocks" in remote
+    assert "They are kept for ever.\n" in text

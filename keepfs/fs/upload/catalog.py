@@ -34,10 +34,11 @@ from keepfs.fs.upload.entries import (
     receipts_of,
     values_of,
 )
+from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.sqlite_errors import as_os_errors, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from keepfs.fs.nodes import Metadata
@@ -48,32 +49,8 @@ _log = logging.getLogger(__name__)
 #: The number of upload/ itself.
 ROOT = 1
 
-# What each version of the schema adds to the one before; a catalog of an
-# older version is brought up to date when it is opened.
-_MIGRATIONS = (
-    """
-    CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE entries (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        parent INTEGER NOT NULL,
-        name BLOB NOT NULL,
-        mode INTEGER NOT NULL,
-        uid INTEGER NOT NULL,
-        gid INTEGER NOT NULL,
-        atime_ns INTEGER NOT NULL,
-        mtime_ns INTEGER NOT NULL,
-        ctime_ns INTEGER NOT NULL,
-        size INTEGER NOT NULL,
-        content BLOB NOT NULL,
-        UNIQUE (parent, name)
-    );
-    """,
-    # Spill records whose file has been stored or removed since.
-    "CREATE TABLE obsolete_spills (name TEXT PRIMARY KEY) WITHOUT ROWID;",
-    # Since then `content` may count equal blocks: an older keepfs can't read that.
-    "",
-)
-
+#: Directories above an entry that are looked at, in a catalog that may be damaged.
+_DEEPEST = 100_000
 #: Bytes of the log after which it is worth a checkpoint.
 _LONG_LOG = 4 * 2**20
 
@@ -107,6 +84,8 @@ class Catalog:
         self._owner, self._path = owner, path
         self._lock: int | None = None
         self._reported: set[int] = set()
+        #: Called with the number of a file whose new version is recorded.
+        self.on_version: Callable[[int], None] = lambda _: None
         if path is not None:
             try:
                 _check_private(path)
@@ -132,12 +111,12 @@ class Catalog:
         # A checkpoint syncs the disk: `checkpoint` does it, in a worker thread.
         self._database.execute("PRAGMA wal_autocheckpoint = 0")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
+        if version > len(MIGRATIONS):
             raise CatalogError(
                 f"the catalog {self._path} was written by a newer keepfs (version {version} of"
-                f" the schema, this one knows {len(_MIGRATIONS)})"
+                f" the schema, this one knows {len(MIGRATIONS)})"
             )
-        for number, migration in enumerate(_MIGRATIONS[version:], version + 1):
+        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
             self._database.executescript(
                 f"BEGIN IMMEDIATE; {migration} PRAGMA user_version = {number}; COMMIT;"
             )
@@ -209,6 +188,22 @@ class Catalog:
         self._report(number, row[1], damage)
         raise OSError(errno.EIO, f"the entry {number} of the catalog is damaged: {damage}")
 
+    def content(self, number: int) -> bytes:
+        """Return an entry's content as it is recorded; empty if there is no such entry."""
+        row = self._one("SELECT content FROM entries WHERE number = ?", number)
+        return row[0] if row is not None and isinstance(row[0], bytes) else b""
+
+    def path_of(self, number: int) -> str:
+        """Return the path of an entry below upload/; empty if there is none."""
+        names: list[str] = []
+        while number != ROOT and len(names) < _DEEPEST:
+            row = self._one("SELECT parent, name FROM entries WHERE number = ?", number)
+            if row is None:
+                return ""
+            number = row[0]
+            names.append(os.fsdecode(row[1]))
+        return "/".join(reversed(names))
+
     def target(self, number: int) -> bytes:
         """Return the target of a symlink."""
         row = self._one("SELECT content FROM entries WHERE number = ?", number)
@@ -259,7 +254,9 @@ class Catalog:
     ) -> int:
         """Add a stored file, in place of an entry with this name; return its number."""
         size = sum(receipt.locator.size or 0 for receipt in receipts)
-        return self.add(parent, name, metadata, size, receipts_as_text(receipts))
+        number = self.add(parent, name, metadata, size, receipts_as_text(receipts))
+        self.on_version(number)
+        return number
 
     def set_version(self, number: int, metadata: Metadata, receipts: Sequence[Receipt]) -> None:
         """Record a file's new version."""
@@ -269,6 +266,55 @@ class Catalog:
             (size, receipts_as_text(receipts), number),
         )
         self.set_metadata(number, metadata)
+        self._database.execute("DELETE FROM lost WHERE number = ?", (number,))
+        self.on_version(number)
+
+    def replace_contents(self, rows: Iterable[tuple[int, bytes, bytes]]) -> None:
+        """Replace contents by ones that name the same blocks; skip entries that changed.
+
+        Args:
+            rows: Number of the entry, its content as it was read, and the new one.
+
+        Raises:
+            OSError: They couldn't be written; none is replaced.
+        """
+        with self.change():
+            self._database.executemany(
+                "UPDATE entries SET content = ?3 WHERE number = ?1 AND content = ?2", rows
+            )
+
+    def mark_lost(self, reasons: Iterable[tuple[int, str]]) -> None:
+        """Record which files can't be read any more, by number, and why."""
+        with self.change():
+            self._database.executemany("INSERT OR REPLACE INTO lost VALUES (?, ?)", reasons)
+
+    def lost(self, number: int) -> str:
+        """Return why a file can't be read any more; empty if nothing is known to be lost."""
+        row = self._one("SELECT reason FROM lost WHERE number = ?", number)
+        return "" if row is None else str(row[0])
+
+    def forget_lost(self) -> None:
+        """Forget what is lost: it is to be tried again."""
+        with self.change():
+            self._database.execute("DELETE FROM lost")
+
+    def about(self, key: str) -> str:
+        """Return a text that belongs to the catalog as a whole; empty if there is none."""
+        with as_os_errors():
+            row = self._database.execute(
+                "SELECT value FROM about WHERE key = ?", (key,)
+            ).fetchone()
+        return "" if row is None else str(row[0])
+
+    def set_about(self, key: str, value: str) -> None:
+        """Record a text that belongs to the catalog as a whole."""
+        with self.change():
+            self._database.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
+
+    @property
+    def changes(self) -> int:
+        """How many rows were changed through this connection so far; only grows."""
+        return self._database.total_changes
 
     def set_metadata(self, number: int, metadata: Metadata) -> None:
         """Record an entry's mode, owner and times."""

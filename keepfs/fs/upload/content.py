@@ -14,6 +14,7 @@ from keepfs.fs.upload.version import distinct
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
@@ -171,6 +172,13 @@ class Content:
         self.receipts = receipts
         if self.cuts == cuts:
             self.base = receipts
+
+    def take_locators(self, relabelled: Relabelled) -> None:
+        """Use newer locators of the same blocks."""
+        self.receipts = tuple(map(relabelled.receipt, self.receipts))
+        self.base = tuple(map(relabelled.receipt, self.base))
+        for slot in self.used.values():
+            slot.take_locator(relabelled)
 
     def drop(self) -> None:
         """Release the staged bytes for good."""

@@ -82,6 +82,17 @@ class Drain:
         """Whether the deadline runs."""
         return self._deadline is not None
 
+    @property
+    def deadline(self) -> float:
+        """When storing ends, of trio's clock; now, if it is to end at once."""
+        if self._hurried.is_set() or self._deadline is None:
+            return trio.current_time()
+        return self._deadline
+
+    async def hurried(self) -> None:
+        """Wait for `hurry`."""
+        await self._hurried.wait()
+
     def begin(self) -> None:
         """Let the deadline run from now on, unless it does."""
         if self._deadline is None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -22,18 +23,21 @@ from keepfs.fs.upload.content import Content
 from keepfs.fs.upload.passage import Passage, PassageEvent
 from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staged import zeros
-from keepfs.fs.upload.storing import StoringFile
+from keepfs.fs.upload.storing import State, StoringFile
 from keepfs.fs.upload.version import distinct, is_whole, name_of, xattrs_of
-from keepfs.keep.errors import KeepWriteError
+from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from keepfs.fs.upload.place import OnStored, Place, Spilled
+    from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
     from keepfs.fs.upload.unsaved import Piece
     from keepfs.keep.store import Receipt
+
+_T = TypeVar("_T")
 
 #: Largest file, in bytes: 65,536 blocks, whose locators take 6 MB.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
@@ -112,6 +116,12 @@ class UploadFile(StoringFile):
         found = {"user.keep.state": self.state.value}
         if self._passage.is_stored:
             found |= xattrs_of(self._stored_receipts())
+            retained = self._staging.renewal.retained(self.number)
+            if retained:
+                found["user.keep.retained"] = retained
+            lost = self._staging.renewal.lost(self.number)
+            if lost:
+                found |= {"user.keep.state": State.LOST.value, "user.keep.error": lost}
         elif self.failure is not None:
             found["user.keep.error"] = self.error
         return found
@@ -193,6 +203,40 @@ class UploadFile(StoringFile):
     async def _read_slot(
         self, content: Content, number: int, begin: int, end: int
     ) -> bytes | memoryview:
+        return await self._readable(
+            content, number, lambda: self._read_slot_once(content, number, begin, end)
+        )
+
+    async def _readable(
+        self, content: Content, number: int, call: Callable[[], Awaitable[_T]]
+    ) -> _T:
+        """Make a call that may read a block; repeat it once if new signatures help.
+
+        Raises:
+            KeepReadError: The block couldn't be read; `Cause.OTHER` if no service has it.
+        """
+        locator, renewal = content.locator_at(number), self._staging.renewal
+        try:
+            return await call()
+        except KeepReadError as error:
+            if error.cause is Cause.NOT_FOUND:
+                renewal.missing(self.number, str(error))
+                raise KeepReadError(f"a block is lost: {error}", cause=Cause.OTHER) from error
+            if error.cause is not Cause.DENIED or locator is None:
+                raise
+            is_newer = content.locator_at(number) != locator  # since the call began
+            if not is_newer and not await renewal.refused(locator, self.number):
+                raise
+        return await call()
+
+    def take_locators(self, relabelled: Relabelled) -> None:
+        """Use newer locators of the same blocks."""
+        if self._content is not None:
+            self._content.take_locators(relabelled)
+
+    async def _read_slot_once(
+        self, content: Content, number: int, begin: int, end: int
+    ) -> bytes | memoryview:
         if not content.may_have_bytes(number):
             return zeros(end - begin)
         locator = content.locator_at(number)
@@ -218,7 +262,8 @@ class UploadFile(StoringFile):
             for number, begin, stop in held.ranges(offset, end):
                 slot, start = held.slot(number), number * block_size
                 taken = start + begin - offset
-                await slot.write(begin, view[taken : taken + stop - begin])
+                piece = view[taken : taken + stop - begin]
+                await self._readable(held, number, functools.partial(slot.write, begin, piece))
                 held.note_written(start + begin, start + stop)
                 self._changed()
                 if stop == block_size and slot.is_full:
@@ -246,7 +291,8 @@ class UploadFile(StoringFile):
             if size < held.size:
                 last, length = divmod(size, self._staging.block_size)
                 if length and held.may_have_bytes(last):
-                    await held.slot(last).cut(length)
+                    cut = functools.partial(held.slot(last).cut, length)
+                    await self._readable(held, last, cut)
                 held.cut(size)
             self._changed()
 

@@ -29,6 +29,7 @@ from keepfs.keep.store import Receipt
 
 if TYPE_CHECKING:
     from keepfs.fs.future import Future
+    from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
     from keepfs.keep.locator import KeepLocator
 
@@ -266,7 +267,8 @@ class Slot:
         """Stage a block that is shorter than the slot, so that it can be padded with zeros."""
         block = await self._staging.blocks.get(receipt.locator)
         await self._staging.make_room(self, len(block))
-        if self._content is receipt and self._state is SlotState.SHORT:
+        is_same = isinstance(self._content, Receipt) and self._content.names_block_of(receipt)
+        if is_same and self._state is SlotState.SHORT:
             staged = self._staged(block)
             self._note(SlotEvent.FETCH)
             self._content = staged
@@ -277,6 +279,11 @@ class Slot:
         staged = self._staging.new_bytes()
         staged.write(0, content)
         return staged
+
+    def take_locator(self, relabelled: Relabelled) -> None:
+        """Use a newer locator of the stored block, if one is the content."""
+        if isinstance(self._content, Receipt):
+            self._content = relabelled.receipt(self._content)
 
     def _name(self, receipt: Receipt) -> None:
         """Set a stored block as the content."""

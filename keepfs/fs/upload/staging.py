@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from keepfs.fs.upload.failed import FailedFiles
+from keepfs.fs.upload.renewal import NoRenewal, Renewal
 from keepfs.fs.upload.staged import StagedBytes
 from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
@@ -76,6 +77,8 @@ class Staging:
     ) -> None:
         self._overhead = overhead
         self.failed = FailedFiles() if failed is None else failed
+        #: How long stored files are kept, and new signatures for their blocks.
+        self.renewal: Renewal = NoRenewal()
         self.blocks = blocks
         self.maxsize = maxsize
         self.block_size = block_size

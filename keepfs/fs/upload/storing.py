@@ -39,6 +39,7 @@ class State(enum.Enum):
     DIRTY = "dirty"
     STORING = "storing"
     FAILED = "failed"
+    LOST = "lost"
 
 
 @dataclass(slots=True)

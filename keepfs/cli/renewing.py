@@ -1,0 +1,60 @@
+"""keepfs renew: what is stored in upload/ is kept for longer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keepfs.cli import reporting, settings
+from keepfs.cli.settings import setting, store_settings
+from keepfs.config import options
+from keepfs.mount import mountpoint, runtime
+
+if TYPE_CHECKING:
+    from keepfs.config.options import StoreOptions
+
+
+@click.command("renew")
+@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@store_settings
+@settings.retain_setting
+@settings.retain_as_setting
+@setting(
+    "--state-dir",
+    type=settings.FilledPath(path_type=Path, file_okay=False),
+    help="As given to mount.",
+)
+def renew_command(
+    path: Path,
+    store: StoreOptions,
+    retain: str | None,
+    retain_as: str | None,
+    state_dir: Path | None,
+) -> None:
+    """Keep what is stored in upload/ of MOUNTPOINT, and renew its signatures.
+
+    A mount that is up does it by itself; it is only asked to do it now. For
+    one that is down it is done here, with the options of the mount: run it
+    more often than every second week. What is lost is listed.
+    """
+    with reporting.in_one_line():
+        where = mountpoint.resolve(path)
+        running = runtime.find(where)
+        if running is not None:
+            os.kill(running.pid, signal.SIGUSR1)
+            return
+        told = options.MountOptions(
+            mountpoint=where,
+            store=store,
+            state_dir=settings.absolute(state_dir or settings.default_state_dir(where)),
+            retain=retain,
+            retain_as=retain_as,
+        )
+        # Here, not above: asking a mount needs neither trio nor requests.
+        from keepfs.mount import retaining  # noqa: PLC0415
+
+        retaining.renew(told)

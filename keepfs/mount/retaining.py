@@ -1,0 +1,206 @@
+"""Retaining: how a mount's stored files are kept, as its options say."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepfs import stores
+from keepfs.collections.remote import RemoteCollections
+from keepfs.fs.upload.catalog import Catalog, CatalogError
+from keepfs.fs.upload.snapshot import CATALOG
+from keepfs.keep.retry import Backoff
+from keepfs.retention.keeper import Keeper
+from keepfs.retention.kept import Mode
+from keepfs.retention.ledger import KEY, Ledger
+from keepfs.retention.mirror import Mirror, Wishes
+from keepfs.retention.parts import default_name
+from keepfs.retention.put_again import PutAgain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keepfs.config.options import MountOptions
+    from keepfs.fs.upload.drain import Drain
+    from keepfs.fs.upload.file import UploadFile
+    from keepfs.retention.kept import KeptFiles
+
+_log = logging.getLogger(__name__)
+
+#: Rounds after the first of one request: the keeper retries with a back-off of its own.
+_RETRIES, _BACKOFF = 1, Backoff(first=0.5, cap=2.0)
+
+_IN_WORDS = {
+    Mode.COLLECTION: """\
+A collection of yours names all blocks of
+upload/, so the cluster keeps them for as long as they are here.""",
+    Mode.PUT: """\
+While this is mounted, the blocks are stored again
+before the cluster removes them.""",
+    Mode.OFF: """\
+Keep's garbage collection removes blocks that no collection names,
+usually two weeks after they were last stored.""",
+}
+_LOCAL = """\
+The blocks are files in a directory of this machine; nothing
+removes them."""
+
+
+def mode_of(options: MountOptions) -> Mode:
+    """Return how stored blocks are kept: as the options say, else what fits the store.
+
+    Raises:
+        StoreError: A collection is asked for, and no API server is known.
+    """
+    if options.store.local_store is not None:
+        return Mode.OFF
+    if options.retain is None:
+        return Mode.COLLECTION if stores.identity(options.store) else Mode.PUT
+    mode = Mode(options.retain)
+    if mode is Mode.COLLECTION and not stores.knows_api():
+        raise stores.StoreError(
+            "--retain collection needs an API server: set ARVADOS_API_HOST, or use --retain put"
+        )
+    return mode
+
+
+def in_words(options: MountOptions) -> str:
+    """Say for the mount's README how long blocks are kept."""
+    return _LOCAL if options.store.local_store is not None else _IN_WORDS[mode_of(options)]
+
+
+class Keeping:
+    """The keeper of a mount, and what it works with.
+
+    Args:
+        options: Of the mount.
+        catalog: Of the mount.
+        store: Where the blocks are.
+        copies: Replicas of each block.
+
+    Raises:
+        StoreError: The options can't be followed.
+    """
+
+    def __init__(
+        self, options: MountOptions, catalog: Catalog, store: stores.RenewingStore, copies: int
+    ) -> None:
+        self._options = options
+        self._catalog = catalog
+        self._store = store
+        self._copies = copies
+        self._path = options.state_dir / CATALOG
+        mode = mode_of(options)
+        if mode is Mode.OFF and options.store.local_store is None:
+            _log.warning(
+                "--retain off: what is stored in upload/ is unreadable when its signatures end,"
+                " and removed soon after: usually in two weeks (user.keep.expires)"
+            )
+        try:
+            self._ledger = Ledger.of(catalog.about(KEY))
+        except ValueError as error:
+            _log.error("%s: new collections are made, the old ones stay", error)
+            self._ledger = Ledger()
+        if mode is Mode.COLLECTION:
+            catalog.set_about(KEY, self._ledger.as_text())
+        self._put = PutAgain(store, self._path, copies, self._lost)
+        self._keeper = Keeper(
+            mode,
+            catalog,
+            self._path,
+            store,
+            copies,
+            self._ledger,
+            is_local=options.store.local_store is not None,
+        )
+
+    def begin(self, upload: KeptFiles) -> Keeper:
+        """Return the keeper of the files in upload/."""
+        mirror = api = None
+        if self._keeper.mode is Mode.COLLECTION:
+            api = stores.open_api(self._options.store, self._store.api_token)
+        if api is not None:
+            mirror = Mirror(
+                RemoteCollections(api, retries=_RETRIES, backoff=_BACKOFF),
+                self._path,
+                self._ledger,
+                self._save,
+                Wishes(
+                    self._options.retain_as or _name_of(self._options),
+                    self._options.store.copies,
+                    self._options.store.storage_classes,
+                ),
+            )
+        self._keeper.begin(upload, self._put, mirror, api)
+        return self._keeper
+
+    async def run(self) -> None:
+        """Keep what is stored; runs until cancelled."""
+        try:
+            await self._keeper.run()
+        finally:
+            self._put.stop()
+
+    def renew_now(self) -> None:
+        """Have everything renewed at once."""
+        self._keeper.renew_now()
+
+    async def finish(self, drain: Drain) -> None:
+        """Have the collection as upload/ is, before the drain's deadline or its `hurry`."""
+        with contextlib.suppress(Exception):
+            async with trio.open_nursery() as nursery:
+
+                async def end_when_hurried() -> None:
+                    await drain.hurried()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(end_when_hurried)
+                await self._keeper.finish(drain.deadline)
+                nursery.cancel_scope.cancel()
+
+    def _save(self, ledger: Ledger) -> None:
+        """Record a ledger, from a worker thread."""
+        trio.from_thread.run_sync(self._catalog.set_about, KEY, ledger.as_text())
+
+    def _lost(self, number: int, reason: str) -> None:
+        trio.from_thread.run_sync(self._keeper.missing, number, reason)
+
+
+class _NoFiles:
+    """upload/ of a mount that is down: nothing is in memory."""
+
+    def files(self) -> Iterable[UploadFile]:
+        """Go through nothing."""
+        return ()
+
+
+def renew(options: MountOptions) -> None:
+    """Renew what a mount that is down has stored. Blocks.
+
+    Raises:
+        StoreError: The services or the API server don't answer, or refuse the token.
+        CatalogError: The catalog can't be used, or a mount uses it.
+        CollectionError: The API server refused it, or is away.
+        KeepRequestError: Blocks could not be stored again.
+    """
+    path = options.state_dir / CATALOG
+    if not path.exists():
+        raise CatalogError(f"there is no catalog {path}: give the mount's --state-dir")
+    with stores.open_client(options.store) as client:
+        stores.check_usable(client, options.store)
+        store = stores.RenewingStore(client, options.store)
+        copies = stores.copies_of(client, options.store)
+        with contextlib.closing(Catalog(path, stores.identity(options.store))) as catalog:
+            catalog.forget_lost()
+            keeper = Keeping(options, catalog, store, copies).begin(_NoFiles())
+            trio.run(keeper.once)
+
+
+def _name_of(options: MountOptions) -> str:
+    mountpoint = os.fsencode(options.mountpoint).decode(errors="replace")
+    return default_name(socket.gethostname(), mountpoint)

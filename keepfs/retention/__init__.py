@@ -1,0 +1,1 @@
+"""Retention: the blocks of stored files are kept by the cluster, and stay readable."""

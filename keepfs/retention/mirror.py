@@ -1,0 +1,325 @@
+"""Mirror: the stored tree of a mount, as one or several collections of its user.
+
+Blocking; for one thread at a time. A collection is created empty, recorded in the catalog,
+and filled by the first update. So a refusal to create is never mistaken for one of the
+contents, and a crash in between leaves a collection that is found by its name and property.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keepfs.collections.remote_errors import (
+    ChangedMeanwhileError,
+    CollectionNotFoundError,
+    ForbiddenError,
+    InvalidRequestError,
+    NameTakenError,
+)
+from keepfs.collections.wishes import CollectionAttributes, Expected
+from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
+from keepfs.retention import parts, signatures
+from keepfs.retention.ledger import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from keepfs.collections.manifest import Manifest
+    from keepfs.collections.records import CollectionRecord
+    from keepfs.collections.remote import RemoteCollections
+    from keepfs.fs.upload.snapshot import StoredNode
+    from keepfs.retention.ledger import Ledger
+
+_log = logging.getLogger(__name__)
+
+#: The property of a collection that names the mount it is of.
+PROPERTY = "keepfs:mount"
+#: Names that are tried for one collection.
+_MOST_NAMES = 100
+_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
+
+
+class CreationRefusedError(Exception):
+    """The token may not create collections; the text is the server's reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the collections of a mount are to be.
+
+    Attributes:
+        name: Of the first one; or the uuid of one that is there.
+        copies: Of each block; None for the cluster's default.
+        classes: Storage classes; None for the cluster's default.
+    """
+
+    name: str
+    copies: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
+class Mirror:
+    """Brings the collections of a mount up to date, and reads their signatures.
+
+    Each call raises a `CollectionError` where the API server refuses or is away, and a
+    `CatalogError` where the catalog can't be read.
+
+    Args:
+        remote: The API server's collections.
+        catalog: The mount's; read by a connection of its own.
+        ledger: As recorded.
+        save: Records a ledger in the catalog, from this thread. May raise `OSError`.
+        wishes: What the collections are to be.
+    """
+
+    def __init__(
+        self,
+        remote: RemoteCollections,
+        catalog: Path,
+        ledger: Ledger,
+        save: Callable[[Ledger], None],
+        wishes: Wishes,
+    ) -> None:
+        self._remote = remote
+        self._catalog = catalog
+        self.ledger = ledger
+        self._save = save
+        self._wishes = wishes
+        self._limit: int | None = None
+        self._left_out: set[str] = set()
+
+    def update(self) -> bool:
+        """Bring all collections up to date; tell whether any was changed.
+
+        One that is as it was left is looked at all the same.
+
+        Raises:
+            CreationRefusedError: The token may not create collections.
+        """
+        pieces = self._pieces()
+        if not self.ledger.parts and not any(piece.has_files for piece in pieces):
+            return False
+        # The last first: what is cut off a part is in its new collection before it leaves.
+        changed = [self._bring(piece) for piece in reversed(pieces)]
+        return any(changed)
+
+    def fetch(self) -> signatures.Signatures:
+        """Read the collections: fresh signatures for all their blocks, one request each.
+
+        A collection that is gone is forgotten: the next update creates another one.
+        """
+        found = signatures.Signatures()
+        for part in self.ledger.parts:
+            if not part.uuid:
+                continue
+            try:
+                record = self._remote.get(part.uuid)
+            except CollectionNotFoundError:
+                self._forget(part)
+                continue
+            found.take_manifest(record.manifest or b"")
+            self._note_ttl(record)
+        return found
+
+    def uuid_of(self, number: int) -> str:
+        """Return the collection that has, or will have, an entry; empty if there is none yet."""
+        known = self.ledger.parts
+        if not known:
+            return ""
+        return known[parts.part_of([part.first for part in known], number)].uuid
+
+    # --- the tree -------------------------------------------------------------
+
+    def _pieces(self) -> list[_Piece]:
+        firsts = [part.first for part in self.ledger.parts] or [0]
+        if self._limit is None:
+            self._limit = parts.most_text(self._remote.max_request_size())
+        sizes: list[tuple[int, int]] = []
+
+        def measured() -> Iterator[StoredNode]:
+            for node in self._nodes():
+                sizes.append((node.number, parts.text_size(node)))
+                yield node
+
+        whole = self._piece(0, measured())
+        firsts = parts.cut(firsts, sizes, self._limit)
+        if len(firsts) == 1:
+            return [whole]
+        del whole
+        return [
+            self._piece(
+                first,
+                (n for n in self._nodes() if parts.part_of(firsts, n.number) == index),
+            )
+            for index, first in enumerate(firsts)
+        ]
+
+    def _piece(self, first: int, nodes: Iterator[StoredNode]) -> _Piece:
+        manifest, left_out = manifest_of(nodes)
+        for path, reason in left_out:
+            if path not in self._left_out and "symbolic links" not in reason:
+                self._left_out.add(path)
+                _log.warning("not retained: upload/%s: %s", path, reason)
+        return _Piece(first, manifest)
+
+    def _nodes(self) -> Iterator[StoredNode]:
+        # A signature that has ended would have the server refuse all the others with it.
+        now = signatures.wall_clock()
+        with open_snapshot(self._catalog) as nodes:
+            for node in nodes:
+                if not any(signatures.is_expired(each.locator, now) for each in node.receipts):
+                    yield node
+
+    # --- one collection ---------------------------------------------------------
+
+    def _bring(self, piece: _Piece) -> bool:
+        """Bring one collection up to date; tell whether it was changed."""
+        wanted = piece.manifest.portable_data_hash()
+        part = self.ledger.part_at(piece.first)
+        if part.uuid:
+            try:
+                record = self._remote.get(part.uuid, with_manifest=False)
+            except CollectionNotFoundError:
+                part = self._forget(part)
+            else:
+                part = self._recognized(part, record, wanted)
+        if not part.uuid:
+            part = self._created(part)
+        if part.hash == wanted:
+            return False
+        self._put(part := dataclasses.replace(part, pending=wanted))
+        try:
+            self._remote.update(
+                part.uuid, expected=Expected(part.hash), manifest=piece.manifest.text()
+            )
+        except ChangedMeanwhileError:
+            return self._bring(piece)  # it is recognized now, or replaced
+        self._put(dataclasses.replace(part, hash=wanted, pending=""))
+        _log.debug("collection %s has upload/ as of now", part.uuid)
+        return True
+
+    def _recognized(self, part: Part, record: CollectionRecord, wanted: str) -> Part:
+        """Return the part as it is found; without a uuid if it is not to be used any more."""
+        found = record.portable_data_hash
+        if record.trash_at:
+            _log.warning(
+                "collection %s, which keeps upload/, is to be trashed at %s: another one is made",
+                *(part.uuid, record.trash_at),
+            )
+        elif found == part.hash:
+            return part
+        elif found and found in {part.pending, wanted}:  # an update of which no answer came
+            return dataclasses.replace(part, hash=found)
+        else:
+            _log.warning(
+                "collection %s, which keeps upload/, was changed at %s by %s: it stays as it is,"
+                " and another one is made",
+                *(part.uuid, record.modified_at, record.modified_by or "an unknown user"),
+            )
+        return self._put(Part(part.first))
+
+    def _forget(self, part: Part) -> Part:
+        _log.warning(
+            "collection %s, which keeps upload/, was trashed or deleted: another one is made",
+            part.uuid,
+        )
+        return self._put(Part(part.first))
+
+    def _created(self, part: Part) -> Part:
+        """Create an empty collection, or find the one that an earlier attempt created."""
+        if _UUID.match(self._wishes.name) and not self.ledger.last_number:
+            return self._taken_over(part)
+        name = self._wishes.name
+        if _UUID.match(name):
+            name = f"keepfs upload/ beside {name}"
+        for number in range(self.ledger.last_number + 1, self.ledger.last_number + _MOST_NAMES):
+            attributes = CollectionAttributes(
+                name=parts.numbered(name, number),
+                properties={PROPERTY: self.ledger.mount},
+                replication_desired=self._wishes.copies,
+                storage_classes_desired=self._wishes.classes,
+            )
+            try:
+                made = self._remote.create("", attributes)
+            except NameTakenError as taken:
+                found = self._mine(taken.uuid)
+                if found is None:
+                    continue
+                made = found
+            except ForbiddenError as error:
+                raise CreationRefusedError(str(error)) from error
+            _log.info("upload/ is kept by collection %s, %r", made.uuid, made.name)
+            return self._noted(part, made, number)
+        raise InvalidRequestError(
+            f"cannot create a collection for upload/: the names {name!r} and those with numbers"
+            " behind it are taken; give another one with --retain-as"
+        )
+
+    def _mine(self, uuid: str) -> CollectionRecord | None:
+        """Return a collection if this mount has created it and does not know it yet."""
+        if not uuid or uuid in {part.uuid for part in self.ledger.parts}:
+            return None
+        with contextlib.suppress(CollectionNotFoundError):
+            record = self._remote.get(uuid, with_manifest=False)
+            is_mine = record.properties.get(PROPERTY) == self.ledger.mount
+            # One with files is an old one of this mount that somebody else has changed.
+            if is_mine and not record.file_count and not record.trash_at:
+                return record
+        return None
+
+    def _taken_over(self, part: Part) -> Part:
+        """Use the collection that the user named, if nothing of others is in it."""
+        record = self._remote.get(self._wishes.name, with_manifest=False)
+        owner = record.properties.get(PROPERTY)
+        if record.file_count or owner not in {None, self.ledger.mount}:
+            raise InvalidRequestError(
+                f"collection {record.uuid} has files, or is another mount's: it is not"
+                " overwritten; give the uuid of an empty one, or a name, with --retain-as"
+            )
+        attributes = CollectionAttributes(
+            properties={**record.properties, PROPERTY: self.ledger.mount},
+            replication_desired=self._wishes.copies,
+            storage_classes_desired=self._wishes.classes,
+        )
+        made = self._remote.update(record.uuid, attributes, expected=Expected.of(record))
+        return self._noted(part, made, 1)
+
+    def _noted(self, part: Part, made: CollectionRecord, number: int) -> Part:
+        self.ledger = dataclasses.replace(self.ledger, last_number=number)
+        return self._put(Part(part.first, made.uuid, made.portable_data_hash))
+
+    def _put(self, part: Part) -> Part:
+        self.ledger = self.ledger.with_part(part)
+        self._save(self.ledger)
+        return part
+
+    def _note_ttl(self, record: CollectionRecord) -> None:
+        expiry = signatures.first_expiry([record.manifest or b""])
+        ttl = float(round(expiry - signatures.wall_clock())) if expiry < float("inf") else 0.0
+        if ttl > 0 and not record.trash_at and ttl != self.ledger.ttl:
+            self.ledger = dataclasses.replace(self.ledger, ttl=ttl)
+            self._save(self.ledger)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What one collection is to have.
+
+    Attributes:
+        first: The part's first number.
+        manifest: The contents, signed.
+    """
+
+    first: int
+    manifest: Manifest
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is anything but directories."""
+        return self.manifest.file_count > 0

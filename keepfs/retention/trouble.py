@@ -1,0 +1,35 @@
+"""Trouble: failures in a row of keeping upload/, logged once for each kind."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keepfs.retention.timing import Timing
+
+_log = logging.getLogger(__name__)
+
+
+class Trouble:
+    """The failures since the last success."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._kind = ""
+
+    def failed(self, error: Exception, timing: Timing) -> float:
+        """Log a failure if it is of another kind than the last; return the back-off in seconds."""
+        self.failures += 1
+        kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
+        level = logging.DEBUG if kind == self._kind else logging.WARNING
+        self._kind = kind
+        _log.log(level, "keeping upload/ failed, and is retried: %s", error)
+        return timing.back_off(self.failures, random.random())  # noqa: S311 - spread
+
+    def over(self) -> None:
+        """Note a success."""
+        if self.failures:
+            _log.warning("upload/ is kept again")
+        self.failures, self._kind = 0, ""

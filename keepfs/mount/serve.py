@@ -12,6 +12,7 @@ import pyfuse3
 import trio
 
 from keepfs import __version__, privacy, stores
+from keepfs.collection_sources import collections_of
 from keepfs.collections import local
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
@@ -105,7 +106,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
                 with (
-                    stores.collections_of(options.store, client, store) as found,
+                    collections_of(options.store, client, store) as found,
                     contextlib.closing(_open_catalog(options)) as catalog,
                     fuse.ticking(),
                 ):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from keepfs.collections.local import LocalCollections
-from keepfs.collections.remote import RemoteCollections
+from keepfs.collections.local_collections import LocalCollections
+from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.collections.remote_errors import CollectionError
 from keepfs.config.arvados import load_settings
 from keepfs.keep.errors import Cause

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from keepfs.collections.remote import RemoteCollections
+from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.config.arvados import load_settings
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.caching.cache import KEPT_FOR_READER, KeepBlockCache

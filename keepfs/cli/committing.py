@@ -14,7 +14,7 @@ import click
 from keepfs import stores
 from keepfs.cli import clients, uploaded_files
 from keepfs.cli.settings import FilledPath, config_file, token_setting
-from keepfs.collections.local import LocalCollections
+from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.collections.remote_errors import NameTakenError, TooLargeError
 from keepfs.collections.wishes import CollectionAttributes, Expected
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from keepfs.collections.manifest import Manifest
     from keepfs.collections.records import CollectionRecord
-    from keepfs.collections.remote import RemoteCollections
+    from keepfs.collections.remote_collections import RemoteCollections
     from keepfs.mount.uploaded import UploadedPath
 
 _path = click.argument("path", metavar="PATH", type=FilledPath(path_type=Path))

@@ -13,7 +13,7 @@ import click
 from keepfs import stores
 from keepfs.cli import clients, uploaded_files
 from keepfs.cli.settings import FilledPath, config_file, setting, token_setting
-from keepfs.collections.local import LocalCollections
+from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.collections.parsing import parse

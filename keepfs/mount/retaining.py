@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs import stores
-from keepfs.collections.remote import RemoteCollections
+from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.keep.retry import Backoff

@@ -13,7 +13,7 @@ import trio
 
 from keepfs import __version__, privacy, stores
 from keepfs.collection_sources import collections_of
-from keepfs.collections import local
+from keepfs.collections.local_collections import DIRECTORY
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.collections.collections_directory import CollectionsDirectory
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.content import CollectionSource
+    from keepfs.fs.collections.loaded import CollectionSource
     from keepfs.fs.nodes import Node
     from keepfs.mount.daemon import Reporter
 
@@ -397,7 +397,7 @@ class _Mount:
         store = self._options.store.local_store
         if store is not None and not self._options.read_only:
             count = 0
-            for directory in (store, store / local.DIRECTORY):
+            for directory in (store, store / DIRECTORY):
                 count += await trio.to_thread.run_sync(
                     remove_leftovers, directory, abandon_on_cancel=True
                 )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from keepfs.collections.manifest import Manifest
     from keepfs.collections.records import CollectionRecord
-    from keepfs.collections.remote import RemoteCollections
+    from keepfs.collections.remote_collections import RemoteCollections
     from keepfs.fs.upload.snapshot import StoredNode
     from keepfs.retention.ledger import Ledger
 
@@ -136,7 +136,7 @@ class Mirror:
 
     # --- the tree -------------------------------------------------------------
 
-    def _pieces(self) -> list[_Piece]:
+    def _pieces(self) -> list[_Part]:
         firsts = [part.first for part in self.ledger.parts] or [0]
         if self._limit is None:
             self._limit = parts.most_text(self._remote.max_request_size())
@@ -160,13 +160,13 @@ class Mirror:
             for index, first in enumerate(firsts)
         ]
 
-    def _piece(self, first: int, nodes: Iterator[StoredNode]) -> _Piece:
+    def _piece(self, first: int, nodes: Iterator[StoredNode]) -> _Part:
         manifest, left_out = manifest_of(nodes)
         for path, reason in left_out:
             if path not in self._left_out and "symbolic links" not in reason:
                 self._left_out.add(path)
                 _log.warning("not retained: upload/%s: %s", path, reason)
-        return _Piece(first, manifest)
+        return _Part(first, manifest)
 
     def _nodes(self) -> Iterator[StoredNode]:
         # A signature that has ended would have the server refuse all the others with it.
@@ -178,7 +178,7 @@ class Mirror:
 
     # --- one collection ---------------------------------------------------------
 
-    def _bring(self, piece: _Piece) -> bool:
+    def _bring(self, piece: _Part) -> bool:
         """Bring one collection up to date; tell whether it was changed."""
         wanted = piece.manifest.portable_data_hash()
         part = self.ledger.part_at(piece.first)
@@ -308,7 +308,7 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Part:
     """What one collection is to have.
 
     Attributes:

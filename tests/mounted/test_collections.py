@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.collections.builder import ManifestBuilder
-from keepfs.collections.local import LocalCollections
+from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.portable import portable_data_hash
 from keepfs.keep import MAX_BLOCK_SIZE
 from keepfs.keep.local import LocalStore

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.collections.remote import CollectionAttributes, Expected, RemoteCollections
+from keepfs.collections.remote_collections import CollectionAttributes, Expected, RemoteCollections
 from keepfs.keep import KeepClient, KeepLocator
 from keepfs.keep.services.api import ApiClient
 from tests.keepstore import (

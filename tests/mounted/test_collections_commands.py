@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from keepfs.collections.local import LocalCollections
+from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.parsing import parse
 from keepfs.mount import runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.collections.local import LocalCollections
+from keepfs.collections.local_collections import LocalCollections
 from keepfs.keep.local import LocalStore
 from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
 from tests.mounted.packing import packed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.collections.remote import CollectionAttributes, Expected, RemoteCollections
+from keepfs.collections.remote_collections import CollectionAttributes, Expected, RemoteCollections
 from keepfs.collections.remote_errors import (
     ApiUnreachableError,
     ForbiddenError,

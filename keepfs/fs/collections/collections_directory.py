@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.content import CollectionSource
+    from keepfs.fs.collections.loaded import CollectionSource
     from keepfs.fs.nodes import Metadata, Node
 
 #: Seconds for which the kernel remembers that a collection wasn't found: it may be made

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from keepfs.collections.names import is_uuid
-from keepfs.fs.collections.content import Content, Loaded, load
+from keepfs.fs.collections.loaded import Loaded, LoadedCollection, load
 from keepfs.fs.nodes import FOREVER, Validity
 from keepfs.keep.errors import Cause, KeepRequestError
 
 if TYPE_CHECKING:
     from keepfs.collections.manifest import Manifest
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.content import CollectionSource, Signatures
+    from keepfs.fs.collections.loaded import BlockSignatures, CollectionSource
     from keepfs.fs.future import Future
     from keepfs.fs.nodes import Metadata
 
@@ -58,7 +58,7 @@ class LiveCollection:
     ) -> None:
         self.name = name
         self.blocks = blocks
-        self.content: Content | None = None
+        self.content: LoadedCollection | None = None
         self._source = source
         self._owner = owner
         self._refresh = refresh if is_uuid(name) else float("inf")
@@ -121,10 +121,10 @@ class LiveCollection:
         if loaded.manifest is None and self.content is not None:
             self.content.describe(loaded.record)
         else:
-            self.content = Content(
+            self.content = LoadedCollection(
                 loaded.record,
                 cast("Manifest", loaded.manifest),
-                cast("Signatures", loaded.signatures),
+                cast("BlockSignatures", loaded.signatures),
                 self._source,
                 self.blocks,
                 self._owner,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, overload
 from weakref import WeakValueDictionary
 
 from keepfs.collections.manifest import Directory
-from keepfs.fs.collections.content import MAX_XATTR
+from keepfs.fs.collections.loaded import MAX_XATTR
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Attributes, DirectoryNode, FileNode, Node
 from keepfs.fs.reading import BlockReader
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from keepfs.collections.manifest import File
-    from keepfs.fs.collections.content import Content
     from keepfs.fs.collections.live import LiveCollection
+    from keepfs.fs.collections.loaded import LoadedCollection
     from keepfs.fs.nodes import Caller
 
 #: The longest name that every kernel takes, in bytes (FUSE_NAME_MAX of older ones): a longer one
@@ -53,7 +53,7 @@ class CollectionFile(FileNode):
 
     __slots__ = ("__weakref__", "_content", "_file", "_live", "_reader", "_starts")
 
-    def __init__(self, live: LiveCollection, content: Content, file: File) -> None:
+    def __init__(self, live: LiveCollection, content: LoadedCollection, file: File) -> None:
         super().__init__(content.file_metadata)
         self._live = live
         self._content = content
@@ -71,7 +71,7 @@ class CollectionFile(FileNode):
         """Bytes; the manifest says how many."""
         return self._file.size
 
-    def follow(self, content: Content, file: File) -> bool:
+    def follow(self, content: LoadedCollection, file: File) -> bool:
         """Become a file of a newer content if it has the same bytes; tell whether it has."""
         if content is not self._content:
             if self.size != file.size or not _has_same_bytes(self._file, file):
@@ -155,7 +155,7 @@ class CollectionFolder(DirectoryNode):
         super().__init__(content.folder_metadata, inode)
         self.live = live
         self._path = path
-        self._content: Content | None = None
+        self._content: LoadedCollection | None = None
         self._directory: Directory | None = None
         # The kernel's hold on a node is what keeps it here.
         self._children: WeakValueDictionary[str, Node] = WeakValueDictionary()
@@ -194,7 +194,7 @@ class CollectionFolder(DirectoryNode):
     def names(self) -> Iterable[str]:
         """Return the names of the entries, as they are now."""
         directory = self._now()
-        return () if directory is None else _Names(directory)
+        return () if directory is None else _EntryNames(directory)
 
     def entry_nowait(self, name: str) -> Node | None:
         """Return an entry, or None."""
@@ -245,7 +245,7 @@ class CollectionRoot(CollectionFolder):
         return caller.uid == 0 or caller.uid in self._finders
 
 
-class _Names(Sequence[str]):
+class _EntryNames(Sequence[str]):
     """The names of a folder's entries, by number; none is made before it is asked for."""
 
     def __init__(self, directory: Directory) -> None:
@@ -267,7 +267,7 @@ class _Names(Sequence[str]):
         return (entry.name for entry in self._directory.entries())
 
 
-def _content_of(live: LiveCollection) -> Content:
+def _content_of(live: LiveCollection) -> LoadedCollection:
     content = live.content
     if content is None:
         raise RefusedError(errno.EIO)  # nodes are made of what is loaded

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.collections.local import LocalCollections
+from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.parsing import parse
 from keepfs.keep import Cause, KeepReadError, KeepWriteError, NotFoundError

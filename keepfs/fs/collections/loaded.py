@@ -1,4 +1,4 @@
-"""Content: what a collection had at one time, and where it comes from.
+"""LoadedCollection: what a collection had at one time, and where it comes from.
 
 The content of a portable data hash never changes, but the signatures of its blocks expire: they
 are fetched again at half their time, and when a service refuses one.
@@ -53,7 +53,7 @@ class CollectionSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Signatures:
+class BlockSignatures:
     """The signatures of a manifest's blocks.
 
     Attributes:
@@ -67,7 +67,7 @@ class Signatures:
     expire_at: float
 
     @classmethod
-    def of(cls, text: bytes) -> Signatures:
+    def of(cls, text: bytes) -> BlockSignatures:
         """Find those of a manifest's text. Any thread may call it."""
         locators, expiries = set(), set()
         for found in _SIGNED.finditer(text):
@@ -85,7 +85,7 @@ class Signatures:
         return time.time_ns() / 1e9 > (self.renewed_at + self.expire_at) / 2
 
 
-class Content:
+class LoadedCollection:
     """The files of a collection, with the collection's description.
 
     Args:
@@ -107,7 +107,7 @@ class Content:
         self,
         record: CollectionRecord,
         manifest: Manifest,
-        signatures: Signatures,
+        signatures: BlockSignatures,
         source: CollectionSource,
         blocks: AsyncBlocks,
         owner: Metadata,
@@ -117,7 +117,7 @@ class Content:
         self._source = source
         self._blocks = blocks
         self._signatures = signatures
-        self._renewing: Future[tuple[Manifest, Signatures]] | None = None
+        self._renewing: Future[tuple[Manifest, BlockSignatures]] | None = None
         self._tried_at = -float("inf")
         self.describe(record)
 
@@ -165,7 +165,7 @@ class Content:
             self._renewing is not None or trio.current_time() - self._tried_at >= _RENEWAL_INTERVAL
         )
 
-    def _renew(self) -> Future[tuple[Manifest, Signatures]]:
+    def _renew(self) -> Future[tuple[Manifest, BlockSignatures]]:
         if self._renewing is None:
             name, source = self.record.portable_data_hash, self._source
             manifest = self.manifest
@@ -175,7 +175,7 @@ class Content:
             )
         return self._renewing
 
-    def _note_renewal(self, future: Future[tuple[Manifest, Signatures]]) -> None:
+    def _note_renewal(self, future: Future[tuple[Manifest, BlockSignatures]]) -> None:
         self._renewing = None
         if future.result is not None:
             self.manifest, self._signatures = future.result
@@ -199,7 +199,7 @@ class Loaded:
 
     record: CollectionRecord
     manifest: Manifest | None = None
-    signatures: Signatures | None = None
+    signatures: BlockSignatures | None = None
 
 
 def load(source: CollectionSource, name: str, known_hash: str = "") -> Loaded:
@@ -224,14 +224,14 @@ def load(source: CollectionSource, name: str, known_hash: str = "") -> Loaded:
         manifest = parse(text)
     except ManifestError as error:
         raise KeepReadError(f"collection {name}: {error}", cause=Cause.CORRUPT) from error
-    return Loaded(replace(record, manifest=None), manifest, Signatures.of(text))
+    return Loaded(replace(record, manifest=None), manifest, BlockSignatures.of(text))
 
 
 def _signed_anew(
     source: CollectionSource, name: str, manifest: Manifest
-) -> tuple[Manifest, Signatures]:
+) -> tuple[Manifest, BlockSignatures]:
     """Fetch the signatures of a manifest. Blocks; for threads."""
-    signatures = Signatures.of(source.get(name).manifest or b"")
+    signatures = BlockSignatures.of(source.get(name).manifest or b"")
     return manifest.with_locators(signatures.locators), signatures
 
 

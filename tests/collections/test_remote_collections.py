@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.collections.manifest_text import hash_of_text
-from keepfs.collections.remote import CollectionAttributes, Expected, RemoteCollections
+from keepfs.collections.remote_collections import CollectionAttributes, Expected, RemoteCollections
 from keepfs.collections.remote_errors import (
     ApiUnreachableError,
     ChangedMeanwhileError,

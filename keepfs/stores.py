@@ -135,7 +135,7 @@ def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteC
         yield RemoteCollections(api)
 
 
-def check_usable(client: KeepClient, options: StoreOptions) -> None:
+def check_services(client: KeepClient, options: StoreOptions) -> None:
     """Check that the token is valid and that a service answers. Blocks.
 
     Logs a warning if a proxy refuses reads with the token.

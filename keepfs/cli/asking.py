@@ -40,7 +40,7 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
-    with clients.open_client(store) as client:
+    with clients.command_client(store) as client:
         for locator, size in _answers(client.head_block, wanted, failed):
             clients.print_line(f"{size}\t{locator}")
     failed.exit()
@@ -64,7 +64,7 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
-    with clients.open_client(store) as client:
+    with clients.command_client(store) as client:
         look = functools.partial(_sightings, client, store)
         for locator, sightings in _answers(look, wanted, failed):
             verdicts = [_verdict(each, locator) for each in sightings]
@@ -94,7 +94,7 @@ def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     """
     failed = clients.Failures()
     wanted = clients.locators_in(locators, failed)
-    with clients.open_client(store) as client:
+    with clients.command_client(store) as client:
         look = functools.partial(_sightings, client, store)
         for locator, sightings in _answers(look, wanted, failed):
             clients.print_line(str(locator))

@@ -42,7 +42,7 @@ zero_option = click.option(
 
 
 @contextlib.contextmanager
-def open_client(store: StoreOptions) -> Iterator[KeepClient]:
+def command_client(store: StoreOptions) -> Iterator[KeepClient]:
     """Open a client for one command.
 
     Failures become one-line messages. SIGTERM and SIGHUP raise, so that the command cleans up.

@@ -87,7 +87,7 @@ def manifest_command(
     Locators are signed as the mount has them. Files that are not stored yet are
     stored first. What can't be in a manifest is refused by name.
     """
-    where = uploaded_files.find(path, is_following=is_following)
+    where = uploaded_files.find_uploaded(path, is_following=is_following)
     with clients.ended_by_signals():
         manifest = uploaded_files.stored_manifest(
             where, is_following=is_following, timeout=timeout, is_signed=not strip
@@ -144,8 +144,8 @@ def commit_command(
     and no name, and a dash is printed for the uuid.
     """
     _check_update(update, expect, wanted["name"], is_unique=is_unique)
-    where = uploaded_files.find(path, is_following=is_following)
-    with uploaded_files.in_one_line():
+    where = uploaded_files.find_uploaded(path, is_following=is_following)
+    with uploaded_files.upload_failures_in_one_line():
         identity = store_of(where.catalog)
     local = identity.removeprefix("local:") if identity.startswith("local:") else None
     if local is not None:
@@ -159,7 +159,7 @@ def commit_command(
             where, is_following=is_following, timeout=timeout
         )
         if local is not None:
-            with uploaded_files.in_one_line():
+            with uploaded_files.upload_failures_in_one_line():
                 record = LocalCollections(local).put(manifest)
         else:
             attributes = _attributes(wanted)
@@ -167,7 +167,7 @@ def commit_command(
                 record = _committed(
                     collections, manifest, attributes, update, expected, is_unique=is_unique
                 )
-            with uploaded_files.in_one_line():
+            with uploaded_files.upload_failures_in_one_line():
                 origins.note(
                     where.below, record.uuid, record.portable_data_hash, record.modified_at
                 )
@@ -211,7 +211,7 @@ def _check_local(update: str | None, wanted: dict[str, Any]) -> None:
 def _expected(origins: Origins, where: UploadedPath, uuid: str, expect: str | None) -> Expected:
     if expect is not None:
         return Expected(portable_data_hash=expect)
-    with uploaded_files.in_one_line():
+    with uploaded_files.upload_failures_in_one_line():
         known = origins.find(where.below, uuid)
     if known is None:
         raise click.ClickException(
@@ -236,7 +236,7 @@ def _attributes(wanted: dict[str, Any]) -> CollectionAttributes:
 @contextlib.contextmanager
 def _remote(identity: str, token_file: Path | None) -> Iterator[RemoteCollections]:
     """Have the collections of the mount's cluster."""
-    with uploaded_files.in_one_line():
+    with uploaded_files.upload_failures_in_one_line():
         try:
             with stores.open_collections(identity, token_file) as collections:
                 yield collections

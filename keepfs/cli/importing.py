@@ -56,23 +56,23 @@ def import_command(
     """
     if not is_uuid(name) and not is_hash(name):
         raise click.UsageError(f"{name!r} is neither a collection's uuid nor a portable data hash")
-    above = uploaded_files.find(
+    above = uploaded_files.find_uploaded(
         Path() if path is None else path.absolute().parent, is_following=True
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clients.ended_by_signals())
-        stack.enter_context(uploaded_files.in_one_line())
+        stack.enter_context(uploaded_files.upload_failures_in_one_line())
         identity = store_of(above.catalog)
         local = identity.removeprefix("local:") if identity.startswith("local:") else None
         record = _record(name, identity, local, token_file)
         manifest = _parsed(record)
-        target = above.path / (path.absolute().name if path else _named(record, name))
+        target = above.path / (path.absolute().name if path else _folder_name(record, name))
         store = StoreOptions(
             local_store=None if local is None else Path(local),
             keep_services=keep_services if local is None else None,
             token_file=token_file,
         )
-        client = stack.enter_context(clients.open_client(store))
+        client = stack.enter_context(clients.command_client(store))
         moved, size = _imported(manifest, above, target, client)
         below = f"{above.below}/{target.name}".lstrip("/")
         if record.uuid:
@@ -112,7 +112,7 @@ def _parsed(record: CollectionRecord) -> Manifest:
         ) from error
 
 
-def _named(record: CollectionRecord, name: str) -> str:
+def _folder_name(record: CollectionRecord, name: str) -> str:
     """Choose the name of a folder for a collection: its own, if that can be one."""
     own = record.name
     return own if own not in {"", ".", ".."} and "/" not in own else record.uuid or name

@@ -37,7 +37,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
     fails, put continues with the next one and exits with 1 at the end.
     """
     failed = clients.Failures()
-    with clients.open_client(store) as client:
+    with clients.command_client(store) as client:
         stores.check_token(client, store)
         stores.check_classes(client, store)
         copies = stores.copies_of(client, store)
@@ -73,7 +73,7 @@ def get_command(
     1: the output never has a gap. If a LOCATOR is invalid, get writes nothing.
     """
     wanted = _parse_locators(locators)
-    with clients.open_client(store) as client:
+    with clients.command_client(store) as client:
         if output is None or str(output) == "-":
             for locator in wanted:
                 block = client.get_block(locator)

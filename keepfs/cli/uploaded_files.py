@@ -46,7 +46,7 @@ timeout_option = click.option(
 
 
 @contextlib.contextmanager
-def in_one_line() -> Iterator[None]:
+def upload_failures_in_one_line() -> Iterator[None]:
     """Turn what can be expected of paths and catalogs to fail into a message and exit code 1."""
     with reporting.in_one_line():
         try:
@@ -55,13 +55,13 @@ def in_one_line() -> Iterator[None]:
             raise click.ClickException(str(error)) from error
 
 
-def find(path: Path, *, is_following: bool) -> UploadedPath:
+def find_uploaded(path: Path, *, is_following: bool) -> UploadedPath:
     """Return the file or folder of upload/ that a path means.
 
     Raises:
         click.ClickException: It is not in upload/ of a running mount.
     """
-    with in_one_line():
+    with upload_failures_in_one_line():
         return uploaded.find_uploaded(path, follow=is_following)
 
 
@@ -81,11 +81,11 @@ def stored_manifest(
     Raises:
         click.ClickException: Something is not stored, or can't be in a manifest; by name.
     """
-    with in_one_line():
+    with upload_failures_in_one_line():
         _refuse("not stored", uploaded.store_all(where, timeout), "see keepfs unsaved list")
         ended: list[tuple[str, str]] = []
         with open_snapshot(where.catalog, where.below) as found:
-            nodes: Iterable[StoredNode] = _below(found, where.below)
+            nodes: Iterable[StoredNode] = _relative_nodes(found, where.below)
             if is_following:
                 nodes, refused = follow(nodes, str(where.path))
                 _refuse("can't be followed", refused, "remove the links")
@@ -103,7 +103,7 @@ def stored_manifest(
     return manifest
 
 
-def _below(nodes: Iterable[StoredNode], top: str) -> Iterator[StoredNode]:
+def _relative_nodes(nodes: Iterable[StoredNode], top: str) -> Iterator[StoredNode]:
     """Name nodes by their paths below the top; the top itself is left out if it is a folder."""
     for node in nodes:
         if node.path != top:

@@ -101,7 +101,7 @@ def uploads_command(
     directory = state_dir_of(path, state_dir)
     failed = clients.Failures()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(uploaded_files.in_one_line())
+        stack.enter_context(uploaded_files.upload_failures_in_one_line())
         stack.enter_context(clients.ended_by_signals())
         catalog = directory / CATALOG
         lines = _uploads(path, directory)
@@ -113,14 +113,14 @@ def uploads_command(
                 keep_services=keep_services if local is None else None,
                 token_file=token_file,
             )
-            lines = _checked(stack.enter_context(clients.open_client(store)), lines)
+            lines = _with_states(stack.enter_context(clients.command_client(store)), lines)
         for each in lines:
             if is_checking or is_lost_only:
                 _count(each, failed)
             if is_lost_only and each.state != "lost":
                 continue
             with failed.noted():
-                clients.print_line(_line(each, is_json=is_json, null=null), null=null)
+                clients.print_line(_row(each, is_json=is_json, null=null), null=null)
     failed.exit()
 
 
@@ -131,7 +131,7 @@ def _count(each: Upload, failed: clients.Failures) -> None:
         failed.note(f"{each.path}: {each.error}")
 
 
-def _line(each: Upload, *, is_json: bool, null: bool) -> str:
+def _row(each: Upload, *, is_json: bool, null: bool) -> str:
     if is_json:
         return json.dumps(dataclasses.asdict(each))
     clients.check_name(each.path, null=null)
@@ -170,7 +170,7 @@ def _of_node(node: StoredNode) -> Upload:
     )
 
 
-def _checked(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Upload]:
+def _with_states(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Upload]:
     """Ask for the blocks of each file, each block once."""
     known: dict[str, KeepRequestError | None] = {}
 

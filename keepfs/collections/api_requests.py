@@ -169,6 +169,6 @@ def query(**parameters: object) -> str:
     return f"?{urllib.parse.urlencode(given)}"
 
 
-def quoted(name: str) -> str:
+def quoted_path_part(name: str) -> str:
     """Quote one part of a path."""
     return urllib.parse.quote(name, safe="+")

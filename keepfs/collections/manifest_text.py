@@ -22,14 +22,14 @@ def hash_of_text(manifest: str | bytes) -> str:
     are cut to digest and size. Memory: some pieces of 1 MiB.
     """
     digest, length = hashlib.md5(usedforsecurity=False), 0
-    for piece in _pieces(manifest):
+    for piece in _slices(manifest):
         stripped = _HINTS.sub(rb"\1", piece)
         digest.update(stripped)
         length += len(stripped)
     return f"{digest.hexdigest()}+{length}"
 
 
-def _pieces(manifest: str | bytes) -> Iterator[bytes]:
+def _slices(manifest: str | bytes) -> Iterator[bytes]:
     """Cut a text before blanks, so that no word is divided."""
     pending = b""
     for start in range(0, len(manifest), PIECE):

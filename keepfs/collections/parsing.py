@@ -140,7 +140,7 @@ class _Parser:
         token = self._token(text, at)
         end = at + len(token)
         if token != b"." and not token.startswith(b"./"):
-            self._fail(at, f"a stream's name is '.' or begins with './', not {_quoted(token)}")
+            self._fail(at, f"a stream's name is '.' or begins with './', not {_excerpt(token)}")
         self._stream = unescape(token[2:])
         if token == b"./":
             self._fail(at, "'./' has an empty name: each name has at least one byte")
@@ -271,7 +271,7 @@ def _wrong_character(text: bytes) -> tuple[int, str] | None:
     return None
 
 
-def _quoted(token: bytes) -> str:
+def _excerpt(token: bytes) -> str:
     most = 120  # guessed: enough to recognise it, too little to flood a log
     return repr(decoded(token[:most])) + ("..." if len(token) > most else "")
 
@@ -282,19 +282,19 @@ def _locator_flaw(token: bytes) -> str:
     except ValueError as error:
         return str(error)
     if size is None:
-        return f"the locator {_quoted(token)} has no size"
-    return f"the locator {_quoted(token)} has a size of more than 19 digits"
+        return f"the locator {_excerpt(token)} has no size"
+    return f"the locator {_excerpt(token)} has a size of more than 19 digits"
 
 
 def _segment_flaw(token: bytes) -> str:
     position, _, rest = token.partition(b":")
     size, colon, _ = rest.partition(b":")
     if _LOCATOR.fullmatch(token + b" "):
-        return f"the locator {_quoted(token)} comes after a file: blocks come first"
+        return f"the locator {_excerpt(token)} comes after a file: blocks come first"
     if not colon:
-        return f"{_quoted(token)} is not position:size:name"
+        return f"{_excerpt(token)} is not position:size:name"
     if not (position.isdigit() and size.isdigit()):
-        return f"position and size are decimal numbers: {_quoted(token)}"
+        return f"position and size are decimal numbers: {_excerpt(token)}"
     if max(len(position), len(size)) > len(str(MAX_SIZE)):
-        return f"position and size have at most {len(str(MAX_SIZE))} digits: {_quoted(token)}"
-    return f"the name is missing: {_quoted(token)}"
+        return f"position and size have at most {len(str(MAX_SIZE))} digits: {_excerpt(token)}"
+    return f"the name is missing: {_excerpt(token)}"

@@ -26,7 +26,7 @@ from keepfs.collections.api_requests import (
     is_name_taken,
     is_transient,
     query,
-    quoted,
+    quoted_path_part,
     reason_of,
 )
 from keepfs.collections.manifest_text import hash_of_text, request_body
@@ -93,7 +93,7 @@ class RemoteCollections:
 
     def project(self, uuid: str) -> ProjectRecord:
         """Return a project by its uuid."""
-        path = f"arvados/v1/groups/{quoted(uuid)}"
+        path = f"arvados/v1/groups/{quoted_path_part(uuid)}"
         found = self._api.ask("GET", path, f"find project {uuid}")
         can_write = found.get("can_write")
         return ProjectRecord(
@@ -121,7 +121,7 @@ class RemoteCollections:
             raise InvalidRequestError(f"{name!r} is neither a collection's uuid nor a hash")
         name = "+".join(name.split("+")[:2])
         asked = query(select=_selected(with_manifest=with_manifest))
-        path = f"{_PATH}/{quoted(name)}{asked}"
+        path = f"{_PATH}/{quoted_path_part(name)}{asked}"
         return self._api.record(self._api.ask("GET", path, f"get collection {name}"))
 
     def find(
@@ -177,7 +177,7 @@ class RemoteCollections:
         wish = _Wish(
             attributes.name,
             owner,
-            hash_of_text(_checked(manifest)),
+            hash_of_text(_as_utf8(manifest)),
             attributes.as_json() | {"owner_uuid": owner},
         )
         other = reason = ""
@@ -226,7 +226,7 @@ class RemoteCollections:
         given = (attributes or CollectionAttributes()).as_json()
         wanted = dict(given)
         if manifest is not None:
-            wanted["portable_data_hash"] = hash_of_text(_checked(manifest))
+            wanted["portable_data_hash"] = hash_of_text(_as_utf8(manifest))
         select = {"select": _selected(with_manifest=with_manifest)}
         body = request_body(given, manifest, select)
         what = f"change collection {uuid}"
@@ -236,7 +236,7 @@ class RemoteCollections:
             left = self._api.left(started)
             try:
                 now = self._api.once(
-                    "GET", f"{_PATH}/{quoted(uuid)}{query(**_bare())}", None, left
+                    "GET", f"{_PATH}/{quoted_path_part(uuid)}{query(**_bare())}", None, left
                 )
                 record = self._api.record(now)
                 if is_unsure and is_as(now, wanted):
@@ -244,7 +244,7 @@ class RemoteCollections:
                 compare(record, expected)
                 is_unsure = True
                 done = self._api.once(
-                    "PATCH", f"{_PATH}/{quoted(uuid)}", body, self._api.left(started)
+                    "PATCH", f"{_PATH}/{quoted_path_part(uuid)}", body, self._api.left(started)
                 )
                 return self._api.record(done)
             except ApiError as error:
@@ -257,7 +257,7 @@ class RemoteCollections:
 
     def trash(self, uuid: str) -> CollectionRecord:
         """Move a collection to the trash. One that is there already raises not found or stays."""
-        path = f"{_PATH}/{quoted(uuid)}/trash"
+        path = f"{_PATH}/{quoted_path_part(uuid)}/trash"
         return self._api.record(self._api.ask("POST", path, f"trash collection {uuid}", b"{}"))
 
     # --- parts ----------------------------------------------------------------
@@ -336,7 +336,7 @@ def _names(name: str, *, unique: bool) -> Iterator[str]:
         yield f"{name} ({now:%Y-%m-%dT%H:%M:%S.%f}Z)"
 
 
-def _checked(manifest: str | bytes) -> str | bytes:
+def _as_utf8(manifest: str | bytes) -> str | bytes:
     """Return a manifest that is UTF-8.
 
     Raises:

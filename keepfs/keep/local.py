@@ -78,7 +78,7 @@ class LocalStore:
                 size = os.fstat(file.fileno()).st_size
                 self._check_size(locator, path, size)
                 memory = allocate(size)
-                got = _read_into(memory.view, file)
+                got = _fill_from_file(memory.view, file)
                 # Detect a file that grows meanwhile.
                 is_whole = got == size and not file.read(1)
                 block = memory.first(got)
@@ -247,7 +247,7 @@ def remove_leftovers(directory: Path) -> int:
     return removed
 
 
-def _read_into(view: memoryview, file: io.FileIO) -> int:
+def _fill_from_file(view: memoryview, file: io.FileIO) -> int:
     """Fill a view from a file; return the bytes read, fewer at the end of the file."""
     got = 0
     while got < view.nbytes:

@@ -111,7 +111,7 @@ class Control:
         directory = self._directory(path)
         added = {}
         for name, mode, mtime_ns, locators in files:
-            _check_name(name)
+            _check_entry_name(name)
             receipts = [Receipt(KeepLocator(each), 0, ()) for each in locators]
             is_sized = all(each.locator.size is not None for each in receipts)
             if (
@@ -163,7 +163,7 @@ class Control:
         return node
 
 
-def _check_name(name: object) -> None:
+def _check_entry_name(name: object) -> None:
     """See that a name can be one.
 
     Raises:

@@ -69,7 +69,7 @@ def mode_of(options: MountOptions) -> Mode:
     return mode
 
 
-def in_words(options: MountOptions) -> str:
+def retention_in_words(options: MountOptions) -> str:
     """Say for the mount's README how long blocks are kept."""
     return _LOCAL if options.store.local_store is not None else _IN_WORDS[mode_of(options)]
 
@@ -131,7 +131,7 @@ class Keeping:
                 self._ledger,
                 self._save,
                 Wishes(
-                    self._options.retain_as or _name_of(self._options),
+                    self._options.retain_as or _collection_name(self._options),
                     self._options.store.copies,
                     self._options.store.storage_classes,
                 ),
@@ -192,7 +192,7 @@ def renew(options: MountOptions) -> None:
     if not path.exists():
         raise CatalogError(f"there is no catalog {path}: give the mount's --state-dir")
     with stores.open_client(options.store) as client:
-        stores.check_usable(client, options.store)
+        stores.check_services(client, options.store)
         store = stores.RenewingStore(client, options.store)
         copies = stores.copies_of(client, options.store)
         with contextlib.closing(Catalog(path, stores.identity(options.store))) as catalog:
@@ -201,6 +201,6 @@ def renew(options: MountOptions) -> None:
             trio.run(keeper.once)
 
 
-def _name_of(options: MountOptions) -> str:
+def _collection_name(options: MountOptions) -> str:
     mountpoint = os.fsencode(options.mountpoint).decode(errors="replace")
     return default_name(socket.gethostname(), mountpoint)

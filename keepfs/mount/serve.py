@@ -102,7 +102,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
             _prepare(options)
             buffers = BufferPool()
             with stores.open_client(options.store, buffers) as client:
-                stores.check_usable(client, options.store)
+                stores.check_services(client, options.store)
                 copies = stores.copies_of(client, options.store)
                 store = stores.RenewingStore(client, options.store)
                 with (
@@ -124,7 +124,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         KeepRequestError,
         OSError,
     ) as failures:  # errors of trio's tasks come in groups
-        reason = _in_words(_first_of(failures))
+        reason = _error_text(_first_of(failures))
         _log.error("%s", reason)
         reporter.failed(str(reason))
     return code
@@ -313,7 +313,7 @@ class _Mount:
                 __version__,
                 self._copies,
                 options.public_settings(),
-                kept=retaining.in_words(options),
+                kept=retaining.retention_in_words(options),
                 is_local=options.store.local_store is not None,
                 has_collections=self._collections is not None,
             ),
@@ -434,7 +434,7 @@ def _why_ended(path: Path) -> str:
     return f"the kernel ended the connection of {path}: it was aborted"
 
 
-def _in_words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """Return the message of an error, with the file's name first if it has one."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"

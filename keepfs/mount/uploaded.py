@@ -95,7 +95,7 @@ def store_all(where: UploadedPath, timeout: float) -> list[tuple[str, str]]:
     failures: list[tuple[str, str]] = []
     with ControlConnection(runtime.control_socket(where.mountpoint)) as mount:
         while not failures:
-            names = [_below(name, where.below) for name in mount.unstored(where.below)]
+            names = [_relative(name, where.below) for name in mount.unstored(where.below)]
             reasons = _store_each(where.path, names, deadline)
             late = f"not stored within {timeout:g} s"
             found = ((name, reasons.get(name, late)) for name in names)
@@ -105,7 +105,7 @@ def store_all(where: UploadedPath, timeout: float) -> list[tuple[str, str]]:
     return failures
 
 
-def _below(name: str, top: str) -> str:
+def _relative(name: str, top: str) -> str:
     return "." if name == top else name[len(top) + 1 :] if top else name
 
 
@@ -143,11 +143,11 @@ def _store(path: Path) -> str:
     except FileNotFoundError:
         return ""  # removed meanwhile
     except OSError as error:
-        return _attribute(path, "error") or error.strerror or str(error)
+        return _xattr(path, "error") or error.strerror or str(error)
     return ""
 
 
-def _attribute(path: Path, name: str) -> str:
+def _xattr(path: Path, name: str) -> str:
     with contextlib.suppress(FileNotFoundError):
         try:
             return os.getxattr(path, f"user.keep.{name}", follow_symlinks=False).decode()

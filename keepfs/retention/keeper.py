@@ -191,7 +191,7 @@ class Keeper:
             _log.warning(
                 "the collection of upload/ has not the last changes: they are kept until %s"
                 " after they were stored; the next mount, or keepfs renew, completes it",
-                _in_words(self._timing.ttl),
+                _duration_in_words(self._timing.ttl),
             )
 
     async def once(self) -> None:
@@ -444,6 +444,6 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
-def _in_words(seconds: float) -> str:
+def _duration_in_words(seconds: float) -> str:
     days = seconds / 86400
     return f"{days:.0f} days" if days >= 1 else f"{seconds:.0f} s"

@@ -38,7 +38,7 @@ def expired_files(catalog: Path) -> dict[int, str]:
     now, lost = signatures.wall_clock(), {}
     for number, content in rows.contents(catalog):
         if signatures.first_expiry([content]) <= now:
-            for text in signatures.locators_in(content):
+            for text in signatures.locators_of_row(content):
                 locator = KeepLocator(text.decode())
                 if signatures.is_expired(locator, now):
                     lost[number] = expired(locator)

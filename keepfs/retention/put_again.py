@@ -87,7 +87,7 @@ class PutAgain:
         batch: list[Rewrite] = []
         flushed = time.monotonic()
         for number, content in rows.contents(self._catalog):
-            for text in signatures.locators_in(content):
+            for text in signatures.locators_of_row(content):
                 locator = KeepLocator(text.decode())
                 if is_due(locator) and locator.stripped() not in done:
                     began = time.monotonic()
@@ -106,7 +106,7 @@ class PutAgain:
 
     def _due(self, is_due: Callable[[KeepLocator], bool]) -> Iterator[tuple[bytes, int]]:
         for number, content in rows.contents(self._catalog):
-            for text in signatures.locators_in(content):
+            for text in signatures.locators_of_row(content):
                 if is_due(KeepLocator(text.decode())):
                     yield text, number
 
@@ -137,7 +137,7 @@ def store_missing(
     """
     are_all_signed = True
     for _, content in rows.contents(catalog):
-        for text in signatures.locators_in(content):
+        for text in signatures.locators_of_row(content):
             locator = KeepLocator(text.decode())
             if fresh.newer(locator) is None and not signatures.is_expired(locator):
                 try:

@@ -59,7 +59,7 @@ class Signatures:
         return min(map(_expiry_of, self._hints.values()), default=float("inf"))
 
 
-def locators_in(content: bytes) -> list[bytes]:
+def locators_of_row(content: bytes) -> list[bytes]:
     """Return the locators in the content of a catalog's row."""
     return [match[1] + match[2] for match in _IN_CONTENT.finditer(content)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from keepfs.fs.upload.entries import receipts_as_text, receipts_of
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
-from keepfs.retention.signatures import Signatures, first_expiry, is_expired, locators_in
+from keepfs.retention.signatures import Signatures, first_expiry, is_expired, locators_of_row
 
 FOO, BAR = "acbd18db4cc2f85cedef654fccc4a4d8+3", "37b51d194a7513e45b56f6524f2d51f2+3"
 OLD, NEW = "+A" + "1" * 40 + "@00000010", "+A" + "2" * 40 + "@00000020"
@@ -34,7 +34,7 @@ def test_rows_have_the_new_locators_and_nothing_else_changes() -> None:
     assert [str(each.locator) for each in new] == [FOO + NEW, FOO + NEW, BAR + OLD]
     assert new[0].services == (service,)
     assert new[0].copies == 2
-    assert locators_in(old) == [(FOO + OLD).encode(), (BAR + OLD).encode()]
+    assert locators_of_row(old) == [(FOO + OLD).encode(), (BAR + OLD).encode()]
     assert first_expiry([old]) == 0x10
     assert first_expiry([b"[]"]) == float("inf")
 

@@ -88,7 +88,7 @@ class Catalog:
         self.on_version: Callable[[int], None] = lambda _: None
         if path is not None:
             try:
-                _check_private(path)
+                _create_private(path)
                 self._lock = _locked(path)
             except privacy.NotPrivateError as error:
                 raise CatalogError(f"the catalog can't be used: {error}") from error
@@ -414,7 +414,7 @@ class Catalog:
             return row
 
 
-def _check_private(path: Path) -> None:
+def _create_private(path: Path) -> None:
     """Create the catalog's file, with mode 0600, if missing; refuse another user's files.
 
     SQLite opens its files by name, and would follow a symbolic link.

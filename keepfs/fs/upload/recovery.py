@@ -180,13 +180,15 @@ class Spills:
         directory, name = _directory_of(described, upload)
         there = directory.entry_nowait(name)
         stored = there.version if isinstance(there, UploadFile) else ""
-        if stored and await self._blocks.spill(lambda: _digests(pieces)) == _stripped(stored):
+        if stored and await self._blocks.spill(lambda: _digests(pieces)) == _unsigned_locators(
+            stored
+        ):
             _log.info("stored before the last mount ended: %s", described.path)
             await self._blocks.spill(lambda: self._remove_synced(record))
             return
-        is_same = isinstance(there, UploadFile) and _stripped(stored) == _stripped(
-            described.version
-        )
+        is_same = isinstance(there, UploadFile) and _unsigned_locators(
+            stored
+        ) == _unsigned_locators(described.version)
         if isinstance(there, UploadFile) and is_same and not described.is_partial:
             file = there
         else:
@@ -255,7 +257,7 @@ def _digests(pieces: list[Piece]) -> list[str]:
     return found
 
 
-def _stripped(version: str) -> list[str]:
+def _unsigned_locators(version: str) -> list[str]:
     """Return a version's locators without their hints: signatures change."""
     return ["+".join(each.split("+")[:2]) for each in version.split(",") if each]
 

@@ -76,9 +76,9 @@ def open_snapshot(catalog: Path, path: str = "") -> Iterator[Iterator[StoredNode
     Raises:
         CatalogError: There is none, or it can't be read.
     """
-    with _reported(catalog), contextlib.closing(_connect(catalog)) as database:
+    with _reported(catalog), contextlib.closing(_open_read_only(catalog)) as database:
         database.execute("BEGIN")
-        yield _guarded(catalog, _nodes(database, path))
+        yield _with_reports(catalog, _nodes(database, path))
 
 
 def store_of(catalog: Path) -> str:
@@ -87,12 +87,12 @@ def store_of(catalog: Path) -> str:
     Raises:
         CatalogError: There is no catalog, or it can't be read.
     """
-    with _reported(catalog), contextlib.closing(_connect(catalog)) as database:
+    with _reported(catalog), contextlib.closing(_open_read_only(catalog)) as database:
         row = database.execute("SELECT value FROM about WHERE key = 'store'").fetchone()
         return str(row[0]) if row else ""
 
 
-def _guarded(catalog: Path, nodes: Iterator[StoredNode]) -> Iterator[StoredNode]:
+def _with_reports(catalog: Path, nodes: Iterator[StoredNode]) -> Iterator[StoredNode]:
     with _reported(catalog):
         yield from nodes
 
@@ -183,7 +183,7 @@ def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:
             yield str(receipt.locator), 0, receipt.locator.size
 
 
-def _connect(catalog: Path) -> sqlite3.Connection:
+def _open_read_only(catalog: Path) -> sqlite3.Connection:
     if not catalog.is_file():
         raise CatalogError(f"there is no catalog {catalog}: is it the state directory of a mount?")
     return sqlite3.connect(

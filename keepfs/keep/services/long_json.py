@@ -32,16 +32,16 @@ def escaped(text: str | bytes) -> Iterator[bytes]:
     """
     if isinstance(text, str):
         for start in range(0, len(text), PIECE):
-            yield _quoted(text[start : start + PIECE])
+            yield _json_escaped(text[start : start + PIECE])
         return
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(text)
     for start in range(0, len(view), PIECE):
-        yield _quoted(decoder.decode(view[start : start + PIECE]))
+        yield _json_escaped(decoder.decode(view[start : start + PIECE]))
     decoder.decode(b"", final=True)
 
 
-def _quoted(piece: str) -> bytes:
+def _json_escaped(piece: str) -> bytes:
     return json.dumps(piece, ensure_ascii=False).encode()[1:-1]
 
 

@@ -87,7 +87,7 @@ def manifest_command(
     Locators are signed as the mount has them. Files that are not stored yet are
     stored first. What can't be in a manifest is refused by name.
     """
-    where = uploaded_files.find_uploaded(path, is_following=is_following)
+    where = uploaded_files.path_in_upload(path, is_following=is_following)
     with clients.ended_by_signals():
         manifest = uploaded_files.stored_manifest(
             where, is_following=is_following, timeout=timeout, is_signed=not strip
@@ -144,7 +144,7 @@ def commit_command(
     and no name, and a dash is printed for the uuid.
     """
     _check_update(update, expect, wanted["name"], is_unique=is_unique)
-    where = uploaded_files.find_uploaded(path, is_following=is_following)
+    where = uploaded_files.path_in_upload(path, is_following=is_following)
     with uploaded_files.upload_failures_in_one_line():
         identity = store_of(where.catalog)
     local = identity.removeprefix("local:") if identity.startswith("local:") else None

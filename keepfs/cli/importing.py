@@ -56,7 +56,7 @@ def import_command(
     """
     if not is_uuid(name) and not is_hash(name):
         raise click.UsageError(f"{name!r} is neither a collection's uuid nor a portable data hash")
-    above = uploaded_files.find_uploaded(
+    above = uploaded_files.path_in_upload(
         Path() if path is None else path.absolute().parent, is_following=True
     )
     with contextlib.ExitStack() as stack:

@@ -50,7 +50,7 @@ def _write_list(path: Path, output: Path, *, is_manifest: bool) -> None:
     """Write the locators of a stored file, as the catalog has them."""
     from keepfs.cli import uploaded_files  # noqa: PLC0415 - 30 ms that `locate FILE` needn't spend
 
-    where = uploaded_files.find_uploaded(path, is_following=True)
+    where = uploaded_files.path_in_upload(path, is_following=True)
     if not where.path.is_file():
         raise click.ClickException(f"{path} isn't a file: keepfs manifest lists a folder")
     with clients.ended_by_signals():

@@ -55,7 +55,7 @@ def upload_failures_in_one_line() -> Iterator[None]:
             raise click.ClickException(str(error)) from error
 
 
-def find_uploaded(path: Path, *, is_following: bool) -> UploadedPath:
+def path_in_upload(path: Path, *, is_following: bool) -> UploadedPath:
     """Return the file or folder of upload/ that a path means.
 
     Raises:

@@ -206,7 +206,7 @@ def test_a_read_after_the_token_was_replaced(
     before = os.getxattr(folder / "file4", "user.keep.locator")
     (tmp_path / "token").write_text(NEW_TOKEN)
     os.kill(cluster.mount.pid(), signal.SIGHUP)
-    wait_until(lambda: any("token has been read again" in it for it in cluster.mount.logged()))
+    wait_until(lambda: any("the token was reloaded" in it for it in cluster.mount.logged()))
 
     assert is_same(source, folder)
 

@@ -73,6 +73,7 @@ def cluster(
         monkeypatch.delenv("ARVADOS_API_HOST_INSECURE", raising=False)
         unmounted.is_local = False
         unmounted.env = env
+        unmounted.options = ("--retain", "off")  # no collection but those of the commands
         unmounted.mount()
         yield unmounted, api
         unmounted.clean_up()

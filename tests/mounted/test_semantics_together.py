@@ -292,7 +292,7 @@ def test_writing_the_same_bytes_again_renews_their_block(
 def test_the_readme_says_how_long_blocks_are_kept(shared: KeepfsMount, over: KeepfsMount) -> None:
     local, remote = (" ".join((it.path / "README").read_text().split()) for it in (shared, over))
 
-    assert "garbage collection removes blocks that no collection names" in remote
+    assert "the blocks are stored again before the cluster removes them" in remote
     assert "garbage" not in local
     assert "nothing removes them" in local
 

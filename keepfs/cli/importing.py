@@ -23,6 +23,7 @@ from keepfs.fs.upload.snapshot import store_of
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.mount import runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
+from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +145,7 @@ def _imported(
                 )
         for _ in clients.side_by_side(lambda each: _copy(*each, client), packed):
             pass
-        _sync(part)
+        sync_directory(part)
         part.rename(target)
     except ControlError as error:
         raise click.ClickException(f"{part} is incomplete, remove it: {error}") from error
@@ -195,11 +196,3 @@ def _copy(path: Path, file: File, client: KeepClient) -> None:
         for each in file.ranges():
             block = client.get_block(KeepLocator(each.locator))
             written.write(block[each.offset : each.offset + each.length])
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -131,7 +131,7 @@ class BlockClient:
         return None if block is None else _of_hinted_size(locator, block)
 
     def has_room(self, size: int) -> bool:
-        """Tell whether a block of so many bytes could be fetched without waiting for others."""
+        """Return whether a block of `size` bytes could be fetched without waiting for others."""
         return self.block_cache.has_room(size)
 
     def get_block(

@@ -1,4 +1,4 @@
-"""The memory that blocks are received into, be it fresh or used before.
+"""Memory for received blocks: newly allocated, or reused from a pool.
 
 A fresh buffer of 64 MiB costs about 32 ms in page faults, as much as the
 whole transfer; 7 ms where the kernel gives huge pages, which it is asked for. A

@@ -165,7 +165,7 @@ class KeepClient(ClientAttributes, BlockClient):
         self,
         locator: KeepLocator,
         force_rebuild: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
-        need_writable: bool = False,  # noqa: FBT001, FBT002 - ditto
+        need_writable: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
     ) -> list[str]:
         """Return the roots to ask for a block, or to store it at, in their order. Blocks.
 
@@ -184,7 +184,7 @@ class KeepClient(ClientAttributes, BlockClient):
         roots_map: dict[str, service.KeepService],
         locator: KeepLocator,
         force_rebuild: bool,  # noqa: FBT001 - the SDK's signature
-        need_writable: bool,  # noqa: FBT001 - ditto
+        need_writable: bool,  # noqa: FBT001 - the SDK's signature
         headers: Mapping[str, str],
     ) -> list[str]:
         """Add a service to `roots_map` for each root it lacks; return the roots, in their order.

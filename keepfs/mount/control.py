@@ -95,6 +95,9 @@ class Control:
             return {"error": os.strerror(error.errno)}
         except OSError as error:
             return {"error": error.strerror or str(error)}
+        except Exception:  # noqa: BLE001 - it must not end the other connections
+            _log.exception("a control request failed unexpectedly")
+            return {"error": "the request failed unexpectedly: see the log of the mount"}
 
     def _carried_out(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a request asks for; return the answer."""

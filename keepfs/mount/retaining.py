@@ -151,8 +151,11 @@ class Keeping:
         self._keeper.renew_now()
 
     async def finish(self, drain: Drain) -> None:
-        """Have the collection as upload/ is, before the drain's deadline or its `hurry`."""
-        with contextlib.suppress(Exception):
+        """Bring the collection up to date, before the drain's deadline or its `hurry`.
+
+        Raises nothing: an unexpected error is logged, and the drain goes on.
+        """
+        try:
             async with trio.open_nursery() as nursery:
 
                 async def end_when_hurried() -> None:
@@ -162,6 +165,8 @@ class Keeping:
                 nursery.start_soon(end_when_hurried)
                 await self._keeper.finish(drain.deadline)
                 nursery.cancel_scope.cancel()
+        except Exception:  # noqa: BLE001 - the remaining files must still be spilled
+            _log.exception("bringing the collection of upload/ up to date failed")
 
     def _save(self, ledger: Ledger) -> None:
         """Record a ledger, from a worker thread."""

@@ -55,7 +55,7 @@ class Timing:
         return min(1.0, self.ttl / 40)
 
     def back_off(self, failures: int, draw: float) -> float:
-        """Return the seconds to wait after so many failures in a row, at least 1.
+        """Return the seconds to wait after a number of consecutive failures, at least 1.
 
         Args:
             failures: In a row, at least 1.

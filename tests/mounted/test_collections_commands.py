@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -618,3 +619,28 @@ def test_control_requests_that_are_wrong_change_nothing(
                 directory, [("good", 0o644, 0, [f"{block}+1"]), (name, 0o644, 0, locators)]
             )
     assert os.listdir(mount.upload) == ["file"]
+
+
+def test_a_senseless_control_request_ends_no_other_connection(
+    mount: KeepfsMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in os.environ:
+        if name.startswith("XDG_"):
+            monkeypatch.delenv(name)
+    path = runtime.control_socket(mount.path)
+    with (
+        socket.socket(socket.AF_UNIX) as other,
+        socket.socket(socket.AF_UNIX) as connection,
+    ):
+        for each in (other, connection):
+            each.connect(str(path))
+        answers = []
+        for each, line in (
+            (connection, b'{"do": "unstored", "path": 5}\n'),
+            (connection, b"[" * 100_000 + b"\n"),
+            (other, b'{"do": "unstored", "path": ""}\n'),
+        ):
+            each.sendall(line)
+            answers.append(json.loads(each.recv(65536)))
+
+    assert ["error" in it for it in answers] == [True, True, False]

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -233,7 +234,7 @@ def test_a_mount_without_threads_for_a_while_lives_on_and_loses_nothing(
     assert (limit.returncode, limit.stderr) == (0, b"")
     source = of_user.base / "source"
     source.write_bytes(os.urandom(1 << 20) * 8)  # hashed in threads while it is written
-    for wave in range(20):  # some copies may find threads that are idle
+    for wave in range(5):
         copies = [
             subprocess.Popen(
                 ["cp", source, of_user.upload / f"file-{wave}-{number}"],
@@ -248,6 +249,7 @@ def test_a_mount_without_threads_for_a_while_lives_on_and_loses_nothing(
             each.wait(PATIENCE)
         if "can't start new thread" in of_user.log_file.read_text():
             break
+        time.sleep(11)  # the copies found idle threads, which trio ends after 10 s
     run_as(USER, "prlimit", "--pid", str(pid), "--nproc=4096:")
 
     def states() -> set[bytes]:

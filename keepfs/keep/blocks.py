@@ -7,10 +7,9 @@ seconds, and may be made from any thread.
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import dataclasses
 import random
-import string
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -47,8 +46,8 @@ _LEAST_NAMES = 10_000
 _CLOSING = 5.0
 #: Copies of a block that can be asked for: more is a mistake.
 _MOST_COPIES = 1000
-_ID_CHARACTERS = string.digits + string.ascii_lowercase
-_ID_LENGTH = 20
+#: Characters of a request's id after its prefix, and the random bytes for them: five bits each.
+_ID_LENGTH, _ID_BYTES = 20, 13
 
 
 class BlockClient:
@@ -163,7 +162,7 @@ class BlockClient:
         call = self._call(num_retries, request_id, headers, timeout)
         if locator.permission_expired():
             self.counters.misses.add(1)
-            call = dataclasses.replace(call, observer=SourceObserver(locator, self._sources))
+            call = call.observed_by(SourceObserver(locator, self._sources))
             with self._grants.judged(locator):
                 return memoryview(self._store.read(locator, call)).toreadonly()
         fetched: list[bool] = []
@@ -326,8 +325,9 @@ class BlockClient:
 
     def _request_id(self) -> str:
         """Make the id of a call that has none."""
-        # No secret: it is to be found again in logs.
-        return "req-" + "".join(random.choices(_ID_CHARACTERS, k=_ID_LENGTH))  # noqa: S311
+        # It is no secret: users find a request by it in the logs of the services.
+        drawn = base64.b32encode(random.randbytes(_ID_BYTES)).decode("ascii")  # noqa: S311
+        return "req-" + drawn[:_ID_LENGTH].lower()
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._call(num_retries=0)
@@ -342,7 +342,7 @@ class BlockClient:
             observer = FetchObserver(
                 locator, self._sources, self.block_cache, self._grants, first_answer
             )
-            block = self._store.read(locator, dataclasses.replace(call, observer=observer))
+            block = self._store.read(locator, call.observed_by(observer))
         self._grants.answered(locator)
         return block
 

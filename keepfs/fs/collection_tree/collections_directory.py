@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from keepfs.collections.names import is_hash, is_uuid
-from keepfs.fs.collections.live import DEFAULT_REFRESH, LiveCollection
-from keepfs.fs.collections.tree import CollectionRoot
+from keepfs.fs.collection_tree.live import DEFAULT_REFRESH, LiveCollection
+from keepfs.fs.collection_tree.tree import CollectionRoot
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import DirectoryNode
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.loaded import CollectionSource
+    from keepfs.fs.collection_tree.loaded import CollectionSource
     from keepfs.fs.nodes import Metadata, Node
 
 #: Seconds for which the kernel remembers that a collection wasn't found: it may be made

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, overload
 from weakref import WeakValueDictionary
 
 from keepfs.collections.manifest import Directory
-from keepfs.fs.collections.loaded import MAX_XATTR
+from keepfs.fs.collection_tree.loaded import MAX_XATTR
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Attributes, DirectoryNode, FileNode, Node
 from keepfs.fs.reading import BlockReader
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from keepfs.collections.manifest import File
-    from keepfs.fs.collections.live import LiveCollection
-    from keepfs.fs.collections.loaded import LoadedCollection
+    from keepfs.fs.collection_tree.live import LiveCollection
+    from keepfs.fs.collection_tree.loaded import LoadedCollection
     from keepfs.fs.nodes import Caller
 
 #: The longest name that every kernel takes, in bytes (FUSE_NAME_MAX of older ones): a longer one

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from keepfs.collections.names import is_uuid
-from keepfs.fs.collections.loaded import Loaded, LoadedCollection, load
+from keepfs.fs.collection_tree.loaded import Loaded, LoadedCollection, load
 from keepfs.fs.nodes import FOREVER, Validity
 from keepfs.keep.errors import Cause, KeepRequestError
 
 if TYPE_CHECKING:
     from keepfs.collections.manifest import Manifest
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.loaded import BlockSignatures, CollectionSource
+    from keepfs.fs.collection_tree.loaded import BlockSignatures, CollectionSource
     from keepfs.fs.future import Future
     from keepfs.fs.nodes import Metadata
 

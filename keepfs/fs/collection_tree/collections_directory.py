@@ -1,7 +1,7 @@
 """collections/: any collection's uuid or portable data hash is a folder in it.
 
-A name that is neither is answered at once. The listing shows to each user those that the
-user looked up, as long as the kernel remembers them.
+Any other name fails with ENOENT, without a request. The listing shows to each user the
+collections that the user looked up, as long as the kernel remembers them.
 
 For the trio thread only.
 """
@@ -86,7 +86,7 @@ class CollectionsDirectory(DirectoryNode):
         return root
 
     def names(self) -> Iterable[str]:
-        """Return the names that were looked up; nobody is asked."""
+        """Return the names that were looked up, without a request."""
         return list(self._roots)
 
     def entry_nowait(self, name: str) -> Node | None:

@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32
-#: Lookups at once that only ask, with HEAD, and the seconds that each may take.
+#: Most concurrent lookups that send HEAD, and the seconds that each may take.
 _MOST_ASKING, _ASKING = 32, 30.0
 #: A fetch that a lookup begins makes less effort than any read: its failure is no read's.
 _LOOKUP_EFFORT = -1
 #: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
 _CACHE_PER_NAME = 16 * 1024
 _LEAST_NAMES = 10_000
-#: Seconds that closing waits for them; they were told to end.
+#: Seconds that closing waits for them; they were cancelled.
 _CLOSING = 5.0
-#: Copies of a block that can be asked for: more is a mistake.
+#: Most copies of a block that a caller can request: more is a mistake.
 _MOST_COPIES = 1000
 #: Characters of a request's id after its prefix, and the random bytes for them: five bits each.
 _ID_LENGTH, _ID_BYTES = 20, 13
@@ -182,7 +182,7 @@ class BlockClient:
         return _of_hinted_size(locator, block)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return who sent a block, or confirmed it, the last time; empty if nobody did yet.
+        """Return the services that last sent or confirmed a block; empty if none has yet.
 
         Root URLs, or the local store's name; of the last 10,000 blocks. Doesn't wait.
         """
@@ -301,7 +301,7 @@ class BlockClient:
         return receipt
 
     def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free; of services, which don't say, plenty."""
+        """Return the store's bytes, all and free; nominal figures for services."""
         return self._store.free_space()
 
     # --- inside -----------------------------------------------------------
@@ -337,7 +337,7 @@ class BlockClient:
         )
 
     def _fetch(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
-        """Read a block for the cache; lookups that wait learn its size as soon as it is known."""
+        """Read a block for the cache; notify waiting lookups once its size is known."""
         with self._grants.judged(locator), self._answer_times.measured() as first_answer:
             observer = FetchObserver(
                 locator, self._sources, self.block_cache, self._grants, first_answer

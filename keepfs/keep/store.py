@@ -121,7 +121,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a store says of a block that it has.
+    """The size and name that a store reports for a block.
 
     Attributes:
         size: Bytes.

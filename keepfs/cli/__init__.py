@@ -33,6 +33,7 @@ _COMMANDS = {
     "commit": "keepfs.cli.committing",
     "import": "keepfs.cli.importing",
     "renew": "keepfs.cli.renewing",
+    "service": "keepfs.cli.servicing",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}

@@ -43,7 +43,8 @@ class Upload:
         state: `stored`, `failed` (not stored, or not its latest changes), `damaged` (its entry
             in the catalog), `lost` (the mount has recorded it, or --check has found it), and
             with --check `unknown` where a service can't tell.
-        copies: Confirmed of each block; None if it isn't stored.
+        copies: Confirmed of each block; None if it isn't stored, or was imported: then nothing
+            has confirmed them to this mount.
         expires: When the first signature ends, as `user.keep.expires`; None without one.
         locators: Of its blocks, in order; empty if it isn't stored.
         error: Why it is in that state; empty if it is stored.
@@ -168,7 +169,7 @@ def _of_node(node: StoredNode, lost: str) -> Upload:
         node.path,
         sum(receipt.locator.size or 0 for receipt in node.receipts),
         "lost" if lost else "stored",
-        min((receipt.copies for receipt in node.receipts), default=0),
+        min((receipt.copies for receipt in node.receipts), default=0) or None,
         None if expires is None else expires.isoformat(),
         tuple(str(receipt.locator) for receipt in node.receipts),
         lost,

@@ -60,7 +60,7 @@ class Upload:
 
 
 @click.command("uploads")
-@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@settings.mountpoint_argument()
 @click.option(
     "--check",
     "is_checking",

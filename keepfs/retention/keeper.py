@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: When the last round of `put` began, in the catalog: blocks without signatures don't tell.
+#: When the last round of `put` began, in the catalog: unsigned blocks have no date.
 _ROUND_KEY = "retention-put"
 #: Files in memory that take new locators before other tasks have their turn.
 _AT_ONCE = 100
-#: Seconds in which further refusals don't ask for new signatures once more.
+#: Seconds in which further refusals do not fetch new signatures again.
 _FRESH = 1.0
 _FAILURES = (CollectionError, KeepRequestError, CatalogError, OSError)
 
@@ -121,7 +121,7 @@ class Keeper:
         self._files, self._put, self._mirror, self._api = files, put, mirror, api
         self._catalog.on_version = self._note_version
 
-    # --- what files ask -----------------------------------------------------------
+    # --- called by files ----------------------------------------------------------
 
     def retained(self, number: int | None) -> str:
         """Say what keeps a file: a collection's uuid, `put` or `no`; empty if nothing need."""
@@ -134,7 +134,7 @@ class Keeper:
         return "no" if number in self._unretained else self._mirror.uuid_of(number) or "no"
 
     async def refused(self, locator: KeepLocator, number: int | None) -> bool:
-        """Get new signatures; tell whether there are any."""
+        """Get new signatures; return whether there are any."""
         if self.mode is Mode.OFF:
             return False
         before = self._renewals
@@ -218,7 +218,7 @@ class Keeper:
                 await self._put_what_is_due()
 
     def renew_now(self) -> None:
-        """Have everything done at the next tick that may be due: keepfs renew asks for it."""
+        """Make all work due at the next tick. `keepfs renew` requests it."""
         self._earliest, self._updated, self._is_round_wanted = 0.0, None, True
         self._retry_at = 0.0
         try:
@@ -433,7 +433,7 @@ class Keeper:
         self._renewals += 1
 
     async def _put_one(self, locator: KeepLocator, number: int | None) -> bool:
-        """Store one block again, whose signature was refused; tell whether that worked."""
+        """Store a block with a refused signature again; return whether that succeeded."""
         fresh = signatures.Signatures()
         fresh.take(await _in_thread(lambda: self._store.put_again(locator, self._copies)))
         await self._take(fresh)

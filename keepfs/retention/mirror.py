@@ -95,7 +95,7 @@ class Mirror:
         self._left_out: set[str] = set()
 
     def update(self) -> bool:
-        """Bring all collections up to date; tell whether any was changed.
+        """Bring all collections up to date; return whether any was changed.
 
         One that is as it was left is looked at all the same.
 
@@ -188,7 +188,7 @@ class Mirror:
     # --- one collection ---------------------------------------------------------
 
     def _bring(self, piece: _Part) -> bool:
-        """Bring one collection up to date; tell whether it was changed."""
+        """Bring one collection up to date; return whether it was changed."""
         wanted = piece.manifest.portable_data_hash()
         part = self.ledger.part_at(piece.first)
         if part.uuid:
@@ -271,7 +271,7 @@ class Mirror:
         )
 
     def _mine(self, uuid: str) -> CollectionRecord | None:
-        """Return a collection if this mount has created it and does not know it yet."""
+        """Return a collection if this mount has created it and has no record of it yet."""
         if not uuid or uuid in {part.uuid for part in self.ledger.parts}:
             return None
         with contextlib.suppress(CollectionNotFoundError):

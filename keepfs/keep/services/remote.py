@@ -304,27 +304,20 @@ class RemoteStore:
         A root of another cluster gets the token salted for that cluster. If the token
         can't be salted, the root is left out.
         """
-        named = {record.root for record in services.records}
-        foreign = {
-            hint.root: hint.cluster_id
-            for hint in services.hinted(locator)
-            if hint.cluster_id is not None and hint.root not in named
-        }
+        foreign = self._foreign_roots(services, locator) if locator.hints else {}
+        given = _with_token(headers, self._token)
         roots = []
         for root in self.roots(locator, services, access):
             if root not in asked:
-                token = self._token
+                salted = ""
                 if root in foreign:
-                    token = self._foreign_token(foreign[root])
-                    if not token:
+                    salted = self._foreign_token(foreign[root])
+                    if not salted:
                         continue
-                given = {name: it for name, it in headers.items() if name.lower() != _SECRET}
-                if token:
-                    given["Authorization"] = f"Bearer {token}"
                 asked[root] = self._parts.KeepService(
                     root,
                     self._exchanges,
-                    given,
+                    _with_token(headers, salted) if salted else given,
                     counters=self._counters,
                     deadline=deadline,
                     observer=observer,
@@ -350,6 +343,16 @@ class RemoteStore:
             deadline=call.deadline,
             observer=call.observer,
         )
+
+    @staticmethod
+    def _foreign_roots(services: Services, locator: KeepLocator) -> dict[str, str]:
+        """Return the clusters that a locator's hints name, by root; not those in the list."""
+        named = {record.root for record in services.records}
+        return {
+            hint.root: hint.cluster_id
+            for hint in services.hinted(locator)
+            if hint.cluster_id is not None and hint.root not in named
+        }
 
     def _skipped_hints(self, services: Services | None, locator: KeepLocator) -> list[str]:
         """Return a message for each cluster that a hint names and that was skipped."""
@@ -395,6 +398,14 @@ class RemoteStore:
 
 
 _SECRET = "authorization"  # noqa: S105 - a header's name
+
+
+def _with_token(headers: Mapping[str, str], token: str) -> dict[str, str]:
+    """Return headers with this token, and no other; without any if it is empty."""
+    given = {name: it for name, it in headers.items() if name.lower() != _SECRET}
+    if token:
+        given["Authorization"] = f"Bearer {token}"
+    return given
 
 
 def _can_be(locator: KeepLocator) -> bool:

@@ -110,9 +110,7 @@ class _Trees:
                 raise VerifyError(f"{len(found)} names in {folder}")
             return seconds
 
-        return self._compared(
-            f"collections: open and list {count:,} files", Amount(0, "s"), trial
-        )
+        return self._compared(f"collections: open and list {count:,} files", Amount(0, "s"), trial)
 
     def found(self) -> Figure:
         """Open a tree and go through it by `find`, with each file's size."""
@@ -160,7 +158,9 @@ class _Trees:
                 raise VerifyError(f"{folder} has other bytes")
             return seconds
 
-        return self._compared(f"collections: read {count:,} small files", Amount(count, "/s"), trial)
+        return self._compared(
+            f"collections: read {count:,} small files", Amount(count, "/s"), trial
+        )
 
     def long_file(self) -> Iterator[Figure]:
         """Read a long file from front to back, cold and then again."""
@@ -169,9 +169,7 @@ class _Trees:
         buffer = bytearray(2**20)
 
         def cold(side: Side) -> Taken:
-            names = self._rig.services.store_blocks(
-                self._long, self._rig.block, for_good=False
-            )
+            names = self._rig.services.store_blocks(self._long, self._rig.block, for_good=False)
             path = self._long_path(side, names)
             watch = Stopwatch(side.pid)
             with watch:
@@ -229,7 +227,8 @@ class _Trees:
         for folder, names in tree.items():
             salt = next(self._numbers)
             blocks = [
-                f"{md5(f'{salt} {number}'.encode())}+50000" for number in range(-(-len(names) // 500))
+                f"{md5(f'{salt} {number}'.encode())}+50000"
+                for number in range(-(-len(names) // 500))
             ]
             files = (f"{100 * number}:100:{name}" for number, name in enumerate(names))
             lines.append(" ".join([f"./{folder}" if folder else ".", *blocks, *files]))

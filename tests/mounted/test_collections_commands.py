@@ -535,6 +535,7 @@ def test_arv_ls_and_arv_get_read_what_was_committed(
     assert sorted(run_sdk("arv-ls", uuid).splitlines()) == sorted(
         [f"./f {n}" for n in range(20)] + [f"./sub/g{n}" for n in range(20)]
     )
+    (tmp_path / "got").mkdir()
     run_sdk("arv-get", "--no-progress", f"{uuid}/", tmp_path / "got")
     assert differences(tree, tmp_path / "got") == ""
 

@@ -114,6 +114,13 @@ class Mirror:
 
         A collection that is gone is forgotten: the next update creates another one.
         """
+        return self._fetched(is_noting=True)
+
+    def fetch_during_update(self) -> signatures.Signatures:
+        """Do the same and change nothing: another thread may be in `update`."""
+        return self._fetched(is_noting=False)
+
+    def _fetched(self, *, is_noting: bool) -> signatures.Signatures:
         found = signatures.Signatures()
         for part in self.ledger.parts:
             if not part.uuid:
@@ -121,10 +128,12 @@ class Mirror:
             try:
                 record = self._remote.get(part.uuid)
             except CollectionNotFoundError:
-                self._forget(part)
+                if is_noting:
+                    self._forget(part)
                 continue
             found.take_manifest(record.manifest or b"")
-            self._note_ttl(record)
+            if is_noting:
+                self._note_ttl(record)
         return found
 
     def uuid_of(self, number: int) -> str:

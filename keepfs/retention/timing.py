@@ -23,6 +23,12 @@ DEFAULT_TTL = 14 * 24 * 3600.0
 _BACKOFF = Backoff(first=2.0, factor=2.0, cap=300.0)
 
 
+def in_words(seconds: float) -> str:
+    """Write a duration in days, or in seconds below one day."""
+    days = seconds / 86400
+    return f"{days:.0f} days" if days >= 1 else f"{seconds:.0f} s"
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """The intervals that follow from BlobSigningTTL, in seconds.

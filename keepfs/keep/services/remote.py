@@ -389,6 +389,8 @@ class RemoteStore:
         for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
             if self._closed:
                 raise failure("the client is closed")
+            if attempt:
+                self._counters.retries.add(1)
             yield attempt
             if time.monotonic() >= call.deadline:
                 return

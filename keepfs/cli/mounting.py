@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import executing, reporting, settings, waiting
-from keepfs.cli.settings import Setting, setting
+from keepfs.cli import executing, fstab_words, reporting, settings, waiting
+from keepfs.cli.settings import setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
 from keepfs.fs.upload import failed_journal, unsaved
@@ -23,44 +23,10 @@ if TYPE_CHECKING:
 
     from keepfs.mount.daemon import Reporter
 
-# Options that mount(8) and fstab pass on but that keepfs does not need.
-_IGNORED_WORDS = frozenset(
-    (
-        *("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults"),
-        *("nosuid", "nodev", "noatime", "relatime", "async"),  # always the case
-    )
-)
 #: Seconds within which a process notices that its mount is gone.
 _NOTICES_AT_ONCE = 2.0
 #: Valid user and group numbers; the next one, 2**32 - 1, means none.
 _IDS = click.IntRange(0, 2**32 - 2)
-_WORDS = {"ro": ("read_only", True)}
-
-
-def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
-    """Read options in the form of mount(8): -o allow_other,cache-size=1G."""
-    by_name = {
-        parameter.name: parameter
-        for parameter in context.command.params
-        if isinstance(parameter, Setting)
-    }
-    found: dict[str, object] = {}
-    for word in (word for text in words for word in text.split(",") if word):
-        key, equals, value = word.partition("=")
-        name, fixed = _WORDS.get(key, (key.replace("-", "_"), None))
-        if key in _IGNORED_WORDS or key.startswith("x-"):
-            continue
-        parameter = by_name.get(name)
-        if parameter is None:
-            raise click.UsageError(f"unknown option: -o {key}; see keepfs mount --help")
-        if bool(equals) == bool(parameter.is_flag):
-            raise click.UsageError(
-                f"-o {key} takes no value; write -o {key}"
-                if equals
-                else f"-o {key} needs a value; write -o {key}=VALUE"
-            )
-        found[name] = fixed if fixed is not None else (value if equals else True)
-    context.meta[settings.WORDS] = found
 
 
 def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
@@ -84,7 +50,7 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     metavar="OPT[=VALUE],...",
     expose_value=False,
     is_eager=True,
-    callback=_read_words,
+    callback=fstab_words.read_words,
     help="Options as in /etc/fstab: those below without their dashes, and ro.",
 )
 @executing.executing_option
@@ -144,6 +110,7 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     "--allow-other", is_flag=True, help="Let other users access the mount, subject to permissions."
 )
 @setting("--read-only", is_flag=True, help="Refuse every change.")
+@setting("--noexec", is_flag=True, help="Let no program of the mount be run.")
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
 @setting(
     "--state-dir",

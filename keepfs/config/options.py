@@ -91,6 +91,7 @@ class MountOptions:
         umask: Permission bits removed from the fixed directories.
         allow_other: Let other users access the mount, subject to permissions.
         read_only: Refuse every change.
+        noexec: Let no program of the mount be run.
         nonempty: Mount over a directory that has entries.
         state_dir: Directory for the catalog, spill records and log of this
             mount alone; an absolute path.
@@ -121,6 +122,7 @@ class MountOptions:
     umask: int = 0o022
     allow_other: bool = False
     read_only: bool = False
+    noexec: bool = False
     nonempty: bool = False
     state_dir: Path
     request_timeout: float = 600.0

@@ -109,6 +109,12 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
 @setting(
     "--allow-other", is_flag=True, help="Let other users access the mount, subject to permissions."
 )
+@setting(
+    "--share-signatures",
+    is_flag=True,
+    help="Serve a name without a signature in by_id/ if any user of the mount has looked up or"
+    " stored the block with a valid signature.",
+)
 @setting("--read-only", is_flag=True, help="Refuse every change.")
 @setting("--noexec", is_flag=True, help="Let no program of the mount be run.")
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")

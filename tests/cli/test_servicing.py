@@ -177,7 +177,7 @@ def test_the_units_of_the_fstab_document_are_understood(tmp_path: Path, name: st
         pytest.skip("there is no systemd-analyze")
     document = (ROOT / "docs" / "fstab.md").read_text()
     for found in re.finditer(
-        r"^    # (mnt-keep\.\w+)\n((?:    .*\n|\n(?=    ))+)", document, re.M
+        r"^    # (mnt-keep\.\w+)\n((?:    .*\n|\n(?=    ))+)", document, re.MULTILINE
     ):
         (tmp_path / found[1]).write_text(found[2].replace("    ", ""))
 

@@ -18,7 +18,7 @@ _NOTICES_AT_ONCE = 2.0
 
 
 @click.command("unmount")
-@click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@settings.mountpoint_argument("mountpoint_")
 @click.option(
     "--force",
     is_flag=True,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from keepfs import stores
 from keepfs.keep.threads import START_PATIENCE
 
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     """
     settings = {
         *pyfuse3.default_options,
-        "fsname=keepfs",
+        f"fsname={_escaped(stores.source(options.store))}",
         "subtype=keepfs",
         "nosuid",
         "nodev",
         *(["allow_other"] if options.allow_other else []),
         *(["ro"] if options.read_only else []),
+        *(["noexec"] if options.noexec else []),
     }
     said: list[str] = []
     try:
@@ -82,6 +84,11 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     finally:
         pyfuse3.close(unmount=True)
         _log.info("unmounted from %s", options.mountpoint)
+
+
+def _escaped(text: str) -> str:
+    """Escape a value for libfuse, which splits options at commas."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def set_read_ahead(device: int, size: int) -> None:

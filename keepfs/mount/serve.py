@@ -23,6 +23,7 @@ from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, dire
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
+from keepfs.fs.signatures import KnownSignatures
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.directory import UploadDirectory
@@ -310,7 +311,12 @@ class _Mount:
             _given(options.gid, os.getegid()),
         )
         lookups = Lookups(blocks, self._lookup(), options.lookup_wait)
-        by_id = ByIdDirectory(self._fixed(0o555, owner), blocks, lookups)
+        by_id = ByIdDirectory(
+            self._fixed(0o555, owner),
+            blocks,
+            lookups,
+            signatures=KnownSignatures() if options.share_signatures else None,
+        )
         upload = UploadDirectory.mounted(
             self._fixed(0o777, owner), staging, by_id.stored, self._catalog
         )
@@ -330,7 +336,7 @@ class _Mount:
             entries["collections"] = CollectionsDirectory(
                 self._fixed(0o555, owner), self._collections, blocks, options.collection_refresh
             )
-        root: DirectoryNode = RootDirectory(entries, owner)
+        root: DirectoryNode = RootDirectory(entries, owner, 0o555 & ~options.umask)
         if options.collection is not None:
             root = await self._alone(options.collection, blocks, owner)
         operations = Operations(

@@ -165,10 +165,10 @@ class Catalog:
         """Return whether a directory has entries."""
         return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
-    def mode(self, number: int) -> object:
-        """Return an entry's mode; None if there is no such entry."""
-        row = self._one("SELECT mode FROM entries WHERE number = ?", number)
-        return None if row is None else row[0]
+    def access(self, number: int) -> object:
+        """Return an entry's mode and group, to compare; None if there is no such entry."""
+        row = self._one("SELECT mode, gid FROM entries WHERE number = ?", number)
+        return None if row is None else tuple(row)
 
     def receipts(self, number: int) -> tuple[Receipt, ...]:
         """Return the receipts of a file's blocks.

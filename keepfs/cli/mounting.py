@@ -16,6 +16,7 @@ from keepfs.cli.settings import Setting, setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
 from keepfs.fs.upload import failed_journal, unsaved
+from keepfs.messages import of_commands, of_mounts
 from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -52,12 +53,16 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
             continue
         parameter = by_name.get(name)
         if parameter is None:
-            raise click.UsageError(f"unknown option: -o {key}; see keepfs mount --help")
+            raise click.UsageError(
+                of_commands.USAGE(text=f"unknown option: -o {key}; see keepfs mount --help")
+            )
         if bool(equals) == bool(parameter.is_flag):
             raise click.UsageError(
-                f"-o {key} takes no value; write -o {key}"
-                if equals
-                else f"-o {key} needs a value; write -o {key}=VALUE"
+                of_commands.BAD_VALUE(
+                    text=f"-o {key} takes no value; write -o {key}"
+                    if equals
+                    else f"-o {key} needs a value; write -o {key}=VALUE"
+                )
             )
         found[name] = fixed if fixed is not None else (value if equals else True)
     context.meta[settings.WORDS] = found
@@ -66,9 +71,7 @@ def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ..
 def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     """See that a collection is named as collections are."""
     if name is not None and not (is_uuid(name) or is_hash(name)):
-        raise click.BadParameter(
-            f"{name!r} is neither a collection's uuid nor a portable data hash"
-        )
+        raise click.BadParameter(of_commands.BAD_COLLECTION(name=name))
     return name
 
 
@@ -213,7 +216,11 @@ def mount_command(
     """
     words = executing.words_of(click.get_current_context())
     if words and foreground:
-        raise click.UsageError("--exec mounts in the background: leave --foreground out")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="--exec mounts in the background: leave --foreground out"
+            )
+        )
     if others["collection"] is not None:
         others["read_only"] = True
     with reporting.in_one_line():
@@ -332,13 +339,9 @@ def unmount_command(mountpoint_: Path) -> None:
         if running is None and entry is not None:
             running = runtime.find_device(entry.device)  # `path` is a bind mount
         if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
-            raise click.ClickException(
-                f"{path} isn't a keepfs mount but a {entry.kind} mount; use umount"
-            )
+            raise click.ClickException(of_mounts.OTHER_FILE_SYSTEM(path=path, kind=entry.kind))
         if entry is None and running is None:
-            raise click.ClickException(
-                f"nothing is mounted on {path}; findmnt -t fuse.keepfs lists keepfs mounts"
-            )
+            raise click.ClickException(of_mounts.NOT_MOUNTED(path=path))
         _check_not_stopped(path, running)
         if entry is not None:
             try:
@@ -353,8 +356,9 @@ def unmount_command(mountpoint_: Path) -> None:
         elif path == Path(running.mountpoint):
             # Leave the process running: programs may use the bind mounts.
             raise click.ClickException(
-                f"unmounted {path}, but process {running.pid} still runs, because bind mounts are"
-                f" left; run: umount {' '.join(map(str, left))}"
+                of_mounts.BIND_MOUNTS_LEFT(
+                    path=path, pid=running.pid, places=" ".join(map(str, left))
+                )
             )
 
 
@@ -390,10 +394,7 @@ def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None
         click.ClickException: The process is stopped, so waiting for it would not end.
     """
     if running is not None and runtime.is_stopped(running.pid):
-        raise click.ClickException(
-            f"can't unmount {path}: its process {running.pid} is stopped;"
-            f" kill -CONT {running.pid}, then retry"
-        )
+        raise click.ClickException(of_mounts.PROCESS_STOPPED(path=path, pid=running.pid))
 
 
 def _report_unsaved(path: Path, state_dir: Path) -> None:
@@ -401,16 +402,10 @@ def _report_unsaved(path: Path, state_dir: Path) -> None:
     lost = failed_journal.read(state_dir)
     if lost:
         names = ", ".join(about.path for about in lost)
-        raise click.ClickException(
-            f"unmounted, but these files are LOST: {names}; they could be written neither to Keep"
-            f" nor to {state_dir}; see the log of the mount"
-        )
+        raise click.ClickException(of_mounts.FILES_LOST(names=names, directory=state_dir))
     spilled, _ = unsaved.find_all(state_dir)
     if spilled:
-        raise click.ClickException(
-            f"unmounted, but {len(spilled)} of its files could not be stored; the next mount"
-            f" restores them from the disk. List them: keepfs unsaved list {path}"
-        )
+        raise click.ClickException(of_mounts.FILES_UNSAVED(count=len(spilled), path=path))
 
 
 def _who_holds(entry: mountpoint.MountEntry) -> str | None:
@@ -419,12 +414,11 @@ def _who_holds(entry: mountpoint.MountEntry) -> str | None:
         if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(
             entry.mountpoint
         ):
-            return (
-                f"{entry.mountpoint} is busy: {other.mountpoint} is mounted in it;"
-                " unmount that first"
+            return of_mounts.BUSY(
+                path=entry.mountpoint,
+                holders=f"{other.mountpoint} is mounted in it; unmount that first",
             )
     if not held:
         return None
-    return f"{entry.mountpoint} is busy: " + "; ".join(
-        f"{holder.command} (process {holder.pid}) uses {holder.path}" for holder in held
-    )
+    users = (f"{each.command} (process {each.pid}) uses {each.path}" for each in held)
+    return of_mounts.BUSY(path=entry.mountpoint, holders="; ".join(users))

@@ -127,14 +127,14 @@ def _imported(
     part = target.with_name(f".{target.name[:200]}.part")
     if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
         raise click.ClickException(
-            of_uploads.FOLDER_EXISTS(path=target, why="and isn't empty: name a new folder")
+            of_uploads.FOLDER_EXISTS(path=target, why=" and isn't empty: name a new folder")
         )
     try:
         part.mkdir()
     except FileExistsError:
         raise click.ClickException(
             of_uploads.FOLDER_EXISTS(
-                path=f"{part},", why="of an import that was ended or is under way: remove it"
+                path=part, why=", of an import that was ended or is under way: remove it"
             )
         ) from None
     packed: list[tuple[Path, File]] = []

@@ -75,7 +75,9 @@ def _locator_of(name: str) -> str:
     device = os.stat(name).st_dev  # noqa: PTH116 - a name may be undecodable in this locale
     # On other file systems the attributes may be copies that do not match the bytes.
     if mountpoint.kind_of_device(device) != mountpoint.FILE_SYSTEM_TYPE:
-        raise click.ClickException(of_uploads.NOT_IN_MOUNT(path=name, where="a keepfs mount"))
+        raise click.ClickException(
+            of_uploads.NOT_IN_MOUNT(path=name, where="a keepfs mount; copy it to upload/ of one")
+        )
     try:
         state, locator = _attribute(name, "state"), _attribute(name, "locator")
     except OSError as error:

@@ -6,7 +6,7 @@ from keepfs.messages.message import Message
 
 NOT_IN_MOUNT = Message(
     "not-in-mount",
-    "{path} isn't in {where}; copy it to upload/ of one",
+    "{path} isn't in {where}",
     "The file is not in a mount of keepfs, or not in its upload/.",
     "Copy it to upload/ of a mount.",
 )
@@ -108,7 +108,7 @@ BAD_MANIFEST = Message(
 )
 FOLDER_EXISTS = Message(
     "folder-exists",
-    "{path} exists {why}",
+    "{path} exists{why}",
     "The folder to import to isn't empty, or an earlier import was ended.",
     "Name a new folder, or remove the one that the message names.",
 )

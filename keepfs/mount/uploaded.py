@@ -67,7 +67,9 @@ def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
     inner = found[1].parts if found else ()
     if found is None or found[0].kind != mountpoint.FILE_SYSTEM_TYPE or inner[1:2] != ("upload",):
         raise UploadedError(
-            of_uploads.NOT_IN_MOUNT(path=path, where="upload/ of a mount of keepfs")
+            of_uploads.NOT_IN_MOUNT(
+                path=path, where="upload/ of a mount of keepfs: copy it there first"
+            )
         )
     running = runtime.find_device(found[0].device)
     if running is None or not running.state_dir:

@@ -20,7 +20,8 @@ _INTERRUPTED = 130
 #: Command name: the module with its click command.
 _COMMANDS = {
     "mount": "keepfs.cli.mounting",
-    "unmount": "keepfs.cli.mounting",
+    "unmount": "keepfs.cli.unmounting",
+    "status": "keepfs.cli.status",
     "put": "keepfs.cli.put_get",
     "get": "keepfs.cli.put_get",
     "stat": "keepfs.cli.asking",
@@ -33,6 +34,7 @@ _COMMANDS = {
     "commit": "keepfs.cli.committing",
     "import": "keepfs.cli.importing",
     "renew": "keepfs.cli.renewing",
+    "service": "keepfs.cli.servicing",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
@@ -58,7 +60,7 @@ class _Commands(click.Group):
         return command
 
 
-# \b tells click not to rewrap the lines that follow.
+# After \b click does not rewrap the lines that follow.
 _HELP = """Mount Arvados Keep, a content-addressed block store, as a file system.
 
 \b

@@ -1,4 +1,4 @@
-"""Retaining: how a mount's stored files are kept, as its options say."""
+"""Retaining: chooses from a mount's options how its stored files are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from keepfs.config.options import MountOptions
     from keepfs.fs.upload.drain import Drain
     from keepfs.fs.upload.file import UploadFile
-    from keepfs.retention.kept import KeptFiles
+    from keepfs.retention.kept import KeeperStatistics, KeptFiles
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ removes them."""
 
 
 def mode_of(options: MountOptions) -> Mode:
-    """Return how stored blocks are kept: as the options say, else what fits the store.
+    """Return how stored blocks are kept: by the options, else by the kind of store.
 
     Raises:
         StoreError: A collection is asked for, and no API server is known.
@@ -145,6 +145,10 @@ class Keeping:
             await self._keeper.run()
         finally:
             self._put.stop()
+
+    def statistics(self) -> KeeperStatistics:
+        """Return the state of retention. For any thread."""
+        return self._keeper.statistics()
 
     def renew_now(self) -> None:
         """Have everything renewed at once."""

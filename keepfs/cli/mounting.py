@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import executing, reporting, settings, unmounting, waiting
-from keepfs.cli.settings import Setting, setting
+from keepfs.cli import executing, fstab_words, reporting, settings, unmounting, waiting
+from keepfs.cli.settings import setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
+from keepfs.messages import of_commands
 from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -20,50 +21,14 @@ if TYPE_CHECKING:
 
     from keepfs.mount.daemon import Reporter
 
-# Options that mount(8) and fstab pass on but that keepfs does not need.
-_IGNORED_WORDS = frozenset(
-    (
-        *("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults"),
-        *("nosuid", "nodev", "noatime", "relatime", "async"),  # always the case
-    )
-)
 #: Valid user and group numbers; the next one, 2**32 - 1, means none.
 _IDS = click.IntRange(0, 2**32 - 2)
-_WORDS = {"ro": ("read_only", True)}
-
-
-def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
-    """Read options in the form of mount(8): -o allow_other,cache-size=1G."""
-    by_name = {
-        parameter.name: parameter
-        for parameter in context.command.params
-        if isinstance(parameter, Setting)
-    }
-    found: dict[str, object] = {}
-    for word in (word for text in words for word in text.split(",") if word):
-        key, equals, value = word.partition("=")
-        name, fixed = _WORDS.get(key, (key.replace("-", "_"), None))
-        if key in _IGNORED_WORDS or key.startswith("x-"):
-            continue
-        parameter = by_name.get(name)
-        if parameter is None:
-            raise click.UsageError(f"unknown option: -o {key}; see keepfs mount --help")
-        if bool(equals) == bool(parameter.is_flag):
-            raise click.UsageError(
-                f"-o {key} takes no value; write -o {key}"
-                if equals
-                else f"-o {key} needs a value; write -o {key}=VALUE"
-            )
-        found[name] = fixed if fixed is not None else (value if equals else True)
-    context.meta[settings.WORDS] = found
 
 
 def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     """See that a collection is named as collections are."""
     if name is not None and not (is_uuid(name) or is_hash(name)):
-        raise click.BadParameter(
-            f"{name!r} is neither a collection's uuid nor a portable data hash"
-        )
+        raise click.BadParameter(of_commands.BAD_COLLECTION(name=name))
     return name
 
 
@@ -88,7 +53,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
     metavar="OPT[=VALUE],...",
     expose_value=False,
     is_eager=True,
-    callback=_read_words,
+    callback=fstab_words.read_words,
     help="Options as in /etc/fstab: those below without their dashes, and ro.",
 )
 @executing.executing_option
@@ -147,7 +112,14 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 @setting(
     "--allow-other", is_flag=True, help="Let other users access the mount, subject to permissions."
 )
+@setting(
+    "--share-signatures",
+    is_flag=True,
+    help="Serve a name without a signature in by_id/ if any user of the mount has looked up or"
+    " stored the block with a valid signature.",
+)
 @setting("--read-only", is_flag=True, help="Refuse every change.")
+@setting("--noexec", is_flag=True, help="Let no program of the mount be run.")
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
 @setting(
     "--state-dir",
@@ -230,7 +202,11 @@ def mount_command(
     """
     words = executing.words_of(click.get_current_context())
     if words and foreground:
-        raise click.UsageError("--exec mounts in the background: leave --foreground out")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="--exec mounts in the background: leave --foreground out"
+            )
+        )
     if others["collection"] is not None:
         others["read_only"] = True
     with reporting.in_one_line():

@@ -90,7 +90,9 @@ class MountOptions:
         gid: Group of everything; None for the creator's group.
         umask: Permission bits removed from the fixed directories.
         allow_other: Let other users access the mount, subject to permissions.
+        share_signatures: Let a name without a signature use one that this mount knows.
         read_only: Refuse every change.
+        noexec: Let no program of the mount be run.
         nonempty: Mount over a directory that has entries.
         state_dir: Directory for the catalog, spill records and log of this
             mount alone; an absolute path.
@@ -122,7 +124,9 @@ class MountOptions:
     gid: int | None = None
     umask: int = 0o022
     allow_other: bool = False
+    share_signatures: bool = False
     read_only: bool = False
+    noexec: bool = False
     nonempty: bool = False
     state_dir: Path
     request_timeout: float = 600.0

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.signatures import KnownSignatures
     from keepfs.keep.store import Receipt
 
 #: Seconds for which the kernel caches that a name wasn't found: the block may be
@@ -138,6 +139,10 @@ class BlockFile(FileNode):
             validity=Validity(entry, ENDLESS if uploaded is None else UPLOADED_TIMEOUT)
         )
 
+    def use(self, locators: tuple[KeepLocator, ...]) -> None:
+        """Read by these locators of the same blocks from now on: signatures may be newer."""
+        self._locators = locators
+
     def found_by(self, caller: Caller) -> None:
         """Record that the caller looked it up or opened it."""
         self._finders.add(caller.uid)
@@ -192,14 +197,22 @@ class ByIdDirectory(DirectoryNode):
         metadata: Its owner, mode and times.
         blocks: The block store.
         lookups: Looks names up; None: `Lookups` with its defaults.
+        signatures: Signatures for names without one; None: such names are asked for as they
+            are, which services that sign refuse.
     """
 
     def __init__(
-        self, metadata: Metadata, blocks: AsyncBlocks, lookups: Lookups | None = None
+        self,
+        metadata: Metadata,
+        blocks: AsyncBlocks,
+        lookups: Lookups | None = None,
+        *,
+        signatures: KnownSignatures | None = None,
     ) -> None:
         super().__init__(metadata)
         self._blocks = blocks
         self._lookups = lookups or Lookups(blocks)
+        self._signatures = signatures
         self._owners = Owners(Metadata(file_mode(0o444), metadata.uid, metadata.gid, TIMELESS_NS))
         self._known: collections.OrderedDict[str, BlockFile] = collections.OrderedDict()
 
@@ -234,6 +247,8 @@ class ByIdDirectory(DirectoryNode):
             raise RefusedError(errno.ENOENT) from None
         if any(each.size is not None and each.size > MAX_BLOCK_SIZE for each in locators):
             raise RefusedError(errno.ENOENT)
+        if self._signatures is not None:
+            locators = tuple(map(self._signatures.signed, locators))
         try:
             # Of a list only the first block is fetched: all of them might fill the cache.
             findings = [
@@ -251,7 +266,10 @@ class ByIdDirectory(DirectoryNode):
             for number, locator in enumerate(locators)
         )
         file = self._remember(name, locators, sizes)
+        file.use(locators)
         file.is_seen = file.is_seen or findings[0].is_seen
+        if findings[0].is_seen:
+            self._note(locators[0])
         self._known.move_to_end(name)
         return file
 
@@ -275,7 +293,12 @@ class ByIdDirectory(DirectoryNode):
             return
         name = str(locator)
         self._owners.add(locator, file)
+        self._note(locator)
         self._remember(name, (locator,), (locator.size,)).is_seen = True
+
+    def _note(self, locator: KeepLocator) -> None:
+        if self._signatures is not None:
+            self._signatures.add(locator)
 
     def _remember(
         self, name: str, locators: tuple[KeepLocator, ...], sizes: tuple[int, ...]

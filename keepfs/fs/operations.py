@@ -244,14 +244,17 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Change mode, times or size; a change of the owner fails with EPERM."""
+        """Change mode, group, times or size; a change of the owner fails with EPERM."""
         if self._read_only:
             raise RefusedError(errno.EROFS)
         node = self._inodes[inode]
+        changes = replies.changes(attr, fields)
+        if self._ownership.gid is not None and changes.gid not in {None, self._ownership.gid}:
+            raise RefusedError(errno.EPERM)  # the group of everything is an option's
         if isinstance(node, FileNode):
             self.requests.about(node)
         with self._resizing(node):
-            await node.change(replies.changes(attr, fields))
+            await node.change(changes)
         return replies.entry(node.attributes())
 
     @guarded

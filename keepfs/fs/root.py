@@ -109,10 +109,13 @@ class RootDirectory(DirectoryNode):
     Args:
         entries: The entries by name.
         owner: Gives user, group and times.
+        permissions: Who may read and enter it.
     """
 
-    def __init__(self, entries: Mapping[str, Node], owner: Metadata) -> None:
-        metadata = Metadata(directory_mode(0o555), owner.uid, owner.gid, owner.mtime_ns)
+    def __init__(
+        self, entries: Mapping[str, Node], owner: Metadata, permissions: int = 0o555
+    ) -> None:
+        metadata = Metadata(directory_mode(permissions), owner.uid, owner.gid, owner.mtime_ns)
         super().__init__(metadata, ROOT_INODE)
         self._entries = dict(entries)
 

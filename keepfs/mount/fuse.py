@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from keepfs import stores
 from keepfs.keep.threads import START_PATIENCE
+from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,12 +65,13 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     """
     settings = {
         *pyfuse3.default_options,
-        "fsname=keepfs",
+        f"fsname={_escaped(stores.source(options.store))}",
         "subtype=keepfs",
         "nosuid",
         "nodev",
         *(["allow_other"] if options.allow_other else []),
         *(["ro"] if options.read_only else []),
+        *(["noexec"] if options.noexec else []),
     }
     said: list[str] = []
     try:
@@ -82,6 +85,11 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     finally:
         pyfuse3.close(unmount=True)
         _log.info("unmounted from %s", options.mountpoint)
+
+
+def _escaped(text: str) -> str:
+    """Escape a value for libfuse, which splits options at commas."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def set_read_ahead(device: int, size: int) -> None:
@@ -111,12 +119,13 @@ def request_deadline(wanted: float, settings: Path = _SETTINGS) -> float:
     if wanted <= limit - _MARGIN:
         return wanted
     _log.warning(
-        "the kernel aborts a mount that does not answer within %d s (sysctl fs.fuse.%s):"
-        " requests fail with ETIMEDOUT after %.0f s, not after %.0f s; raise it and mount again",
-        limit,
-        "default_request_timeout" if default == min(limits) else "max_request_timeout",
-        limit - _MARGIN,
-        wanted,
+        "%s",
+        of_mounts.KERNEL_TIMEOUT(
+            limit=limit,
+            name="default_request_timeout" if default == min(limits) else "max_request_timeout",
+            deadline=f"{limit - _MARGIN:.0f}",
+            wanted=f"{wanted:.0f}",
+        ),
     )
     return limit - _MARGIN
 
@@ -243,4 +252,4 @@ def _why_not(path: Path, said: str) -> str:
             ": containers need --device /dev/fuse --cap-add SYS_ADMIN; AppArmor may allow"
             " mounting below $HOME, /mnt, /media and /tmp only"
         )
-    return f"can't mount on {path}: {said}{hint}"
+    return of_mounts.MOUNT_REFUSED(path=path, reason=said, hint=hint)

@@ -344,7 +344,7 @@ class UploadFile(StoringFile):
         """Apply a setattr.
 
         Raises:
-            RefusedError: EPERM, the setattr changes the owner or group.
+            RefusedError: EPERM, the setattr changes the owner.
         """
         metadata = changed_metadata(self.metadata, changes)
         if changes.size is not None:

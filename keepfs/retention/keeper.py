@@ -163,14 +163,13 @@ class Keeper:
 
     def statistics(self) -> KeeperStatistics:
         """Return the state of retention, as far as is known. For any thread."""
-        mirror, updated, earliest = self._mirror, self._updated, self._earliest
+        mirror, earliest = self._mirror, self._earliest
         return KeeperStatistics(
             "local" if self._is_local else self.mode.value,
             tuple(it.uuid for it in (mirror.ledger.parts if mirror else ()) if it.uuid),
-            None if updated is None else updated.ended,
+            self._updated.ended if self._updated else None,
             earliest if 0 < earliest < float("inf") else None,
-            len(self._unretained),
-            self._trouble.failures,
+            *(len(self._unretained), self._trouble.failures),
         )
 
     # --- the task -------------------------------------------------------------------

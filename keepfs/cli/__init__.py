@@ -34,6 +34,7 @@ _COMMANDS = {
     "commit": "keepfs.cli.committing",
     "import": "keepfs.cli.importing",
     "renew": "keepfs.cli.renewing",
+    "service": "keepfs.cli.servicing",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
@@ -59,7 +60,7 @@ class _Commands(click.Group):
         return command
 
 
-# \b tells click not to rewrap the lines that follow.
+# After \b click does not rewrap the lines that follow.
 _HELP = """Mount Arvados Keep, a content-addressed block store, as a file system.
 
 \b

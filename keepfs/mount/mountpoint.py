@@ -29,7 +29,7 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 class MountpointError(Exception):
-    """A mount point can't be used; the message says why and what to do."""
+    """A mount point can't be used; the message has the reason and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.file import UploadFile
     from keepfs.keep.locator import KeepLocator
+    from keepfs.retention.ledger import Part
 
 
 class Mode(enum.Enum):
@@ -31,7 +32,7 @@ class KeptStore(Protocol):
         """Read a block and store it again. Blocks."""
 
     def renew(self) -> bool:
-        """Read the token again; tell whether it is another now. Blocks."""
+        """Read the token again; return whether it has changed. Blocks."""
 
 
 class KeptFiles(Protocol):
@@ -60,3 +61,27 @@ class KeeperStatistics(NamedTuple):
     next_expiry: float | None
     waiting: int
     failures: int
+
+    @classmethod
+    def of(
+        cls,
+        mode: str,
+        parts: Iterable[Part],
+        updated_at: float | None,
+        earliest: float,
+        waiting: int,
+        failures: int,
+    ) -> KeeperStatistics:
+        """Make one.
+
+        Args:
+            mode: As `mode`.
+            parts: The collections.
+            updated_at: As `updated_at`.
+            earliest: When the first signature ends; 0 if unknown, infinite without any.
+            waiting: As `waiting`.
+            failures: As `failures`.
+        """
+        uuids = tuple(each.uuid for each in parts if each.uuid)
+        expiry = earliest if 0 < earliest < float("inf") else None
+        return cls(mode, uuids, updated_at, expiry, waiting, failures)

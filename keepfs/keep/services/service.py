@@ -318,7 +318,7 @@ class KeepService:
         self._counters.requests.add(self.root)
         begun = time.monotonic()
         try:
-            pace.patience()  # raises if the time is up already
+            pace.check()
             with (
                 self._exchanges.begin(pace) as transport,
                 transport.send(

@@ -166,9 +166,9 @@ class Requests:
         #: Seconds after which a request is answered ETIMEDOUT.
         self.deadline = deadline
         self._requests: dict[trio.lowlevel.Task, _Request] = {}
-        self._tallies: dict[str, _OperationTally] = {}
         # Set when a request arrives while the watch sleeps.
         self._has_some = trio.Event()
+        self._tallies: dict[str, _OperationTally] = {}
         self._given_up = 0
 
     async def answer(

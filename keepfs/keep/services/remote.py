@@ -163,10 +163,7 @@ class RemoteStore:
             )
         asked: dict[str, KeepService] = {}
         rounds = Rounds(
-            self.roster,
-            call,
-            lambda: self._check_open(KeepReadError),
-            self._counters.retries,
+            self.roster, call, lambda: self._check_open(KeepReadError), self._counters.retries
         )
         for attempt, first in rounds:
             services = first
@@ -231,10 +228,7 @@ class RemoteStore:
         tally = Tally(wanted.copies, classes)
         asked: dict[str, KeepService] = {}
         rounds = Rounds(
-            self.roster,
-            call,
-            lambda: self._check_open(KeepWriteError),
-            self._counters.retries,
+            self.roster, call, lambda: self._check_open(KeepWriteError), self._counters.retries
         )
         for attempt, services in rounds:
             roots = self._add_services(asked, services, locator, Access.WRITE, call)

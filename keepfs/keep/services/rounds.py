@@ -40,10 +40,10 @@ class Rounds:
     def __init__(
         self, roster: Roster, call: CallOptions, check: Callable[[], None], retries: Counter
     ) -> None:
-        self._retries = retries
         self._roster = roster
         self._call = call
         self._check = check
+        self._retries = retries
         self.attempts = 0
         self.services: Services | None = None
         self.trouble: NoKeepServersError | None = None
@@ -52,9 +52,9 @@ class Rounds:
         call = self._call
         for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
             self._check()
+            self.attempts = attempt + 1
             if attempt:
                 self._retries.add(1)
-            self.attempts = attempt + 1
             try:
                 services = self.refresh()
             except NoKeepServersError as error:

@@ -126,7 +126,7 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
 
 @contextlib.contextmanager
 def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteCollections]:
-    """Open the collections of a mount's cluster, for one command; nothing is asked yet.
+    """Open the collections of a mount's cluster, for one command, without a request.
 
     Args:
         identity: What `identity` said of the mount's store: a cluster, or empty.

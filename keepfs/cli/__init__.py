@@ -59,7 +59,7 @@ class _Commands(click.Group):
         return command
 
 
-# \b tells click not to rewrap the lines that follow.
+# After \b click does not rewrap the lines that follow.
 _HELP = """Mount Arvados Keep, a content-addressed block store, as a file system.
 
 \b

@@ -307,7 +307,7 @@ def absolute(path: Path) -> Path:
 
 
 def _is_configured(store: options.StoreOptions) -> bool:
-    """Return whether a setting says where the blocks are, including Arvados's own settings."""
+    """Return whether a setting names a store, including Arvados's own settings."""
     arvados = load_settings()
     return bool(
         store.local_store

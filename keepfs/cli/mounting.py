@@ -1,21 +1,18 @@
-"""keepfs mount and keepfs unmount."""
+"""keepfs mount."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import executing, fstab_words, reporting, settings, waiting
+from keepfs.cli import executing, fstab_words, reporting, settings, unmounting, waiting
 from keepfs.cli.settings import setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
-from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
 
     from keepfs.mount.daemon import Reporter
 
-#: Seconds within which a process notices that its mount is gone.
-_NOTICES_AT_ONCE = 2.0
 #: Valid user and group numbers; the next one, 2**32 - 1, means none.
 _IDS = click.IntRange(0, 2**32 - 2)
 
@@ -36,6 +31,15 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
             f"{name!r} is neither a collection's uuid nor a portable data hash"
         )
     return name
+
+
+def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """See that the text collector reads a file of this name."""
+    if path is not None and path.suffix != ".prom":
+        raise click.BadParameter(
+            f"{str(path)!r} does not end in .prom; node-exporter reads no other files"
+        )
+    return None if path is None else settings.absolute(path)
 
 
 @click.command("mount", cls=executing.ExecutingCommand)
@@ -156,6 +160,19 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     help="Let the kernel write core dumps of the process. They contain the token and blocks.",
 )
 @setting(
+    "--metrics",
+    type=settings.Address(),
+    metavar="[HOST:]PORT",
+    help="Serve Prometheus metrics there; on the loopback address if only a port is given.",
+)
+@setting(
+    "--metrics-file",
+    type=settings.FilledPath(path_type=Path, dir_okay=False),
+    callback=_check_metrics_file,
+    metavar="FILE.prom",
+    help="Write metrics to this file every 15 s, for the text collector of node-exporter.",
+)
+@setting(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="INFO",
@@ -240,10 +257,10 @@ def _execute(words: list[str], path: Path) -> int:
                 mountpoint.detach(path, lazy=False)
             except mountpoint.MountpointError as error:
                 # What the program left behind loses the mount; nothing of it waits for ever.
-                click.echo(f"Warning: {_who_holds(entry) or error}", err=True)
+                click.echo(f"Warning: {unmounting.who_holds(entry) or error}", err=True)
                 mountpoint.detach(path, lazy=True)
         if running is not None:
-            _end(running)
+            unmounting.end(running)
     except (click.ClickException, mountpoint.MountpointError) as error:
         click.echo(f"Error: {error}", err=True)
         return status or 1
@@ -287,117 +304,3 @@ class _Foreground:
         """Print the reason."""
         self._has_failed = True
         click.echo(f"Error: {reason}", err=True)
-
-
-@click.command("unmount")
-@click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
-def unmount_command(mountpoint_: Path) -> None:
-    """Store everything and unmount MOUNTPOINT.
-
-    Returns when everything is stored and the process has exited. Exits with 1
-    if a file could not be stored, if the mount is busy, or if bind mounts of
-    it are left. It lists the files, processes or bind mounts.
-    """
-    with reporting.in_one_line():
-        path = mountpoint.resolve(mountpoint_)
-        entry = mountpoint.mounted_at(path)
-        running = runtime.find(path)
-        if running is None and entry is not None:
-            running = runtime.find_device(entry.device)  # `path` is a bind mount
-        if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
-            raise click.ClickException(
-                f"{path} isn't a keepfs mount but a {entry.kind} mount; use umount"
-            )
-        if entry is None and running is None:
-            raise click.ClickException(
-                f"nothing is mounted on {path}; findmnt -t fuse.keepfs lists keepfs mounts"
-            )
-        _check_not_stopped(path, running)
-        if entry is not None:
-            try:
-                mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
-            except mountpoint.MountpointError as error:
-                raise click.ClickException(_who_holds(entry) or str(error)) from error
-        if running is None:
-            return
-        left = mountpoint.places_of(f"0:{running.device}")
-        if not left:
-            _end(running)
-        elif path == Path(running.mountpoint):
-            # Leave the process running: programs may use the bind mounts.
-            raise click.ClickException(
-                f"unmounted {path}, but process {running.pid} still runs, because bind mounts are"
-                f" left; run: umount {' '.join(map(str, left))}"
-            )
-
-
-def _end(running: runtime.RunningMount) -> None:
-    """Wait until the process has exited; fail if a file isn't stored."""
-    path = Path(running.mountpoint)
-    if not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-        # The process hasn't noticed the unmount: a container or service that started
-        # during the mount has a copy of it, which keeps it alive in the kernel.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGTERM)
-        _wait_for(path, running)
-    if running.state_dir:
-        _report_unsaved(path, Path(running.state_dir))
-
-
-def _wait_for(path: Path, running: runtime.RunningMount) -> None:
-    """Wait without a limit until the mount's process has exited; print a notice once."""
-    has_said = False
-    while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-        _check_not_stopped(path, running)
-        if not has_said:
-            has_said = True
-            click.echo(
-                f"keepfs: waiting until process {running.pid} has stored everything", err=True
-            )
-
-
-def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:
-    """Check that the mount's process is not stopped.
-
-    Raises:
-        click.ClickException: The process is stopped, so waiting for it would not end.
-    """
-    if running is not None and runtime.is_stopped(running.pid):
-        raise click.ClickException(
-            f"can't unmount {path}: its process {running.pid} is stopped;"
-            f" kill -CONT {running.pid}, then retry"
-        )
-
-
-def _report_unsaved(path: Path, state_dir: Path) -> None:
-    """Fail if a file isn't stored."""
-    lost = failed_journal.read(state_dir)
-    if lost:
-        names = ", ".join(about.path for about in lost)
-        raise click.ClickException(
-            f"unmounted, but these files are LOST: {names}; they could be written neither to Keep"
-            f" nor to {state_dir}; see the log of the mount"
-        )
-    spilled, _ = unsaved.find_all(state_dir)
-    if spilled:
-        raise click.ClickException(
-            f"unmounted, but {len(spilled)} of its files could not be stored; the next mount"
-            f" restores them from the disk. List them: keepfs unsaved list {path}"
-        )
-
-
-def _who_holds(entry: mountpoint.MountEntry) -> str | None:
-    held = mountpoint.holders(entry)
-    for other in mountpoint.mounts():
-        if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(
-            entry.mountpoint
-        ):
-            return (
-                f"{entry.mountpoint} is busy: {other.mountpoint} is mounted in it;"
-                " unmount that first"
-            )
-    if not held:
-        return None
-    return f"{entry.mountpoint} is busy: " + "; ".join(
-        f"{holder.command} (process {holder.pid}) uses {holder.path}" for holder in held
-    )

@@ -105,6 +105,8 @@ class MountOptions:
         read_ahead: Bytes the kernel may read ahead, if we may set it;
             0 leaves the kernel's value.
         core_dumps: Let the kernel write core dumps of the process.
+        metrics: Host and port on which metrics are served; None: on none. Port 0: a free one.
+        metrics_file: File of node-exporter's text format, written every 15 s; None for none.
         log_level: DEBUG, INFO, WARNING or ERROR.
         log_file: An absolute path; None for the log in the state directory,
             or standard error in the foreground.
@@ -133,6 +135,8 @@ class MountOptions:
     retain_as: str | None = None
     read_ahead: int = MIB
     core_dumps: bool = False
+    metrics: tuple[str, int] | None = None
+    metrics_file: Path | None = None
     log_level: str = "INFO"
     log_file: Path | None = None
 
@@ -155,7 +159,7 @@ CONFIG_KEYS = frozenset(
 #: The keys that say where the blocks are; one excludes the other.
 _PLACES = frozenset(("local-store", "keep-services"))
 #: The keys whose values are paths.
-_PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))
+_PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file", "metrics-file"))
 
 
 def parse_size(text: str) -> int:

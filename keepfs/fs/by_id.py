@@ -16,6 +16,7 @@ import bisect
 import collections
 import errno
 import itertools
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ TRUSTED_TIMEOUT = 2.0
 #: Seconds for which the kernel caches the permissions of an uploaded block: those of its file
 #: may change.
 UPLOADED_TIMEOUT = 1.0
+#: The hints of a locator but its size: signatures, which are secrets of their user, and others.
+_HINTS = re.compile(r"\+[A-Z][^+,]*")
 #: Most names listed: those found last. They take 2 MB of memory.
 MAX_KNOWN_NAMES = 10_000
 
@@ -89,6 +92,11 @@ class BlockFile(FileNode):
         self._sizes = sizes
         #: The offset at which each block ends.
         self._ends = list(itertools.accumulate(sizes))
+
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root, without signatures."""
+        return "by_id/" + ",".join(each.stripped() for each in self._locators)
 
     @property
     def size(self) -> int:
@@ -207,6 +215,15 @@ class ByIdDirectory(DirectoryNode):
         self._signatures = signatures
         self._owners = Owners(Metadata(file_mode(0o444), metadata.uid, metadata.gid, TIMELESS_NS))
         self._known: collections.OrderedDict[str, BlockFile] = collections.OrderedDict()
+
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root."""
+        return "by_id"
+
+    def path_of_entry(self, name: str) -> str:
+        """Return the path of a name in it, without signatures and other hints."""
+        return f"by_id/{_HINTS.sub('', name)}"
 
     @property
     def not_found_timeout(self) -> float:

@@ -221,6 +221,19 @@ class Node:
         """The size of its content, in bytes."""
         return 0
 
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root, for people; empty for the root, or if unknown.
+
+        Locators in it have no signatures.
+        """
+        return ""
+
+    def path_of_entry(self, name: str) -> str:
+        """Return the `mount_path` of an entry with this name, which need not exist."""
+        above = self.mount_path
+        return f"{above}/{name}" if above else name
+
     def attributes(self) -> Attributes:
         """Return the attributes, and how long the kernel may cache them."""
         return Attributes(self.inode, self.metadata, self.size, self.links)

@@ -89,6 +89,11 @@ class TextFile(FileNode):
         self._content = memoryview(os.fsencode(text))
 
     @property
+    def mount_path(self) -> str:
+        """The path from the mount's root."""
+        return "README"
+
+    @property
     def size(self) -> int:
         """The size of the text, in bytes."""
         return len(self._content)

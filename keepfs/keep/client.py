@@ -98,7 +98,7 @@ class KeepClient(ClientAttributes, BlockClient):
         self._remote: RemoteStore | None = None
         self._insecure = False
         self.counters = Counters()
-        store: Store = LocalStore(directory)
+        store: Store = LocalStore(directory, self.counters)
         if not directory:
             self._remote, self._api_client, self._insecure = connect(
                 self, self.counters, api_client, proxy, api_token, session

@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 #: the poll and the read, the process blocks until the next request.
 #: A signal interrupts the read, which limits this to the interval.
 _TICK = 0.05
+#: Requests handled concurrently. With pyfuse3's default of 99, 99 requests that
+#: wait would block the whole mount; a task costs little.
+_MAX_TASKS = 1000
 #: Background requests, such as read-ahead, that the kernel sends concurrently.
 _MAX_BACKGROUND = 256
 
@@ -148,6 +151,20 @@ def resend_requests() -> bool:
                 os.write(int(link.name), _RESEND)
                 done = True
     return done
+
+
+class KernelLoop:
+    """pyfuse3's loop, which can be restarted after a failure."""
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Answer requests until the kernel sends no more."""
+        if self._has_failed and not resend_requests():
+            _log.warning("the caller of a request that was lost hangs until the mount ends")
+        self._has_failed = True
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
 
 
 def allow_background(device: int) -> None:

@@ -161,6 +161,14 @@ def control_socket(mountpoint: Path) -> Path:
     return _run_file(mountpoint).with_suffix(".sock")
 
 
+def find_all() -> list[RunningMount]:
+    """Return the running mounts of this user, by mount point."""
+    found = (
+        _read_run_file(path) for path in runtime_directory().glob("*.json") if _is_locked(path)
+    )
+    return sorted((it for it in found if it is not None), key=lambda it: it.mountpoint)
+
+
 def find_device(device: str) -> RunningMount | None:
     """Return the running mount of a device, as `major:minor`, or None."""
     for path in runtime_directory().glob("*.json"):
@@ -172,11 +180,16 @@ def find_device(device: str) -> RunningMount | None:
 
 def is_stopped(pid: int) -> bool:
     """Return whether a process is stopped, by a signal or a debugger."""
+    return process_state(pid) in {"T", "t"}
+
+
+def process_state(pid: int) -> str:
+    """Return the state of a process, a letter as in proc_pid_stat(5); empty without a process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] in {"T", "t"}
+        return ""
+    return text.rpartition(")")[2].split()[0]
 
 
 def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:

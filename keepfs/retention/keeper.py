@@ -15,7 +15,7 @@ from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.renewal import Relabelled
 from keepfs.keep.errors import KeepRequestError
 from keepfs.retention import losses, rows, signatures
-from keepfs.retention.kept import Mode
+from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
 from keepfs.retention.put_again import store_missing
 from keepfs.retention.timing import Timing, Updated, in_words
@@ -162,6 +162,18 @@ class Keeper:
     def lost(self, number: int | None) -> str:
         """Return why a file can't be read any more; empty if nothing is known to be lost."""
         return "" if number is None else self._catalog.lost(number)
+
+    def statistics(self) -> KeeperStatistics:
+        """Return the state of retention, as far as is known. For any thread."""
+        mirror, updated, earliest = self._mirror, self._updated, self._earliest
+        return KeeperStatistics(
+            "local" if self._is_local else self.mode.value,
+            tuple(it.uuid for it in (mirror.ledger.parts if mirror else ()) if it.uuid),
+            None if updated is None else updated.ended,
+            earliest if 0 < earliest < float("inf") else None,
+            len(self._unretained),
+            self._trouble.failures,
+        )
 
     # --- the task -------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,3 +39,24 @@ class KeptFiles(Protocol):
 
     def files(self) -> Iterable[UploadFile]:
         """Go through the files."""
+
+
+class KeeperStatistics(NamedTuple):
+    """The state of retention.
+
+    Attributes:
+        mode: A value of `Mode`, or `local`.
+        collections: Uuids of the collections that keep the blocks.
+        updated_at: When they were last brought up to date, on trio's clock; None if never.
+        next_expiry: When the first signature ends, in seconds since 1970; None if unknown or
+            without signatures.
+        waiting: Stored files that no collection has yet.
+        failures: Failed attempts in a row.
+    """
+
+    mode: str
+    collections: tuple[str, ...]
+    updated_at: float | None
+    next_expiry: float | None
+    waiting: int
+    failures: int

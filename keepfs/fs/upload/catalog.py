@@ -293,6 +293,12 @@ class Catalog:
         row = self._one("SELECT reason FROM lost WHERE number = ?", number)
         return "" if row is None else str(row[0])
 
+    def count_lost(self) -> int:
+        """Return the number of files that can't be read any more."""
+        query = "SELECT count(*) FROM lost WHERE number IN (SELECT number FROM entries)"
+        row = self._one(query)
+        return 0 if row is None else int(row[0])
+
     def forget_lost(self) -> None:
         """Forget what is lost: it is to be tried again."""
         with self.change():

@@ -132,6 +132,11 @@ class UploadFile(StoringFile):
         return "" if self.place is None else self.place.path
 
     @property
+    def mount_path(self) -> str:
+        """The path from the mount's root; empty if it has no name."""
+        return "" if self.place is None else f"upload/{self.place.path}"
+
+    @property
     def version(self) -> str:
         """The name in by_id/ of the catalog's version of its name; empty without one.
 

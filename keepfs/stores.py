@@ -61,24 +61,6 @@ def identity(options: StoreOptions) -> str:
     return f"cluster:{settings.api_host}"
 
 
-def source(options: StoreOptions) -> str:
-    """Return where the blocks are, as the mount's source in /proc/mounts; never empty.
-
-    It is the directory of a local store, the addresses of Keep services, or the host of the
-    API server.
-    """
-    if options.local_store is not None:
-        return str(options.local_store)
-    settings = load_settings()
-    return (
-        options.keep_services
-        or settings.keep_services
-        or settings.keep_proxy
-        or settings.api_host
-        or "keepfs"
-    )
-
-
 def knows_api() -> bool:
     """Tell whether Arvados's own settings name an API server."""
     return bool(load_settings().api_host)

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import click
 
-from bench import arvmount, growth, inprocess, memory, names, reading, report, starting, writing
+from bench import (
+    arvmount,
+    growth,
+    inprocess,
+    memory,
+    names,
+    reading,
+    report,
+    starting,
+    trees,
+    writing,
+)
 from bench.measure import NotMeasuredError
 from bench.rig import MUCH_ROOM, ROOM, rig
 from bench.services import Kind
@@ -24,11 +35,12 @@ GROUPS = {
     "names": names.measure,
     "starting": starting.measure,
     "arv-mount": arvmount.measure,
+    "collections": trees.measure,
     "growth": growth.measure,
     "memory": memory.measure,
 }
 #: What takes long, and is measured only where it is asked for.
-_ON_DEMAND = ("growth", "memory")
+_ON_DEMAND = ("collections", "growth", "memory")
 
 
 @click.command()
@@ -71,7 +83,8 @@ def main(
 ) -> None:
     """Measure keepfs, as ratios to baselines of the same run.
 
-    GROUPS are what is measured, by default all but growth and memory. A ratio
+    GROUPS are what is measured, by default all but
+    collections, growth and memory. A ratio
     is how many times as fast keepfs is: over 1 is faster than the baseline. A
     target that is missed is no failure; bytes that are wrong are.
     """
@@ -91,7 +104,7 @@ def main(
         *(urls, output / "programs", 1 if quick else repeats),
         quick=quick,
         kind=kind,
-        room=MUCH_ROOM if "growth" in wanted else ROOM,
+        room=MUCH_ROOM if {"collections", "growth"} & set(wanted) else ROOM,
     ) as it:
         click.echo(report.heading(it.services.kind))
         for group in wanted:

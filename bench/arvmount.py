@@ -40,17 +40,13 @@ def measure(rig: Rig) -> Iterator[Figure]:
         NotMeasuredError: There is no arv-mount, it doesn't come up, or there is no
             API server of ours to have its collections.
     """
-    program = Path(sys.executable).with_name("arv-mount")
-    if not program.exists():
-        raise NotMeasuredError("there is no arv-mount: scripts/setup --bench installs it")
-    if rig.services.api is None:
-        raise NotMeasuredError("its collections need an API server of ours: not with --services")
+    program, api = _arv_mount(rig)
     roomy = str((rig.long + 2) * rig.block)
     with (
         mounted(rig, "--cache-size", str(4 * rig.block)) as mount,
         mounted(rig, "--cache-size", roomy) as caching,
-        _mounted(rig, rig.services.api, program, "--disk-cache", roomy) as on_disk,
-        _mounted(rig, rig.services.api, program, "--ram-cache", roomy) as in_memory,
+        _mounted(rig, api, program, "--disk-cache", roomy) as on_disk,
+        _mounted(rig, api, program, "--ram-cache", roomy) as in_memory,
     ):
         ours = Reader(rig, mount)
         theirs = {"arv-mount": on_disk, "its --ram-cache": in_memory}
@@ -88,6 +84,32 @@ class ArvMountReader(Reader):
         taken = super().cold(names)
         os.sync()
         return taken
+
+
+def _arv_mount(rig: Rig) -> tuple[Path, ApiControls]:
+    """Return the program, and the API server that has its collections.
+
+    Raises:
+        NotMeasuredError: There is none.
+    """
+    program = Path(sys.executable).with_name("arv-mount")
+    if not program.exists():
+        raise NotMeasuredError("there is no arv-mount: scripts/setup --bench installs it")
+    if rig.services.api is None:
+        raise NotMeasuredError("its collections need an API server of ours: not with --services")
+    return program, rig.services.api
+
+
+@contextmanager
+def arv_mounted(rig: Rig) -> Iterator[tuple[Mount, ApiControls]]:
+    """Mount with arv-mount for a while; its cache has room for 80 blocks on the disk.
+
+    Raises:
+        NotMeasuredError: There is no arv-mount, or it doesn't come up.
+    """
+    program, api = _arv_mount(rig)
+    with _mounted(rig, api, program, "--disk-cache", str(80 * rig.block)) as reader:
+        yield reader.mount, api
 
 
 def manifest_of(names: list[str]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.stores import RenewingStore
 
-#: Rounds after the first in which the API server is asked for a collection, and seconds that all
+#: Rounds after the first of requests to the API server for a collection, and seconds that all
 #: may take: the program that looks it up waits.
 _COLLECTION_RETRIES, _COLLECTION_TIMEOUT = 2, 60.0
 

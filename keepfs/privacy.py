@@ -23,7 +23,7 @@ _PR_SET_DUMPABLE = 4
 
 
 class NotPrivateError(OSError):
-    """A file or directory isn't private to this user; the message says which and what to do."""
+    """A file or directory isn't private to this user; the message names it and a remedy."""
 
     def __str__(self) -> str:
         return str(self.args[0])

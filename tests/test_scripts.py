@@ -197,8 +197,7 @@ def test_the_systemd_script_runs_the_steps_of_the_service_document() -> None:
     steps = re.findall("^    # (.*)$", section, re.MULTILINE)
 
     assert any("pipx install ." in step for step in steps)
-    assert "cp systemd/keepfs@.service /etc/systemd/system/" in steps
-    assert steps.index("systemctl daemon-reload") < next(
+    assert steps.index("keepfs service install /mnt/keep") < next(
         at for at, step in enumerate(steps) if step.startswith("systemctl enable --now keepfs@")
     )
 

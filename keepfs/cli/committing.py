@@ -13,7 +13,7 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients, uploaded_files
-from keepfs.cli.settings import FilledPath, config_file, token_setting
+from keepfs.cli.settings import FilledPath, config_file, path_argument, token_setting
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.collections.remote_errors import NameTakenError, TooLargeError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keepfs.collections.remote_collections import RemoteCollections
     from keepfs.mount.uploaded import UploadedPath
 
-_path = click.argument("path", metavar="PATH", type=FilledPath(path_type=Path))
+_path = path_argument("PATH")
 
 
 class _Moment(click.ParamType[dt.datetime]):

@@ -12,7 +12,7 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients, uploaded_files
-from keepfs.cli.settings import FilledPath, config_file, setting, token_setting
+from keepfs.cli.settings import config_file, path_argument, setting, token_setting
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.names import is_hash, is_uuid
@@ -40,7 +40,7 @@ _MOST_FILES, _MOST_BLOCKS = 200, 2000
 
 @click.command("import")
 @click.argument("name", metavar="UUID|PDH")
-@click.argument("path", metavar="[DIR]", required=False, type=FilledPath(path_type=Path))
+@path_argument("[DIR]", required=False)
 @setting("--keep-services", metavar="URI...", help="As given to mount.")
 @token_setting
 @config_file

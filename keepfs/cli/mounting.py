@@ -76,7 +76,7 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
 
 
 @click.command("mount", cls=executing.ExecutingCommand)
-@click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@settings.mountpoint_argument("mountpoint_")
 @click.option(
     "-f", "--foreground", is_flag=True, help="Stay in the foreground; log to standard error."
 )

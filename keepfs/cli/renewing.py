@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("renew")
-@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@settings.mountpoint_argument()
 @store_settings
 @settings.retain_setting
 @settings.retain_as_setting

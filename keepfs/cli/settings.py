@@ -13,8 +13,9 @@ from click.core import ParameterSource
 
 from keepfs.cli import reporting
 from keepfs.config import options
-from keepfs.config.arvados import load_settings
+from keepfs.config.arvados import credential, load_settings
 from keepfs.messages import of_commands
+from keepfs.mount import mountpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,26 +92,73 @@ def setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN4
     return click.option(name, cls=Setting, envvar=attributes.pop("envvar", variable), **attributes)
 
 
+#: Keys of a context's `meta`: the file given by --config, and the names of the mount point.
+_FILE, _NAMES = "keepfs.config", "keepfs.mountpoints"
+
+
 def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Take defaults from the configuration file."""
+    """Take defaults from the configuration file that is given, else from the default ones."""
+    if path is not None and not path.exists():
+        raise click.UsageError(
+            of_commands.BAD_CONFIG(text=f"the configuration file {path} doesn't exist")
+        )
+    context.meta[_FILE] = path
+    _set_defaults(context)
+
+
+def _set_defaults(context: click.Context) -> None:
+    """Set the defaults that the configuration files give; the mount point may be unknown yet."""
+    names, file = context.meta.get(_NAMES, ()), context.meta[_FILE]
     try:
-        if path is not None and not path.exists():
-            raise click.UsageError(
-                of_commands.BAD_CONFIG(text=f"the configuration file {path} doesn't exist")
-            )
-        file = path or options.default_config_file()
-        found = {} if file is None else options.read_config_file(file)
+        found = (
+            options.read_default_files(names)
+            if file is None
+            else options.read_config_file(file, names)
+        )
     except (options.OptionsError, OSError) as error:
         raise click.UsageError(of_commands.BAD_CONFIG(text=error)) from error
-    if isinstance(found.get("umask"), int):
-        raise click.UsageError(
-            of_commands.BAD_CONFIG(
-                text='umask in the configuration file is a number; write text: umask = "022"'
-            )
-        )
     # As text, like values of the environment, so that both are parsed alike.
-    defaults = {name.replace("-", "_"): str(value) for name, value in found.items()}
-    context.default_map = {**(context.default_map or {}), **defaults}
+    context.default_map = {name.replace("-", "_"): str(value) for name, value in found.items()}
+
+
+def _note_mountpoint(
+    context: click.Context, _: click.Parameter, path: Path | None, *, is_inside: bool = False
+) -> Path | None:
+    """Use the tables of a mount point in the configuration files."""
+    if path is None:
+        return None
+    with reporting.in_one_line():
+        # The name in the file may lead over a symlink, so both count.
+        names = {Path(os.path.normpath(path.absolute())), mountpoint.resolve(path)}
+    if is_inside:
+        names |= {parent for name in names for parent in name.parents}
+    context.meta[_NAMES] = names
+    if _FILE in context.meta:
+        _set_defaults(context)
+    return path
+
+
+def mountpoint_argument(name: str = "path") -> Callable[[Any], Any]:
+    """Make the argument MOUNTPOINT; its tables in the configuration files count."""
+    return click.argument(
+        name,
+        metavar="MOUNTPOINT",
+        type=FilledPath(path_type=Path),
+        is_eager=True,
+        callback=_note_mountpoint,
+    )
+
+
+def path_argument(metavar: str, *, required: bool = True) -> Callable[[Any], Any]:
+    """Make an argument `path` in a mount, whose tables in the configuration files count."""
+    return click.argument(
+        "path",
+        metavar=metavar,
+        required=required,
+        type=FilledPath(path_type=Path),
+        is_eager=True,
+        callback=functools.partial(_note_mountpoint, is_inside=True),
+    )
 
 
 #: Gives a command without `store_settings` defaults from the configuration file.
@@ -121,7 +169,8 @@ config_file = click.option(
     expose_value=False,
     is_eager=True,
     callback=_read_file,
-    help="Read the configuration from this file.  [default: ~/.config/keepfs/config.toml]",
+    help="Read the configuration from this file alone.  [default: ~/.config/keepfs/config.toml,"
+    " then /etc/keepfs/config.toml]",
 )
 
 
@@ -129,7 +178,9 @@ config_file = click.option(
 token_setting = setting(
     "--token-file",
     type=FilledPath(path_type=Path, dir_okay=False),
-    help="Read the token from this file; read it again when it is refused, and on SIGHUP.",
+    default=credential,
+    help="Read the token from this file; read it again when it is refused, and on SIGHUP."
+    "  [default: the credential `token` of the service manager, else Arvados's own settings]",
 )
 
 
@@ -262,7 +313,7 @@ def absolute(path: Path) -> Path:
 
 
 def _is_configured(store: options.StoreOptions) -> bool:
-    """Return whether a setting says where the blocks are, including Arvados's own settings."""
+    """Return whether a setting names a store, including Arvados's own settings."""
     arvados = load_settings()
     return bool(
         store.local_store

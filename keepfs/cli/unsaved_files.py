@@ -35,9 +35,7 @@ def unsaved_command(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-_mountpoint = click.argument(
-    "path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path)
-)
+_mountpoint = settings.mountpoint_argument()
 _state_dir = setting(
     "--state-dir",
     type=settings.FilledPath(path_type=Path, file_okay=False),

@@ -17,7 +17,7 @@ from keepfs.cli.settings import config_file, setting, token_setting
 from keepfs.cli.unsaved_files import state_dir_of
 from keepfs.config.options import StoreOptions
 from keepfs.fs.upload import failed_journal, unsaved
-from keepfs.fs.upload.snapshot import CATALOG, open_snapshot, store_of
+from keepfs.fs.upload.snapshot import CATALOG, lost_files, open_snapshot, store_of
 from keepfs.fs.upload.version import distinct
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
@@ -41,8 +41,10 @@ class Upload:
         path: Below upload/. Bytes that are not UTF-8 are lone surrogates, U+DC80 to U+DCFF.
         size: Bytes.
         state: `stored`, `failed` (not stored, or not its latest changes), `damaged` (its entry
-            in the catalog), with --check `lost`, and `unknown` where a service can't tell.
-        copies: Confirmed of each block; None if it isn't stored.
+            in the catalog), `lost` (the mount has recorded it, or --check has found it), and
+            with --check `unknown` where a service can't tell.
+        copies: Confirmed of each block; None if it isn't stored, or was imported: then nothing
+            has confirmed them to this mount.
         expires: When the first signature ends, as `user.keep.expires`; None without one.
         locators: Of its blocks, in order; empty if it isn't stored.
         error: Why it is in that state; empty if it is stored.
@@ -58,7 +60,7 @@ class Upload:
 
 
 @click.command("uploads")
-@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@settings.mountpoint_argument()
 @click.option(
     "--check",
     "is_checking",
@@ -69,7 +71,7 @@ class Upload:
     "--lost",
     "is_lost_only",
     is_flag=True,
-    help="Check, and show only files that can't be had any more.",
+    help="Check, and show only files that can't be had any more, or are recorded as lost.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
 @setting(
@@ -94,7 +96,9 @@ def uploads_command(
 ) -> None:
     """List the files of upload/, mounted or not: size, state, blocks, expiry and path.
 
-    The fields of a line are separated by tabs; a dash stands for no expiry. Files
+    The fields of a line are separated by tabs; a dash stands for no expiry. The
+    state of a file that the mount has recorded as lost is "lost" without --check
+    too; keepfs renew forgets the record and looks again. Files
     that are being written are listed when they are stored, or have failed. With
     --check and --lost the exit code is 1 if a file can't be had.
     """
@@ -146,16 +150,17 @@ def _uploads(path: Path, state_dir: Path) -> Iterator[Upload]:
     else:
         about = [each.about for each in unsaved.find_all(state_dir)[0]]
     unstored = {each.path: each for each in about}
+    lost = lost_files(state_dir / CATALOG)
     with open_snapshot(state_dir / CATALOG) as nodes:
         for node in nodes:
             if node.path not in unstored and node.kind in {0, stat.S_IFREG}:
-                yield _of_node(node)
+                yield _of_node(node, lost.get(node.number, ""))
     for each in unstored.values():
         error = each.error or "waits for its turn"
         yield Upload(each.path, each.size, "failed", error=error)
 
 
-def _of_node(node: StoredNode) -> Upload:
+def _of_node(node: StoredNode, lost: str) -> Upload:
     if node.damage:
         return Upload(node.path, 0, "damaged", error=node.damage)
     ends = [it.locator.perm_expiry for it in distinct(node.receipts)]
@@ -163,10 +168,11 @@ def _of_node(node: StoredNode) -> Upload:
     return Upload(
         node.path,
         sum(receipt.locator.size or 0 for receipt in node.receipts),
-        "stored",
-        min((receipt.copies for receipt in node.receipts), default=0),
+        "lost" if lost else "stored",
+        min((receipt.copies for receipt in node.receipts), default=0) or None,
         None if expires is None else expires.isoformat(),
         tuple(str(receipt.locator) for receipt in node.receipts),
+        lost,
     )
 
 
@@ -186,7 +192,7 @@ def _with_states(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Uplo
     def check(each: Upload) -> Upload:
         failures = [failure for text in dict.fromkeys(each.locators) if (failure := ask(text))]
         if not failures:
-            return each
+            return each  # `lost` stays until `keepfs renew` forgets it
         worst = next((it for it in failures if it.cause in _LOST), failures[0])
         state = "lost" if worst.cause in _LOST else "unknown"
         return dataclasses.replace(each, state=state, error=str(worst))

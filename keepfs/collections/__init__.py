@@ -1,4 +1,4 @@
-"""Collections: manifests as values, and what is asked of the API server; no event loop.
+"""Collections: manifests as values, and requests to the API server; no event loop.
 
 A manifest is the text that says which files a collection has and where their bytes are.
 `parsing` reads a text, `builder` makes a manifest from files, `manifest` is the value that both

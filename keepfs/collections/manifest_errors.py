@@ -23,7 +23,7 @@ class ManifestError(ValueError):
 
 
 class EntryError(ValueError):
-    """A file, directory or range that no manifest can hold; the message says why."""
+    """A file, directory or range that no manifest can hold; the message has the reason."""
 
 
 class ConflictError(EntryError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What is asked for of a collection, beside its manifest.
+#: The fields of a collection that are requested, besides its manifest.
 FIELDS = (
     "uuid",
     "name",

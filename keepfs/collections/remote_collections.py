@@ -1,4 +1,4 @@
-"""RemoteCollections: what is asked of the API server about collections.
+"""RemoteCollections: requests to the API server about collections.
 
 Creating is idempotent. The server makes a new uuid for each request to create, and has
 no key to recognise a repeated one; but it keeps names unique among an owner's
@@ -103,7 +103,7 @@ class RemoteCollections:
         )
 
     def max_request_size(self) -> int:
-        """Return the most bytes of a request (API.MaxRequestSize); 128 MiB if it isn't said."""
+        """Return the most bytes of a request (API.MaxRequestSize); 128 MiB if not published."""
         found = self._api.ask("GET", "arvados/v1/config", "ask for the configuration")
         limits = found.get("API")
         size = limits.get("MaxRequestSize") if isinstance(limits, dict) else None
@@ -265,7 +265,7 @@ class RemoteCollections:
     def _create_named(
         self, wish: _Wish, manifest: str | bytes, *, with_manifest: bool
     ) -> CollectionRecord | tuple[str, str]:
-        """Create one by a name that was free; else return who has it and the server's reason."""
+        """Create one if its name is free; else return the owner and the server's reason."""
         options = {"select": _selected(with_manifest=with_manifest)}
         body = request_body(wish.given, manifest, options)
         what = f"create collection {wish.name!r}"

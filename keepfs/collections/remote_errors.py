@@ -1,4 +1,4 @@
-"""What can go wrong when the API server is asked about collections.
+"""The errors of requests to the API server about collections.
 
 Each error has the `Cause` of `keepfs.keep.errors`, the HTTP status (0 without an
 answer) and the server's own reason. No text contains a token.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CollectionError(KeepRequestError):
-    """The API server was asked about collections in vain.
+    """A request to the API server about collections failed.
 
     Args:
         message: What failed, why, and what to do.

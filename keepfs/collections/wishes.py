@@ -1,4 +1,4 @@
-"""What a caller wants of a collection: attributes to set, and how it expects to find it."""
+"""Parameters of a change to a collection: attributes to set, and the expected state before it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Expected:
 
     @classmethod
     def of(cls, record: CollectionRecord) -> Expected:
-        """Expect what a record says: the same contents, and no change of any kind since."""
+        """Expect the state of a record: the same contents, and no change of any kind since."""
         return cls(record.portable_data_hash, record.modified_at)
 
 

@@ -28,6 +28,9 @@ CA_FILES = (
     Path("/etc/pki/tls/certs/ca-bundle.crt"),
 )
 
+#: The machine's settings file, read where no other exists.
+SYSTEM_FILE = Path("/etc/arvados/settings.conf")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -116,6 +119,23 @@ def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
         own = [Path(home, ".config")]
     for directory in (*own, *_absolute_paths(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg")):
         yield directory / "arvados" / "settings.conf"
+    yield SYSTEM_FILE
+
+
+def credential(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return the file of the token that the service manager passes, or None.
+
+    It is `token` in $CREDENTIALS_DIRECTORY (systemd.exec(5), LoadCredential=). An empty
+    one doesn't count, nor does `-`, which the units set where there is no token file.
+    """
+    directory = (os.environ if environ is None else environ).get("CREDENTIALS_DIRECTORY", "")
+    if not directory.startswith("/"):
+        return None
+    path = Path(directory, "token")
+    try:
+        return None if path.read_bytes().strip() in {b"", b"-"} else path
+    except FileNotFoundError:
+        return None
 
 
 def _home_of_user() -> str:

@@ -11,12 +11,19 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 #: Unit of a size: its number of bytes.
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\Z", re.ASCII | re.IGNORECASE)
 
 MIB = 2**20
+
+#: The directory of the machine's configuration file.
+SYSTEM_DIRECTORY = Path("/etc/keepfs")
 
 
 class OptionsError(Exception):
@@ -141,6 +148,8 @@ CONFIG_KEYS = frozenset(
     for field in dataclasses.fields(kind)
     if field.name not in {"mountpoint", "store", "keep_services_from"}
 )
+#: The keys that say where the blocks are; one excludes the other.
+_PLACES = frozenset(("local-store", "keep-services"))
 #: The keys whose values are paths.
 _PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))
 
@@ -166,7 +175,7 @@ def format_size(size: int) -> str:
 
 
 def default_config_file() -> Path | None:
-    """Return the default path of the configuration file; None without a home directory."""
+    """Return the path of the user's configuration file; None without a home directory."""
     base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if not base.is_absolute():
         try:
@@ -176,31 +185,97 @@ def default_config_file() -> Path | None:
     return base / "keepfs" / "config.toml"
 
 
-def read_config_file(path: Path) -> dict[str, object]:
+def default_config_files(system: Path = SYSTEM_DIRECTORY) -> list[Path]:
+    """Return the paths of the configuration files, highest precedence first.
+
+    They are `config.toml` in each directory of $CONFIGURATION_DIRECTORY, which systemd sets
+    for a service with ConfigurationDirectory=, then the user's, then the machine's.
+
+    Args:
+        system: The directory of the machine's file.
+    """
+    listed = os.environ.get("CONFIGURATION_DIRECTORY", "").split(":")
+    found = [Path(each) / "config.toml" for each in listed if each.startswith("/")]
+    own = default_config_file()
+    found += [] if own is None else [own]
+    return list(dict.fromkeys([*found, system / "config.toml"]))
+
+
+def read_default_files(
+    mountpoints: Container[Path] = (), system: Path = SYSTEM_DIRECTORY
+) -> dict[str, object]:
+    """Read the default configuration files; the first that has a key decides.
+
+    A user who may not read the machine's file has the user's alone.
+
+    Args:
+        mountpoints: The names of the mount point whose tables count; see `read_config_file`.
+        system: The directory of the machine's file.
+
+    Raises:
+        OptionsError: As `read_config_file`.
+    """
+    settings: dict[str, object] = {}
+    for path in reversed(default_config_files(system)):
+        if path.parent == system and path.exists() and not os.access(path, os.R_OK):
+            continue
+        settings = _overridden(settings, read_config_file(path, mountpoints))
+    return settings
+
+
+def read_config_file(path: Path, mountpoints: Container[Path] = ()) -> dict[str, object]:
     """Read a configuration file; a missing file has no settings.
 
-    Relative paths in the file are resolved against the file's directory.
+    A table whose name is an absolute path, `["/mnt/keep"]`, has settings of the mount on
+    that path; they override those outside tables. Relative paths in the file are resolved
+    against the file's directory.
 
     Args:
         path: A TOML file with keys of `CONFIG_KEYS`.
+        mountpoints: The tables of these mount points count; all are checked.
 
     Raises:
         OptionsError: The file can't be read or parsed, or has an unknown key.
     """
     try:
         settings = tomllib.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise OptionsError(f"can't read the configuration file {path}: {error}") from error
+    tables = {key: settings.pop(key) for key in list(settings) if key.startswith("/")}
+    _check_keys(path, settings)
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise OptionsError(
+                f"{path}: {name} is a mount point and must be a table; write a line [{name!r}]"
+            )
+        _check_keys(path, table, f"[{name!r}] ")
+        if Path(os.path.normpath(name)) in mountpoints:
+            settings = _overridden(settings, table)
+    return settings
+
+
+def _check_keys(path: Path, settings: dict[str, object], where: str = "") -> None:
+    """Check the keys of a file or table, and make its relative paths absolute."""
     unknown = sorted(set(settings) - CONFIG_KEYS)
     if unknown:
         raise OptionsError(
-            f"{path}: unknown key {unknown[0]!r}; valid keys: {', '.join(sorted(CONFIG_KEYS))}"
+            f"{path}: {where}unknown key {unknown[0]!r};"
+            f" valid keys: {', '.join(sorted(CONFIG_KEYS))}"
         )
     for key, value in settings.items():
         if isinstance(value, (list, dict)):
-            raise OptionsError(f"{path}: {key} is a {type(value).__name__}; write a single value")
+            kind = type(value).__name__
+            raise OptionsError(f"{path}: {where}{key} is a {kind}; write a single value")
+        if key == "umask" and isinstance(value, int):
+            raise OptionsError(f'{path}: {where}umask is a number; write text: umask = "022"')
         if key in _PATHS and isinstance(value, str) and value and not value.startswith("~"):
             settings[key] = str(path.absolute().parent / value)
-    return settings
+
+
+def _overridden(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
+    """Return the settings of both; those of `above` decide, also on where the blocks are."""
+    if _PLACES & above.keys():
+        below = {key: value for key, value in below.items() if key not in _PLACES}
+    return {**below, **above}

@@ -46,7 +46,7 @@ DEFAULT_MAX_WRITES = 4
 #: stalled write costs a thread; its bytes count against the staging area. Guessed: a block
 #: takes about 2 s over 1 Gbit/s, with the service's disk.
 _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
-#: Most threads that ask for collections at once and parse manifests, which takes the
+#: Most threads that fetch collections and parse manifests at once, which takes the
 #: interpreter's lock; and how many times as many, where some are stalled.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
 #: Most threads that sync the catalog or write other state to this machine's disk.
@@ -284,7 +284,7 @@ class AsyncBlocks:
     def ask(
         self, work: Callable[[], _T], then: Callable[[Future[_T]], None] = lambda _: None
     ) -> Future[_T]:
-        """Begin to ask for a collection, in threads that neither reads nor writes wait for.
+        """Begin to fetch a collection, in threads that do not delay reads and writes.
 
         Args:
             work: Asks, and may block; abandoned when the mount ends.

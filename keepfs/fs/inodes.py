@@ -25,7 +25,7 @@ _HandleT = TypeVar("_HandleT")
 
 
 class InodeTable:
-    """The nodes that the kernel knows, by inode number.
+    """The nodes that the kernel has looked up, by inode number.
 
     Invariant: a node is in the table from its first `remember` until `forget` has
     taken back every lookup; the root is always in it.

@@ -2,8 +2,9 @@
 
 pyfuse3 doesn't support interrupts: a client that waits in a lookup or a close can't
 be killed until the handler answers. So every request is registered here, and a watch
-checks all requests ten times a second. A request older than the deadline is answered
-ETIMEDOUT; a request whose caller has a fatal signal pending is answered EINTR.
+checks the waiting requests: ten times a second while they are young, once a second at
+last. A request older than the deadline is answered ETIMEDOUT; a request whose caller has
+a fatal signal pending is answered EINTR. Without requests the watch sleeps.
 
 This cancels the handler, not the work that it waits for: threads that fetch or
 store run on (`keepfs.fs.bridge`).
@@ -29,7 +30,7 @@ from keepfs.messages import of_commands, of_mounts
 from keepfs.messages.message import without_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Collection, Coroutine
 
     from keepfs.fs.nodes import FileNode
 
@@ -38,9 +39,12 @@ _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-#: Seconds between two checks of the requests in progress: the longest that a killed
-#: client waits. Guessed: short for people, and cheap.
+#: Seconds between two checks of a young request: the longest that a killed client waits.
+#: A check reads a file of /proc for each process that waits, in some 40 µs. Guessed.
 WATCH_INTERVAL = 0.1
+#: An older request is checked again after this fraction of its age, or after so many
+#: seconds: a client that has waited for 10 s may wait for 1 s more once it is killed.
+_AGE_FRACTION, _LONGEST_INTERVAL = 0.1, 1.0
 
 #: Seconds within which the kernel retries a range whose read was given up.
 _ASKED_AGAIN = 1.0
@@ -58,6 +62,7 @@ class _Request:
             may differ: descriptors are inherited and sent.
         file: Its file, for the log.
         given_up: The errno with which it was given up, or 0.
+        check_at: The time of its next check.
     """
 
     scope: trio.CancelScope
@@ -66,6 +71,12 @@ class _Request:
     opener: int = 0
     file: FileNode | None = None
     given_up: int = 0
+    check_at: float = 0.0
+
+    def postpone_check(self, now: float, deadline: float) -> None:
+        """Set the time of the next check, at the latest when it is `deadline` seconds old."""
+        wait = min(max(WATCH_INTERVAL, _AGE_FRACTION * (now - self.since)), _LONGEST_INTERVAL)
+        self.check_at = min(now + wait, max(self.since + deadline, now + WATCH_INTERVAL))
 
     @property
     def of_file(self) -> str:
@@ -103,6 +114,8 @@ class Requests:
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         self._requests: dict[trio.lowlevel.Task, _Request] = {}
+        # Set when a request arrives while the watch sleeps.
+        self._has_some = trio.Event()
         self._answered = 0
         self._given_up = 0
 
@@ -150,6 +163,8 @@ class Requests:
     async def _entered(self, request: _Request, handling: Awaitable[_T]) -> _T:
         """Await a handler while its request is registered."""
         task = trio.lowlevel.current_task()
+        if not self._requests:
+            self._has_some.set()
         self._requests[task] = request
         try:
             return await handling
@@ -172,33 +187,51 @@ class Requests:
     async def watch(self) -> None:
         """Give up overdue requests and those of killed callers; runs until cancelled."""
         while True:
+            if not self._requests:
+                self._has_some = trio.Event()
+                await self._has_some.wait()
             await trio.sleep(WATCH_INTERVAL)
-            now = trio.current_time()
-            waiting = [
-                each
-                for each in self._requests.values()
-                if now - each.since >= WATCH_INTERVAL and not each.given_up
-            ]
-            for request in waiting:
-                if now - request.since > self._deadline:
-                    request.given_up = errno.ETIMEDOUT
-                elif request.pid and dies_of_a_signal(request.pid):
-                    request.given_up = errno.EINTR
-            self._interrupt_openers(now)
-            for request in waiting:
-                if request.given_up:
-                    request.scope.cancel()
+            self._check(trio.current_time())
 
-    def _interrupt_openers(self, now: float) -> None:
+    def _check(self, now: float) -> None:
+        """Check the requests that are due, and give up those that must not wait longer."""
+        due = [each for each in self._requests.values() if self._is_due(each, now)]
+        pids = {each.pid for each in due if each.pid}
+        dying = {pid for pid in pids if dies_of_a_signal(pid)}
+        for request in due:
+            if now - request.since > self._deadline:
+                request.given_up = errno.ETIMEDOUT
+            elif request.pid in dying:
+                request.given_up = errno.EINTR
+        self._interrupt_openers({each.opener for each in due if each.opener}, now)
+        for request in due:
+            request.postpone_check(now, self._deadline)
+        for request in self._requests.values():
+            if request.given_up:
+                request.scope.cancel()
+
+    @staticmethod
+    def _is_due(request: _Request, now: float) -> bool:
+        if request.given_up or now - request.since < WATCH_INTERVAL:
+            return False
+        return now >= request.check_at
+
+    def _interrupt_openers(self, due: Collection[int], now: float) -> None:
         """Give up requests on files of a killed opener, if they can't be another process's.
 
         A process that waits for a request has a thread in it. If it has at least as many
         dying threads in requests as there are requests on its files, all of them are its own.
+
+        Args:
+            due: The openers with a request that is to be checked.
+            now: The current time.
         """
+        if not due:
+            return
         callers = {each.pid for each in self._requests.values()}
         by_opener: dict[int, list[_Request]] = {}
         for each in self._requests.values():
-            if each.opener and not each.given_up:
+            if each.opener in due and not each.given_up:
                 by_opener.setdefault(each.opener, []).append(each)
         for opener, requests in by_opener.items():
             old = [each for each in requests if now - each.since >= WATCH_INTERVAL]

@@ -7,10 +7,9 @@ seconds, and may be made from any thread.
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import dataclasses
 import random
-import string
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -36,19 +35,19 @@ if TYPE_CHECKING:
 
 #: Fetches at once that nobody waits for; their memory is the cache's.
 _MOST_BACKGROUND = 32
-#: Lookups at once that only ask, with HEAD, and the seconds that each may take.
+#: Most concurrent lookups that send HEAD, and the seconds that each may take.
 _MOST_ASKING, _ASKING = 32, 30.0
 #: A fetch that a lookup begins makes less effort than any read: its failure is no read's.
 _LOOKUP_EFFORT = -1
 #: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
 _CACHE_PER_NAME = 16 * 1024
 _LEAST_NAMES = 10_000
-#: Seconds that closing waits for them; they were told to end.
+#: Seconds that closing waits for them; they were cancelled.
 _CLOSING = 5.0
-#: Copies of a block that can be asked for: more is a mistake.
+#: Most copies of a block that a caller can request: more is a mistake.
 _MOST_COPIES = 1000
-_ID_CHARACTERS = string.digits + string.ascii_lowercase
-_ID_LENGTH = 20
+#: Characters of a request's id after its prefix, and the random bytes for them: five bits each.
+_ID_LENGTH, _ID_BYTES = 20, 13
 
 
 class BlockClient:
@@ -163,7 +162,7 @@ class BlockClient:
         call = self._call(num_retries, request_id, headers, timeout)
         if locator.permission_expired():
             self.counters.misses.add(1)
-            call = dataclasses.replace(call, observer=SourceObserver(locator, self._sources))
+            call = call.observed_by(SourceObserver(locator, self._sources))
             with self._grants.judged(locator):
                 return memoryview(self._store.read(locator, call)).toreadonly()
         fetched: list[bool] = []
@@ -183,7 +182,7 @@ class BlockClient:
         return _of_hinted_size(locator, block)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return who sent a block, or confirmed it, the last time; empty if nobody did yet.
+        """Return the services that last sent or confirmed a block; empty if none has yet.
 
         Root URLs, or the local store's name; of the last 10,000 blocks. Doesn't wait.
         """
@@ -302,7 +301,7 @@ class BlockClient:
         return receipt
 
     def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free; of services, which don't say, plenty."""
+        """Return the store's bytes, all and free; nominal figures for services."""
         return self._store.free_space()
 
     # --- inside -----------------------------------------------------------
@@ -326,8 +325,9 @@ class BlockClient:
 
     def _request_id(self) -> str:
         """Make the id of a call that has none."""
-        # No secret: it is to be found again in logs.
-        return "req-" + "".join(random.choices(_ID_CHARACTERS, k=_ID_LENGTH))  # noqa: S311
+        # It is no secret: users find a request by it in the logs of the services.
+        drawn = base64.b32encode(random.randbytes(_ID_BYTES)).decode("ascii")  # noqa: S311
+        return "req-" + drawn[:_ID_LENGTH].lower()
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._call(num_retries=0)
@@ -337,12 +337,12 @@ class BlockClient:
         )
 
     def _fetch(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
-        """Read a block for the cache; lookups that wait learn its size as soon as it is known."""
+        """Read a block for the cache; notify waiting lookups once its size is known."""
         with self._grants.judged(locator), self._answer_times.measured() as first_answer:
             observer = FetchObserver(
                 locator, self._sources, self.block_cache, self._grants, first_answer
             )
-            block = self._store.read(locator, dataclasses.replace(call, observer=observer))
+            block = self._store.read(locator, call.observed_by(observer))
         self._grants.answered(locator)
         return block
 

@@ -124,7 +124,7 @@ class KeepClient(ClientAttributes, BlockClient):
         if isinstance(self._api_client, ApiClient):
             self._api_client.close()
 
-    # --- what there is to know --------------------------------------------
+    # --- information ------------------------------------------------------
 
     @property
     def api_token(self) -> str:
@@ -167,7 +167,7 @@ class KeepClient(ClientAttributes, BlockClient):
         force_rebuild: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
         need_writable: bool = False,  # noqa: FBT001, FBT002 - the SDK's signature
     ) -> list[str]:
-        """Return the roots to ask for a block, or to store it at, in their order. Blocks.
+        """Return the roots to read a block from, or to store it at, in probe order. Blocks.
 
         To read, the places that the locator's hints name come first, as in the SDK.
 

@@ -78,6 +78,12 @@ class CallOptions:
         """Return the seconds that are left, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
 
+    def observed_by(self, observer: ReadObserver) -> CallOptions:
+        """Return the same options with another observer."""
+        return CallOptions(
+            self.deadline, self.retries, self.request_id, self.headers, self.backoff, observer
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -115,7 +121,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a store says of a block that it has.
+    """The size and name that a store reports for a block.
 
     Attributes:
         size: Bytes.

@@ -100,7 +100,7 @@ class Control:
             return {"error": "the request failed unexpectedly: see the log of the mount"}
 
     def _carried_out(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what a request asks for; return the answer."""
+        """Handle one request; return the answer."""
         if request["do"] == "unstored":
             return {"paths": self._unstored(request["path"])}
         if request["do"] != "add_files":

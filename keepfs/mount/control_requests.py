@@ -1,4 +1,4 @@
-"""Control requests: what other processes of the user ask of a running mount, beside the kernel.
+"""Control requests: requests of the user's other processes to a running mount.
 
 A request is one line of JSON on the mount's control socket, its answer another:
 
@@ -34,7 +34,7 @@ _TIMEOUT = 60.0
 
 
 class ControlError(Exception):
-    """A mount did not do what it was asked; one line says why."""
+    """A mount refused a control request, or failed at it; the message is one line."""
 
 
 class ControlConnection:

@@ -28,7 +28,7 @@ _UNMOUNT_TIMEOUT = 30.0
 
 
 class MountpointError(Exception):
-    """A mount point can't be used; the message says why and what to do."""
+    """A mount point can't be used; the message has the reason and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Retaining: how a mount's stored files are kept, as its options say."""
+"""Retaining: chooses from a mount's options how its stored files are kept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ removes them."""
 
 
 def mode_of(options: MountOptions) -> Mode:
-    """Return how stored blocks are kept: as the options say, else what fits the store.
+    """Return how stored blocks are kept: by the options, else by the kind of store.
 
     Raises:
         StoreError: A collection is asked for, and no API server is known.

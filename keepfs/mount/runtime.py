@@ -164,6 +164,14 @@ def control_socket(mountpoint: Path) -> Path:
     return _run_file(mountpoint).with_suffix(".sock")
 
 
+def find_all() -> list[RunningMount]:
+    """Return the running mounts of this user, by mount point."""
+    found = (
+        _read_run_file(path) for path in runtime_directory().glob("*.json") if _is_locked(path)
+    )
+    return sorted((it for it in found if it is not None), key=lambda it: it.mountpoint)
+
+
 def find_device(device: str) -> RunningMount | None:
     """Return the running mount of a device, as `major:minor`, or None."""
     for path in runtime_directory().glob("*.json"):

@@ -16,9 +16,9 @@ from keepfs.collection_sources import collections_of
 from keepfs.collections.local_collections import DIRECTORY
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.collections.collections_directory import CollectionsDirectory
-from keepfs.fs.collections.live import LiveCollection
-from keepfs.fs.collections.tree import CollectionFolder
+from keepfs.fs.collection_tree.collections_directory import CollectionsDirectory
+from keepfs.fs.collection_tree.live import LiveCollection
+from keepfs.fs.collection_tree.tree import CollectionFolder
 from keepfs.fs.failure_text import failure_text
 from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, directory_mode
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.loaded import CollectionSource
+    from keepfs.fs.collection_tree.loaded import CollectionSource
     from keepfs.fs.nodes import Node
     from keepfs.mount.daemon import Reporter
 

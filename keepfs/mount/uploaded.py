@@ -16,12 +16,12 @@ from keepfs.messages import of_uploads
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
 
-#: Files that are asked to be stored at once.
+#: Files that are stored at once.
 _AT_ONCE = 8
 
 
 class UploadedError(Exception):
-    """A path that is not in upload/ of a running mount; says why, and what to do."""
+    """A path that is not in upload/ of a running mount; the message has a reason and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from keepfs.retention import losses, rows, signatures
 from keepfs.retention.kept import Mode
 from keepfs.retention.mirror import CreationRefusedError
 from keepfs.retention.put_again import store_missing
-from keepfs.retention.timing import Timing, Updated
+from keepfs.retention.timing import Timing, Updated, in_words
 from keepfs.retention.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: When the last round of `put` began, in the catalog: blocks without signatures don't tell.
+#: When the last round of `put` began, in the catalog: unsigned blocks have no date.
 _ROUND_KEY = "retention-put"
 #: Files in memory that take new locators before other tasks have their turn.
 _AT_ONCE = 100
-#: Seconds in which further refusals don't ask for new signatures once more.
+#: Seconds in which further refusals do not fetch new signatures again.
 _FRESH = 1.0
 _FAILURES = (CollectionError, KeepRequestError, CatalogError, OSError)
 
@@ -83,6 +83,8 @@ class Keeper:
         self._api: ApiClient | None = None
         self._put: PutAgain | None = None
         self._working = trio.Lock()
+        # Of reads with a refused signature: they don't wait for an update that hangs.
+        self._refreshing = trio.Lock()
         # Files whose version no update has had yet, with a count of their versions.
         self._unretained: dict[int, int] = {}
         self._versions = 0
@@ -119,7 +121,7 @@ class Keeper:
         self._files, self._put, self._mirror, self._api = files, put, mirror, api
         self._catalog.on_version = self._note_version
 
-    # --- what files ask -----------------------------------------------------------
+    # --- called by files ----------------------------------------------------------
 
     def retained(self, number: int | None) -> str:
         """Say what keeps a file: a collection's uuid, `put` or `no`; empty if nothing need."""
@@ -132,11 +134,11 @@ class Keeper:
         return "no" if number in self._unretained else self._mirror.uuid_of(number) or "no"
 
     async def refused(self, locator: KeepLocator, number: int | None) -> bool:
-        """Get new signatures; tell whether there are any."""
+        """Get new signatures; return whether there are any."""
         if self.mode is Mode.OFF:
             return False
         before = self._renewals
-        async with self._working:
+        async with self._refreshing:
             if self._renewals != before:
                 return True  # while this one waited
             try:
@@ -145,7 +147,7 @@ class Keeper:
                     return await self._put_one(locator, number)
                 if trio.current_time() - self._renewed_at < _FRESH:
                     return False
-                await self._renew()
+                await self._refresh()
             except _FAILURES as error:
                 self._renewed_at = trio.current_time()  # others needn't ask at once
                 self._failed(error)
@@ -191,7 +193,7 @@ class Keeper:
             _log.warning(
                 "the collection of upload/ has not the last changes: they are kept until %s"
                 " after they were stored; the next mount, or keepfs renew, completes it",
-                _duration_in_words(self._timing.ttl),
+                in_words(self._timing.ttl),
             )
 
     async def once(self) -> None:
@@ -216,7 +218,7 @@ class Keeper:
                 await self._put_what_is_due()
 
     def renew_now(self) -> None:
-        """Have everything done at the next tick that may be due: keepfs renew asks for it."""
+        """Make all work due at the next tick. `keepfs renew` requests it."""
         self._earliest, self._updated, self._is_round_wanted = 0.0, None, True
         self._retry_at = 0.0
         try:
@@ -341,6 +343,19 @@ class Keeper:
         self._earliest = fresh.expiry()
         await self._find_expired()
 
+    async def _refresh(self) -> None:
+        """Renew for a read; beside an update that is under way, without what it may change."""
+        mirror = self._mirror
+        if mirror is None or not self._working.locked():
+            async with self._working:
+                await self._renew()
+            return
+        fresh = await self._asked(mirror.fetch_during_update)
+        await self._take(fresh)
+        await _in_thread(lambda: self._rewrite(fresh, with_missing=False))
+        self._renewed_at = trio.current_time()
+        self._renewals += 1
+
     async def _take(self, fresh: signatures.Signatures) -> None:
         """Have the files in memory use new locators."""
         relabelled = Relabelled(fresh.newer)
@@ -418,7 +433,7 @@ class Keeper:
         self._renewals += 1
 
     async def _put_one(self, locator: KeepLocator, number: int | None) -> bool:
-        """Store one block again, whose signature was refused; tell whether that worked."""
+        """Store a block with a refused signature again; return whether that succeeded."""
         fresh = signatures.Signatures()
         fresh.take(await _in_thread(lambda: self._store.put_again(locator, self._copies)))
         await self._take(fresh)
@@ -442,8 +457,3 @@ class Keeper:
 
 async def _in_thread(work: Callable[[], _T]) -> _T:
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
-
-
-def _duration_in_words(seconds: float) -> str:
-    days = seconds / 86400
-    return f"{days:.0f} days" if days >= 1 else f"{seconds:.0f} s"

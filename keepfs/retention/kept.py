@@ -31,7 +31,7 @@ class KeptStore(Protocol):
         """Read a block and store it again. Blocks."""
 
     def renew(self) -> bool:
-        """Read the token again; tell whether it is another now. Blocks."""
+        """Read the token again; return whether it has changed. Blocks."""
 
 
 class KeptFiles(Protocol):

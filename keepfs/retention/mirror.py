@@ -95,7 +95,7 @@ class Mirror:
         self._left_out: set[str] = set()
 
     def update(self) -> bool:
-        """Bring all collections up to date; tell whether any was changed.
+        """Bring all collections up to date; return whether any was changed.
 
         One that is as it was left is looked at all the same.
 
@@ -114,6 +114,13 @@ class Mirror:
 
         A collection that is gone is forgotten: the next update creates another one.
         """
+        return self._fetched(is_noting=True)
+
+    def fetch_during_update(self) -> signatures.Signatures:
+        """Do the same and change nothing: another thread may be in `update`."""
+        return self._fetched(is_noting=False)
+
+    def _fetched(self, *, is_noting: bool) -> signatures.Signatures:
         found = signatures.Signatures()
         for part in self.ledger.parts:
             if not part.uuid:
@@ -121,10 +128,12 @@ class Mirror:
             try:
                 record = self._remote.get(part.uuid)
             except CollectionNotFoundError:
-                self._forget(part)
+                if is_noting:
+                    self._forget(part)
                 continue
             found.take_manifest(record.manifest or b"")
-            self._note_ttl(record)
+            if is_noting:
+                self._note_ttl(record)
         return found
 
     def uuid_of(self, number: int) -> str:
@@ -179,7 +188,7 @@ class Mirror:
     # --- one collection ---------------------------------------------------------
 
     def _bring(self, piece: _Part) -> bool:
-        """Bring one collection up to date; tell whether it was changed."""
+        """Bring one collection up to date; return whether it was changed."""
         wanted = piece.manifest.portable_data_hash()
         part = self.ledger.part_at(piece.first)
         if part.uuid:
@@ -262,7 +271,7 @@ class Mirror:
         )
 
     def _mine(self, uuid: str) -> CollectionRecord | None:
-        """Return a collection if this mount has created it and does not know it yet."""
+        """Return a collection if this mount has created it and has no record of it yet."""
         if not uuid or uuid in {part.uuid for part in self.ledger.parts}:
             return None
         with contextlib.suppress(CollectionNotFoundError):

@@ -127,7 +127,7 @@ class PutAgain:
 def store_missing(
     store: BlocksAgain, catalog: Path, copies: int, fresh: signatures.Signatures
 ) -> bool:
-    """Store again the blocks without a fresh signature; tell whether all have one then.
+    """Store the blocks without a fresh signature again; return whether all have one.
 
     Args:
         store: Where they are.

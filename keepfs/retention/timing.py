@@ -17,10 +17,16 @@ DEBOUNCE = 3.0
 REST = 9.0
 #: Seconds between two looks at a collection that has not to be changed: it may be deleted.
 LOOK_AGAIN = 600.0
-#: BlobSigningTTL in seconds, where nothing tells it: the default of Arvados.
+#: BlobSigningTTL in seconds if the cluster does not publish it: the default of Arvados.
 DEFAULT_TTL = 14 * 24 * 3600.0
 #: Retries after a failure; the cap is shortened for a short TTL.
 _BACKOFF = Backoff(first=2.0, factor=2.0, cap=300.0)
+
+
+def in_words(seconds: float) -> str:
+    """Write a duration in days, or in seconds below one day."""
+    days = seconds / 86400
+    return f"{days:.0f} days" if days >= 1 else f"{seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 from keepfs.config.arvados import (
     Settings,
     ca_file,
+    credential,
     is_yes,
     load_settings,
     local_store_directory,
@@ -69,6 +70,7 @@ def test_the_places_of_the_file_in_their_order() -> None:
         "/home/x/.cfg/arvados/settings.conf",
         "/etc/one/arvados/settings.conf",
         "/etc/three/arvados/settings.conf",
+        "/etc/arvados/settings.conf",
     ]
 
 
@@ -76,7 +78,11 @@ def test_the_places_of_the_file_in_their_order() -> None:
 def test_without_a_place_of_ones_own_it_is_in_the_home_directory(own: dict[str, str]) -> None:
     paths = [str(path) for path in settings_files({"HOME": "/home/x", **own})]
 
-    assert paths == ["/home/x/.config/arvados/settings.conf", "/etc/xdg/arvados/settings.conf"]
+    assert paths == [
+        "/home/x/.config/arvados/settings.conf",
+        "/etc/xdg/arvados/settings.conf",
+        "/etc/arvados/settings.conf",
+    ]
 
 
 def test_without_the_variable_the_users_home_is_looked_up() -> None:
@@ -87,8 +93,21 @@ def test_without_the_variable_the_users_home_is_looked_up() -> None:
 
 def test_without_a_home_there_is_only_the_machines_file() -> None:
     assert [str(path) for path in settings_files({"HOME": ""})] == [
-        "/etc/xdg/arvados/settings.conf"
+        "/etc/xdg/arvados/settings.conf",
+        "/etc/arvados/settings.conf",
     ]
+
+
+def test_the_token_of_the_service_manager_is_a_file_unless_it_is_empty(tmp_path: Path) -> None:
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert credential(environ) is None
+    for nothing in ("", "-", "\n"):
+        write(tmp_path / "token", nothing)
+        assert credential(environ) is None
+    write(tmp_path / "token", "v2/x/y")
+
+    assert credential(environ) == tmp_path / "token"
+    assert credential({"CREDENTIALS_DIRECTORY": "relative"}) is credential({}) is None
 
 
 def test_only_the_first_file_that_exists_is_read(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from keepfs.config.options import (
     OptionsError,
     StoreOptions,
     default_config_file,
+    default_config_files,
     format_size,
     parse_size,
     read_config_file,
+    read_default_files,
 )
 
 
@@ -125,6 +127,9 @@ def test_a_configuration_file_has_options_of_the_command_line(tmp_path: Path) ->
         (b"\xff", "can't read"),
         (b"copies = [1, 2]", "copies is a list; write a single value"),
         (b"[copies]\na = 1", "copies is a dict; write a single value"),
+        (b"umask = 22", "umask is a number; write text"),
+        (b"['/mnt']\ncoppies = 3", r"\['/mnt'\] unknown key 'coppies'; valid keys: allow"),
+        (b"'/mnt' = 3", "/mnt is a mount point and must be a table"),
     ],
 )
 def test_a_configuration_file_that_cannot_be_meant_is_refused(
@@ -136,6 +141,52 @@ def test_a_configuration_file_that_cannot_be_meant_is_refused(
     with pytest.raises(OptionsError, match=message) as caught:
         read_config_file(path)
     assert str(path) in str(caught.value)
+
+
+TABLES = """
+copies = 3
+keep-services = "http://localhost:1/"
+["/mnt/one"]
+local-store = "blocks"
+["/mnt/two/"]
+copies = 1
+"""
+
+
+def test_a_table_of_a_mount_point_overrides_the_rest_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(TABLES)
+
+    assert read_config_file(path) == {"copies": 3, "keep-services": "http://localhost:1/"}
+    assert read_config_file(path, {Path("/mnt/one")}) == {
+        "copies": 3,
+        "local-store": str(tmp_path / "blocks"),  # instead of the services
+    }
+    assert read_config_file(path, {Path("/mnt/two")})["copies"] == 1
+
+
+def test_a_service_has_its_own_configuration_directory_before_the_users_and_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, user, machine = (tmp_path / name for name in ("service", "home", "etc"))
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", f"relative:{own}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(user))
+    files = default_config_files(machine)
+    assert files == [own / "config.toml", user / "keepfs" / "config.toml", machine / "config.toml"]
+    for file, text in zip(
+        files,
+        ("copies = 1", "copies = 2\nretries = 2", "retries = 3\n['/mnt']\ncache-size = '1G'"),
+        strict=True,
+    ):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+
+    settings = read_default_files({Path("/mnt")}, machine)
+
+    assert settings == {"copies": 1, "retries": 2, "cache-size": "1G"}
+    files[2].write_text("colour = 1")
+    with pytest.raises(OptionsError, match="unknown key 'colour'"):
+        read_default_files((), machine)
 
 
 def test_a_configuration_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -45,6 +45,18 @@ class NamedFile(FileNode):
 FILE = NamedFile(Metadata(0o100644, 0, 0))
 
 
+async def kill_after(seconds: float, pid: int) -> None:
+    """Send a signal to a process after a while; a stopped process keeps it pending."""
+    await trio.sleep(seconds)
+    os.kill(pid, signal.SIGTERM)
+
+
+async def swallow(handler: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Await a handler that fails."""
+    with contextlib.suppress(FUSEError):
+        await handler(*arguments)
+
+
 class Handlers:
     """Two handlers, guarded.
 
@@ -236,6 +248,53 @@ async def test_a_request_whose_caller_is_about_to_be_killed_is_interrupted(
             nursery.cancel_scope.cancel()
 
     assert caught.value.errno == errno.EINTR
+
+
+async def test_a_request_that_has_waited_long_is_interrupted_within_a_second(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+) -> None:
+    with stopped_process() as pid:
+        handlers = Handlers(trio.sleep_forever)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handlers.requests.watch)
+            nursery.start_soon(kill_after, 30.05, pid)
+            with pytest.raises(FUSEError) as caught:
+                await handlers.open(1, Caller(pid=pid))
+            waited = trio.current_time() - 30.05
+            nursery.cancel_scope.cancel()
+
+    assert caught.value.errno == errno.EINTR
+    assert 0 < waited <= 1 + 2 * WATCH_INTERVAL
+
+
+async def test_a_young_request_is_checked_at_once_though_an_old_one_is_checked_rarely(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+) -> None:
+    with stopped_process() as old, stopped_process() as young:
+        handlers = Handlers(trio.sleep_forever)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handlers.requests.watch)
+            nursery.start_soon(swallow, handlers.open, 1, Caller(pid=old))
+            await trio.sleep(30)
+            os.kill(young, signal.SIGTERM)
+            begin = trio.current_time()
+            with pytest.raises(FUSEError):
+                await handlers.open(1, Caller(pid=young))
+            waited = trio.current_time() - begin
+            nursery.cancel_scope.cancel()
+
+    assert waited <= 3 * WATCH_INTERVAL
+
+
+async def test_the_watch_sleeps_while_nothing_waits() -> None:
+    requests = Requests(DEADLINE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(requests.watch)
+        await trio.testing.wait_all_tasks_blocked()
+        has_timeout = trio.lowlevel.current_statistics().seconds_to_next_deadline < DEADLINE
+        nursery.cancel_scope.cancel()
+
+    assert not has_timeout
 
 
 async def test_a_request_is_not_interrupted_for_an_opener_that_does_not_wait_for_it(

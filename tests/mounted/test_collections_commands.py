@@ -10,7 +10,9 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -27,11 +29,10 @@ from tests.keepstore import (
     Listening,
     ServiceEntry,
 )
-from tests.mounted.mounts import KeepfsMount, keepfs
+from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the SDK's own imports say is not about us
@@ -506,6 +507,75 @@ def test_locate_writes_a_list_that_fits_no_attribute(mount: KeepfsMount, tmp_pat
     assert "one FILE" in refusal(mount, "locate", "--output", tmp_path / "x", big, big, code=2)
 
 
+# --- the SDK's programs --------------------------------------------------------------------------
+
+BIN = Path(sys.executable).parent
+
+
+def run_sdk(program: str, *arguments: str | Path) -> str:
+    """Run one of the SDK's programs; return what it printed."""
+    done = subprocess.run(
+        [BIN / program, *arguments], capture_output=True, check=False, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def test_arv_ls_and_arv_get_read_what_was_committed(
+    cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
+) -> None:
+    mount, _ = cluster
+    tree = mount.upload / "tree"
+    (tree / "sub").mkdir(parents=True)
+    for number in range(20):
+        (tree / f"f {number}").write_bytes(os.urandom(number * 100))
+        (tree / "sub" / f"g{number}").write_bytes(b"g")
+    uuid, _ = commit(mount, tree, "--name", "for arv-get")
+
+    assert sorted(run_sdk("arv-ls", uuid).splitlines()) == sorted(
+        [f"./f {n}" for n in range(20)] + [f"./sub/g{n}" for n in range(20)]
+    )
+    (tmp_path / "got").mkdir()
+    run_sdk("arv-get", "--no-progress", f"{uuid}/", tmp_path / "got")
+    assert differences(tree, tmp_path / "got") == ""
+
+
+def test_what_arv_put_stored_is_in_collections(
+    cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
+) -> None:
+    mount, _ = cluster
+    source = tmp_path / "source"
+    (source / "sub" / "deep").mkdir(parents=True)
+    for number in range(300):
+        (source / "sub" / f"{number}").write_bytes(os.urandom(number))
+    (source / "sub" / "deep" / "a b").write_bytes(b"odd")
+
+    uuid = run_sdk("arv-put", "--no-progress", "--no-resume", f"{source}/").strip()
+
+    assert differences(source, mount.path / "collections" / uuid) == ""
+    name = os.getxattr(mount.path / "collections" / uuid, "user.keep.pdh").decode()
+    assert differences(source, mount.path / "collections" / name) == ""
+
+
+def test_thousands_of_files_of_the_sdk_are_in_collections(
+    cluster: tuple[KeepfsMount, ApiControls], client: SdkClient, tmp_path: Path
+) -> None:
+    mount, _ = cluster
+    written = sdk.Collection(api_client=client)
+    for number in range(3000):
+        folder = tmp_path / "source" / f"d{number % 30}"
+        folder.mkdir(parents=True, exist_ok=True)
+        name, content = f"{ODD[number % len(ODD)]}{number}", f"{number}".encode() * (number % 9)
+        (folder / name).write_bytes(content)
+        with written.open(f"d{number % 30}/{name}", "wb") as file:
+            file.write(content)
+    written.save_new(name="thousands")
+    uuid = written.manifest_locator()
+    written.stop_threads()
+
+    assert differences(tmp_path / "source", mount.path / "collections" / uuid) == ""
+
+
 # --- import ------------------------------------------------------------------------------------
 
 
@@ -523,6 +593,10 @@ def test_import_of_whole_blocks_moves_no_data(
     assert (done.returncode, os.fsdecode(done.stdout)) == (0, f"{name}\t{mount.upload}/again\n")
     assert b"files imported; 0 of them (0 bytes)" in done.stderr
     assert [entry.method for store in stores for entry in store.log()] == []
+    assert os.getxattr(mount.upload / "again" / "a b", "user.keep.copies") == b"unknown"
+    listed = [json.loads(it) for it in run(mount, "uploads", "--json", mount.path).splitlines()]
+    copies = {it["path"]: it["copies"] for it in listed}
+    assert (copies["tree/tab\there"], copies["again/tab\there"]) == (2, None)
     assert differences(mount.upload / "tree", mount.upload / "again") == ""
     mount.unmount()
     mount.mount()

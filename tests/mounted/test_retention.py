@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -196,6 +197,32 @@ def test_a_read_that_is_refused_with_a_new_token_succeeds(
     assert mount.unmount().returncode == 0
 
 
+def test_a_refused_read_does_not_wait_for_an_update_that_hangs(
+    cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
+) -> None:
+    mount = make(cluster, "m")
+    mount.mount()
+    for name in ("a", "b"):
+        (mount.upload / name).write_bytes(name.encode())
+    wait_until(lambda: xattr(mount.upload / "b", "retained") != "no")
+    cluster.api.always(Fault(hold=Stage.BEFORE_STATUS), method="PATCH")
+    (mount.upload / "c").write_bytes(b"c")
+    wait_until(lambda: any(entry.method == "PATCH" for entry in cluster.api.log()))
+    (mount.base / "token").write_text(NEW_TOKEN)
+    cluster.api.configure(tokens=(NEW_TOKEN,))
+    os.kill(mount.pid(), signal.SIGHUP)
+    wait_until(lambda: any("the token was reloaded" in it for it in mount.logged()))
+    for name in ("a", "b"):
+        evict(mount.upload / name)
+
+        assert (mount.upload / name).read_bytes() == name.encode()
+
+    assert xattr(mount.upload / "c", "retained") == "no"  # the update still hangs
+    cluster.api.clear_faults()
+    cluster.api.release()
+    assert mount.unmount().returncode == 0
+
+
 def test_a_new_token_renews_all_signatures_and_keeps_what_no_collection_had_yet(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
@@ -276,6 +303,10 @@ def test_a_block_in_no_service_makes_its_file_lost_and_it_stays_listed(
     assert caught.value.errno == errno.EIO
     assert xattr(mount.upload / "a", "state") == "lost"
     assert "LOST: upload/a: " in mount.log_file.read_text()
+    plain = keepfs("uploads", mount.path, env=mount.environment)
+    assert plain.stdout.decode().split("\t")[1] == "lost"
+    lost = keepfs("uploads", "--lost", "--json", mount.path, env=mount.environment)
+    assert (lost.returncode, json.loads(lost.stdout)["path"]) == (1, "a")
     assert mount.unmount().returncode == 0
     mount.mount()
     assert os.listdir(mount.upload) == ["a"]

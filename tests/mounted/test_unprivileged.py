@@ -126,6 +126,29 @@ def test_the_user_reads_a_collection(of_user: KeepfsMount, tmp_path: Path) -> No
     assert b"Permission denied" in run_as(SOMEBODY_ELSE, "ls", folder).stderr
 
 
+def test_the_user_runs_the_commands_on_collections(of_user: KeepfsMount) -> None:
+    def run(*arguments: str | Path) -> str:
+        done = as_user(USER, *arguments, env=of_user.environment)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+        return done.stdout.decode()
+
+    tree, again = of_user.upload / "tree", of_user.upload / "again"
+    assert run_as(USER, "sh", "-c", f"mkdir {tree} && echo one > {tree}/f").returncode == 0
+
+    manifest = run("manifest", tree)
+    name = run("commit", tree).strip().partition("\t")[2]
+    run("import", name, again)
+
+    assert manifest.endswith(" 0:4:f\n")
+    assert run_as(USER, "diff", "-r", tree, again).returncode == 0
+    assert run_as(USER, "diff", "-r", tree, of_user.path / "collections" / name).returncode == 0
+    listed = sorted(line.split("\t")[-1] for line in run("uploads", of_user.path).splitlines())
+    assert listed == ["again/f", "tree/f"]
+    refused = as_user(SOMEBODY_ELSE, "commit", tree, env=of_user.environment)
+    assert refused.returncode != 0
+    assert b"Traceback" not in refused.stderr
+
+
 def test_others_cannot_see_into_it_not_even_root(of_user: KeepfsMount) -> None:
     assert run_as(USER, "cp", "/etc/hostname", of_user.upload / "file").returncode == 0
     for done in (

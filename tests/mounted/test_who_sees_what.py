@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.collections.local_collections import LocalCollections
+from keepfs.collections.parsing import parse
+from keepfs.keep.local import LocalStore
 from tests.keepstore import TEST_TOKEN, KeepstoreControls
 from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
 
@@ -43,6 +46,30 @@ def mount(store: KeepstoreControls) -> Iterator[KeepfsMount]:
             it.mount()
             it.upload.chmod(0o777)
             yield it
+            assert it.unmount().returncode == 0
+        finally:
+            it.clean_up()
+
+
+def test_collections_are_read_by_all_and_listed_for_their_finders() -> None:
+    with tempfile.TemporaryDirectory(prefix="keepfs-users-") as directory:
+        base = Path(directory)
+        base.chmod(0o755)
+        it = KeepfsMount(base, ("--allow-other",))
+        try:
+            it.mount()
+            locator = LocalStore(it.store).put(b"content").locator
+            manifest = f". {locator} 0:7:file\n".encode()
+            name = LocalCollections(it.store).put(parse(manifest)).portable_data_hash
+            folder = it.path / "collections"
+
+            assert run_as(ALICE, 'cat "$1"', folder / name / "file").stdout == b"content"
+
+            assert run_as(ALICE, 'ls "$1"', folder).stdout.decode().split() == [name]
+            assert run_as(BOB, 'ls "$1"', folder).stdout == b""
+            assert run_as(BOB, 'cat "$1"', folder / name / "file").stdout == b"content"
+            assert run_as(BOB, 'ls "$1"', folder).stdout.decode().split() == [name]
+            assert run_as(BOB, 'echo > "$1"', folder / name / "file").returncode != 0
             assert it.unmount().returncode == 0
         finally:
             it.clean_up()

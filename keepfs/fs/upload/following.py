@@ -40,7 +40,7 @@ def follow(
 
 
 class _NotFollowedError(Exception):
-    """A link that can't be followed; says why."""
+    """A link that can't be followed; the message has the reason."""
 
 
 class _Tree:

@@ -1,4 +1,4 @@
-"""Renewal: what a file of upload/ asks of whatever keeps its stored blocks readable."""
+"""Renewal: the interface by which a file of upload/ gets new signatures for its blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Renewal(Protocol):
         """
 
     async def refused(self, locator: KeepLocator, number: int | None) -> bool:
-        """Get new signatures, since a service refused one; tell whether there are any.
+        """Get new signatures after a refusal; return whether there are any.
 
         When it returns, the files in memory have the new ones.
 

@@ -82,6 +82,18 @@ def open_snapshot(catalog: Path, path: str = "") -> Iterator[Iterator[StoredNode
         yield _with_reports(catalog, _nodes(database, path))
 
 
+def lost_files(catalog: Path) -> dict[int, str]:
+    """Return, by number, why files can't be read any more, as their mount has recorded it.
+
+    Raises:
+        CatalogError: There is no catalog, or it can't be read.
+    """
+    with _reported(catalog), contextlib.closing(_open_read_only(catalog)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'lost'").fetchone():
+            return {}  # of a version without retention
+        return dict(database.execute("SELECT number, reason FROM lost"))
+
+
 def store_of(catalog: Path) -> str:
     """Return which store the blocks of a catalog are in, as the mount named it; may be empty.
 

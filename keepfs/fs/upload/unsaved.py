@@ -43,7 +43,7 @@ _IDS = range(2**32)
 
 
 class UnsavedError(Exception):
-    """A spill record can't be read; the message says which and why."""
+    """A spill record can't be read; the message has its path and the reason."""
 
 
 @dataclass(frozen=True, slots=True)

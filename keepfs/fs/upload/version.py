@@ -20,13 +20,21 @@ def xattrs_of(receipts: Sequence[Receipt]) -> dict[str, str]:
     services = dict.fromkeys(name for each in receipts for name in each.services)
     found = {
         "user.keep.locator": name_of(receipts),
-        "user.keep.copies": str(min((each.copies for each in receipts), default=0)),
+        "user.keep.copies": copies_of(receipts),
         "user.keep.services": " ".join(services),
     }
     expiries = [expiry for each in receipts if (expiry := each.locator.perm_expiry) is not None]
     if expiries:
         found["user.keep.expires"] = min(expiries).isoformat()
     return found
+
+
+def copies_of(receipts: Sequence[Receipt]) -> str:
+    """Return how many copies of each block were confirmed; `unknown` if nothing confirmed any.
+
+    An imported file has blocks that another client stored: their receipts count no copies.
+    """
+    return str(min((each.copies for each in receipts), default=0) or "unknown")
 
 
 def distinct(receipts: Iterable[Receipt]) -> Iterable[Receipt]:

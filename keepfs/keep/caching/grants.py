@@ -62,8 +62,8 @@ class Grants:
 
     def answered(self, locator: KeepLocator) -> None:
         """Record that a service answered 200 to a locator."""
-        with self._lock:
-            if not _is_signed(locator):
+        if not _is_signed(locator):
+            with self._lock:
                 self._services_sign = False
         self.received(locator)
 
@@ -71,9 +71,10 @@ class Grants:
         """Record the locator in the receipt of a put."""
         if not self._are_needed:
             return
+        key = _key(locator)
         with self._lock:
-            self._names[_key(locator)] = None
-            self._names.move_to_end(_key(locator))
+            self._names[key] = None
+            self._names.move_to_end(key)
             if len(self._names) > self._most:
                 self._names.popitem(last=False)
 
@@ -107,4 +108,6 @@ def _is_signed(locator: KeepLocator) -> bool:
 
 def _key(locator: KeepLocator) -> str:
     """Return the parts that the services check: digest and hints. The size is not signed."""
+    if locator.perm_sig is None and not locator.hints:
+        return locator.md5sum
     return locator.md5sum + str(locator)[len(locator.stripped()) :]

@@ -160,12 +160,8 @@ class Pace:
             TooSlowError: No time is left.
             CancelledError: It was cancelled.
         """
-        if self.failure is not None:
-            raise self.failure
-        now = self._clock()
+        now = self.check()
         end = self._end(now)
-        if now >= self._deadline:
-            raise self._fail(TooSlowError("the call's time is up"))
         if now >= end:
             moved = self._total - self._marks[0][1]
             raise self._fail(
@@ -175,6 +171,20 @@ class Pace:
         if self._watch is not None:
             end = min(end, self._next_call(now, self._watch))
         return max(_SHORTEST, end - now)
+
+    def check(self) -> float:
+        """Return the time of the clock, in seconds, before the deadline.
+
+        Raises:
+            TooSlowError: The deadline has passed.
+            CancelledError: The exchange was cancelled.
+        """
+        if self.failure is not None:
+            raise self.failure
+        now = self._clock()
+        if now >= self._deadline:
+            raise self._fail(TooSlowError("the call's time is up"))
+        return now
 
     def _next_call(self, now: float, watch: Watch) -> float:
         """Call the watch's callbacks if they are due; return the time of the next call."""

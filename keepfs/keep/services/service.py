@@ -317,7 +317,7 @@ class KeepService:
         connect = min(timeouts.connect, max(0.001, pace.remaining()))
         self._counters.requests.add(self.root)
         try:
-            pace.patience()  # raises if the time is up already
+            pace.check()
             with (
                 self._exchanges.begin(pace) as transport,
                 transport.send(

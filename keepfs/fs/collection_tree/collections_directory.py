@@ -1,7 +1,7 @@
 """collections/: any collection's uuid or portable data hash is a folder in it.
 
-A name that is neither is answered at once. The listing shows to each user those that the
-user looked up, as long as the kernel remembers them.
+Any other name fails with ENOENT, without a request. The listing shows to each user the
+collections that the user looked up, as long as the kernel remembers them.
 
 For the trio thread only.
 """
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from keepfs.collections.names import is_hash, is_uuid
-from keepfs.fs.collections.live import DEFAULT_REFRESH, LiveCollection
-from keepfs.fs.collections.tree import CollectionRoot
+from keepfs.fs.collection_tree.live import DEFAULT_REFRESH, LiveCollection
+from keepfs.fs.collection_tree.tree import CollectionRoot
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import DirectoryNode
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.loaded import CollectionSource
+    from keepfs.fs.collection_tree.loaded import CollectionSource
     from keepfs.fs.nodes import Metadata, Node
 
 #: Seconds for which the kernel remembers that a collection wasn't found: it may be made
@@ -86,7 +86,7 @@ class CollectionsDirectory(DirectoryNode):
         return root
 
     def names(self) -> Iterable[str]:
-        """Return the names that were looked up; nobody is asked."""
+        """Return the names that were looked up, without a request."""
         return list(self._roots)
 
     def entry_nowait(self, name: str) -> Node | None:

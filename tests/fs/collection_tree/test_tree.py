@@ -14,8 +14,8 @@ import trio.testing
 
 from keepfs.collections.builder import ManifestBuilder
 from keepfs.fs.bridge import open_blocks
-from keepfs.fs.collections.collections_directory import NOT_FOUND_TIMEOUT, CollectionsDirectory
-from keepfs.fs.collections.tree import CollectionFile, CollectionFolder
+from keepfs.fs.collection_tree.collections_directory import NOT_FOUND_TIMEOUT, CollectionsDirectory
+from keepfs.fs.collection_tree.tree import CollectionFile, CollectionFolder
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.nodes import ENDLESS, Caller, Metadata, Node, directory_mode
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepRequestError, NotFoundError

@@ -1,7 +1,7 @@
-"""LiveCollection: a collection by its name, loaded when it is looked at, and asked for again.
+"""LiveCollection: a collection by its name, loaded at a lookup and refreshed.
 
-What a portable data hash names never changes. What a uuid names is asked for again when it is
-looked at and the last answer is older than the refresh interval.
+The content of a portable data hash never changes. A uuid is fetched again at a lookup if the
+last answer is older than the refresh interval.
 
 For the trio thread only.
 """
@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from keepfs.collections.names import is_uuid
-from keepfs.fs.collections.loaded import Loaded, LoadedCollection, load
+from keepfs.fs.collection_tree.loaded import Loaded, LoadedCollection, load
 from keepfs.fs.nodes import FOREVER, Validity
 from keepfs.keep.errors import Cause, KeepRequestError
 
 if TYPE_CHECKING:
     from keepfs.collections.manifest import Manifest
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.collections.loaded import BlockSignatures, CollectionSource
+    from keepfs.fs.collection_tree.loaded import BlockSignatures, CollectionSource
     from keepfs.fs.future import Future
     from keepfs.fs.nodes import Metadata
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after which a uuid is asked for again.
+#: Seconds after which a uuid is fetched again.
 DEFAULT_REFRESH = 15.0
 _DEFINITE = frozenset((Cause.NOT_FOUND, Cause.DENIED))
 
@@ -86,7 +86,7 @@ class LiveCollection:
 
     @property
     def is_loading(self) -> bool:
-        """Whether it is being asked for."""
+        """Whether a fetch is in progress."""
         return self._asking is not None
 
     def validity(self) -> Validity:
@@ -95,7 +95,7 @@ class LiveCollection:
         return FOREVER if left == float("inf") else Validity(max(0.0, left), max(0.0, left))
 
     def _left(self) -> float:
-        """Return the seconds until it is to be asked for again."""
+        """Return the seconds until the next refresh is due."""
         if self._refresh == float("inf"):
             return float("inf")
         return self._asked_at + self._refresh - trio.current_time()

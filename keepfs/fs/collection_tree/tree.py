@@ -1,4 +1,4 @@
-"""The nodes of a collection: made when they are looked up or listed, gone with the kernel's.
+"""The nodes of a collection: made by a lookup or listing, freed when the kernel forgets them.
 
 A folder keeps its place in the collection, and looks its entries up in what the collection has
 now. A file keeps the ranges it had: if the collection changes, an open file stays readable, and
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, overload
 from weakref import WeakValueDictionary
 
 from keepfs.collections.manifest import Directory
-from keepfs.fs.collections.loaded import MAX_XATTR
+from keepfs.fs.collection_tree.loaded import MAX_XATTR
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Attributes, DirectoryNode, FileNode, Node
 from keepfs.fs.reading import BlockReader
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from keepfs.collections.manifest import File
-    from keepfs.fs.collections.live import LiveCollection
-    from keepfs.fs.collections.loaded import LoadedCollection
+    from keepfs.fs.collection_tree.live import LiveCollection
+    from keepfs.fs.collection_tree.loaded import LoadedCollection
     from keepfs.fs.nodes import Caller
 
 #: The longest name that every kernel takes, in bytes (FUSE_NAME_MAX of older ones): a longer one
@@ -68,11 +68,11 @@ class CollectionFile(FileNode):
 
     @property
     def size(self) -> int:
-        """Bytes; the manifest says how many."""
+        """Bytes, from the manifest."""
         return self._file.size
 
     def follow(self, content: LoadedCollection, file: File) -> bool:
-        """Become a file of a newer content if it has the same bytes; tell whether it has."""
+        """Take over a newer content if its bytes are the same; return whether they are."""
         if content is not self._content:
             if self.size != file.size or not _has_same_bytes(self._file, file):
                 return False
@@ -80,7 +80,7 @@ class CollectionFile(FileNode):
         return True
 
     def attributes(self) -> Attributes:
-        """Return what `stat` says; valid until the collection is to be asked for again."""
+        """Return the attributes for `stat`; valid until the collection is due for a refresh."""
         self.metadata = self._content.file_metadata
         return Attributes(self.inode, self.metadata, self.size, 1, self._live.validity())
 
@@ -166,7 +166,7 @@ class CollectionFolder(DirectoryNode):
         return self.live.validity().entry
 
     def attributes(self) -> Attributes:
-        """Return what `stat` says; valid until the collection is to be asked for again."""
+        """Return the attributes for `stat`; valid until the collection is due for a refresh."""
         self.metadata = _content_of(self.live).folder_metadata
         return Attributes(self.inode, self.metadata, 0, 1, self.live.validity())
 
@@ -246,7 +246,7 @@ class CollectionRoot(CollectionFolder):
 
 
 class _EntryNames(Sequence[str]):
-    """The names of a folder's entries, by number; none is made before it is asked for."""
+    """The names of a folder's entries, by number; each is made on its first use."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory

@@ -1,4 +1,4 @@
-"""LoadedCollection: what a collection had at one time, and where it comes from.
+"""LoadedCollection: the contents of a collection at one time, and their source.
 
 The content of a portable data hash never changes, but the signatures of its blocks expire: they
 are fetched again at half their time, and when a service refuses one.
@@ -147,7 +147,7 @@ class LoadedCollection:
             self._renew()
 
     async def renewed(self, refused: Manifest) -> bool:
-        """Fetch signatures since a service refused one; tell whether reading may work now.
+        """Fetch signatures after a refusal; return whether a read may succeed now.
 
         Args:
             refused: The manifest that the refused one was from.

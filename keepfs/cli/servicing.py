@@ -1,0 +1,179 @@
+"""keepfs service: units of systemd for a mount, and the helpers of mount(8)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from keepfs.cli import reporting, settings
+from keepfs.config import options
+from keepfs.mount import mountpoint, units
+from keepfs.mount.units import ServicePlan
+
+#: Where mount(8) and umount(8) look for the helpers of a file system's type.
+_HELPERS = Path("/sbin")
+#: The names under which they look: by `keepfs` and `fuse.keepfs` in fstab, and by the type
+#: in the kernel's table when unmounting.
+_HELPER_NAMES = ("mount.keepfs", "mount.fuse.keepfs", "umount.keepfs", "umount.fuse.keepfs")
+_OTHERS_MAY_WRITE = 0o022
+
+
+@click.group("service")
+def service_command() -> None:
+    """Set up mounts as services of systemd, and /etc/fstab."""
+
+
+@service_command.command("install")
+@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@click.option("--user", "is_user", is_flag=True, help="A service of this user, without root.")
+@click.option(
+    "--config",
+    type=settings.FilledPath(path_type=Path, dir_okay=False),
+    help="The configuration file of the mount.  [default: config.toml in /etc/keepfs, with --user"
+    " in ~/.config/keepfs; one is written as an example if there is none]",
+)
+@click.option("--print", "is_printing", is_flag=True, help="Print the files; write nothing.")
+def install_command(path: Path, config: Path | None, *, is_user: bool, is_printing: bool) -> None:
+    """Write the units that mount MOUNTPOINT, and print the next two commands.
+
+    The service is keepfs@NAME, where NAME is MOUNTPOINT as systemd escapes it;
+    keepfs-renew@NAME.timer renews what a mount that is down has stored. Writes
+    an example configuration, and makes an empty token file, where there are
+    none. Units that are there are replaced.
+    """
+    with reporting.in_one_line():
+        where = mountpoint.resolve(path)
+        plan = ServicePlan(
+            mountpoint=where,
+            command=own_command(),
+            config=None if config is None else settings.absolute(config),
+            is_user=is_user,
+        )
+        home = _configuration_directory(is_user=is_user)
+        file = plan.config or home / "config.toml"
+        token = Path("/etc/keepfs") / f"{plan.name}.token"
+        text = units.example_configuration(
+            where, "the line ARVADOS_API_TOKEN=... in that file" if is_user else str(token)
+        )
+        directory = _units_directory(is_user=is_user)
+        if is_printing:
+            for name, unit in plan.files().items():
+                click.echo(f"# {directory / name}\n{unit}")
+            if not file.exists():
+                click.echo(f"# {file}\n{text}", nl=False)
+            return
+        if not is_user and os.geteuid() != 0:
+            raise click.UsageError(
+                f"only root can write to {directory}; run it with sudo, or with --user for a"
+                " service of your own, or with --print"
+            )
+        if not is_user:
+            _warn_of_owner(plan.command[0])
+        for name, unit in plan.files().items():
+            _write(directory / name, unit)
+        if not file.exists():
+            _write(file, text, mode=0o600 if is_user else 0o644)
+        if not is_user:
+            _make_token_file(token)
+        if not os.path.lexists(where):
+            where.mkdir(parents=True)
+            click.echo(f"made {where}")
+    flag = " --user" if is_user else ""
+    click.echo(
+        f"\nNext: say where the blocks are, and start the service:\n\n"
+        f"    {'${EDITOR:-vi}' if is_user else 'editor'} {file}\n"
+        f"    systemctl{flag} enable --now '{next(iter(plan.files()))}'"
+    )
+
+
+@service_command.command("mount-helper")
+@click.option("--remove", is_flag=True, help="Remove the links.")
+def mount_helper_command(*, remove: bool) -> None:
+    """Make `mount -t keepfs`, /etc/fstab and umount work: links in /sbin, as root."""
+    helper = own_command()[0] if len(own_command()) == 1 else None
+    target = None if helper is None else Path(helper).with_name("mount.keepfs")
+    if not remove and (target is None or not target.exists()):
+        raise click.ClickException(
+            "there is no mount.keepfs beside keepfs; install keepfs as a package (pipx, uv, pip)"
+        )
+    with reporting.in_one_line():
+        for name in _HELPER_NAMES:
+            link = _HELPERS / name
+            if os.path.lexists(link):
+                if not link.is_symlink():
+                    raise click.ClickException(f"{link} is not a link; it is left alone")
+                link.unlink()
+            if not remove and target is not None:
+                link.symlink_to(target)
+                click.echo(f"{link} -> {target}")
+
+
+def own_command() -> tuple[str, ...]:
+    """Return the words that start this keepfs from anywhere; the first is an absolute path.
+
+    A link that leads to it, as pipx makes, is kept: it survives an upgrade.
+    """
+    given = shutil.which(sys.argv[0])
+    if given is not None and Path(given).name == "keepfs":
+        return (str(Path(os.path.abspath(given))),)  # noqa: PTH100 - resolve() follows links
+    beside = Path(sys.executable).with_name("keepfs")
+    return (str(beside),) if beside.exists() else (sys.executable, "-m", "keepfs")
+
+
+def _configuration_directory(*, is_user: bool) -> Path:
+    if not is_user:
+        return Path("/etc/keepfs")
+    file = options.default_config_file()
+    if file is None:
+        raise click.UsageError("there is no home directory; set HOME")
+    return file.parent
+
+
+def _units_directory(*, is_user: bool) -> Path:
+    if not is_user:
+        return Path("/etc/systemd/system")
+    return _configuration_directory(is_user=True).parent / "systemd" / "user"
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file in one step, and say so; a file with the same text is left alone."""
+    try:
+        if path.read_text() == text:
+            click.echo(f"unchanged {path}")
+            return
+        said = "replaced"
+    except FileNotFoundError:
+        said = "wrote"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch(mode, exist_ok=False)
+    part.write_text(text)
+    part.chmod(mode)
+    part.replace(path)
+    click.echo(f"{said} {path}")
+
+
+def _make_token_file(path: Path) -> None:
+    if not path.exists():
+        path.touch(0o600)
+        click.echo(f"wrote {path}, empty: the token belongs there")
+
+
+def _warn_of_owner(program: str) -> None:
+    """Warn if another user can change the program that root's service runs."""
+    real = Path(program).resolve()
+    for path in (real, *real.parents):
+        status = path.stat()
+        is_sticky = path.is_dir() and status.st_mode & 0o1000
+        if status.st_uid != 0 or (status.st_mode & _OTHERS_MAY_WRITE and not is_sticky):
+            click.echo(
+                f"Warning: the service runs {program} as root, but {path} can be changed by other"
+                " users; install keepfs where only root can write: docs/install.md",
+                err=True,
+            )
+            return

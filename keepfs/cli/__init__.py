@@ -37,6 +37,7 @@ _COMMANDS = {
     "explain": "keepfs.cli.explaining",
     "check": "keepfs.cli.checking",
     "bugreport": "keepfs.cli.bugreport",
+    "completion": "keepfs.cli.completing",
 }
 #: Commands that run although a variable is misspelt: they tell.
 _ANY_VARIABLES = frozenset(("check", "bugreport", "explain", "completion"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import executing, reporting, settings, waiting
+from keepfs.cli import executing, progress, reporting, settings, waiting
 from keepfs.cli.settings import Setting, setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
@@ -324,6 +324,7 @@ class _Foreground:
 
 
 @click.command("unmount")
+@progress.progress_option
 @click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
 def unmount_command(mountpoint_: Path) -> None:
     """Store everything and unmount MOUNTPOINT.
@@ -377,14 +378,13 @@ def _end(running: runtime.RunningMount) -> None:
 
 def _wait_for(path: Path, running: runtime.RunningMount) -> None:
     """Wait without a limit until the mount's process has exited; print a notice once."""
-    has_said = False
-    while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+    if runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+        return
+    click.echo(f"keepfs: waiting until process {running.pid} has stored everything", err=True)
+    with progress.shown("storing what is left"):
         _check_not_stopped(path, running)
-        if not has_said:
-            has_said = True
-            click.echo(
-                f"keepfs: waiting until process {running.pid} has stored everything", err=True
-            )
+        while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+            _check_not_stopped(path, running)
 
 
 def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:

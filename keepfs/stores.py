@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.config.arvados import load_settings
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.config.options import StoreOptions
+    from keepfs.keep.caching.cache import CacheStatistics
+    from keepfs.keep.counters import Counters
     from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,24 @@ def identity(options: StoreOptions) -> str:
     if options.keep_services or settings.keep_services or settings.keep_proxy:
         return ""  # a list of addresses, which may change
     return f"cluster:{settings.api_host}"
+
+
+def source(options: StoreOptions) -> str:
+    """Return where the blocks are, as the mount's source in /proc/mounts; never empty.
+
+    It is the directory of a local store, the addresses of Keep services, or the host of the
+    API server.
+    """
+    if options.local_store is not None:
+        return str(options.local_store)
+    settings = load_settings()
+    return (
+        options.keep_services
+        or settings.keep_services
+        or settings.keep_proxy
+        or settings.api_host
+        or "keepfs"
+    )
 
 
 def knows_api() -> bool:
@@ -211,6 +231,19 @@ def copies_of(client: KeepClient, options: StoreOptions) -> int:
     return options.copies or client.default_copies() or DEFAULT_COPIES
 
 
+class TokenStatistics(NamedTuple):
+    """The state of the token, without the token.
+
+    Attributes:
+        read_at: When it was read, on the monotonic clock, in seconds.
+        refused_at: When a request was last refused that a new token did not help; None if
+            none was. A locator's signature may have been the cause.
+    """
+
+    read_at: float
+    refused_at: float | None
+
+
 class RenewingStore:
     """A store that reloads its token and retries once when the token is refused.
 
@@ -228,6 +261,29 @@ class RenewingStore:
         #: The tokens before this one: signatures that were made for them hold until they end.
         self._former: list[str] = []
         self._complained = -_COMPLAINT_INTERVAL
+        self._token_read = time.monotonic()
+        self._token_refused: float | None = None
+
+    def statistics(self) -> TokenStatistics | None:
+        """Return the state of the token; None with a local store. For any thread."""
+        if self._options.local_store is not None:
+            return None
+        return TokenStatistics(self._token_read, self._token_refused)
+
+    def cache_statistics(self) -> CacheStatistics:
+        """Return the state of the cache. For any thread."""
+        return self._client.block_cache.statistics()
+
+    @property
+    def counters(self) -> Counters:
+        """The counters of the client."""
+        return self._client.counters
+
+    def known_services(self) -> tuple[str, ...]:
+        """Return the roots of the services in use, as far as they are known; doesn't block."""
+        if self._options.local_store is not None:
+            return (f"local:{self._options.local_store}",)
+        return self._client.known_roots()
 
     def renew(self) -> bool:
         """Reload the token; return whether it has changed."""
@@ -238,6 +294,7 @@ class RenewingStore:
                     return False
                 self._former = [self._client.api_token, *self._former][:_MOST_FORMER]
                 self._client.api_token = token
+                self._token_read, self._token_refused = time.monotonic(), None
             except (OSError, ValueError, ArgumentError) as error:
                 said = of_stores.TOKEN_RENEWAL_FAILED(
                     source=_where_from(self._options), reason=error
@@ -331,6 +388,7 @@ class RenewingStore:
                 raise
             # Another thread may have reloaded it meanwhile.
             if not self.renew() and self._client.api_token == before:
+                self._token_refused = time.monotonic()
                 self._complain(error)
                 raise
         return ask()

@@ -20,7 +20,8 @@ _INTERRUPTED = 130
 #: Command name: the module with its click command.
 _COMMANDS = {
     "mount": "keepfs.cli.mounting",
-    "unmount": "keepfs.cli.mounting",
+    "unmount": "keepfs.cli.unmounting",
+    "status": "keepfs.cli.status",
     "put": "keepfs.cli.put_get",
     "get": "keepfs.cli.put_get",
     "stat": "keepfs.cli.asking",

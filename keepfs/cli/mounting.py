@@ -1,22 +1,19 @@
-"""keepfs mount and keepfs unmount."""
+"""keepfs mount."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import executing, progress, reporting, settings, waiting
-from keepfs.cli.settings import Setting, setting
+from keepfs.cli import executing, fstab_words, reporting, settings, unmounting, waiting
+from keepfs.cli.settings import setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
-from keepfs.fs.upload import failed_journal, unsaved
-from keepfs.messages import of_commands, of_mounts
+from keepfs.messages import of_commands
 from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -24,48 +21,8 @@ if TYPE_CHECKING:
 
     from keepfs.mount.daemon import Reporter
 
-# Options that mount(8) and fstab pass on but that keepfs does not need.
-_IGNORED_WORDS = frozenset(
-    (
-        *("rw", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev", "defaults"),
-        *("nosuid", "nodev", "noatime", "relatime", "async"),  # always the case
-    )
-)
-#: Seconds within which a process notices that its mount is gone.
-_NOTICES_AT_ONCE = 2.0
 #: Valid user and group numbers; the next one, 2**32 - 1, means none.
 _IDS = click.IntRange(0, 2**32 - 2)
-_WORDS = {"ro": ("read_only", True)}
-
-
-def _read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
-    """Read options in the form of mount(8): -o allow_other,cache-size=1G."""
-    by_name = {
-        parameter.name: parameter
-        for parameter in context.command.params
-        if isinstance(parameter, Setting)
-    }
-    found: dict[str, object] = {}
-    for word in (word for text in words for word in text.split(",") if word):
-        key, equals, value = word.partition("=")
-        name, fixed = _WORDS.get(key, (key.replace("-", "_"), None))
-        if key in _IGNORED_WORDS or key.startswith("x-"):
-            continue
-        parameter = by_name.get(name)
-        if parameter is None:
-            raise click.UsageError(
-                of_commands.USAGE(text=f"unknown option: -o {key}; see keepfs mount --help")
-            )
-        if bool(equals) == bool(parameter.is_flag):
-            raise click.UsageError(
-                of_commands.BAD_VALUE(
-                    text=f"-o {key} takes no value; write -o {key}"
-                    if equals
-                    else f"-o {key} needs a value; write -o {key}=VALUE"
-                )
-            )
-        found[name] = fixed if fixed is not None else (value if equals else True)
-    context.meta[settings.WORDS] = found
 
 
 def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
@@ -73,6 +30,15 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     if name is not None and not (is_uuid(name) or is_hash(name)):
         raise click.BadParameter(of_commands.BAD_COLLECTION(name=name))
     return name
+
+
+def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """See that the text collector reads a file of this name."""
+    if path is not None and path.suffix != ".prom":
+        raise click.BadParameter(
+            f"{str(path)!r} does not end in .prom; node-exporter reads no other files"
+        )
+    return None if path is None else settings.absolute(path)
 
 
 @click.command("mount", cls=executing.ExecutingCommand)
@@ -87,7 +53,7 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     metavar="OPT[=VALUE],...",
     expose_value=False,
     is_eager=True,
-    callback=_read_words,
+    callback=fstab_words.read_words,
     help="Options as in /etc/fstab: those below without their dashes, and ro.",
 )
 @executing.executing_option
@@ -146,7 +112,14 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
 @setting(
     "--allow-other", is_flag=True, help="Let other users access the mount, subject to permissions."
 )
+@setting(
+    "--share-signatures",
+    is_flag=True,
+    help="Serve a name without a signature in by_id/ if any user of the mount has looked up or"
+    " stored the block with a valid signature.",
+)
 @setting("--read-only", is_flag=True, help="Refuse every change.")
+@setting("--noexec", is_flag=True, help="Let no program of the mount be run.")
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
 @setting(
     "--state-dir",
@@ -184,6 +157,19 @@ def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -
     "--core-dumps",
     is_flag=True,
     help="Let the kernel write core dumps of the process. They contain the token and blocks.",
+)
+@setting(
+    "--metrics",
+    type=settings.Address(),
+    metavar="[HOST:]PORT",
+    help="Serve Prometheus metrics there; on the loopback address if only a port is given.",
+)
+@setting(
+    "--metrics-file",
+    type=settings.FilledPath(path_type=Path, dir_okay=False),
+    callback=_check_metrics_file,
+    metavar="FILE.prom",
+    help="Write metrics to this file every 15 s, for the text collector of node-exporter.",
 )
 @setting(
     "--log-level",
@@ -274,10 +260,10 @@ def _execute(words: list[str], path: Path) -> int:
                 mountpoint.detach(path, lazy=False)
             except mountpoint.MountpointError as error:
                 # What the program left behind loses the mount; nothing of it waits for ever.
-                click.echo(f"Warning: {_who_holds(entry) or error}", err=True)
+                click.echo(f"Warning: {unmounting.who_holds(entry) or error}", err=True)
                 mountpoint.detach(path, lazy=True)
         if running is not None:
-            _end(running)
+            unmounting.end(running)
     except (click.ClickException, mountpoint.MountpointError) as error:
         click.echo(f"Error: {error}", err=True)
         return status or 1
@@ -321,104 +307,3 @@ class _Foreground:
         """Print the reason."""
         self._has_failed = True
         click.echo(f"Error: {reason}", err=True)
-
-
-@click.command("unmount")
-@progress.progress_option
-@click.argument("mountpoint_", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
-def unmount_command(mountpoint_: Path) -> None:
-    """Store everything and unmount MOUNTPOINT.
-
-    Returns when everything is stored and the process has exited. Exits with 1
-    if a file could not be stored, if the mount is busy, or if bind mounts of
-    it are left. It lists the files, processes or bind mounts.
-    """
-    with reporting.in_one_line():
-        path = mountpoint.resolve(mountpoint_)
-        entry = mountpoint.mounted_at(path)
-        running = runtime.find(path)
-        if running is None and entry is not None:
-            running = runtime.find_device(entry.device)  # `path` is a bind mount
-        if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
-            raise click.ClickException(of_mounts.OTHER_FILE_SYSTEM(path=path, kind=entry.kind))
-        if entry is None and running is None:
-            raise click.ClickException(of_mounts.NOT_MOUNTED(path=path))
-        _check_not_stopped(path, running)
-        if entry is not None:
-            try:
-                mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
-            except mountpoint.MountpointError as error:
-                raise click.ClickException(_who_holds(entry) or str(error)) from error
-        if running is None:
-            return
-        left = mountpoint.places_of(f"0:{running.device}")
-        if not left:
-            _end(running)
-        elif path == Path(running.mountpoint):
-            # Leave the process running: programs may use the bind mounts.
-            raise click.ClickException(
-                of_mounts.BIND_MOUNTS_LEFT(
-                    path=path, pid=running.pid, places=" ".join(map(str, left))
-                )
-            )
-
-
-def _end(running: runtime.RunningMount) -> None:
-    """Wait until the process has exited; fail if a file isn't stored."""
-    path = Path(running.mountpoint)
-    if not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-        # The process hasn't noticed the unmount: a container or service that started
-        # during the mount has a copy of it, which keeps it alive in the kernel.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGTERM)
-        _wait_for(path, running)
-    if running.state_dir:
-        _report_unsaved(path, Path(running.state_dir))
-
-
-def _wait_for(path: Path, running: runtime.RunningMount) -> None:
-    """Wait without a limit until the mount's process has exited; print a notice once."""
-    if runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-        return
-    click.echo(f"keepfs: waiting until process {running.pid} has stored everything", err=True)
-    with progress.shown("storing what is left"):
-        _check_not_stopped(path, running)
-        while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-            _check_not_stopped(path, running)
-
-
-def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:
-    """Check that the mount's process is not stopped.
-
-    Raises:
-        click.ClickException: The process is stopped, so waiting for it would not end.
-    """
-    if running is not None and runtime.is_stopped(running.pid):
-        raise click.ClickException(of_mounts.PROCESS_STOPPED(path=path, pid=running.pid))
-
-
-def _report_unsaved(path: Path, state_dir: Path) -> None:
-    """Fail if a file isn't stored."""
-    lost = failed_journal.read(state_dir)
-    if lost:
-        names = ", ".join(about.path for about in lost)
-        raise click.ClickException(of_mounts.FILES_LOST(names=names, directory=state_dir))
-    spilled, _ = unsaved.find_all(state_dir)
-    if spilled:
-        raise click.ClickException(of_mounts.FILES_UNSAVED(count=len(spilled), path=path))
-
-
-def _who_holds(entry: mountpoint.MountEntry) -> str | None:
-    held = mountpoint.holders(entry)
-    for other in mountpoint.mounts():
-        if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(
-            entry.mountpoint
-        ):
-            return of_mounts.BUSY(
-                path=entry.mountpoint,
-                holders=f"{other.mountpoint} is mounted in it; unmount that first",
-            )
-    if not held:
-        return None
-    users = (f"{each.command} (process {each.pid}) uses {each.path}" for each in held)
-    return of_mounts.BUSY(path=entry.mountpoint, holders="; ".join(users))

@@ -69,6 +69,24 @@ class Octal(click.ParamType[int]):
         return number
 
 
+class Address(click.ParamType[tuple[str, int]]):
+    """A host and a port; a port alone is of the loopback address."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Read an address."""
+        host, colon, port = str(value).rpartition(":")
+        if colon and not host:
+            host = "0.0.0.0"  # noqa: S104 - the user asks for all addresses
+        number = int(port) if port.isascii() and port.isdecimal() else -1
+        if not 0 <= number <= 65535:  # noqa: PLR2004 - a TCP port
+            self.fail(f"{value!r} is no address; write PORT, HOST:PORT or [::1]:PORT", param, ctx)
+        return host.strip("[]") or "127.0.0.1", number
+
+
 #: Key of a context's `meta` for the values given by -o, by parameter.
 WORDS = "keepfs.words"
 

@@ -90,7 +90,9 @@ class MountOptions:
         gid: Group of everything; None for the creator's group.
         umask: Permission bits removed from the fixed directories.
         allow_other: Let other users access the mount, subject to permissions.
+        share_signatures: Let a name without a signature use one that this mount knows.
         read_only: Refuse every change.
+        noexec: Let no program of the mount be run.
         nonempty: Mount over a directory that has entries.
         state_dir: Directory for the catalog, spill records and log of this
             mount alone; an absolute path.
@@ -103,6 +105,8 @@ class MountOptions:
         read_ahead: Bytes the kernel may read ahead, if we may set it;
             0 leaves the kernel's value.
         core_dumps: Let the kernel write core dumps of the process.
+        metrics: Host and port on which metrics are served; None: on none. Port 0: a free one.
+        metrics_file: File of node-exporter's text format, written every 15 s; None for none.
         log_level: DEBUG, INFO, WARNING or ERROR.
         log_file: An absolute path; None for the log in the state directory,
             or standard error in the foreground.
@@ -120,7 +124,9 @@ class MountOptions:
     gid: int | None = None
     umask: int = 0o022
     allow_other: bool = False
+    share_signatures: bool = False
     read_only: bool = False
+    noexec: bool = False
     nonempty: bool = False
     state_dir: Path
     request_timeout: float = 600.0
@@ -129,6 +135,8 @@ class MountOptions:
     retain_as: str | None = None
     read_ahead: int = MIB
     core_dumps: bool = False
+    metrics: tuple[str, int] | None = None
+    metrics_file: Path | None = None
     log_level: str = "INFO"
     log_file: Path | None = None
 
@@ -151,7 +159,7 @@ CONFIG_KEYS = frozenset(
 #: The keys that say where the blocks are; one excludes the other.
 _PLACES = frozenset(("local-store", "keep-services"))
 #: The keys whose values are paths.
-_PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file"))
+_PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file", "metrics-file"))
 
 
 def parse_size(text: str) -> int:

@@ -16,6 +16,7 @@ import bisect
 import collections
 import errno
 import itertools
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.signatures import KnownSignatures
     from keepfs.keep.store import Receipt
 
 #: Seconds for which the kernel caches that a name wasn't found: the block may be
@@ -52,6 +54,8 @@ TRUSTED_TIMEOUT = 2.0
 #: Seconds for which the kernel caches the permissions of an uploaded block: those of its file
 #: may change.
 UPLOADED_TIMEOUT = 1.0
+#: The hints of a locator but its size: signatures, which are secrets of their user, and others.
+_HINTS = re.compile(r"\+[A-Z][^+,]*")
 #: Most names listed: those found last. They take 2 MB of memory.
 MAX_KNOWN_NAMES = 10_000
 
@@ -88,6 +92,11 @@ class BlockFile(FileNode):
         self._sizes = sizes
         #: The offset at which each block ends.
         self._ends = list(itertools.accumulate(sizes))
+
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root, without signatures."""
+        return "by_id/" + ",".join(each.stripped() for each in self._locators)
 
     @property
     def size(self) -> int:
@@ -129,6 +138,10 @@ class BlockFile(FileNode):
         return attributes._replace(
             validity=Validity(entry, ENDLESS if uploaded is None else UPLOADED_TIMEOUT)
         )
+
+    def use(self, locators: tuple[KeepLocator, ...]) -> None:
+        """Read by these locators of the same blocks from now on: signatures may be newer."""
+        self._locators = locators
 
     def found_by(self, caller: Caller) -> None:
         """Record that the caller looked it up or opened it."""
@@ -184,16 +197,33 @@ class ByIdDirectory(DirectoryNode):
         metadata: Its owner, mode and times.
         blocks: The block store.
         lookups: Looks names up; None: `Lookups` with its defaults.
+        signatures: Signatures for names without one; None: such names are asked for as they
+            are, which services that sign refuse.
     """
 
     def __init__(
-        self, metadata: Metadata, blocks: AsyncBlocks, lookups: Lookups | None = None
+        self,
+        metadata: Metadata,
+        blocks: AsyncBlocks,
+        lookups: Lookups | None = None,
+        *,
+        signatures: KnownSignatures | None = None,
     ) -> None:
         super().__init__(metadata)
         self._blocks = blocks
         self._lookups = lookups or Lookups(blocks)
+        self._signatures = signatures
         self._owners = Owners(Metadata(file_mode(0o444), metadata.uid, metadata.gid, TIMELESS_NS))
         self._known: collections.OrderedDict[str, BlockFile] = collections.OrderedDict()
+
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root."""
+        return "by_id"
+
+    def path_of_entry(self, name: str) -> str:
+        """Return the path of a name in it, without signatures and other hints."""
+        return f"by_id/{_HINTS.sub('', name)}"
 
     @property
     def not_found_timeout(self) -> float:
@@ -217,6 +247,8 @@ class ByIdDirectory(DirectoryNode):
             raise RefusedError(errno.ENOENT) from None
         if any(each.size is not None and each.size > MAX_BLOCK_SIZE for each in locators):
             raise RefusedError(errno.ENOENT)
+        if self._signatures is not None:
+            locators = tuple(map(self._signatures.signed, locators))
         try:
             # Of a list only the first block is fetched: all of them might fill the cache.
             findings = [
@@ -234,7 +266,10 @@ class ByIdDirectory(DirectoryNode):
             for number, locator in enumerate(locators)
         )
         file = self._remember(name, locators, sizes)
+        file.use(locators)
         file.is_seen = file.is_seen or findings[0].is_seen
+        if findings[0].is_seen:
+            self._note(locators[0])
         self._known.move_to_end(name)
         return file
 
@@ -258,7 +293,12 @@ class ByIdDirectory(DirectoryNode):
             return
         name = str(locator)
         self._owners.add(locator, file)
+        self._note(locator)
         self._remember(name, (locator,), (locator.size,)).is_seen = True
+
+    def _note(self, locator: KeepLocator) -> None:
+        if self._signatures is not None:
+            self._signatures.add(locator)
 
     def _remember(
         self, name: str, locators: tuple[KeepLocator, ...], sizes: tuple[int, ...]

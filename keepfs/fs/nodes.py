@@ -221,6 +221,19 @@ class Node:
         """The size of its content, in bytes."""
         return 0
 
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root, for people; empty for the root, or if unknown.
+
+        Locators in it have no signatures.
+        """
+        return ""
+
+    def path_of_entry(self, name: str) -> str:
+        """Return the `mount_path` of an entry with this name, which need not exist."""
+        above = self.mount_path
+        return f"{above}/{name}" if above else name
+
     def attributes(self) -> Attributes:
         """Return the attributes, and how long the kernel may cache them."""
         return Attributes(self.inode, self.metadata, self.size, self.links)
@@ -399,14 +412,21 @@ class DirectoryNode(Node):
 
 
 def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
-    """Return the metadata after a setattr of mode and times.
+    """Return the metadata after a setattr of mode, group and times.
+
+    The kernel has checked that the caller may change them.
 
     Raises:
-        RefusedError: EPERM, the setattr changes the owner or group.
+        RefusedError: EPERM, the setattr changes the owner.
     """
-    if changes.uid not in {None, metadata.uid} or changes.gid not in {None, metadata.gid}:
+    if changes.uid not in {None, metadata.uid}:
         raise RefusedError(errno.EPERM)
     changed = replace(metadata)
+    if changes.gid is not None and changes.gid != metadata.gid:
+        changed.gid = changes.gid
+        if stat.S_ISREG(metadata.mode):  # as chown(2): the new group gets no rights by it
+            changed.mode &= ~stat.S_ISUID
+            changed.mode &= ~stat.S_ISGID if metadata.mode & stat.S_IXGRP else ~0
     if changes.mode is not None:
         changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
     if changes.atime_ns is not None:

@@ -28,6 +28,7 @@ from keepfs.fs.nodes import (
     RenameMode,
     SymlinkNode,
 )
+from keepfs.fs.request_paths import path_of
 from keepfs.fs.requests import Requests, guarded
 from keepfs.fs.upload.directory import MAX_NAME
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.fs.bridge import AsyncBlocks
+    from keepfs.fs.requests import RequestInProgress
 
 #: Most names checked for one readdir, about 5 ms: the kernel may request 6,000, and all other
 #: requests wait meanwhile.
@@ -110,6 +112,7 @@ class Operations(pyfuse3.Operations):
             return self._told(node)
         except Exception as error:
             if parent.not_found_timeout and errno_of(error) == errno.ENOENT:
+                self.requests.count_error("lookup", errno.ENOENT)
                 nothing = EntryAttributes()
                 nothing.st_ino = 0
                 nothing.entry_timeout = parent.not_found_timeout
@@ -241,14 +244,17 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Change mode, times or size; a change of the owner fails with EPERM."""
+        """Change mode, group, times or size; a change of the owner fails with EPERM."""
         if self._read_only:
             raise RefusedError(errno.EROFS)
         node = self._inodes[inode]
+        changes = replies.changes(attr, fields)
+        if self._ownership.gid is not None and changes.gid not in {None, self._ownership.gid}:
+            raise RefusedError(errno.EPERM)  # the group of everything is an option's
         if isinstance(node, FileNode):
             self.requests.about(node)
         with self._resizing(node):
-            await node.change(replies.changes(attr, fields))
+            await node.change(changes)
         return replies.entry(node.attributes())
 
     @guarded
@@ -388,6 +394,10 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Sync the names to disk."""
         await self._listings[fh].node.sync()
+
+    def path_of(self, request: RequestInProgress) -> str:
+        """Return the path of a request's file; see `request_paths`. For any thread."""
+        return path_of(request, self._inodes, self._files, self._listings)
 
     # --- what handlers share ---------------------------------------------------
 

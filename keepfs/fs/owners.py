@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 MAX_BLOCKS = 10_000
 
 _ALL_MAY_READ = 0o444
-# Read permissions of the files that have a block, by their user and group.
-_Permissions: TypeAlias = "dict[tuple[int, int], int]"
+# Group and read permissions of the file that has a block, by its user: a user's last file
+# counts, or a new group would look like a second owner.
+_Permissions: TypeAlias = "dict[int, tuple[int, int]]"
 
 
 class Owners:
@@ -44,7 +45,7 @@ class Owners:
         """Record owner and mode of a file that has a block, or its new mode."""
         key = (locator.md5sum, locator.permission_hint())
         owners = self._owners.setdefault(key, {})
-        owners[file.uid, file.gid] = stat.S_IMODE(file.mode) & _ALL_MAY_READ
+        owners[file.uid] = file.gid, stat.S_IMODE(file.mode) & _ALL_MAY_READ
         self._owners.move_to_end(key)
         if len(self._owners) > MAX_BLOCKS:
             self._owners.popitem(last=False)
@@ -60,8 +61,8 @@ class Owners:
         if not known:
             return None
         single = [next(iter(it.items())) for it in known if len(it) == 1]
-        owners, permissions = {owner for owner, _ in single}, _ALL_MAY_READ
-        for _, mode in single:
+        owners, permissions = {(uid, gid) for uid, (gid, _) in single}, _ALL_MAY_READ
+        for _, (_, mode) in single:
             permissions &= mode
         uid, gid = self._common.uid, self._common.gid
         if len(owners) == 1:
@@ -76,7 +77,7 @@ class Owners:
         """Return whether the caller may read, for each block, a file in upload/ that has it."""
         return all(
             owners is not None
-            and any(caller.may_read(mode, *owner) for owner, mode in owners.items())
+            and any(caller.may_read(mode, uid, gid) for uid, (gid, mode) in owners.items())
             for owners in map(self._of, locators)
         )
 

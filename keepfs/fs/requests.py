@@ -16,7 +16,16 @@ import errno
 import functools
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+)
 
 import pyfuse3
 import trio
@@ -25,6 +34,7 @@ from pyfuse3 import FUSEError
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.failure_text import failure_text
 from keepfs.fs.processes import dies_of_a_signal, dying_threads_in_fuse
+from keepfs.keep.counters import Histogram
 from keepfs.keep.errors import KeepRequestError
 from keepfs.messages import of_commands, of_mounts
 from keepfs.messages.message import without_ids
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
 
     from keepfs.fs.nodes import FileNode
+    from keepfs.keep.counters import HistogramCounts
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +66,8 @@ class _Request:
     """One request in progress.
 
     Attributes:
+        name: The name of its handler.
+        arguments: Those of the handler.
         scope: Cancelled to give it up.
         since: Its start time.
         pid: The caller; 0 if unknown.
@@ -65,6 +78,8 @@ class _Request:
         check_at: The time of its next check.
     """
 
+    name: str
+    arguments: tuple[Any, ...]
     scope: trio.CancelScope
     since: float
     pid: int
@@ -86,6 +101,45 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestInProgress:
+    """A request that is not answered yet.
+
+    Attributes:
+        kind: The name of its handler.
+        arguments: Those of the handler; `Operations.path_of` finds the path.
+        since: Its start, on trio's clock, in seconds.
+        pid: The process that waits for it, as far as it is known; else 0.
+    """
+
+    kind: str
+    arguments: tuple[Any, ...]
+    since: float
+    pid: int
+
+
+class OperationCounts(NamedTuple):
+    """The answered requests of one kind.
+
+    Attributes:
+        durations: From the start of each handler to its end.
+        errors: Failed ones, by errno. A lookup that finds nothing is one of them (ENOENT).
+    """
+
+    durations: HistogramCounts
+    errors: dict[int, int]
+
+
+class _OperationTally:
+    """Counts the requests of one kind. For the trio thread; any thread may read."""
+
+    __slots__ = ("durations", "errors")
+
+    def __init__(self) -> None:
+        self.durations = Histogram()
+        self.errors: dict[int, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
 class RequestStatistics:
     """The numbers of requests.
 
@@ -103,49 +157,53 @@ class RequestStatistics:
 
 
 class Requests:
-    """The register of requests in progress.
+    """The register of requests in progress, and the counts of answered ones.
 
-    For the trio thread only.
+    For the trio thread only, except `in_progress`, `operations` and `deadline`.
 
     Args:
         deadline: Seconds after which a request is answered ETIMEDOUT.
     """
 
     def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+        #: Seconds after which a request is answered ETIMEDOUT.
+        self.deadline = deadline
         self._requests: dict[trio.lowlevel.Task, _Request] = {}
         # Set when a request arrives while the watch sleeps.
         self._has_some = trio.Event()
-        self._answered = 0
+        self._tallies: dict[str, _OperationTally] = {}
         self._given_up = 0
 
-    async def answer(self, name: str, handling: Awaitable[_T], pid: int) -> _T:
+    async def answer(
+        self, name: str, handling: Awaitable[_T], pid: int, arguments: tuple[Any, ...] = ()
+    ) -> _T:
         """Await a handler; convert every exception of it to `FUSEError`.
 
         Args:
-            name: The handler's name, for the log.
+            name: The handler's name, for the log and the counts.
             handling: The handler's coroutine.
             pid: The caller; 0 if unknown.
+            arguments: The handler's, for `in_progress`.
         """
-        request = _Request(trio.CancelScope(), trio.current_time(), pid)
+        request = _Request(name, arguments, trio.CancelScope(), trio.current_time(), pid)
         try:
             with request.scope:
                 return await self._entered(request, handling)
         except RefusedError as error:
-            raise FUSEError(error.errno) from None
+            raise self._failed(name, error.errno) from None
         except trio.Cancelled:
             # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
             # could not even be killed. The next checkpoint raises it again.
-            raise FUSEError(errno.ENOTCONN) from None
+            raise self._failed(name, errno.ENOTCONN) from None
         except (KeepRequestError, OSError) as error:  # expected failures: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
             said = failure_text(error)
             _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], said)
-            raise FUSEError(number) from error
+            raise self._failed(name, number) from error
         except Exception as error:  # a bug: with its traceback
             _log.exception("%s", of_commands.UNEXPECTED(what=f"{name}{request.of_file}"))
-            raise FUSEError(errno_of(error)) from error
+            raise self._failed(name, errno_of(error)) from error
         # Only a scope that the watch cancelled gets here.
         self._given_up += 1
         said = of_mounts.REQUEST_TIMED_OUT(
@@ -158,7 +216,28 @@ class Requests:
             _log.info("%s", without_ids(said))
         else:
             _log.warning("%s", said)
-        raise FUSEError(request.given_up)
+        raise self._failed(name, request.given_up)
+
+    def _failed(self, name: str, number: int) -> FUSEError:
+        """Count a failure, and return what the kernel gets."""
+        self.count_error(name, number)
+        return FUSEError(number)
+
+    def count_error(self, name: str, number: int) -> None:
+        """Count an error of a request; for handlers that answer one without raising it.
+
+        Args:
+            name: The handler's name.
+            number: The errno.
+        """
+        errors = self._tally(name).errors
+        errors[number] = errors.get(number, 0) + 1
+
+    def _tally(self, name: str) -> _OperationTally:
+        found = self._tallies.get(name)
+        if found is None:
+            found = self._tallies[name] = _OperationTally()
+        return found
 
     async def _entered(self, request: _Request, handling: Awaitable[_T]) -> _T:
         """Await a handler while its request is registered."""
@@ -170,7 +249,7 @@ class Requests:
             return await handling
         finally:
             del self._requests[task]
-            self._answered += 1
+            self._tally(request.name).durations.add(trio.current_time() - request.since)
 
     def about(self, file: FileNode, opener: int = 0) -> None:
         """Set the file of the current request.
@@ -199,13 +278,13 @@ class Requests:
         pids = {each.pid for each in due if each.pid}
         dying = {pid for pid in pids if dies_of_a_signal(pid)}
         for request in due:
-            if now - request.since > self._deadline:
+            if now - request.since > self.deadline:
                 request.given_up = errno.ETIMEDOUT
             elif request.pid in dying:
                 request.given_up = errno.EINTR
         self._interrupt_openers({each.opener for each in due if each.opener}, now)
         for request in due:
-            request.postpone_check(now, self._deadline)
+            request.postpone_check(now, self.deadline)
         for request in self._requests.values():
             if request.given_up:
                 request.scope.cancel()
@@ -245,9 +324,25 @@ class Requests:
         return RequestStatistics(
             under_way=len(self._requests),
             oldest=max((now - each.since for each in self._requests.values()), default=0.0),
-            answered=self._answered,
+            answered=sum(each.durations.number for each in self.operations().values()),
             given_up=self._given_up,
         )
+
+    def in_progress(self) -> list[RequestInProgress]:
+        """Return the requests that are not answered yet, the oldest first. For any thread."""
+        # One call of C code: no other thread changes the dictionary meanwhile.
+        waiting = list(self._requests.values())
+        return [
+            RequestInProgress(each.name, each.arguments, each.since, each.pid or each.opener)
+            for each in sorted(waiting, key=lambda each: each.since)
+        ]
+
+    def operations(self) -> dict[str, OperationCounts]:
+        """Return the counts of answered requests, by kind. For any thread."""
+        return {
+            name: OperationCounts(each.durations.get(), each.errors.copy())
+            for name, each in sorted(self._tallies.copy().items())
+        }
 
 
 class Overdue:
@@ -303,6 +398,8 @@ def guarded(
     async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         # If a handler gets a context, it is the last argument.
         pid = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
-        return await self.requests.answer(handler.__name__, handler(self, *args, **kwargs), pid)
+        return await self.requests.answer(
+            handler.__name__, handler(self, *args, **kwargs), pid, args
+        )
 
     return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)

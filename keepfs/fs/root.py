@@ -89,6 +89,11 @@ class TextFile(FileNode):
         self._content = memoryview(os.fsencode(text))
 
     @property
+    def mount_path(self) -> str:
+        """The path from the mount's root."""
+        return "README"
+
+    @property
     def size(self) -> int:
         """The size of the text, in bytes."""
         return len(self._content)
@@ -104,10 +109,13 @@ class RootDirectory(DirectoryNode):
     Args:
         entries: The entries by name.
         owner: Gives user, group and times.
+        permissions: Who may read and enter it.
     """
 
-    def __init__(self, entries: Mapping[str, Node], owner: Metadata) -> None:
-        metadata = Metadata(directory_mode(0o555), owner.uid, owner.gid, owner.mtime_ns)
+    def __init__(
+        self, entries: Mapping[str, Node], owner: Metadata, permissions: int = 0o555
+    ) -> None:
+        metadata = Metadata(directory_mode(permissions), owner.uid, owner.gid, owner.mtime_ns)
         super().__init__(metadata, ROOT_INODE)
         self._entries = dict(entries)
 

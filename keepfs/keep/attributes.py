@@ -18,6 +18,11 @@ class ClientAttributes:
     _remote: RemoteStore | None
     _insecure: bool
 
+    def known_roots(self) -> tuple[str, ...]:
+        """Return the roots of the services in use, as far as they are known; doesn't block."""
+        services = self._known()
+        return () if services is None else tuple(each.root for each in services.records)
+
     @property
     def using_proxy(self) -> bool | None:
         """Whether a service in use isn't a keepstore; None before the services are known."""

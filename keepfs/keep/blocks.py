@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from keepfs.keep.buffers import BufferPool
     from keepfs.keep.caching.in_flight import Fetch
     from keepfs.keep.store import Receipt, Store
 
@@ -141,6 +142,7 @@ class BlockClient:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         keep_for: float = 0.0,
+        pool: BufferPool | None = None,
     ) -> memoryview:
         """Return a block, verified, from the cache or the store. Blocks.
 
@@ -151,6 +153,8 @@ class BlockClient:
             headers: Go with the requests too.
             timeout: Seconds that the call may take; `total_timeout` when None.
             keep_for: Seconds in which the caller will go through the block in parts.
+            pool: Whose buffers a block is fetched into; None: memory of the cache's choice.
+                A block that is cached, or that another call is fetching, stays where it is.
 
         Raises:
             NotFoundError: No service has it.
@@ -169,7 +173,7 @@ class BlockClient:
 
         def fetch() -> bytes | memoryview:
             fetched.append(True)
-            return self._fetch(locator, call)
+            return self._fetch(locator, call, pool)
 
         try:
             block = self.block_cache.get_or_fetch(
@@ -336,11 +340,13 @@ class BlockClient:
             locator, lambda: self._fetch(locator, call), spawn, _LOOKUP_EFFORT, claims=True
         )
 
-    def _fetch(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
+    def _fetch(
+        self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None = None
+    ) -> bytes | memoryview:
         """Read a block for the cache; notify waiting lookups once its size is known."""
         with self._grants.judged(locator), self._answer_times.measured() as first_answer:
             observer = FetchObserver(
-                locator, self._sources, self.block_cache, self._grants, first_answer
+                locator, self._sources, self.block_cache, self._grants, first_answer, pool
             )
             block = self._store.read(locator, call.observed_by(observer))
         self._grants.answered(locator)

@@ -19,14 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
-from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NotFoundError
+from keepfs.keep.counters import Counters
+from keepfs.keep.errors import (
+    Cause,
+    KeepReadError,
+    KeepRequestError,
+    KeepWriteError,
+    NotFoundError,
+)
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Found, Receipt
 from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from typing_extensions import Buffer
 
@@ -50,11 +57,15 @@ class LocalStore:
 
     Args:
         directory: The directory; created when the first block is stored.
+        counters: Where calls of the `Store` interface are counted, under `name`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], counters: Counters | None = None
+    ) -> None:
         self.directory = Path(directory).absolute()
         self.name = f"local:{self.directory}"
+        self._counters = counters or Counters()
 
     def get(
         self, locator: KeepLocator, allocate: Callable[[int], Allocation] = FreshAllocation
@@ -136,13 +147,16 @@ class LocalStore:
 
     def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Read a block and verify it; see `Store.read`."""
-        block = self.get(locator, call.observer.allocate)
+        with self._counted("GET"):
+            block = self.get(locator, call.observer.allocate)
+        self._counters.received.add(self.name, len(block))
         call.observer.received_from(self.name)
         return block
 
     def find(self, locator: KeepLocator, call: CallOptions) -> Found:  # noqa: ARG002 - not needed
         """Return a block's size; see `Store.find`."""
-        return Found(self.head(locator))
+        with self._counted("HEAD"):
+            return Found(self.head(locator))
 
     def write(
         self,
@@ -152,7 +166,24 @@ class LocalStore:
         call: CallOptions,  # noqa: ARG002 - a disk needs no retries
     ) -> Receipt:
         """Store a block; see `Store.write`."""
-        return self.put(block)
+        with self._counted("PUT"):
+            receipt = self.put(block)
+        self._counters.sent.add(self.name, receipt.locator.size or 0)
+        return receipt
+
+    @contextlib.contextmanager
+    def _counted(self, method: str) -> Iterator[None]:
+        """Count a call, its duration and its failure as those of a service."""
+        self._counters.requests.add(self.name)
+        begun = time.monotonic()
+        try:
+            yield
+        except KeepRequestError as error:
+            self._counters.failures.add(self.name, error.cause.name.lower(), str(error))
+            if error.cause is Cause.CORRUPT:
+                self._counters.bad_copies.add(self.name)
+            raise
+        self._counters.answers.add(self.name, method, time.monotonic() - begun)
 
     def close(self) -> None:
         """Do nothing: calls leave no files open."""

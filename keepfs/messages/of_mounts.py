@@ -104,9 +104,10 @@ BIND_MOUNTS_LEFT = Message(
 )
 PROCESS_STOPPED = Message(
     "process-stopped",
-    "can't unmount {path}: its process {pid} is stopped; kill -CONT {pid}, then retry",
+    "can't unmount {path}: its process {pid} is stopped; kill -CONT {pid}, then retry, or use"
+    " --force",
     "The process of the mount got SIGSTOP or is traced. It can't store anything.",
-    "Continue it with kill -CONT, then unmount.",
+    "Continue it with kill -CONT, then unmount. keepfs unmount --force does not wait for it.",
 )
 FILES_UNSAVED = Message(
     "files-unsaved",

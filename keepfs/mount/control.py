@@ -1,20 +1,17 @@
-"""Control: a mount answers requests of other processes of its user, on a socket of its own.
+"""Control: what other processes of the user may ask of upload/ of a running mount.
 
-`control_requests` says what they look like. For the trio thread only.
+`control_requests` says what requests look like; `control_server` takes them. For the trio
+thread only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
-import json
 import logging
 import os
 import stat
 from typing import TYPE_CHECKING, Any
-
-import trio
 
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Metadata, file_mode
@@ -23,79 +20,39 @@ from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.version import is_whole
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Receipt
-from keepfs.mount.control_requests import MOST_BYTES, MOST_NAMES
+from keepfs.mount.control_requests import MOST_NAMES
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from keepfs.fs.upload.drain import Drain
 
 _log = logging.getLogger(__name__)
 
-#: Connections that wait to be accepted, and bytes received at once.
-_BACKLOG, _AT_ONCE = 8, 64 * 1024
-
 
 class Control:
-    """Answers control requests.
+    """Carries out control requests that concern upload/.
 
     Args:
-        path: Of the socket; one that a killed mount left is replaced.
         upload: What is changed.
+        drain: Once it has begun, the mount ends and nothing is changed.
         is_read_only: Whether changes are refused.
     """
 
-    def __init__(self, path: Path, upload: UploadDirectory, *, is_read_only: bool) -> None:
-        self._path = path
+    def __init__(self, upload: UploadDirectory, drain: Drain, *, is_read_only: bool) -> None:
         self._upload = upload
+        self._drain = drain
         self._is_read_only = is_read_only
 
-    async def run(self) -> None:
-        """Listen and answer, until cancelled; without a socket, log why and return."""
-        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-            try:
-                self._path.unlink(missing_ok=True)
-                await listener.bind(str(self._path))
-                self._path.chmod(0o600)  # its directory is closed to others in any case
-                listener.listen(_BACKLOG)
-            except OSError as error:  # a path of more than 107 bytes, for one
-                _log.warning(
-                    "keepfs commit, manifest and import will not work here: no socket %s: %s",
-                    self._path,
-                    error.strerror or error,
-                )
-                return
-            try:
-                async with trio.open_nursery() as nursery:
-                    while True:
-                        connection, _ = await listener.accept()
-                        nursery.start_soon(self._serve, trio.SocketStream(connection))
-            finally:
-                self._path.unlink(missing_ok=True)
-
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        """Answer one connection, until the other side ends it."""
-        received = bytearray()
-        with contextlib.suppress(trio.BrokenResourceError):
-            async with stream:
-                while len(received) <= MOST_BYTES:
-                    piece = await stream.receive_some(_AT_ONCE)
-                    if not piece:
-                        return
-                    received += piece
-                    if piece.endswith(b"\n"):
-                        answer = self._answer(bytes(received))
-                        received.clear()
-                        await stream.send_all(json.dumps(answer).encode() + b"\n")
-
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for; return the answer. Never raises."""
         try:
-            return self._carried_out(json.loads(line))
+            return self._carried_out(request)
         except (ValueError, TypeError, KeyError) as error:
             return {"error": f"a request that is none: {type(error).__name__}: {error}"}
         except RefusedError as error:
             return {"error": os.strerror(error.errno)}
         except OSError as error:
             return {"error": error.strerror or str(error)}
-        except Exception:  # noqa: BLE001 - it must not end the other connections
+        except Exception:  # noqa: BLE001 - it must not end the mount
             _log.exception("a control request failed unexpectedly")
             return {"error": "the request failed unexpectedly: see the log of the mount"}
 
@@ -105,6 +62,8 @@ class Control:
             return {"paths": self._unstored(request["path"])}
         if request["do"] != "add_files":
             return {"error": f"the mount knows no request {request['do']!r}"}
+        if self._drain.has_begun:
+            return {"error": "the mount ends"}
         if self._is_read_only:
             return {"error": "the mount is read-only"}
         self._add_files(request["directory"], request["files"])

@@ -6,6 +6,8 @@ A request is one line of JSON on the mount's control socket, its answer another:
     {}
     {"do": "unstored", "path": PATH}
     {"paths": [PATH, ...]}
+    {"do": "status"}
+    {"status": {...}}                 the fields of `figures.MountFigures`
 
 An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. Names
 and paths are as `os.fsdecode` returns them.
@@ -42,14 +44,15 @@ class ControlConnection:
 
     Args:
         path: The control socket.
+        patience: Seconds that each answer may take.
 
     Raises:
         ControlError: No mount listens there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = _TIMEOUT) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_TIMEOUT)
+        self._socket.settimeout(patience)
         try:
             self._socket.connect(str(path))
         except OSError as error:
@@ -94,6 +97,17 @@ class ControlConnection:
             ControlError: The mount refused, or did not answer.
         """
         return list(self._ask({"do": "unstored", "path": path}).get("paths", ()))
+
+    def status(self) -> dict[str, Any]:
+        """Return the figures of the mount as JSON has them. Blocks.
+
+        Raises:
+            ControlError: The mount did not answer, or is of an older version.
+        """
+        status = self._ask({"do": "status"}).get("status")
+        if not isinstance(status, dict):
+            raise ControlError("the mount did not answer with its status")
+        return status
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:

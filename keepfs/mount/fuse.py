@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from keepfs import stores
 from keepfs.keep.threads import START_PATIENCE
 from keepfs.messages import of_mounts
 
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 #: the poll and the read, the process blocks until the next request.
 #: A signal interrupts the read, which limits this to the interval.
 _TICK = 0.05
+#: Requests handled concurrently. With pyfuse3's default of 99, 99 requests that
+#: wait would block the whole mount; a task costs little.
+_MAX_TASKS = 1000
 #: Background requests, such as read-ahead, that the kernel sends concurrently.
 _MAX_BACKGROUND = 256
 
@@ -61,12 +65,13 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     """
     settings = {
         *pyfuse3.default_options,
-        "fsname=keepfs",
+        f"fsname={_escaped(stores.source(options.store))}",
         "subtype=keepfs",
         "nosuid",
         "nodev",
         *(["allow_other"] if options.allow_other else []),
         *(["ro"] if options.read_only else []),
+        *(["noexec"] if options.noexec else []),
     }
     said: list[str] = []
     try:
@@ -80,6 +85,11 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     finally:
         pyfuse3.close(unmount=True)
         _log.info("unmounted from %s", options.mountpoint)
+
+
+def _escaped(text: str) -> str:
+    """Escape a value for libfuse, which splits options at commas."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def set_read_ahead(device: int, size: int) -> None:
@@ -143,6 +153,20 @@ def resend_requests() -> bool:
                 os.write(int(link.name), _RESEND)
                 done = True
     return done
+
+
+class KernelLoop:
+    """pyfuse3's loop, which can be restarted after a failure."""
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Answer requests until the kernel sends no more."""
+        if self._has_failed and not resend_requests():
+            _log.warning("the caller of a request that was lost hangs until the mount ends")
+        self._has_failed = True
+        await pyfuse3.main(max_tasks=_MAX_TASKS)
 
 
 def allow_background(device: int) -> None:

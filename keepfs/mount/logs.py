@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import logging.handlers
@@ -17,6 +18,7 @@ from keepfs import privacy
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: The journal records the time and the level of an entry itself.
@@ -123,18 +125,40 @@ def report_uncaught() -> None:
     sys.unraisablehook = unraisable
 
 
-def describe_tasks() -> str:
-    """Return the stack of every trio task, to diagnose what the mount waits for."""
+def describe_tasks(root: trio.lowlevel.Task | None = None) -> str:
+    """Return the stack of every trio task, to diagnose what the mount waits for.
+
+    Files, lines and functions only; no values, so no data and no token.
+
+    Args:
+        root: The root task, for callers in other threads; None: the current one.
+    """
     lines = []
-    waiting = [trio.lowlevel.current_root_task()]
+    waiting = [trio.lowlevel.current_root_task() if root is None else root]
     while waiting:
         task = waiting.pop()
         if task is None:
             continue
         lines.append(f"task {task.name}:")
-        lines += [
-            f"    {frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
-            for frame, line in task.iter_await_frames()
-        ]
+        # The stack of a task that runs at this moment can't be read from another thread.
+        with contextlib.suppress(RuntimeError, ValueError):
+            lines += [
+                f"    {frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+                for frame, line in task.iter_await_frames()
+            ]
         waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return "\n".join(lines)
+
+
+def describe_threads() -> str:
+    """Return the stack of every thread, the innermost call first. As `describe_tasks`."""
+    names = {each.ident: each.name for each in threading.enumerate()}
+    lines = []
+    for number, top in sys._current_frames().items():  # noqa: SLF001 - documented, for this use
+        lines.append(f"thread {names.get(number, number)}:")
+        frame: FrameType | None = top
+        while frame is not None:
+            code = frame.f_code
+            lines.append(f"    {code.co_filename}:{frame.f_lineno} {code.co_name}")
+            frame = frame.f_back
     return "\n".join(lines)

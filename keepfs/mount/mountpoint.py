@@ -25,6 +25,9 @@ FILE_SYSTEM_TYPE = "fuse.keepfs"
 _MAX_SYMLINKS = 40
 # Seconds; unmounting either is quick or hangs.
 _UNMOUNT_TIMEOUT = 30.0
+# The kernel's directory of FUSE connections, named by minor device numbers. Their files belong
+# to the user that mounted.
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 class MountpointError(Exception):
@@ -188,8 +191,51 @@ def is_dead(mountpoint: Path) -> bool:
     return False
 
 
+def waiting_requests(device: int) -> int | None:
+    """Return the requests of a mount that the kernel has sent and that are not answered.
+
+    Args:
+        device: The minor number of its device.
+
+    Returns:
+        None if the kernel does not tell.
+    """
+    try:
+        return int((_CONNECTIONS / str(device) / "waiting").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def is_ours(entry: MountEntry) -> bool:
+    """Return whether this user has mounted a mount, as far as the kernel tells."""
+    try:
+        owner = (_CONNECTIONS / entry.device.partition(":")[2]).stat().st_uid
+    except OSError:
+        return True
+    return owner == os.geteuid()
+
+
+def abort(entry: MountEntry) -> bool:
+    """End the kernel's connection of a mount: all its requests fail at once. Doesn't block.
+
+    Without the kernel's control files, as in a container, root aborts by `umount -f`.
+
+    Returns:
+        Whether the connection was ended.
+    """
+    try:
+        (_CONNECTIONS / entry.device.partition(":")[2] / "abort").write_text("1")
+    except FileNotFoundError:  # the kernel's control file system is not mounted
+        return os.geteuid() == 0 and not _run(["umount", "-i", "-c", "-f", str(entry.mountpoint)])
+    except OSError:
+        return False
+    return True
+
+
 def detach(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmount; with `lazy`, at once, while open files keep working. Blocks.
+    """Unmount; with `lazy`, at once, while open files keep working.
+
+    Blocks, at most 30 s, also if the mount hangs.
 
     Raises:
         MountpointError: It is busy, or this user may not unmount it.
@@ -199,15 +245,33 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
         command = ["umount", "-i", *(["-l"] if lazy else []), str(mountpoint)]
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
+    complaint = _run(command)
+    if complaint:
+        raise MountpointError(of_mounts.UNMOUNT_FAILED(path=mountpoint, reason=complaint))
+
+
+def _run(command: list[str]) -> str:
+    """Run a program for at most 30 s; return its complaint, or an empty text."""
     try:
-        done = subprocess.run(  # noqa: S603 - fixed commands
-            command, capture_output=True, text=True, check=False, timeout=_UNMOUNT_TIMEOUT
+        process = subprocess.Popen(  # noqa: S603 - fixed commands
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MountpointError(of_mounts.UNMOUNT_FAILED(path=mountpoint, reason=error)) from error
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or done.returncode
-        raise MountpointError(of_mounts.UNMOUNT_FAILED(path=mountpoint, reason=said))
+    except OSError as error:
+        return str(error)
+    try:
+        _, complaint = process.communicate(timeout=_UNMOUNT_TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        # Not awaited: while its request to the mount hangs, it can't even be killed.
+        process.kill()
+        return str(error)
+    if process.returncode == 0:
+        return ""
+    return " ".join(complaint.split()) or str(process.returncode)
 
 
 def holders(entry: MountEntry) -> list[BusyProcess]:

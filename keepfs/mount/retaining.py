@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keepfs.config.options import MountOptions
     from keepfs.fs.upload.drain import Drain
     from keepfs.fs.upload.file import UploadFile
-    from keepfs.retention.kept import KeptFiles
+    from keepfs.retention.kept import KeeperStatistics, KeptFiles
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +148,10 @@ class Keeping:
             await self._keeper.run()
         finally:
             self._put.stop()
+
+    def statistics(self) -> KeeperStatistics:
+        """Return the state of retention. For any thread."""
+        return self._keeper.statistics()
 
     def renew_now(self) -> None:
         """Have everything renewed at once."""

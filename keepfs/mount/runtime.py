@@ -183,11 +183,16 @@ def find_device(device: str) -> RunningMount | None:
 
 def is_stopped(pid: int) -> bool:
     """Return whether a process is stopped, by a signal or a debugger."""
+    return process_state(pid) in {"T", "t"}
+
+
+def process_state(pid: int) -> str:
+    """Return the state of a process, a letter as in proc_pid_stat(5); empty without a process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] in {"T", "t"}
+        return ""
+    return text.rpartition(")")[2].split()[0]
 
 
 def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:

@@ -8,7 +8,6 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
 
 from keepfs import __version__, privacy, stores
@@ -25,6 +24,7 @@ from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, dire
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
+from keepfs.fs.signatures import KnownSignatures
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.directory import UploadDirectory
@@ -42,7 +42,10 @@ from keepfs.keep.retry import Backoff
 from keepfs.messages import of_mounts, of_stores
 from keepfs.mount import fuse, logs, mountpoint, retaining, runtime, systemd
 from keepfs.mount.control import Control
+from keepfs.mount.metrics_output import MetricsError
+from keepfs.mount.observation import Observation, Owners
 from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
+from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,9 +59,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Requests handled concurrently. With pyfuse3's default of 99, 99 requests that
-#: wait would block the whole mount; a task costs little.
-_MAX_TASKS = 1000
 #: Seconds between two checkpoints of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
 #: Seconds a mount may take to answer its first request.
@@ -100,6 +100,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
             privacy.forbid_core_dumps()
         logs.start(options.log_level, log_file)
         logs.report_uncaught()
+        keep_stacks_of_crash(log_file)
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
             buffers = BufferPool()
@@ -121,6 +122,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
         CatalogError,
+        MetricsError,
         stores.StoreError,
         ArgumentError,
         KeepRequestError,
@@ -138,6 +140,7 @@ def _check_paths(options: MountOptions, log_file: Path | None) -> None:
         "the local store": options.store.local_store,
         "the state directory": options.state_dir,
         "the log file": log_file,
+        "the metrics file": options.metrics_file,
     }
     for what, path in needed.items():
         if path is not None and path.resolve().is_relative_to(options.mountpoint):
@@ -235,38 +238,43 @@ class _Mount:
             drain = Drain(upload, spills, blocks, self._store.close, options.drain_timeout)
             keeping = retaining.Keeping(options, self._catalog, self._store, self._copies)
             staging.renewal = keeping.begin(upload)
-            async with trio.open_nursery() as to_the_end:
-                serving = trio.CancelScope()
-                handling = Signals(
-                    signals, self._store, self._failed, keeping.renew_now, drain, serving
-                )
-                to_the_end.start_soon(supervised, "handling signals", handling.run)
-                to_the_end.start_soon(supervised, "keeping what is stored", keeping.run)
-                to_the_end.start_soon(
-                    supervised, "noting what is not stored", lambda: self._notes.run(blocks)
-                )
-                try:
-                    with serving:
-                        await self._serve_mounted(operations, upload, serving)
-                finally:
-                    # Whatever the cause: unstored files are safe before the process ends.
-                    with trio.CancelScope(shield=True):
-                        if self._was_mounted:
-                            await _drain_into_store(drain)
-                            await keeping.finish(drain)
-                        count, lost = await drain.finish()
-                        self._notes.end(lost)
-                to_the_end.cancel_scope.cancel()
+            observation = Observation(
+                options,
+                self._catalog,
+                Owners(
+                    self._requests, operations, self._store, staging, self._failed, keeping, drain
+                ),
+                Control(upload, drain, is_read_only=options.read_only),
+            )
+            with observation.serving():
+                async with trio.open_nursery() as to_the_end:
+                    serving = trio.CancelScope()
+                    handling = Signals(
+                        signals, self._store, self._failed, keeping.renew_now, drain, serving
+                    )
+                    to_the_end.start_soon(supervised, "handling signals", handling.run)
+                    to_the_end.start_soon(supervised, "the watchdog", observation.watchdog.run)
+                    to_the_end.start_soon(supervised, "keeping what is stored", keeping.run)
+                    to_the_end.start_soon(
+                        supervised, "noting what is not stored", lambda: self._notes.run(blocks)
+                    )
+                    try:
+                        with serving:
+                            await self._serve_mounted(operations, serving)
+                    finally:
+                        # Whatever the cause: unstored files are safe before the process ends.
+                        with trio.CancelScope(shield=True):
+                            if self._was_mounted:
+                                await _drain_into_store(drain)
+                                await keeping.finish(drain)
+                            count, lost = await drain.finish()
+                            self._notes.end(lost)
+                    to_the_end.cancel_scope.cancel()
         return 1 if count else 0
 
-    async def _serve_mounted(
-        self, operations: Operations, upload: UploadDirectory, serving: trio.CancelScope
-    ) -> None:
+    async def _serve_mounted(self, operations: Operations, serving: trio.CancelScope) -> None:
         """Mount, answer requests until unmounted or cancelled, and unmount."""
         options = self._options
-        control = Control(
-            runtime.control_socket(options.mountpoint), upload, is_read_only=options.read_only
-        )
         with fuse.mounted(operations, options):
             self._was_mounted = True
             try:
@@ -276,13 +284,12 @@ class _Mount:
                         ("the catalog's checkpoints", self._keep_catalog_short),
                         ("retrying what is not stored", self._failed.retry),
                         ("removing leftovers", self._remove_leftovers),
-                        ("answering control requests", control.run),
                     ):
                         nursery.start_soon(supervised, name, work)
                     nursery.start_soon(self._announce)
                     await supervised(
                         "answering the kernel's requests",
-                        _Loop().run,
+                        fuse.KernelLoop().run,
                         most=_MOST_LOOP_FAILURES,
                         backoff=_LOOP_BACKOFF,
                     )
@@ -308,7 +315,12 @@ class _Mount:
             _given(options.gid, os.getegid()),
         )
         lookups = Lookups(blocks, self._lookup(), options.lookup_wait)
-        by_id = ByIdDirectory(self._fixed(0o555, owner), blocks, lookups)
+        by_id = ByIdDirectory(
+            self._fixed(0o555, owner),
+            blocks,
+            lookups,
+            signatures=KnownSignatures() if options.share_signatures else None,
+        )
         upload = UploadDirectory.mounted(
             self._fixed(0o777, owner), staging, by_id.stored, self._catalog
         )
@@ -328,7 +340,7 @@ class _Mount:
             entries["collections"] = CollectionsDirectory(
                 self._fixed(0o555, owner), self._collections, blocks, options.collection_refresh
             )
-        root: DirectoryNode = RootDirectory(entries, owner)
+        root: DirectoryNode = RootDirectory(entries, owner, 0o555 & ~options.umask)
         if options.collection is not None:
             root = await self._alone(options.collection, blocks, owner)
         operations = Operations(
@@ -418,20 +430,6 @@ async def _drain_into_store(drain: Drain) -> None:
         await drain.store()
     except Exception:  # noqa: BLE001 - logged
         _log.exception("storing before the end failed")
-
-
-class _Loop:
-    """pyfuse3's loop, which can be restarted after a failure."""
-
-    def __init__(self) -> None:
-        self._has_failed = False
-
-    async def run(self) -> None:
-        """Answer requests until the kernel sends no more."""
-        if self._has_failed and not fuse.resend_requests():
-            _log.warning("the caller of a request that was lost hangs until the mount ends")
-        self._has_failed = True
-        await pyfuse3.main(max_tasks=_MAX_TASKS)
 
 
 def _why_ended(path: Path) -> str:

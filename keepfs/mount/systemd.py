@@ -1,4 +1,4 @@
-"""Notifications (READY, STOPPING) to a service manager that listens on $NOTIFY_SOCKET."""
+"""Notifications (READY, STOPPING, WATCHDOG) to a service manager on $NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ def notify(state: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def watchdog_limit() -> float:
+    """Return the seconds within which the service manager expects WATCHDOG=1; 0.0 if it doesn't.
+
+    $WATCHDOG_USEC and $WATCHDOG_PID as in sd_watchdog_enabled(3).
+    """
+    try:
+        limit = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+        pid = int(os.environ.get("WATCHDOG_PID", str(os.getpid())))
+    except ValueError:
+        return 0.0
+    return max(0.0, limit) if pid == os.getpid() else 0.0

@@ -101,6 +101,7 @@ class ServicePlan:
             "ExecReload=/bin/kill -HUP $MAINPID",
             "# A mount that answers no requests is killed and started again.",
             f"WatchdogSec={WATCHDOG_SECONDS}",
+            "TimeoutAbortSec=30",
             "# On SIGTERM keepfs stores unstored files, unmounts and exits. The timeout is",
             "# --drain-timeout (300 s by default), plus 25 s to spill the rest, plus 5 s margin.",
             "# With a longer --drain-timeout, keepfs extends it at the stop.",

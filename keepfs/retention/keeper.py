@@ -15,7 +15,7 @@ from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.renewal import Relabelled
 from keepfs.keep.errors import KeepRequestError
 from keepfs.retention import losses, rows, signatures
-from keepfs.retention.kept import Mode
+from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
 from keepfs.retention.put_again import store_missing
 from keepfs.retention.timing import Timing, Updated, in_words
@@ -162,6 +162,14 @@ class Keeper:
     def lost(self, number: int | None) -> str:
         """Return why a file can't be read any more; empty if nothing is known to be lost."""
         return "" if number is None else self._catalog.lost(number)
+
+    def statistics(self) -> KeeperStatistics:
+        """Return the state of retention, as far as is known. For any thread."""
+        mode = "local" if self._is_local else self.mode.value
+        parts = self._mirror.ledger.parts if self._mirror else ()
+        updated = self._updated.ended if self._updated else None
+        counts = len(self._unretained), self._trouble.failures
+        return KeeperStatistics.of(mode, parts, updated, self._earliest, *counts)
 
     # --- the task -------------------------------------------------------------------
 
@@ -410,14 +418,9 @@ class Keeper:
             return is_token_new or is_wanted or locator.perm_expiry.timestamp() - half <= now
 
         def work() -> float:
-            earliest = float("inf")
             for batch, fresh in put.round(is_due, half / 2):
                 trio.from_thread.run(self._use, batch, fresh)
-            for _, content in rows.contents(self._path):
-                first = signatures.first_expiry([content])
-                if first > now:
-                    earliest = min(earliest, first)
-            return earliest
+            return losses.first_expiry_after(self._path, now)
 
         self._earliest = await _in_thread(work)
         self._is_token_new = self._is_round_wanted = False
@@ -441,8 +444,6 @@ class Keeper:
             content = self._catalog.content(number)
             self._replace([(number, content, fresh.rewritten(content))])
         return fresh.newer(locator) is not None
-
-    # --- notes ----------------------------------------------------------------------------
 
     def _note_version(self, number: int) -> None:
         self._versions += 1

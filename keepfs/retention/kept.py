@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from keepfs.fs.upload.file import UploadFile
     from keepfs.keep.locator import KeepLocator
+    from keepfs.retention.ledger import Part
 
 
 class Mode(enum.Enum):
@@ -39,3 +40,48 @@ class KeptFiles(Protocol):
 
     def files(self) -> Iterable[UploadFile]:
         """Go through the files."""
+
+
+class KeeperStatistics(NamedTuple):
+    """The state of retention.
+
+    Attributes:
+        mode: A value of `Mode`, or `local`.
+        collections: Uuids of the collections that keep the blocks.
+        updated_at: When they were last brought up to date, on trio's clock; None if never.
+        next_expiry: When the first signature ends, in seconds since 1970; None if unknown or
+            without signatures.
+        waiting: Stored files that no collection has yet.
+        failures: Failed attempts in a row.
+    """
+
+    mode: str
+    collections: tuple[str, ...]
+    updated_at: float | None
+    next_expiry: float | None
+    waiting: int
+    failures: int
+
+    @classmethod
+    def of(
+        cls,
+        mode: str,
+        parts: Iterable[Part],
+        updated_at: float | None,
+        earliest: float,
+        waiting: int,
+        failures: int,
+    ) -> KeeperStatistics:
+        """Make one.
+
+        Args:
+            mode: As `mode`.
+            parts: The collections.
+            updated_at: As `updated_at`.
+            earliest: When the first signature ends; 0 if unknown, infinite without any.
+            waiting: As `waiting`.
+            failures: As `failures`.
+        """
+        uuids = tuple(each.uuid for each in parts if each.uuid)
+        expiry = earliest if 0 < earliest < float("inf") else None
+        return cls(mode, uuids, updated_at, expiry, waiting, failures)

@@ -92,7 +92,7 @@ class KeepfsMount:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("KEEP", "ARVADOS", "XDG_", "NOTIFY_"))
+            if not name.startswith(("KEEP", "ARVADOS", "XDG_", "NOTIFY_", "WATCHDOG_"))
         }
         return {**kept, "HOME": str(self.base), **self.env}
 

@@ -224,8 +224,6 @@ def test_the_owner_stays_who_it_is(here: Path) -> None:
 
     with pytest.raises(PermissionError):
         os.chown(path, 12345, -1)
-    with pytest.raises(PermissionError):
-        os.chown(path, -1, 12345)
 
 
 def test_directories_are_made_listed_and_removed(here: Path) -> None:

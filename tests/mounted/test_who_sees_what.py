@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
 ALICE, BOB = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
+#: A group that neither is a member of by itself.
+TEAM = 12345
 SECRET = b"what only Alice may read"
 
 
@@ -34,13 +36,14 @@ def store() -> Iterator[KeepstoreControls]:
 
 
 @pytest.fixture
-def mount(store: KeepstoreControls) -> Iterator[KeepfsMount]:
-    """A mount over it that root has made for all users."""
+def mount(store: KeepstoreControls, request: pytest.FixtureRequest) -> Iterator[KeepfsMount]:
+    """A mount over it that root has made for all users; a parameter is further options."""
     # pytest's own directories are closed to others.
     with tempfile.TemporaryDirectory(prefix="keepfs-users-") as name:
         base = Path(name)
         base.chmod(0o755)
         it = KeepfsMount(base, ("--allow-other", "--copies", "1", "--umask", "0"), is_local=False)
+        it.options += getattr(request, "param", ())
         it.env = {"ARVADOS_KEEP_SERVICES": store.url, "ARVADOS_API_TOKEN": TEST_TOKEN}
         try:
             it.mount()
@@ -224,6 +227,92 @@ def test_a_bare_or_forged_name_opens_nothing_that_is_in_memory(
     assert SECRET not in done.stdout
     assert done.returncode != 0
     assert run_as(ALICE, 'cat "$1"', mount.by_id / secret).stdout == SECRET
+
+
+@pytest.mark.parametrize("mount", [("--share-signatures",)], indirect=True)
+def test_shared_signatures_open_bare_names_of_what_others_have_used(
+    mount: KeepfsMount, store: KeepstoreControls
+) -> None:
+    signed = store.store_block(b"known to Alice")
+    bare = signed.partition("+A")[0]
+    unknown = store.store_block(b"known to nobody").partition("+A")[0]
+    assert b"denied" in run_as(BOB, 'cat "$1"', mount.by_id / bare).stderr
+    assert run_as(ALICE, 'cat "$1"', mount.by_id / signed).stdout == b"known to Alice"
+
+    wait_until(lambda: run_as(BOB, 'cat "$1"', mount.by_id / bare).stdout == b"known to Alice")
+
+    forged = f"{bare}+A{'0' * 40}@{signed[-8:]}"
+    secret = store_as(ALICE, mount, "secret", SECRET)
+    for name in (unknown, forged, secret.partition("+A")[0], secret):
+        done = run_as(BOB, 'cat "$1"', mount.by_id / name)
+        assert (done.stdout, b"Permission denied" in done.stderr) == (b"", True)
+    assert run_as(ALICE, 'cat "$1"', mount.by_id / secret.partition("+A")[0]).stdout == SECRET
+
+
+def run_in_group(uid: int, script: str, *arguments: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell script as a user who is a member of TEAM, too."""
+    return subprocess.run(
+        ["sh", "-c", script, "sh", *arguments],
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+        user=uid,
+        group=uid,
+        extra_groups=[TEAM],
+        env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
+    )
+
+
+def test_a_shared_drop_directory_is_for_its_group(mount: KeepfsMount) -> None:
+    """The recipe of docs/several-users.md."""
+    drop = mount.upload / "drop"
+    drop.mkdir()
+    recipe = (Path(__file__).parents[2] / "docs" / "several-users.md").read_text()
+    assert "chmod 2770 /mnt/keep/upload/drop" in recipe
+    assert run_in_group(0, f'chgrp {TEAM} "$1" && chmod 2770 "$1"', drop).stderr == b""
+
+    made = run_in_group(ALICE, 'umask 007; mkdir "$1/d"; echo hers > "$1/d/f"', drop)
+    assert (made.returncode, made.stderr) == (0, b"")
+    status, folder = (drop / "d" / "f").stat(), (drop / "d").stat()
+    assert (oct(status.st_mode), status.st_uid, status.st_gid) == ("0o100660", ALICE, TEAM)
+    assert (oct(folder.st_mode), folder.st_uid, folder.st_gid) == ("0o42770", ALICE, TEAM)
+    changed = run_in_group(BOB, 'echo his >> "$1/d/f"; cat "$1/d/f"; rm "$1/d/f"', drop)
+    assert (changed.stdout, changed.stderr) == (b"hers\nhis\n", b"")
+    outside = run_as(BOB, 'ls "$1"; touch "$1/x"', drop)
+    assert outside.stderr.count(b"Permission denied") == 2
+
+    # With the sticky bit nobody removes what another has dropped.
+    assert run_in_group(0, 'chmod 3770 "$1"', drop).returncode == 0
+    assert run_in_group(ALICE, 'umask 007; echo hers > "$1/kept"', drop).returncode == 0
+    assert b"not permitted" in run_in_group(BOB, 'rm -f "$1/kept"', drop).stderr
+    assert (drop / "kept").read_bytes() == b"hers\n"
+
+
+@pytest.mark.parametrize("mount", [("--umask", "027", "--gid", str(ALICE))], indirect=True)
+def test_the_umask_closes_the_whole_mount(mount: KeepfsMount) -> None:
+    assert [oct(it.stat().st_mode & 0o777) for it in (mount.path, mount.by_id)] == ["0o550"] * 2
+    assert b"denied" in run_as(BOB, 'ls "$1"', mount.path).stderr
+    assert run_as(ALICE, 'ls "$1"', mount.path).returncode == 0  # by the group
+    (mount.upload / "file").touch()
+    with pytest.raises(PermissionError):
+        os.chown(mount.upload / "file", -1, BOB)
+
+
+def test_the_group_of_a_file_can_be_changed_and_stays(mount: KeepfsMount) -> None:
+    locator = store_as(ALICE, mount, "file", SECRET, umask="027")
+    path = mount.upload / "file"
+    assert b"not permitted" in run_as(BOB, f'chgrp {BOB} "$1"', path).stderr
+    assert b"not permitted" in run_as(ALICE, f'chgrp {TEAM} "$1"', path).stderr
+    assert run_in_group(ALICE, f'chmod g+s "$1"; chgrp {TEAM} "$1"', path).stderr == b""
+
+    assert (path.stat().st_uid, path.stat().st_gid) == (ALICE, TEAM)
+    # In by_id/ too: not readable by all because it had two groups.
+    wait_until(lambda: (mount.by_id / locator).stat().st_gid == TEAM)
+    assert b"denied" in run_as(BOB, 'cat "$1"', mount.by_id / locator).stderr
+    assert run_in_group(BOB, 'cat "$1"', mount.by_id / locator).stdout == SECRET
+    assert mount.unmount().returncode == 0
+    mount.mount()
+    assert (path.stat().st_uid, path.stat().st_gid) == (ALICE, TEAM)
 
 
 def test_a_name_is_refused_as_soon_as_its_signature_ends(

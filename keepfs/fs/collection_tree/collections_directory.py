@@ -60,6 +60,11 @@ class CollectionsDirectory(DirectoryNode):
         self._kept: collections.deque[CollectionRoot] = collections.deque(maxlen=_KEPT)
 
     @property
+    def mount_path(self) -> str:
+        """The path from the mount's root."""
+        return "collections"
+
+    @property
     def not_found_timeout(self) -> float:
         """Seconds for which the kernel may remember that a name wasn't found."""
         return NOT_FOUND_TIMEOUT

@@ -67,6 +67,11 @@ class CollectionFile(FileNode):
         return f"{self._live.name}/{self._file.path}"
 
     @property
+    def mount_path(self) -> str:
+        """The path from the mount's root, where all collections are mounted."""
+        return f"collections/{self.path}"
+
+    @property
     def size(self) -> int:
         """Bytes, from the manifest."""
         return self._file.size
@@ -159,6 +164,11 @@ class CollectionFolder(DirectoryNode):
         self._directory: Directory | None = None
         # The kernel's hold on a node is what keeps it here.
         self._children: WeakValueDictionary[str, Node] = WeakValueDictionary()
+
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root, where all collections are mounted."""
+        return f"collections/{self.live.name}/{self._path}".rstrip("/")
 
     @property
     def not_found_timeout(self) -> float:

@@ -166,10 +166,10 @@ class Catalog:
         """Return whether a directory has entries."""
         return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
-    def mode(self, number: int) -> object:
-        """Return an entry's mode; None if there is no such entry."""
-        row = self._one("SELECT mode FROM entries WHERE number = ?", number)
-        return None if row is None else row[0]
+    def access(self, number: int) -> object:
+        """Return an entry's mode and group, to compare; None if there is no such entry."""
+        row = self._one("SELECT mode, gid FROM entries WHERE number = ?", number)
+        return None if row is None else tuple(row)
 
     def receipts(self, number: int) -> tuple[Receipt, ...]:
         """Return the receipts of a file's blocks.
@@ -293,6 +293,12 @@ class Catalog:
         """Return why a file can't be read any more; empty if nothing is known to be lost."""
         row = self._one("SELECT reason FROM lost WHERE number = ?", number)
         return "" if row is None else str(row[0])
+
+    def count_lost(self) -> int:
+        """Return the number of files that can't be read any more."""
+        query = "SELECT count(*) FROM lost WHERE number IN (SELECT number FROM entries)"
+        row = self._one(query)
+        return 0 if row is None else int(row[0])
 
     def forget_lost(self) -> None:
         """Forget what is lost: it is to be tried again."""

@@ -95,6 +95,11 @@ class UploadDirectory(DirectoryNode):
                 catalog.add_root(metadata)
         return cls(known or metadata, staging, on_stored, catalog)
 
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root."""
+        return "upload" if self.place is None else f"upload/{self.place.path}"
+
     async def lookup(self, name: str) -> Node:
         """Find an entry.
 

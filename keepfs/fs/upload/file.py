@@ -132,6 +132,11 @@ class UploadFile(StoringFile):
         return "" if self.place is None else self.place.path
 
     @property
+    def mount_path(self) -> str:
+        """The path from the mount's root; empty if it has no name."""
+        return "" if self.place is None else f"upload/{self.place.path}"
+
+    @property
     def version(self) -> str:
         """The name in by_id/ of the catalog's version of its name; empty without one.
 
@@ -339,7 +344,7 @@ class UploadFile(StoringFile):
         """Apply a setattr.
 
         Raises:
-            RefusedError: EPERM, the setattr changes the owner or group.
+            RefusedError: EPERM, the setattr changes the owner.
         """
         metadata = changed_metadata(self.metadata, changes)
         if changes.size is not None:

@@ -155,10 +155,10 @@ class Place:
         if number is None:
             return
         catalog = self.directory.catalog
-        before = catalog.mode(number)
+        before = catalog.access(number)
         with catalog.change():
             catalog.set_metadata(number, metadata)
-        if before != metadata.mode and stat.S_ISREG(metadata.mode):
+        if before != (metadata.mode, metadata.gid) and stat.S_ISREG(metadata.mode):
             with contextlib.suppress(OSError):  # the blocks of a damaged entry are unknown
                 for receipt in distinct(catalog.receipts(number)):
                     self.directory.on_stored(receipt, metadata)

@@ -8,7 +8,7 @@ For the trio thread only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
@@ -49,6 +49,22 @@ class StagedSlot(Protocol):
 
     def start_storing(self) -> object:
         """Start to store it, unless a store is in progress."""
+
+
+class StagingStatistics(NamedTuple):
+    """The state of the staging area.
+
+    Attributes:
+        maxsize: Most bytes.
+        currsize: Bytes staged, with the overhead of their slots.
+        slots: Slots with staged bytes; each becomes a block.
+        storing: Those of them that are being stored.
+    """
+
+    maxsize: int
+    currsize: int
+    slots: int
+    storing: int
 
 
 class Staging:
@@ -146,6 +162,12 @@ class Staging:
             self._sizes.pop(slot, None)
         self._changed.set()
         self._changed = trio.Event()
+
+    def statistics(self) -> StagingStatistics:
+        """Return the state. For any thread."""
+        slots = list(self._sizes)  # at once: the trio thread may change it
+        storing = sum(slot.is_storing for slot in slots)
+        return StagingStatistics(self.maxsize, self.currsize, len(slots), storing)
 
     def _with_overhead(self, size: int) -> int:
         """Return the memory that a slot with `size` staged bytes takes, in bytes."""

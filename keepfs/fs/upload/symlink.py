@@ -20,6 +20,11 @@ class UploadSymlink(SymlinkNode):
         self.place: Place | None = None
         self.number: int | None = None
 
+    @property
+    def mount_path(self) -> str:
+        """The path from the mount's root; empty if it has no name."""
+        return "" if self.place is None else f"upload/{self.place.path}"
+
     async def change(self, changes: Changes) -> None:
         """Apply a setattr."""
         metadata = changed_metadata(self.metadata, changes)

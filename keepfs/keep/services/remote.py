@@ -162,7 +162,9 @@ class RemoteStore:
                 f"{locator.stripped()} names no block: its size can't be", cause=Cause.CORRUPT
             )
         asked: dict[str, KeepService] = {}
-        rounds = Rounds(self.roster, call, lambda: self._check_open(KeepReadError))
+        rounds = Rounds(
+            self.roster, call, lambda: self._check_open(KeepReadError), self._counters.retries
+        )
         for attempt, first in rounds:
             services = first
             while True:
@@ -225,7 +227,9 @@ class RemoteStore:
             classes = self.defaults.storage_classes(call.remaining())
         tally = Tally(wanted.copies, classes)
         asked: dict[str, KeepService] = {}
-        rounds = Rounds(self.roster, call, lambda: self._check_open(KeepWriteError))
+        rounds = Rounds(
+            self.roster, call, lambda: self._check_open(KeepWriteError), self._counters.retries
+        )
         for attempt, services in rounds:
             roots = self._add_services(asked, services, locator, Access.WRITE, call)
             pool = self._parts.KeepWriterThreadPool(

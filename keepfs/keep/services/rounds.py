@@ -11,6 +11,7 @@ from keepfs.keep.retry import RetryLoop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from keepfs.keep.counters import Counter
     from keepfs.keep.services.discovery import Services
     from keepfs.keep.services.roster import Roster
     from keepfs.keep.store import CallOptions
@@ -28,6 +29,7 @@ class Rounds:
         roster: The list of services.
         call: The options of the call.
         check: Called before each round; its exceptions pass through.
+        retries: Counts the rounds after the first.
 
     Attributes:
         attempts: Rounds begun.
@@ -35,10 +37,13 @@ class Rounds:
         trouble: The error of the last round without a list, or None.
     """
 
-    def __init__(self, roster: Roster, call: CallOptions, check: Callable[[], None]) -> None:
+    def __init__(
+        self, roster: Roster, call: CallOptions, check: Callable[[], None], retries: Counter
+    ) -> None:
         self._roster = roster
         self._call = call
         self._check = check
+        self._retries = retries
         self.attempts = 0
         self.services: Services | None = None
         self.trouble: NoKeepServersError | None = None
@@ -48,6 +53,8 @@ class Rounds:
         for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
             self._check()
             self.attempts = attempt + 1
+            if attempt:
+                self._retries.add(1)
             try:
                 services = self.refresh()
             except NoKeepServersError as error:

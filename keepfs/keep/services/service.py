@@ -316,6 +316,7 @@ class KeepService:
             pace.cancel()
         connect = min(timeouts.connect, max(0.001, pace.remaining()))
         self._counters.requests.add(self.root)
+        begun = time.monotonic()
         try:
             pace.check()
             with (
@@ -332,6 +333,7 @@ class KeepService:
             ):
                 yield sent.fileno()
                 with sent.receive() as answer:
+                    self._counters.answers.add(self.root, method, time.monotonic() - begun)
                     outcome = read(answer)
         except TRANSPORT_ERRORS as error:
             outcome = self._failed(pace, error)
@@ -343,9 +345,9 @@ class KeepService:
                 pace.failure.__traceback__ = None
         self._outcome = outcome
         if outcome.cause is None and body is not None:
-            self._counters.upload.add(body.nbytes)
+            self._counters.sent.add(self.root, body.nbytes)
         elif outcome.cause is not None:
-            self._counters.failures.add(self.root)
+            self._counters.failures.add(self.root, outcome.cause.name.lower(), outcome.reason)
             _log.debug("%s of %s at %s: %s", method, path[:32], self.root, outcome.reason)
 
     def _failed(self, pace: Pace, error: BaseException) -> Outcome:
@@ -396,7 +398,7 @@ class KeepService:
             self._report_bad_copy(locator, flaw)
             reason = f"a bad copy: {flaw}"
             return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
-        self._counters.download.add(len(block))
+        self._counters.received.add(self.root, len(block))
         return Outcome(status, reason, headers=headers, block=block, size=len(block))
 
     def _write_answer(self, answer: Answer, md5sum: str, size: int) -> Outcome:

@@ -1,0 +1,93 @@
+"""keepfs unmount --force: end a mount that is busy, hangs or is stopped, and lose no spilled file.
+
+Each step has a limit, and none touches the mount:
+
+1. SIGTERM and SIGINT: the process stops storing, spills what is not stored, and unmounts. A
+   stopped process is continued, because only it has the unstored bytes.
+2. After a while the kernel's connection is aborted: all requests fail, and the process notices
+   that its mount has ended.
+3. After another while the mount is detached lazily. The process is never killed: it may be
+   spilling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import click
+
+from keepfs.cli.status import status_of
+from keepfs.fs.upload.drain import GRACE
+from keepfs.messages import of_mounts
+from keepfs.mount import mountpoint, runtime
+
+#: Seconds for each of the steps 1 and 2, if the process answers: the drain's own limit for
+#: spilling, with a margin for what the ends of its parts take.
+_SPILLING = GRACE + 10.0
+#: The same if it does not answer, or its event loop is stuck. Guessed: a stopped process that
+#: is continued needs less.
+_SILENT = 5.0
+
+
+def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount | None) -> None:
+    """End a mount. Blocks, for some 75 s at most.
+
+    Args:
+        entry: The mount; None if the kernel has none, while its process still runs.
+        running: Its process; None without one, or for another user's.
+
+    Raises:
+        click.ClickException: The process still runs, or the mount is still there.
+    """
+    if running is None:
+        if entry is not None:
+            mountpoint.abort(entry)
+            _detach(entry)
+        return
+    path = Path(running.mountpoint)
+    was_stopped = runtime.is_stopped(running.pid)
+    # Two signals of different numbers: two of the same number would arrive as one.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, number)
+    if was_stopped:
+        click.echo(f"keepfs: process {running.pid} was stopped, and is continued", err=True)
+    state = status_of(running).state
+    patience = _SPILLING if state in {"serving", "draining", "starting"} else _SILENT
+    if not runtime.wait_until_ended(path, patience):
+        click.echo(
+            f"keepfs: process {running.pid} does not end: the mount's requests are aborted",
+            err=True,
+        )
+        if entry is not None:
+            mountpoint.abort(entry)
+        runtime.wait_until_ended(path, patience)
+    for place in mountpoint.places_of(f"0:{running.device}"):
+        left = mountpoint.mounted_at(place)
+        if left is not None:
+            _detach(left)
+    if runtime.find(path) is not None:
+        raise click.ClickException(
+            of_mounts.CONTROL_FAILED(
+                reason=f"unmounted {path}, but its process {running.pid} still runs"
+                f" ({_what_it_does(running)}): only it has files that are not stored yet."
+                f" kill -9 {running.pid} ends it, and loses those that are not written to"
+                f" {running.state_dir}; keepfs unsaved list shows them"
+            )
+        )
+
+
+def _what_it_does(running: runtime.RunningMount) -> str:
+    status = status_of(running)
+    return status.reason or status.state
+
+
+def _detach(entry: mountpoint.MountEntry) -> None:
+    try:
+        mountpoint.detach(entry.mountpoint, lazy=True)
+    except mountpoint.MountpointError as error:
+        if mountpoint.mounted_at(entry.mountpoint) is not None:
+            raise click.ClickException(str(error)) from error

@@ -1,0 +1,228 @@
+"""Figure sources: the owners of a mount's counters, from which its figures are read.
+
+The one place where figures of a mount are read. Each counter has its owner, which counts;
+`FigureSources.read` only reads. It may be called from any thread, and neither waits for the trio
+thread nor touches the mount, so it works while the event loop is stuck.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keepfs import __version__
+from keepfs.fs.upload.storing import StoringFile
+from keepfs.mount.figures import (
+    BlockFigures,
+    CacheFigures,
+    FailedFigures,
+    MountFigures,
+    OperationFigures,
+    ProcessFigures,
+    RequestFigures,
+    RetentionFigures,
+    ServiceFigures,
+    TokenFigures,
+    UploadFigures,
+    WaitingFigures,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from keepfs.fs.operations import Operations
+    from keepfs.fs.requests import RequestInProgress, Requests
+    from keepfs.fs.upload.failed import FailedFiles
+    from keepfs.fs.upload.staging import Staging
+    from keepfs.keep.caching.cache import CacheStatistics
+    from keepfs.mount.watchdog import Watchdog
+    from keepfs.retention.kept import KeeperStatistics
+    from keepfs.stores import RenewingStore
+
+#: Failed files that are listed; the number of all is given too.
+_MOST_FAILED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureSources:
+    """The owners of the counters of a mount.
+
+    Attributes:
+        mountpoint: Its path.
+        clock: trio's clock, callable from any thread, in seconds.
+        requests: The requests of the kernel.
+        operations: Knows their paths.
+        store: The client; its caches, counters and token.
+        staging: The bytes that are not stored.
+        failed: The files that could not be stored.
+        retention: Returns the state of retention.
+        watchdog: Watches the event loop; samples what only the trio thread may ask.
+        is_draining: Returns whether the mount ends.
+        caches: Further tiers of the cache, by name, below `memory`.
+        started_ns: When the mount started, in nanoseconds since 1970.
+        started: The same on the monotonic clock, in seconds.
+    """
+
+    mountpoint: str
+    clock: Callable[[], float]
+    requests: Requests
+    operations: Operations
+    store: RenewingStore
+    staging: Staging
+    failed: FailedFiles
+    retention: Callable[[], KeeperStatistics]
+    watchdog: Watchdog
+    is_draining: Callable[[], bool]
+    caches: Mapping[str, Callable[[], CacheStatistics]] = field(default_factory=dict)
+    started_ns: int = field(default_factory=time.time_ns)
+    started: float = field(default_factory=time.monotonic)
+
+    def read(self) -> MountFigures:
+        """Return the figures. For any thread; waits for nothing."""
+        waiting = self._waiting()
+        oldest = max((it.oldest for it in waiting.values()), key=lambda it: it.age, default=None)
+        counters = self.store.counters
+        return MountFigures(
+            version=__version__,
+            mountpoint=self.mountpoint,
+            started=self.started_ns / 1e9,
+            uptime=time.monotonic() - self.started,
+            phase="draining" if self.is_draining() else "serving",
+            loop_stuck=self.watchdog.loop_stuck(),
+            deadline=self.requests.deadline,
+            requests=waiting,
+            oldest=oldest,
+            operations={
+                kind: OperationFigures(
+                    each.durations,
+                    {
+                        errno.errorcode.get(number, str(number)): count
+                        for number, count in each.errors.items()
+                    },
+                )
+                for kind, each in self.requests.operations().items()
+            },
+            cache={
+                name: _tier(read())
+                for name, read in {"memory": self.store.cache_statistics, **self.caches}.items()
+            },
+            blocks=BlockFigures(
+                counters.gets.get(),
+                counters.puts.get(),
+                counters.download.get(),
+                counters.upload.get(),
+                counters.retries.get(),
+            ),
+            uploads=self._uploads(),
+            retention=self._retention(),
+            services=self._services(),
+            token=self._token(),
+            process=_process(),
+        )
+
+    def _waiting(self) -> dict[str, WaitingFigures]:
+        now = self.clock()
+        found: dict[str, list[RequestInProgress]] = {}
+        for each in self.requests.in_progress():  # the oldest first
+            found.setdefault(each.kind, []).append(each)
+        return {
+            kind: WaitingFigures(
+                len(those),
+                RequestFigures(
+                    kind,
+                    self.operations.path_of(those[0]),
+                    max(0.0, now - those[0].since),
+                    those[0].pid,
+                ),
+            )
+            for kind, those in sorted(found.items())
+        }
+
+    def _uploads(self) -> UploadFigures:
+        staging = self.staging.statistics()
+        failed = self.failed.files()
+        return UploadFigures(
+            staging.currsize,
+            staging.maxsize,
+            staging.slots,
+            staging.storing,
+            len(failed),
+            tuple(
+                FailedFigures(file.mount_path, file.error)
+                for file in failed[:_MOST_FAILED]
+                if isinstance(file, StoringFile)
+            ),
+        )
+
+    def _retention(self) -> RetentionFigures:
+        kept = self.retention()
+        return RetentionFigures(
+            kept.mode,
+            kept.collections,
+            None if kept.updated_at is None else max(0.0, self.clock() - kept.updated_at),
+            kept.next_expiry,
+            kept.waiting,
+            kept.failures,
+            self.watchdog.sample(),
+        )
+
+    def _services(self) -> tuple[ServiceFigures, ...]:
+        counters = self.store.counters
+        requests, corrupt = counters.requests.get(), counters.bad_copies.get()
+        sent, received = counters.sent.get(), counters.received.get()
+        causes, last = counters.failures.by_cause(), counters.failures.last()
+        answers, now = counters.answers.get(), time.monotonic()
+        return tuple(
+            ServiceFigures(
+                root,
+                requests.get(root, 0),
+                {
+                    cause: number
+                    for (name, cause), number in sorted(causes.items())
+                    if name == root
+                },
+                corrupt.get(root, 0),
+                sent.get(root, 0),
+                received.get(root, 0),
+                {method: each for (name, method), each in sorted(answers.items()) if name == root},
+                last[root].reason if root in last else "",
+                now - last[root].at if root in last else None,
+            )
+            for root in sorted({*self.store.known_services(), *requests})
+        )
+
+    def _token(self) -> TokenFigures | None:
+        token, now = self.store.statistics(), time.monotonic()
+        if token is None:
+            return None
+        refused = token.refused_at
+        return TokenFigures(now - token.read_at, None if refused is None else now - refused)
+
+
+def _tier(cache: CacheStatistics) -> CacheFigures:
+    return CacheFigures(
+        cache.currsize,
+        cache.maxsize,
+        cache.in_flight,
+        cache.blocks,
+        cache.hits,
+        cache.misses,
+        cache.joined,
+        cache.refetched,
+    )
+
+
+def _process() -> ProcessFigures:
+    times = os.times()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return ProcessFigures(
+        os.getpid(),
+        pages * os.sysconf("SC_PAGE_SIZE"),
+        times.user + times.system,
+        len(os.listdir("/proc/self/task")),  # noqa: PTH208 - names only
+        len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - names only
+    )

@@ -1,0 +1,110 @@
+"""Metrics output: exports the metrics of a mount over HTTP, or as a file for node-exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from keepfs.keep.threads import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from prometheus_client import CollectorRegistry
+
+    from keepfs.config.options import MountOptions
+    from keepfs.mount.figures import MountFigures
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two writes of the file: Prometheus's usual interval of scrapes.
+_WRITE_INTERVAL = 15.0
+
+
+class MetricsError(Exception):
+    """The metrics can't be exported; the message is one line."""
+
+
+@contextlib.contextmanager
+def exporting(read: Callable[[], MountFigures], options: MountOptions) -> Iterator[None]:
+    """Export metrics as the options say, until exit; in threads, not in the trio thread.
+
+    Args:
+        read: Returns the figures; called in threads.
+        options: `metrics` and `metrics_file`.
+
+    Raises:
+        MetricsError: The address or the file can't be used.
+    """
+    with contextlib.ExitStack() as stack:
+        if options.metrics is not None or options.metrics_file is not None:
+            # Imported here: it takes 30 ms, and most mounts don't need it.
+            from keepfs.mount.metrics import registry_of  # noqa: PLC0415
+
+            registry = registry_of(read)
+            if options.metrics is not None:
+                stack.enter_context(_served(registry, *options.metrics))
+            if options.metrics_file is not None:
+                stack.enter_context(_written(registry, options.metrics_file))
+        yield
+
+
+@contextlib.contextmanager
+def _served(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]:
+    from prometheus_client import start_http_server  # noqa: PLC0415 - as above
+
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise MetricsError(
+            f"can't serve metrics on {shown}:{port}: {error.strerror or error};"
+            " use another address or port"
+        ) from error
+    _log.info("metrics: http://%s:%d/metrics", shown, server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(1.0)
+
+
+@contextlib.contextmanager
+def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
+    from prometheus_client import write_to_textfile  # noqa: PLC0415 - as above
+
+    ended = threading.Event()
+
+    def write() -> None:
+        # Renamed into place, so that a reader never sees half of it.
+        write_to_textfile(str(path), registry)
+
+    def write_often() -> None:
+        has_failed = False
+        while not ended.wait(_WRITE_INTERVAL):
+            try:
+                write()
+            except OSError as error:
+                if not has_failed:
+                    _log.warning("the metrics can't be written to %s: %s", path, error)
+                has_failed = True
+            else:
+                has_failed = False
+
+    try:
+        write()
+    except OSError as error:
+        raise MetricsError(
+            f"can't write metrics to {path}: {error.strerror or error}; use another file"
+        ) from error
+    Thread(target=write_often, name="keepfs metrics", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        # Old figures must not look like those of a running mount.
+        path.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""Observation: what shows a mount to others: figures, control socket, watchdog, metrics."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from keepfs.mount import metrics_output, runtime
+from keepfs.mount.control_server import ControlServer
+from keepfs.mount.figure_sources import FigureSources
+from keepfs.mount.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.config.options import MountOptions
+    from keepfs.fs.operations import Operations
+    from keepfs.fs.requests import Requests
+    from keepfs.fs.upload.catalog import Catalog
+    from keepfs.fs.upload.drain import Drain
+    from keepfs.fs.upload.failed import FailedFiles
+    from keepfs.fs.upload.staging import Staging
+    from keepfs.mount.control import Control
+    from keepfs.mount.retaining import Keeping
+    from keepfs.stores import RenewingStore
+
+
+class Owners(NamedTuple):
+    """The parts of a mount that count what they do."""
+
+    requests: Requests
+    operations: Operations
+    store: RenewingStore
+    staging: Staging
+    failed: FailedFiles
+    keeping: Keeping
+    drain: Drain
+
+
+class Observation:
+    """Shows a mount to others. Make it in the trio thread.
+
+    Args:
+        options: Of the mount.
+        catalog: Of the mount.
+        owners: What the figures are read from.
+        control: Carries out control requests other than the status.
+    """
+
+    def __init__(
+        self, options: MountOptions, catalog: Catalog, owners: Owners, control: Control
+    ) -> None:
+        self._options = options
+        #: Its `run` is a task of the mount.
+        self.watchdog = Watchdog(owners.requests, catalog.count_lost)
+        self._sources = FigureSources(
+            mountpoint=str(options.mountpoint),
+            clock=trio.lowlevel.current_clock().current_time,
+            requests=owners.requests,
+            operations=owners.operations,
+            store=owners.store,
+            staging=owners.staging,
+            failed=owners.failed,
+            retention=owners.keeping.statistics,
+            watchdog=self.watchdog,
+            is_draining=lambda: owners.drain.has_begun,
+        )
+        self._server = ControlServer(
+            runtime.control_socket(options.mountpoint),
+            self._sources.read,
+            control.answer,
+            trio.lowlevel.current_trio_token(),
+        )
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[None]:
+        """Answer control requests and export metrics until exit.
+
+        Raises:
+            MetricsError: The metrics can't be exported.
+        """
+        with (
+            metrics_output.exporting(self._sources.read, self._options),
+            self._server.serving(),
+        ):
+            yield

@@ -1,0 +1,160 @@
+"""Watchdog: detects an event loop or a request that is stuck, and logs every stack once.
+
+A task of the loop notes each second that the loop runs, and sends WATCHDOG=1 to the service
+manager. A thread of its own looks at these notes, since a stuck loop can't.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepfs.keep.threads import Thread
+from keepfs.mount import logs, systemd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from keepfs.fs.requests import Requests
+
+_log = logging.getLogger(__name__)
+
+#: Seconds for which the loop, or a request past its deadline, may be stuck before the stacks
+#: are logged. Given by the requirements of operators: longer than a slow disk takes.
+LIMIT = 60.0
+#: Seconds between two notes of the loop, and between two looks at them.
+_INTERVAL = 1.0
+#: If the thread itself is later than this many intervals, the process was stopped or had no
+#: processor: that time is not the loop's fault.
+_LATE = 5.0
+#: Seconds without a note from which on the loop is reported as stuck in the figures.
+_STUCK = 3.0
+#: Seconds between two samples of what only the trio thread may ask.
+_SAMPLED = 5.0
+
+
+class Watchdog:
+    """Watches the event loop and the requests of a mount.
+
+    Args:
+        requests: The requests in progress, with their deadline.
+        ask: Returns a figure that only the trio thread may ask for; called every 5 s.
+        limit: Seconds after which the stacks are logged. For the loop it is shortened to half
+            of the service manager's limit, so that the log has the reason of a restart.
+        interval: Seconds between two notes of the loop.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        ask: Callable[[], int] = lambda: 0,
+        limit: float = LIMIT,
+        interval: float = _INTERVAL,
+    ) -> None:
+        self._requests = requests
+        self._ask = ask
+        #: Seconds within which the service manager expects WATCHDOG=1; 0: it expects none.
+        self._manager = systemd.watchdog_limit()
+        self._limit = limit
+        self._loop_limit = min(limit, self._manager / 2) if self._manager else limit
+        self._interval = min(interval, self._manager / 4) if self._manager else interval
+        self._noted = self._looked = self._since = time.monotonic()
+        self._sampled = 0
+        self._is_stuck = False
+        self._ended = threading.Event()
+
+    def loop_stuck(self) -> float:
+        """Return for how many seconds the loop has not run; 0.0 if it runs. For any thread."""
+        age = time.monotonic() - self._noted
+        return age if age >= _STUCK else 0.0
+
+    def sample(self) -> int:
+        """Return the last figure that was asked for. For any thread."""
+        return self._sampled
+
+    async def run(self) -> None:
+        """Note that the loop runs, until cancelled. Starts the thread, and ends it."""
+        root = trio.lowlevel.current_root_task()
+        clock = trio.lowlevel.current_clock().current_time
+        self._ended.clear()
+        self._noted = self._looked = self._since = time.monotonic()
+        thread = Thread(
+            target=self._watch, args=(root, clock), name="keepfs watchdog", daemon=True
+        )
+        thread.start()
+        try:
+            due = sampled = 0.0
+            while True:
+                now = self._noted = time.monotonic()
+                if self._manager and now >= due and not self._is_stuck:
+                    systemd.notify("WATCHDOG=1")
+                    due = now + self._manager / 4
+                if now >= sampled + _SAMPLED:
+                    sampled, self._sampled = now, self._ask()
+                await trio.sleep(self._interval)
+        finally:
+            self._ended.set()
+
+    def _watch(self, root: trio.lowlevel.Task | None, clock: Callable[[], float]) -> None:
+        """Look once in an interval, until `run` ends. In a thread."""
+        while not self._ended.wait(self._interval):
+            try:
+                self._look(time.monotonic(), root, clock())
+            except Exception:  # noqa: BLE001 - it must go on watching
+                _log.exception("the watchdog failed")
+
+    def _look(self, now: float, root: trio.lowlevel.Task | None, on_trios_clock: float) -> None:
+        if now - self._looked > _LATE * self._interval:
+            self._since = now  # the process was stopped
+        self._looked = now
+        watched = now - self._since
+        loop = min(now - self._noted, watched)
+        waiting = self._requests.in_progress()
+        overdue = on_trios_clock - waiting[0].since - self._requests.deadline if waiting else 0.0
+        overdue = min(overdue, watched)
+        if loop < self._loop_limit and overdue < self._limit:
+            if self._is_stuck:
+                self._is_stuck = False
+                _log.warning("the mount is not stuck any more")
+            return
+        if not self._is_stuck:
+            self._is_stuck = True
+            what = (
+                f"the event loop has not run for {loop:.0f} s"
+                if loop >= self._loop_limit
+                else f"a {waiting[0].kind} is {overdue:.0f} s past its deadline"
+            )
+            withheld = "; WATCHDOG=1 is withheld" if self._manager else ""
+            _log.critical(
+                "STUCK: %s%s\nevery task:\n%s\nevery thread:\n%s",
+                what,
+                withheld,
+                logs.describe_tasks(root),
+                logs.describe_threads(),
+            )
+
+
+def keep_stacks_of_crash(log_file: Path | None) -> None:
+    """Have the stacks of all threads written if a signal such as SIGABRT ends the process.
+
+    The service manager sends SIGABRT when WATCHDOG=1 is missing. The stacks have file names,
+    lines and functions; no values.
+
+    Args:
+        log_file: They are appended to it; None: to standard error.
+    """
+    import faulthandler  # noqa: PLC0415 - for mounts only
+
+    if log_file is None:
+        faulthandler.enable(sys.stderr)
+    else:
+        # A descriptor of its own, for the life of the process: the log's is replaced when the
+        # file is rotated.
+        faulthandler.enable(os.open(log_file, os.O_WRONLY | os.O_APPEND))

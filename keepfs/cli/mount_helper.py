@@ -86,8 +86,8 @@ def _store_of(source: str, words: str) -> list[str]:
         if settings.api_host and "token-file=" not in words:
             raise click.UsageError(
                 of_commands.OPTIONS_CONFLICT(
-                    text=f"the source is {source}, and the settings have the token of {settings.api_host}"
-                    f" ({settings.origin('ARVADOS_API_HOST')}); give the other: -o token-file=FILE"
+                    text=f"the source is {source}, and the settings have the token of"
+                    f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}); give the other: -o token-file=FILE"
                 )
             )
         # The services of the settings are another cluster's.

@@ -87,7 +87,8 @@ def _store_of(source: str, words: str) -> list[str]:
             raise click.UsageError(
                 of_commands.OPTIONS_CONFLICT(
                     text=f"the source is {source}, and the settings have the token of"
-                    f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}); give the other: -o token-file=FILE"
+                    f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}); give the"
+                    " other: -o token-file=FILE"
                 )
             )
         # The services of the settings are another cluster's.

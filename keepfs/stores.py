@@ -283,7 +283,7 @@ class RenewingStore:
                 )
                 _log.warning("%s", said)
                 return False
-        _log.info("the token was reloaded from %s", _token_from(self._options))
+        _log.info("the token was reloaded from %s", token_source(self._options))
         return True
 
     @property
@@ -380,7 +380,7 @@ class RenewingStore:
         if now - self._complained >= _COMPLAINT_INTERVAL:
             self._complained = now
             said = of_stores.TOKEN_MAYBE_REFUSED(
-                reason=error.message, source=_token_from(self._options)
+                reason=error.message, source=token_source(self._options)
             )
             _log.warning("%s", said)
 
@@ -410,7 +410,7 @@ def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
             _log.warning("the API server doesn't return the user of the token: %s", error)
             return None
         if error.cause is Cause.DENIED:
-            said = of_stores.TOKEN_REFUSED(source=_token_from(options), reason=error)
+            said = of_stores.TOKEN_REFUSED(source=token_source(options), reason=error)
             raise StoreError(said) from error
         return error
     finally:
@@ -431,7 +431,7 @@ def _current_token(options: StoreOptions) -> str:
     return load_settings().api_token
 
 
-def _token_from(options: StoreOptions) -> str:
+def token_source(options: StoreOptions) -> str:
     """Return the source of the token, for messages."""
     if options.token_file is not None:
         return str(options.token_file)
@@ -448,4 +448,4 @@ def _where_from(options: StoreOptions) -> str:
         services = settings.origin("ARVADOS_KEEP_SERVICES")
     elif settings.keep_proxy:
         services = settings.origin("ARVADOS_KEEP_PROXY")
-    return f"{services}; token from {_token_from(options)}"
+    return f"{services}; token from {token_source(options)}"

@@ -89,6 +89,32 @@ class BlockFolder:
         if root >= 0:
             os.close(root)
 
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to this directory, and not through a link."""
+        try:
+            with _directory(None, os.fspath(self._directory)) as parent:
+                named = os.stat(_VERSION, dir_fd=parent, follow_symlinks=False)
+            return os.path.samestat(named, os.fstat(self._root))
+        except OSError:
+            return False
+
+    def lacking(self, size: int, least: int | None, part: float, floor: int) -> int:
+        """Return the bytes to free on the disk before `size` bytes may be written; 0 or less: none.
+
+        Args:
+            size: The bytes to be written.
+            least: The bytes that stay free; None: `part` of the disk, at least `floor`.
+            part: A fraction of the disk.
+            floor: Bytes.
+
+        Raises:
+            OSError: The disk can't be asked.
+        """
+        disk = os.statvfs(self._root)
+        if least is None:
+            least = max(int(part * disk.f_blocks * disk.f_frsize), floor)
+        return least + size - disk.f_bavail * disk.f_frsize
+
     def has(self, md5sum: str) -> bool:
         """Return whether there is a file of this name; it may be damaged."""
         try:

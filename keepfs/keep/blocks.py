@@ -184,6 +184,10 @@ class BlockClient:
             self._find(locator, call)  # the block came under another name
         return _of_hinted_size(locator, block)
 
+    def has_disk_cache(self) -> bool:
+        """Return whether parts of blocks may be on the disk. Doesn't wait."""
+        return self.block_cache.disk is not None
+
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block from the disk tier, without the rest of it. Blocks.
 

@@ -99,7 +99,7 @@ class BlockFolder:
             return False
 
     def lacking(self, size: int, least: int | None, part: float, floor: int) -> int:
-        """Return the bytes to free on the disk before `size` bytes may be written; 0 or less: none.
+        """Return the bytes to free on the disk before `size` bytes may be written, or <= 0.
 
         Args:
             size: The bytes to be written.

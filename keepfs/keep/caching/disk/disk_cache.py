@@ -265,7 +265,7 @@ class DiskCache:
                 with self._lock:
                     self._count(skipped=1)
                 self._turn_off(error)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the thread serves all blocks
                 _log.exception("a block could not be written to the disk cache")
             finally:
                 item = None

@@ -35,6 +35,8 @@ _COMMANDS = {
     "import": "keepfs.cli.importing",
     "renew": "keepfs.cli.renewing",
     "service": "keepfs.cli.servicing",
+    "warm": "keepfs.cli.disk_caching",
+    "cache": "keepfs.cli.disk_caching",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}

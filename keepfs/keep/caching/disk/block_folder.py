@@ -42,6 +42,8 @@ _NAME = re.compile(r"[0-9a-f]{32}\Z")
 _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 #: Reads within this many nanoseconds are one visit.
 _VISIT = 60 * 10**9
+#: Nanoseconds after which an unfinished file has no process that writes it.
+_LEFT_BEHIND = 3600 * 10**9
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
 _DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
 
@@ -196,6 +198,19 @@ class BlockFolder:
             names = [each.name for each in entries if _FAN_OUT.match(each.name)]
         for name in names:
             yield from self._files_in(name)
+
+    def remove_leftovers(self) -> None:
+        """Remove files that a killed process left unfinished, an hour ago or earlier."""
+        oldest = time.time_ns() - _LEFT_BEHIND
+        with (
+            contextlib.suppress(OSError),
+            _directory(self._root, _TMP) as folder,
+            os.scandir(folder) as entries,
+        ):
+            for each in entries:
+                with contextlib.suppress(OSError):
+                    if each.stat(follow_symlinks=False).st_ctime_ns < oldest:
+                        os.unlink(each.name, dir_fd=folder)
 
     def _files_in(self, name: str) -> list[CachedFile]:
         found = []

@@ -316,6 +316,7 @@ class DiskCache:
         known = self._listed and self._written_since <= _LIST_AFTER * budget
         if known and lacking <= 0 and self._statistics.currsize + size <= budget:
             return True
+        folder.remove_leftovers()
         files = list(folder.files())
         total = sum(it.length for it in files)
         goal = total

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -187,3 +188,19 @@ def test_a_visit_is_recorded_with_the_one_before(folder: BlockFolder, tmp_path: 
     (found,) = folder.files()
     assert found.visited_before == before
     assert found.visited > before
+
+
+def test_what_a_killed_process_left_is_removed_after_an_hour(
+    folder: BlockFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.add(*block_of(1000))
+    left = tmp_path / "blocks-1" / "tmp" / "left"
+    left.write_bytes(b"half a block")
+
+    folder.remove_leftovers()
+    assert left.exists()
+
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3601 * 10**9)  # no file can be made older
+    folder.remove_leftovers()
+    assert not left.exists()

@@ -6,14 +6,15 @@ import logging
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
+
 from keepfs.keep.caching.disk.block_folder import CachedFile
 from keepfs.keep.caching.disk.disk_cache import DiskCache, expected_wait
 from tests.keep.caching.disk.test_block_folder import block_of
+from tests.soak import disk_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 SIZE = 100_000
 
@@ -97,3 +98,12 @@ def test_a_link_in_place_of_the_directory_is_not_followed(
     assert cache.statistics().problem
     assert cache.statistics().skipped == 3
     cache.close()
+
+
+@pytest.mark.slow
+def test_killed_writers_and_damaged_files_never_make_a_wrong_byte(tmp_path: Path) -> None:
+    outcome = disk_cache.soak(tmp_path, kills=5, damages=50, seed=1)
+
+    assert outcome.kills >= 5
+    assert outcome.damaged >= 50
+    assert outcome.reads > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import signal
@@ -128,6 +129,7 @@ def _damage(directory: Path, odds: random.Random) -> bool:
 
 def main() -> None:
     """Run a soak: KILLS and SEED as arguments."""
+    logging.disable()  # a line for each damaged file
     if sys.argv[1:2] == ["--work"]:
         work(Path(sys.argv[2]), int(sys.argv[3]))
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200

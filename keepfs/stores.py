@@ -18,6 +18,7 @@ from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.services.api import ApiClient, ApiError
 from keepfs.keep.survey import survey
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,13 +145,15 @@ def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteC
     wanted = f"cluster:{settings.api_host}"
     if not settings.api_host:
         raise StoreError(
-            "collections need an API server: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the"
-            " environment or in ~/.config/arvados/settings.conf"
+            of_stores.NEEDS_API_SERVER(what="collections need an API server", otherwise="")
         )
     if identity not in {"", wanted}:
         raise StoreError(
-            f"the mount's blocks are at {identity.partition(':')[2]}, and the settings say"
-            f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}): use the mount's"
+            of_stores.OTHER_CLUSTER(
+                cluster=identity.partition(":")[2],
+                host=settings.api_host,
+                source=settings.origin("ARVADOS_API_HOST"),
+            )
         )
     api = ApiClient.of_settings(settings, None if token_file is None else _token_in(token_file))
     with contextlib.closing(api):
@@ -172,21 +175,23 @@ def check_services(client: KeepClient, options: StoreOptions) -> None:
     try:
         unanswered = _verify_token(client, options)
         if unanswered is not None:
-            raise StoreError(f"the API server doesn't answer: {unanswered} (settings: {where})")
+            raise StoreError(of_stores.API_UNREACHABLE(reason=unanswered, settings=where))
         check_classes(client, options)
         client.build_services_list(force_rebuild=True)
         sightings = survey(client, _NOBODYS, _CHECK_TIMEOUT)
     except KeepRequestError as error:
-        raise StoreError(f"{error} (settings: {where})") from error
+        raise StoreError(of_stores.SETUP_FAILED(reason=error, settings=where)) from error
     if not sightings:
-        raise StoreError(f"the cluster lists no Keep services (settings: {where})")
+        raise StoreError(
+            of_stores.SETUP_FAILED(reason="the cluster lists no Keep services", settings=where)
+        )
     if not any(each.status for each in sightings):
         said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
-        raise StoreError(f"no Keep service answers: {said} (settings: {where})")
+        raise StoreError(of_stores.NO_SERVICE_ANSWERS(answers=said, settings=where))
     if all(each.is_proxy and each.status in _REFUSALS for each in sightings):
         said = "; ".join(f"{each.root}: {each.reason}" for each in sightings)
         # Not an error: it may be a token that allows uploads only.
-        _log.warning("the Keep proxy refuses the token: %s (settings: %s)", said, where)
+        _log.warning("%s", of_stores.PROXY_REFUSES(answers=said, settings=where))
 
 
 def check_token(client: KeepClient, options: StoreOptions) -> None:
@@ -214,8 +219,7 @@ def check_classes(client: KeepClient, options: StoreOptions) -> None:
     unknown = sorted(set(options.storage_classes) - known)
     if known and unknown:
         raise StoreError(
-            f"the cluster has no storage class {unknown[0]!r};"
-            f" there are: {', '.join(sorted(known))}"
+            of_stores.NO_STORAGE_CLASS(name=unknown[0], known=", ".join(sorted(known)))
         )
 
 
@@ -294,11 +298,10 @@ class RenewingStore:
                 self._client.api_token = token
                 self._token_read, self._token_refused = time.monotonic(), None
             except (OSError, ValueError, ArgumentError) as error:
-                _log.warning(
-                    "the token from %s can't be used, the old one stays: %s",
-                    _where_from(self._options),
-                    error,
+                said = of_stores.TOKEN_RENEWAL_FAILED(
+                    source=_where_from(self._options), reason=error
                 )
+                _log.warning("%s", said)
                 return False
         _log.info("the token was reloaded from %s", _token_from(self._options))
         return True
@@ -404,11 +407,10 @@ class RenewingStore:
         now = time.monotonic()
         if now - self._complained >= _COMPLAINT_INTERVAL:
             self._complained = now
-            _log.warning(
-                "%s; if the token is the cause, replace it: it is reloaded from %s",
-                error.message,
-                _token_from(self._options),
+            said = of_stores.TOKEN_MAYBE_REFUSED(
+                reason=error.message, source=_token_from(self._options)
             )
+            _log.warning("%s", said)
 
 
 def _check_writable(path: Path) -> None:
@@ -416,7 +418,7 @@ def _check_writable(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         next(path.iterdir(), None)
     except OSError as error:
-        raise StoreError(f"can't use the local store {path}: {error.strerror}") from error
+        raise StoreError(of_stores.LOCAL_STORE_FAILED(path=path, reason=error.strerror)) from error
 
 
 def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
@@ -436,8 +438,8 @@ def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
             _log.warning("the API server doesn't return the user of the token: %s", error)
             return None
         if error.cause is Cause.DENIED:
-            token = _token_from(options)
-            raise StoreError(f"the API server refuses the token from {token}: {error}") from error
+            said = of_stores.TOKEN_REFUSED(source=_token_from(options), reason=error)
+            raise StoreError(said) from error
         return error
     finally:
         api.close()

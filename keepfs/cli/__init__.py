@@ -12,6 +12,8 @@ import click
 
 from keepfs import __version__
 from keepfs.config.options import CONFIG_KEYS
+from keepfs.messages import of_commands
+from keepfs.messages.message import ids_in
 
 _PREFIX = "KEEPFS_"
 #: Exit code after an interrupt, as in shells: 128 + SIGINT.
@@ -37,6 +39,7 @@ _COMMANDS = {
     "service": "keepfs.cli.servicing",
     "warm": "keepfs.cli.disk_caching",
     "cache": "keepfs.cli.disk_caching",
+    "explain": "keepfs.cli.explaining",
 }
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
@@ -92,17 +95,30 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         code = _INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        _show(error)
         code = error.exit_code
     except BrokenPipeError:  # the reader has closed the pipe: no message
         code = 1
     except OSError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {of_commands.FILE_FAILED(text=error)}", err=True)
         code = 1
     except SystemExit as leaving:
         code = leaving.code
     _forget_output()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: click.ClickException) -> None:
+    """Print an error, with the id of its message; those of click itself get one here."""
+    text = error.format_message()
+    if not ids_in(text):
+        is_value = isinstance(error, click.BadParameter)
+        is_value = is_value and not isinstance(error, click.MissingParameter)
+        text = (of_commands.BAD_VALUE if is_value else of_commands.USAGE)(text=text)
+    if isinstance(error, click.UsageError):
+        click.UsageError(text, error.ctx).show()
+    else:
+        click.ClickException(text).show()
 
 
 def _check_variables() -> None:
@@ -117,7 +133,7 @@ def _check_variables() -> None:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise click.UsageError(
-                f"no option reads {name}, which is set in the environment{hint or '; unset it'}"
+                of_commands.UNKNOWN_VARIABLE(name=name, hint=hint or "; unset it")
             )
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from keepfs.cli import clients
+from keepfs.cli import clients, reporting
 from keepfs.cli.settings import store_settings
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.survey import Sighting, survey
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,8 +77,9 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
                 copies = verdicts.count("ok")
                 if copies < store.copies:
                     failed.note(
-                        f"{locator}: found {copies} of {store.copies} copies; to add copies,"
-                        " store the block again"
+                        of_stores.COPIES_MISSING(
+                            locator=locator, found=copies, wanted=store.copies
+                        )
                     )
     failed.exit()
 
@@ -124,7 +126,7 @@ def _answers(
 
     for locator, answer in clients.side_by_side(ask, locators):
         if isinstance(answer, KeepRequestError):
-            failed.note(str(answer))
+            failed.note(reporting.text_of(answer))
         else:
             yield locator, answer
 

@@ -18,6 +18,7 @@ import click
 from keepfs import stores
 from keepfs.cli import reporting, waiting
 from keepfs.keep.locator import KeepLocator, parse_list
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -114,9 +115,9 @@ def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
         except ValueError as error:
             wrong.append(str(error))
     if not found:
-        raise click.UsageError("; ".join(wrong))
+        raise click.UsageError(of_commands.BAD_LOCATOR(text="; ".join(wrong)))
     for each in wrong:
-        failed.note(each)
+        failed.note(of_commands.BAD_LOCATOR(text=each))
     return found
 
 
@@ -158,9 +159,11 @@ def check_name(name: str, *, null: bool) -> None:
         click.ClickException: The name is empty, or has a newline without `null`.
     """
     if not name:
-        raise click.ClickException("a file name is empty; give a path")
+        raise click.ClickException(of_commands.BAD_NAME(text="a file name is empty; give a path"))
     if "\n" in name and not null:
-        raise click.ClickException(f"the file name {name!r} has a newline; use -0")
+        raise click.ClickException(
+            of_commands.BAD_NAME(text=f"the file name {name!r} has a newline; use -0")
+        )
 
 
 def is_input_closed() -> bool:
@@ -180,7 +183,9 @@ def writing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise click.ClickException(f"standard output: {error.strerror}") from error
+        raise click.ClickException(
+            of_commands.OUTPUT_FAILED(output="standard output", reason=error.strerror)
+        ) from error
 
 
 @contextlib.contextmanager
@@ -222,4 +227,6 @@ def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:  # with the requested name, not that of the part
-        raise click.ClickException(f"{output}: {error.strerror}") from error
+        raise click.ClickException(
+            of_commands.OUTPUT_FAILED(output=output, reason=error.strerror)
+        ) from error

@@ -20,6 +20,7 @@ from keepfs.collections.remote_errors import NameTakenError, TooLargeError
 from keepfs.collections.wishes import CollectionAttributes, Expected
 from keepfs.fs.upload.origins import Origins
 from keepfs.fs.upload.snapshot import store_of
+from keepfs.messages import of_commands, of_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +152,11 @@ def commit_command(
     if local is not None:
         _check_local(update, wanted)
     elif not wanted["name"] and not update:
-        raise click.UsageError("a collection needs a name: --name NAME, or --update UUID")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="a collection needs a name: --name NAME, or --update UUID"
+            )
+        )
     with clients.ended_by_signals():
         origins = Origins(where.state_dir)
         expected = None if update is None else _expected(origins, where, update, expect)
@@ -178,28 +183,39 @@ def _check_update(
     update: str | None, expect: str | None, name: str | None, *, is_unique: bool
 ) -> None:
     if expect is not None and update is None:
-        raise click.UsageError("--expect goes with --update UUID")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(text="--expect goes with --update UUID")
+        )
     if update is not None and not is_uuid(update):
-        raise click.UsageError(f"--update {update!r}: not the uuid of a collection")
+        raise click.UsageError(
+            of_commands.BAD_VALUE(text=f"--update {update!r}: not the uuid of a collection")
+        )
     if expect is not None and not is_hash(expect):
-        raise click.UsageError(f"--expect {expect!r}: not a portable data hash")
+        raise click.UsageError(
+            of_commands.BAD_VALUE(text=f"--expect {expect!r}: not a portable data hash")
+        )
     if update is not None and is_unique:
-        raise click.UsageError("--ensure-unique-name is for a new collection, not for --update")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="--ensure-unique-name is for a new collection, not for --update"
+            )
+        )
     if name is not None and not name:
-        raise click.UsageError("--name is empty")
+        raise click.UsageError(of_commands.BAD_VALUE(text="--name is empty"))
 
 
 def _check_local(update: str | None, wanted: dict[str, Any]) -> None:
     if update is not None:
         raise click.UsageError(
-            "the mount has a local store, which names collections by their content and keeps each:"
-            " commit without --update"
+            of_uploads.NOT_IN_LOCAL_STORE(
+                limit="names collections by their content and keeps each: commit without --update"
+            )
         )
     given = [name for name, value in wanted.items() if value is not None and name != "name"]
     if given:
         option = {"trash_at": "trash-at", "classes": "storage-classes"}.get(given[0], given[0])
         raise click.UsageError(
-            f"the mount has a local store, which keeps manifests and nothing else: no --{option}"
+            of_uploads.NOT_IN_LOCAL_STORE(limit=f"keeps manifests and nothing else: no --{option}")
         )
     if wanted["name"] is not None:
         click.echo(
@@ -214,10 +230,7 @@ def _expected(origins: Origins, where: UploadedPath, uuid: str, expect: str | No
     with uploaded_files.upload_failures_in_one_line():
         known = origins.find(where.below, uuid)
     if known is None:
-        raise click.ClickException(
-            f"{where.path} was neither imported from {uuid} nor committed to it: give --expect"
-            " with the portable data hash that you saw"
-        )
+        raise click.ClickException(of_uploads.NO_EXPECTATION(path=where.path, uuid=uuid))
     return Expected(*known)
 
 
@@ -265,12 +278,9 @@ def _committed(
         raise _too_large(len(text), most) from error
     except NameTakenError as error:
         raise click.ClickException(
-            f"{error}, or --ensure-unique-name, or --update {error.uuid or 'UUID'}"
+            of_uploads.NAME_TAKEN(reason=error, uuid=error.uuid or "UUID")
         ) from error
 
 
 def _too_large(size: int, most: int) -> click.ClickException:
-    return click.ClickException(
-        f"the manifest has {size} bytes, and the cluster takes requests of {most} at most"
-        " (API.MaxRequestSize): commit its folders one by one, or files of fewer and larger blocks"
-    )
+    return click.ClickException(of_uploads.MANIFEST_TOO_LARGE(size=size, most=most))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from keepfs.messages import of_commands
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -35,7 +37,9 @@ class ExecutingCommand(click.Command):
             if words[:1] == ["--"]:
                 del words[0]
             if not words:
-                raise click.UsageError(f"{_FLAG} needs a program: {_FLAG} PROGRAM ARGUMENT...")
+                raise click.UsageError(
+                    of_commands.USAGE(text=f"{_FLAG} needs a program: {_FLAG} PROGRAM ARGUMENT...")
+                )
             ctx.meta[_WORDS] = words
             args = args[: at + 1]
         return super().parse_args(ctx, args)
@@ -79,7 +83,8 @@ def run_program(words: Sequence[str], directory: Path) -> int:
         try:
             program = subprocess.Popen(words, cwd=directory)  # noqa: S603 - the user's own
         except OSError as error:
-            click.echo(f"Error: can't run {words[0]}: {error.strerror}", err=True)
+            said = of_commands.NO_PROGRAM(program=words[0], reason=error.strerror)
+            click.echo(f"Error: {said}", err=True)
             return _NOT_THERE if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
         forwarding.to(program)
         status = program.wait()

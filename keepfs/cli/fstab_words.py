@@ -8,6 +8,7 @@ import click
 
 from keepfs.cli import settings
 from keepfs.cli.settings import Setting
+from keepfs.messages import of_commands
 
 # Options that mount(8) and fstab pass on but that keepfs does not need.
 _IGNORED_WORDS = frozenset(
@@ -44,15 +45,19 @@ def read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...
         if key in _IGNORED_WORDS or key.startswith(("x-", "X-")):
             continue
         if key in _REFUSED_WORDS:
-            raise click.UsageError(f"-o {key}: {_REFUSED_WORDS[key]}")
+            raise click.UsageError(of_commands.BAD_VALUE(text=f"-o {key}: {_REFUSED_WORDS[key]}"))
         parameter = by_name.get(name)
         if parameter is None:
-            raise click.UsageError(f"unknown option: -o {key}; see keepfs mount --help")
+            raise click.UsageError(
+                of_commands.USAGE(text=f"unknown option: -o {key}; see keepfs mount --help")
+            )
         if bool(equals) == bool(parameter.is_flag):
             raise click.UsageError(
-                f"-o {key} takes no value; write -o {key}"
-                if equals
-                else f"-o {key} needs a value; write -o {key}=VALUE"
+                of_commands.BAD_VALUE(
+                    text=f"-o {key} takes no value; write -o {key}"
+                    if equals
+                    else f"-o {key} needs a value; write -o {key}=VALUE"
+                )
             )
         found[name] = fixed if fixed is not None else (value if equals else True)
     context.meta[settings.WORDS] = found

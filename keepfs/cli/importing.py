@@ -21,6 +21,7 @@ from keepfs.config.options import StoreOptions
 from keepfs.fs.upload.origins import Origins
 from keepfs.fs.upload.snapshot import store_of
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
 from keepfs.privacy import sync_directory
@@ -56,7 +57,7 @@ def import_command(
     A line on standard error tells how much that was.
     """
     if not is_uuid(name) and not is_hash(name):
-        raise click.UsageError(f"{name!r} is neither a collection's uuid nor a portable data hash")
+        raise click.UsageError(of_commands.BAD_COLLECTION(name=name))
     above = uploaded_files.path_in_upload(
         Path() if path is None else path.absolute().parent, is_following=True
     )
@@ -94,7 +95,7 @@ def _record(
     if local is not None:
         if is_uuid(name):
             raise click.ClickException(
-                "the mount has a local store, which knows collections by portable data hash only"
+                of_uploads.NOT_IN_LOCAL_STORE(limit="knows collections by portable data hash only")
             )
         return LocalCollections(local).get(name)
     try:
@@ -109,7 +110,7 @@ def _parsed(record: CollectionRecord) -> Manifest:
         return parse(record.manifest or b"")
     except ManifestError as error:
         raise click.ClickException(
-            f"the manifest of collection {record.portable_data_hash} can't be read: {error}"
+            of_uploads.BAD_MANIFEST(name=record.portable_data_hash, reason=error)
         ) from error
 
 
@@ -125,12 +126,16 @@ def _imported(
     """Make the folder; return how many files, and bytes, were stored anew."""
     part = target.with_name(f".{target.name[:200]}.part")
     if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
-        raise click.ClickException(f"{target} exists and isn't empty: name a new folder")
+        raise click.ClickException(
+            of_uploads.FOLDER_EXISTS(path=target, why=" and isn't empty: name a new folder")
+        )
     try:
         part.mkdir()
     except FileExistsError:
         raise click.ClickException(
-            f"{part} exists, of an import that was ended or is under way: remove it"
+            of_uploads.FOLDER_EXISTS(
+                path=part, why=", of an import that was ended or is under way: remove it"
+            )
         ) from None
     packed: list[tuple[Path, File]] = []
     below = f"{above.below}/{part.name}".lstrip("/")
@@ -148,7 +153,9 @@ def _imported(
         sync_directory(part)
         part.rename(target)
     except ControlError as error:
-        raise click.ClickException(f"{part} is incomplete, remove it: {error}") from error
+        raise click.ClickException(
+            of_uploads.IMPORT_INCOMPLETE(path=part, reason=error)
+        ) from error
     except BaseException:
         click.echo(f"keepfs: {part} is incomplete: remove it", err=True)
         raise

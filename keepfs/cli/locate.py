@@ -10,6 +10,7 @@ import click
 
 from keepfs.cli import clients
 from keepfs.cli.settings import FilledPath
+from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import mountpoint
 
 
@@ -32,10 +33,14 @@ def locate_command(
     file over about 44 GiB is too long for that: --output writes it.
     """
     if is_manifest and output is None:
-        raise click.UsageError("--manifest goes with --output; see keepfs manifest, too")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="--manifest goes with --output; see keepfs manifest, too"
+            )
+        )
     if output is not None:
         if len(files) > 1:
-            raise click.UsageError("--output takes one FILE")
+            raise click.UsageError(of_commands.OPTIONS_CONFLICT(text="--output takes one FILE"))
         _write_list(Path(files[0]), output, is_manifest=is_manifest)
         return
     failed = clients.Failures()
@@ -52,7 +57,7 @@ def _write_list(path: Path, output: Path, *, is_manifest: bool) -> None:
 
     where = uploaded_files.path_in_upload(path, is_following=True)
     if not where.path.is_file():
-        raise click.ClickException(f"{path} isn't a file: keepfs manifest lists a folder")
+        raise click.ClickException(of_uploads.NO_BLOCK_FILE(path=path))
     with clients.ended_by_signals():
         manifest = uploaded_files.stored_manifest(
             where, is_following=False, timeout=uploaded_files.PATIENCE, is_signed=False
@@ -70,21 +75,20 @@ def _locator_of(name: str) -> str:
     device = os.stat(name).st_dev  # noqa: PTH116 - a name may be undecodable in this locale
     # On other file systems the attributes may be copies that do not match the bytes.
     if mountpoint.kind_of_device(device) != mountpoint.FILE_SYSTEM_TYPE:
-        raise click.ClickException(f"{name} isn't in a keepfs mount; copy it to upload/ of one")
+        raise click.ClickException(
+            of_uploads.NOT_IN_MOUNT(path=name, where="a keepfs mount; copy it to upload/ of one")
+        )
     try:
         state, locator = _attribute(name, "state"), _attribute(name, "locator")
     except OSError as error:
         if error.errno not in {errno.E2BIG, errno.ERANGE}:
             raise
-        raise click.ClickException(
-            f"the list of locators of {name} is too long for an extended attribute; use"
-            " --output FILE"
-        ) from error
+        raise click.ClickException(of_uploads.LIST_TOO_LONG(path=name)) from error
     if not state:
-        raise click.ClickException(f"{name} isn't a file of by_id/ or upload/")
+        raise click.ClickException(of_uploads.NO_BLOCK_FILE(path=name))
     if not locator:
         why = _attribute(name, "error") or "close it, or wait until it is stored"
-        raise click.ClickException(f"{name} isn't stored yet ({state}): {why}")
+        raise click.ClickException(of_uploads.NOT_STORED_YET(path=name, state=state, reason=why))
     return locator
 
 

@@ -13,6 +13,7 @@ from keepfs.cli import executing, fstab_words, reporting, settings, unmounting, 
 from keepfs.cli.settings import setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
+from keepfs.messages import of_commands
 from keepfs.mount import daemon, mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ _IDS = click.IntRange(0, 2**32 - 2)
 def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     """See that a collection is named as collections are."""
     if name is not None and not (is_uuid(name) or is_hash(name)):
-        raise click.BadParameter(
-            f"{name!r} is neither a collection's uuid nor a portable data hash"
-        )
+        raise click.BadParameter(of_commands.BAD_COLLECTION(name=name))
     return name
 
 
@@ -203,7 +202,11 @@ def mount_command(
     """
     words = executing.words_of(click.get_current_context())
     if words and foreground:
-        raise click.UsageError("--exec mounts in the background: leave --foreground out")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="--exec mounts in the background: leave --foreground out"
+            )
+        )
     if others["collection"] is not None:
         others["read_only"] = True
     with reporting.in_one_line():

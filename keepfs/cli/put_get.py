@@ -14,6 +14,7 @@ from keepfs import stores
 from keepfs.cli import clients
 from keepfs.cli.settings import FilledPath, store_settings
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,10 +79,7 @@ def get_command(
             for locator in wanted:
                 block = client.get_block(locator)
                 if not force and sys.stdout.isatty() and not _is_text(block):
-                    raise click.ClickException(
-                        f"{locator} isn't text, and standard output is a terminal;"
-                        " use -o FILE or --force"
-                    )
+                    raise click.ClickException(of_commands.BINARY_OUTPUT(locator=locator))
                 with clients.writing():
                     sys.stdout.buffer.write(block)
             with clients.writing():
@@ -96,7 +94,7 @@ def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
     if name != "-":
         return Path(name).open("rb")
     if clients.is_input_closed():
-        raise click.ClickException("can't read standard input: it is closed")
+        raise click.ClickException(of_commands.NO_INPUT())
     # Leave it open: a second `-` reads an empty file.
     return contextlib.nullcontext(sys.stdin.buffer)
 
@@ -122,4 +120,4 @@ def _parse_locators(texts: tuple[str, ...]) -> list[KeepLocator]:
     try:
         return [each for text in texts for each in parse_list(text)]
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(of_commands.BAD_LOCATOR(text=error)) from error

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keepfs.fs.failure_text import failure_text
 from keepfs.fs.upload.unsaved import UnsavedError
 from keepfs.keep.errors import ArgumentError, KeepRequestError
+from keepfs.messages import of_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-NOTHING_CONFIGURED = """\
-no setting says where the blocks are. Use either
-  an Arvados cluster:  set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment
-                       or in ~/.config/arvados/settings.conf
-  or this machine:     --local-store DIR   (or KEEP_LOCAL_STORE=DIR); needs no cluster"""
 
 
 @contextlib.contextmanager
@@ -30,9 +26,17 @@ def in_one_line(what: str = "") -> Iterator[None]:
     try:
         yield
     except (KeepRequestError, ArgumentError, UnsavedError) as error:
-        raise click.ClickException(f"{what}{error}") from error
+        text = f"{what}{text_of(error)}"
+        raise click.ClickException(text) from error
     except BrokenPipeError:
         raise
     except OSError as error:
-        name = f"{error.filename}: " if error.filename is not None else ""
-        raise click.ClickException(f"{what}{name}{error.strerror or error}") from error
+        text = f"{what}{text_of(error)}"
+        raise click.ClickException(text) from error
+
+
+def text_of(error: Exception) -> str:
+    """Return the text of an expected failure, with the id of its message."""
+    if isinstance(error, UnsavedError):
+        return of_uploads.UNSAVED_DAMAGED(text=error)
+    return failure_text(error)

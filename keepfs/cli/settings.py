@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from keepfs.cli import reporting
 from keepfs.config import options
 from keepfs.config.arvados import credential, load_settings
+from keepfs.messages import of_commands
 from keepfs.mount import mountpoint
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ _FILE, _NAMES = "keepfs.config", "keepfs.mountpoints"
 def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Take defaults from the configuration file that is given, else from the default ones."""
     if path is not None and not path.exists():
-        raise click.UsageError(f"the configuration file {path} doesn't exist")
+        raise click.UsageError(
+            of_commands.BAD_CONFIG(text=f"the configuration file {path} doesn't exist")
+        )
     context.meta[_FILE] = path
     _set_defaults(context)
 
@@ -146,7 +149,7 @@ def _set_defaults(context: click.Context) -> None:
             else options.read_config_file(file, names)
         )
     except (options.OptionsError, OSError) as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(of_commands.BAD_CONFIG(text=error)) from error
     # As text, like values of the environment, so that both are parsed alike.
     context.default_map = {name.replace("-", "_"): str(value) for name, value in found.items()}
 
@@ -240,7 +243,10 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         if directory is not None and copies not in {None, 1}:
             if _rank("copies") <= _rank("local_store"):
                 raise click.UsageError(
-                    "--copies can't be used: a local store keeps one copy of each block; omit it"
+                    of_commands.OPTIONS_CONFLICT(
+                        text="--copies can't be used: a local store keeps one copy of each block;"
+                        " omit it"
+                    )
                 )
             copies = None  # from a source of lower precedence than the local store: for services
         store = options.StoreOptions(
@@ -257,7 +263,7 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         )
         with reporting.in_one_line():
             if not _is_configured(store):
-                raise click.UsageError(reporting.NOTHING_CONFIGURED)
+                raise click.UsageError(of_commands.NOTHING_CONFIGURED())
         command(store=store, **others)
 
     decorated: Callable[..., None] = with_store
@@ -354,7 +360,7 @@ def absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except (RuntimeError, OSError) as error:
-        raise click.UsageError(f"can't tell where {path} is: {error}") from error
+        raise click.UsageError(of_commands.NO_SUCH_PATH(path=path, reason=error)) from error
 
 
 def _is_configured(store: options.StoreOptions) -> bool:
@@ -378,8 +384,10 @@ def _the_one(
     ours, theirs = _rank("local_store"), _rank("keep_services")
     if ours == theirs:
         raise click.UsageError(
-            "both a local store and Keep services are given; use one of --local-store and"
-            " --keep-services"
+            of_commands.OPTIONS_CONFLICT(
+                text="both a local store and Keep services are given; use one of --local-store and"
+                " --keep-services"
+            )
         )
     return (local_store, None) if ours < theirs else (None, keep_services)
 
@@ -419,7 +427,4 @@ def default_state_dir(path: Path) -> Path:
     try:
         return Path(platformdirs.user_state_dir("keepfs")) / name
     except RuntimeError as error:
-        raise click.UsageError(
-            "can't choose the state directory: there is no home directory;"
-            " set HOME, or give --state-dir"
-        ) from error
+        raise click.UsageError(of_commands.NO_HOME()) from error

@@ -137,15 +137,17 @@ def _mounts(path: Path | None) -> Iterator[MountStatus]:
     running = runtime.find_all()
     if path is not None:
         running = [each for each in running if each.mountpoint == str(path)]
-        entry = None if running else mountpoint.mounted_at(path)
-        if entry is not None and (bound := runtime.find_device(entry.device)) is not None:
-            running = [bound]  # a bind mount
+        entry = mountpoint.mounted_at(path)
+        bound = None if entry is None else runtime.find_device(entry.device)
+        if not running and bound is not None:
+            running = [bound]
     for each in running:
         yield status_of(each)
     served = {f"0:{each.device}" for each in runtime.find_all()}
     for entry in mountpoint.mounts():
-        is_left = entry.kind == mountpoint.FILE_SYSTEM_TYPE and entry.device not in served
-        if is_left and not running and path in {None, entry.mountpoint}:
+        if entry.kind != mountpoint.FILE_SYSTEM_TYPE or entry.device in served:
+            continue
+        if mountpoint.is_ours(entry) if path is None else entry.mountpoint == path:
             yield _without_process(entry)
 
 

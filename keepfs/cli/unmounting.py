@@ -11,6 +11,7 @@ import click
 
 from keepfs.cli import forcing, reporting, settings
 from keepfs.fs.upload import failed_journal, unsaved
+from keepfs.messages import of_mounts
 from keepfs.mount import mountpoint, runtime
 
 #: Seconds within which a process notices that its mount is gone.
@@ -54,13 +55,9 @@ def _found(path: Path) -> tuple[mountpoint.MountEntry | None, runtime.RunningMou
     if running is None and entry is not None:
         running = runtime.find_device(entry.device)  # `path` is a bind mount
     if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
-        raise click.ClickException(
-            f"{path} isn't a keepfs mount but a {entry.kind} mount; use umount"
-        )
+        raise click.ClickException(of_mounts.OTHER_FILE_SYSTEM(path=path, kind=entry.kind))
     if entry is None and running is None:
-        raise click.ClickException(
-            f"nothing is mounted on {path}; findmnt -t fuse.keepfs lists keepfs mounts"
-        )
+        raise click.ClickException(of_mounts.NOT_MOUNTED(path=path))
     return entry, running
 
 
@@ -82,8 +79,7 @@ def _unmount(
     elif path == Path(running.mountpoint):
         # Leave the process running: programs may use the bind mounts.
         raise click.ClickException(
-            f"unmounted {path}, but process {running.pid} still runs, because bind mounts are"
-            f" left; run: umount {' '.join(map(str, left))}"
+            of_mounts.BIND_MOUNTS_LEFT(path=path, pid=running.pid, places=" ".join(map(str, left)))
         )
 
 
@@ -119,10 +115,7 @@ def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None
         click.ClickException: The process is stopped, so waiting for it would not end.
     """
     if running is not None and runtime.is_stopped(running.pid):
-        raise click.ClickException(
-            f"can't unmount {path}: its process {running.pid} is stopped;"
-            f" kill -CONT {running.pid}, then retry, or use --force"
-        )
+        raise click.ClickException(of_mounts.PROCESS_STOPPED(path=path, pid=running.pid))
 
 
 def _report_unsaved(path: Path, state_dir: Path) -> None:
@@ -130,16 +123,10 @@ def _report_unsaved(path: Path, state_dir: Path) -> None:
     lost = failed_journal.read(state_dir)
     if lost:
         names = ", ".join(about.path for about in lost)
-        raise click.ClickException(
-            f"unmounted, but these files are LOST: {names}; they could be written neither to Keep"
-            f" nor to {state_dir}; see the log of the mount"
-        )
+        raise click.ClickException(of_mounts.FILES_LOST(names=names, directory=state_dir))
     spilled, _ = unsaved.find_all(state_dir)
     if spilled:
-        raise click.ClickException(
-            f"unmounted, but {len(spilled)} of its files could not be stored; the next mount"
-            f" restores them from the disk. List them: keepfs unsaved list {path}"
-        )
+        raise click.ClickException(of_mounts.FILES_UNSAVED(count=len(spilled), path=path))
 
 
 def who_holds(entry: mountpoint.MountEntry) -> str | None:
@@ -149,12 +136,11 @@ def who_holds(entry: mountpoint.MountEntry) -> str | None:
         if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(
             entry.mountpoint
         ):
-            return (
-                f"{entry.mountpoint} is busy: {other.mountpoint} is mounted in it;"
-                " unmount that first"
+            return of_mounts.BUSY(
+                path=entry.mountpoint,
+                holders=f"{other.mountpoint} is mounted in it; unmount that first",
             )
     if not held:
         return None
-    return f"{entry.mountpoint} is busy: " + "; ".join(
-        f"{holder.command} (process {holder.pid}) uses {holder.path}" for holder in held
-    )
+    users = (f"{each.command} (process {each.pid}) uses {each.path}" for each in held)
+    return of_mounts.BUSY(path=entry.mountpoint, holders="; ".join(users))

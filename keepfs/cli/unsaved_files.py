@@ -13,6 +13,7 @@ from keepfs import stores
 from keepfs.cli import clients, reporting, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
+from keepfs.messages import of_uploads
 from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -58,10 +59,7 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
         spilled, flaws = unsaved.find_all(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
     if not running and not directory.exists():
-        raise click.ClickException(
-            f"{path} isn't mounted, and has no state directory {directory}; if it was mounted"
-            " with --state-dir, give the same option here"
-        )
+        raise click.ClickException(of_uploads.NO_STATE_DIRECTORY(path=path, directory=directory))
     if running:  # the mount has restored the spill records
         for about in failed_journal.read(directory):
             why = about.error or "waits for its store"
@@ -73,7 +71,7 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
                 f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null
             )
     if flaws:
-        raise click.ClickException("\n".join(flaws))
+        raise click.ClickException(of_uploads.UNSAVED_DAMAGED(text="\n".join(flaws)))
 
 
 @unsaved_command.command("retry")
@@ -83,10 +81,7 @@ def retry_command(path: Path) -> None:
     with reporting.in_one_line():
         running = runtime.find(mountpoint.resolve(path))
         if running is None:
-            raise click.ClickException(
-                f"{path} isn't mounted; mount it: the mount restores its unsaved files and"
-                " stores them"
-            )
+            raise click.ClickException(of_uploads.UNSAVED_NOT_MOUNTED(path=path))
         os.kill(running.pid, signal.SIGUSR1)
 
 
@@ -144,10 +139,7 @@ def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> 
 
 def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     if runtime.find(mountpoint.resolve(path)) is not None:
-        raise click.ClickException(
-            f"{path} is mounted, so its unsaved files are in {path}/upload; copy or remove them"
-            " there"
-        )
+        raise click.ClickException(of_uploads.UNSAVED_IS_MOUNTED(path=path))
     with reporting.in_one_line():
         spilled, flaws = unsaved.find_all(state_dir_of(path, state_dir))
     for file in spilled:
@@ -155,10 +147,8 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
             return file
     for flaw in flaws:
         if f"/{name} " in flaw:
-            raise click.ClickException(flaw)
-    raise click.ClickException(
-        f"there is no unsaved file {name}; list the names: keepfs unsaved list {path}"
-    )
+            raise click.ClickException(of_uploads.UNSAVED_DAMAGED(text=flaw))
+    raise click.ClickException(of_uploads.NO_UNSAVED_FILE(name=name, path=path))
 
 
 def state_dir_of(path: Path, state_dir: Path | None) -> Path:

@@ -13,6 +13,7 @@ from keepfs.cli import reporting
 from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.following import follow
 from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
+from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import uploaded
 from keepfs.mount.control_requests import ControlError
 
@@ -99,7 +100,9 @@ def stored_manifest(
             "the signatures of their blocks have ended: read and store them with a new signature",
         )
     if not manifest.file_count and manifest.directory_count == 1 and where.path.is_file():
-        raise click.ClickException(f"{where.path} was removed meanwhile")
+        raise click.ClickException(
+            of_commands.FILE_FAILED(text=f"{where.path} was removed meanwhile")
+        )
     return manifest
 
 
@@ -136,4 +139,5 @@ def _refuse(what: str, names: list[tuple[str, str]], advice: str) -> None:
     if len(names) > _MOST_NAMED:
         lines.append(f"  and {len(names) - _MOST_NAMED} more")
     count = "1 name" if len(names) == 1 else f"{len(names)} names"
-    raise click.ClickException("\n".join([f"{count} {what} ({advice}):", *lines]))
+    said = of_uploads.REFUSED_NAMES(count=count, what=what, advice=advice, names="\n".join(lines))
+    raise click.ClickException(said)

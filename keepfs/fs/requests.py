@@ -32,9 +32,12 @@ import trio
 from pyfuse3 import FUSEError
 
 from keepfs.fs.errnos import RefusedError, errno_of
+from keepfs.fs.failure_text import failure_text
 from keepfs.fs.processes import dies_of_a_signal, dying_threads_in_fuse
 from keepfs.keep.counters import Histogram
 from keepfs.keep.errors import KeepRequestError
+from keepfs.messages import of_commands, of_mounts
+from keepfs.messages.message import without_ids
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -195,22 +198,24 @@ class Requests:
         except (KeepRequestError, OSError) as error:  # expected failures: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-            _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], error)
+            said = failure_text(error)
+            _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], said)
             raise self._failed(name, number) from error
         except Exception as error:  # a bug: with its traceback
-            _log.exception("%s%s failed unexpectedly", name, request.of_file)
+            _log.exception("%s", of_commands.UNEXPECTED(what=f"{name}{request.of_file}"))
             raise self._failed(name, errno_of(error)) from error
         # Only a scope that the watch cancelled gets here.
         self._given_up += 1
-        _log.log(
-            logging.INFO if request.given_up == errno.EINTR else logging.WARNING,
-            "%s%s: %s after %.1f s (pid %d)",
-            name,
-            request.of_file,
-            errno.errorcode[request.given_up],
-            trio.current_time() - request.since,
-            request.pid or request.opener,
+        said = of_mounts.REQUEST_TIMED_OUT(
+            what=f"{name}{request.of_file}",
+            errno=errno.errorcode[request.given_up],
+            seconds=f"{trio.current_time() - request.since:.1f}",
+            pid=request.pid or request.opener,
         )
+        if request.given_up == errno.EINTR:
+            _log.info("%s", without_ids(said))
+        else:
+            _log.warning("%s", said)
         raise self._failed(name, request.given_up)
 
     def _failed(self, name: str, number: int) -> FUSEError:

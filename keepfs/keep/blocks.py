@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Allocation
+    from keepfs.keep.buffers import Allocation, BufferPool
     from keepfs.keep.caching.in_flight import Fetch
     from keepfs.keep.store import Receipt, Store
 
@@ -144,6 +144,7 @@ class BlockClient:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         keep_for: float = 0.0,
+        pool: BufferPool | None = None,
     ) -> memoryview:
         """Return a block, verified, from the cache or the store. Blocks.
 
@@ -154,6 +155,8 @@ class BlockClient:
             headers: Go with the requests too.
             timeout: Seconds that the call may take; `total_timeout` when None.
             keep_for: Seconds in which the caller will go through the block in parts.
+            pool: Whose buffers a block is fetched into; None: memory of the cache's choice.
+                A block that is cached, or that another call is fetching, stays where it is.
 
         Raises:
             NotFoundError: No service has it.
@@ -172,7 +175,7 @@ class BlockClient:
 
         def fetch() -> bytes | memoryview:
             fetched.append(True)
-            return self._fetch(locator, call)
+            return self._fetch(locator, call, pool)
 
         try:
             block = self.block_cache.get_or_fetch(
@@ -368,17 +371,19 @@ class BlockClient:
             locator, lambda: self._fetch(locator, call), spawn, _LOOKUP_EFFORT, claims=True
         )
 
-    def _fetch(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
+    def _fetch(
+        self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None = None
+    ) -> bytes | memoryview:
         """Read a block for the cache, from the disk if it is there, and keep it there."""
         disk = self.block_cache.disk
         if disk is None:
-            return self._receive(locator, call)
+            return self._receive(locator, call, pool)
         if disk.has(locator.md5sum):
             self._ensure_granted(locator, call)
-            block = disk.read(locator.md5sum, lambda size: self._allocate(locator, size))
+            block = disk.read(locator.md5sum, lambda size: self._allocate(locator, size, pool))
             if block is not None:
                 return block
-        block = self._receive(locator, call)
+        block = self._receive(locator, call, pool)
         disk.add(locator.md5sum, block)
         return block
 
@@ -387,15 +392,19 @@ class BlockClient:
         if not self._grants.allows(locator):
             self._find(locator, call)
 
-    def _allocate(self, locator: KeepLocator, size: int) -> Allocation:
+    def _allocate(self, locator: KeepLocator, size: int, pool: BufferPool | None) -> Allocation:
         self.block_cache.announce(locator, size)
-        return self.block_cache.allocate_for(locator, size)
+        return self.block_cache.allocate_for(
+            locator, size, None if pool is None else pool.allocate
+        )
 
-    def _receive(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
+    def _receive(
+        self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None
+    ) -> bytes | memoryview:
         """Read a block from the store; notify waiting lookups once its size is known."""
         with self._grants.judged(locator), self._answer_times.measured() as first_answer:
             observer = FetchObserver(
-                locator, self._sources, self.block_cache, self._grants, first_answer
+                locator, self._sources, self.block_cache, self._grants, first_answer, pool
             )
             block = self._store.read(locator, call.observed_by(observer))
         self._grants.answered(locator)

@@ -156,3 +156,17 @@ def as_bytes(block: memoryview) -> bytes:
     if isinstance(whole, bytes) and len(whole) == block.nbytes:
         return whole
     return bytes(block)
+
+
+def writable(buffer: Buffer) -> memoryview:
+    """Return a view of a caller's buffer, as bytes to be written to.
+
+    Raises:
+        TypeError: It is no buffer, or read-only, or not contiguous.
+    """
+    view = memoryview(buffer)
+    if view.readonly:
+        raise TypeError(f"the {type(buffer).__name__} is read-only: give a writable buffer")
+    if not view.c_contiguous:
+        raise TypeError("the buffer is not contiguous: give one whose bytes are in one piece")
+    return view.cast("B")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from keepfs.config.arvados import local_store_directory
 from keepfs.keep.attributes import ClientAttributes
-from keepfs.keep.blocks import BlockClient
 from keepfs.keep.buffers import as_buffer, as_bytes
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import KeepWriteError, NotFoundError
@@ -23,6 +22,7 @@ from keepfs.keep.services import service, writer_queue, writers
 from keepfs.keep.services.api import ApiClient
 from keepfs.keep.services.connect import connect
 from keepfs.keep.services.discovery import Access, Services, weight
+from keepfs.keep.views import ViewClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from keepfs.keep.store import Store
 
 
-class KeepClient(ClientAttributes, BlockClient):
+class KeepClient(ClientAttributes, ViewClient):
     """Reads and writes blocks.
 
     Args:

@@ -15,7 +15,7 @@ from keepfs.keep.store import ReadObserver
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keepfs.keep.buffers import Allocation
+    from keepfs.keep.buffers import Allocation, BufferPool
     from keepfs.keep.caching.cache import KeepBlockCache
     from keepfs.keep.caching.grants import Grants
     from keepfs.keep.locator import KeepLocator
@@ -71,6 +71,7 @@ class FetchObserver(SourceObserver):
         cache: For which the block is fetched.
         grants: Which names may be answered from it.
         first_answer: Called as soon as a service begins to send the block.
+        pool: Whose buffers the block is received into; None: memory of the cache's choice.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class FetchObserver(SourceObserver):
         cache: KeepBlockCache,
         grants: Grants,
         first_answer: Callable[[], None],
+        pool: BufferPool | None = None,
     ) -> None:
         super().__init__(locator, sources)
         self._cache = cache
         self._grants = grants
         self._first_answer = first_answer
+        self._pool = pool
 
     def began(self, size: int) -> None:
         """Grant the name, and wake the lookups that wait for the block's size."""
@@ -94,4 +97,5 @@ class FetchObserver(SourceObserver):
 
     def allocate(self, size: int) -> Allocation:
         """Return memory within the budget of the cache. Blocks while there is none."""
-        return self._cache.allocate_for(self._locator, size)
+        allocate = None if self._pool is None else self._pool.allocate
+        return self._cache.allocate_for(self._locator, size, allocate)

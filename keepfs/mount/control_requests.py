@@ -19,6 +19,8 @@ import json
 import socket
 from typing import TYPE_CHECKING, Any
 
+from keepfs.messages import of_mounts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -55,10 +57,7 @@ class ControlConnection:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise ControlError(
-                f"the mount takes no control requests ({error.strerror or error}): unmount it,"
-                " and mount it with this version of keepfs"
-            ) from error
+            raise ControlError(of_mounts.NO_CONTROL(reason=error.strerror or error)) from error
         self._answers = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -115,7 +114,15 @@ class ControlConnection:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(self._answers.readline(MOST_BYTES))
         except (OSError, ValueError) as error:
-            raise ControlError(f"the mount did not answer a control request: {error}") from error
+            raise ControlError(
+                of_mounts.CONTROL_FAILED(
+                    reason=f"the mount did not answer a control request: {error}"
+                )
+            ) from error
         if not isinstance(answer, dict) or "error" in answer:
-            raise ControlError(str(answer["error"] if isinstance(answer, dict) else answer))
+            raise ControlError(
+                of_mounts.CONTROL_FAILED(
+                    reason=answer["error"] if isinstance(answer, dict) else answer
+                )
+            )
         return answer

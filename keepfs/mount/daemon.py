@@ -12,6 +12,8 @@ import select
 import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from keepfs.messages import of_mounts
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -95,7 +97,7 @@ def run_in_background(
         for warning in warnings:
             warned(warning)
         return None
-    return text.decode(errors="replace") or "the mount process ended without a report; see its log"
+    return text.decode(errors="replace") or of_mounts.MOUNT_DIED()
 
 
 def _become_daemon(run: Callable[[PipeReporter], int], reporter: PipeReporter) -> NoReturn:

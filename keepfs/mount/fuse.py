@@ -19,6 +19,7 @@ import pyfuse3
 
 from keepfs import stores
 from keepfs.keep.threads import START_PATIENCE
+from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,12 +119,13 @@ def request_deadline(wanted: float, settings: Path = _SETTINGS) -> float:
     if wanted <= limit - _MARGIN:
         return wanted
     _log.warning(
-        "the kernel aborts a mount that does not answer within %d s (sysctl fs.fuse.%s):"
-        " requests fail with ETIMEDOUT after %.0f s, not after %.0f s; raise it and mount again",
-        limit,
-        "default_request_timeout" if default == min(limits) else "max_request_timeout",
-        limit - _MARGIN,
-        wanted,
+        "%s",
+        of_mounts.KERNEL_TIMEOUT(
+            limit=limit,
+            name="default_request_timeout" if default == min(limits) else "max_request_timeout",
+            deadline=f"{limit - _MARGIN:.0f}",
+            wanted=f"{wanted:.0f}",
+        ),
     )
     return limit - _MARGIN
 
@@ -250,4 +252,4 @@ def _why_not(path: Path, said: str) -> str:
             ": containers need --device /dev/fuse --cap-add SYS_ADMIN; AppArmor may allow"
             " mounting below $HOME, /mnt, /media and /tmp only"
         )
-    return f"can't mount on {path}: {said}{hint}"
+    return of_mounts.MOUNT_REFUSED(path=path, reason=said, hint=hint)

@@ -16,6 +16,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from keepfs.messages import of_mounts
+
 #: The type of a keepfs mount in /proc/self/mountinfo.
 FILE_SYSTEM_TYPE = "fuse.keepfs"
 
@@ -147,19 +149,16 @@ def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
         status = mountpoint.stat()
         entries = stat.S_ISDIR(status.st_mode) and any(mountpoint.iterdir())
     except FileNotFoundError:
-        raise MountpointError(
-            f"the mount point {mountpoint} doesn't exist: mkdir -p {mountpoint}"
-        ) from None
+        raise MountpointError(of_mounts.NO_MOUNT_POINT(path=mountpoint)) from None
     except OSError as error:
-        reason = f"can't use the mount point {mountpoint}: {error.strerror}"
-        raise MountpointError(reason) from None
+        said = of_mounts.UNUSABLE_MOUNT_POINT(path=mountpoint, reason=error.strerror)
+        raise MountpointError(said) from None
     if not stat.S_ISDIR(status.st_mode):
-        raise MountpointError(f"the mount point {mountpoint} isn't a directory")
-    if entries and not nonempty:
         raise MountpointError(
-            f"the mount point {mountpoint} isn't empty, and its files would be hidden:"
-            " take another, or mount with -o nonempty"
+            of_mounts.UNUSABLE_MOUNT_POINT(path=mountpoint, reason="it isn't a directory")
         )
+    if entries and not nonempty:
+        raise MountpointError(of_mounts.NONEMPTY_MOUNT_POINT(path=mountpoint))
 
 
 def check_fuse() -> None:
@@ -169,18 +168,13 @@ def check_fuse() -> None:
         MountpointError: It can't; the message says what to do.
     """
     if not Path("/dev/fuse").exists():
-        raise MountpointError(
-            "there is no /dev/fuse: load the module (modprobe fuse), or start the container"
-            " with --device /dev/fuse --cap-add SYS_ADMIN"
-        )
+        raise MountpointError(of_mounts.NO_FUSE_DEVICE())
     if os.geteuid() == 0:
         return
     if shutil.which("fusermount3") is None:
-        raise MountpointError("there is no fusermount3, which mounts for users: install fuse3")
+        raise MountpointError(of_mounts.NO_FUSERMOUNT())
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MountpointError(
-            "/dev/fuse is closed to users: chmod 666 /dev/fuse, as fuse3's rule for udev does"
-        )
+        raise MountpointError(of_mounts.FUSE_DEVICE_CLOSED())
 
 
 def is_dead(mountpoint: Path) -> bool:
@@ -210,6 +204,15 @@ def waiting_requests(device: int) -> int | None:
         return int((_CONNECTIONS / str(device) / "waiting").read_text())
     except (OSError, ValueError):
         return None
+
+
+def is_ours(entry: MountEntry) -> bool:
+    """Return whether this user has mounted a mount, as far as the kernel tells."""
+    try:
+        owner = (_CONNECTIONS / entry.device.partition(":")[2]).stat().st_uid
+    except OSError:
+        return True
+    return owner == os.geteuid()
 
 
 def abort(entry: MountEntry) -> bool:
@@ -244,7 +247,7 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
     complaint = _run(command)
     if complaint:
-        raise MountpointError(f"can't unmount {mountpoint}: {complaint}")
+        raise MountpointError(of_mounts.UNMOUNT_FAILED(path=mountpoint, reason=complaint))
 
 
 def _run(command: list[str]) -> str:

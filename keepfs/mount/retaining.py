@@ -15,6 +15,7 @@ from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.keep.retry import Backoff
+from keepfs.messages import of_mounts, of_stores
 from keepfs.retention.keeper import Keeper
 from keepfs.retention.kept import Mode
 from keepfs.retention.ledger import KEY, Ledger
@@ -64,7 +65,9 @@ def mode_of(options: MountOptions) -> Mode:
     mode = Mode(options.retain)
     if mode is Mode.COLLECTION and not stores.knows_api():
         raise stores.StoreError(
-            "--retain collection needs an API server: set ARVADOS_API_HOST, or use --retain put"
+            of_stores.NEEDS_API_SERVER(
+                what="--retain collection needs an API server", otherwise=", or use --retain put"
+            )
         )
     return mode
 
@@ -199,7 +202,7 @@ def renew(options: MountOptions) -> None:
     """
     path = options.state_dir / CATALOG
     if not path.exists():
-        raise CatalogError(f"there is no catalog {path}: give the mount's --state-dir")
+        raise CatalogError(of_mounts.NO_CATALOG(path=path))
     with stores.open_client(options.store) as client:
         stores.check_services(client, options.store)
         store = stores.RenewingStore(client, options.store)

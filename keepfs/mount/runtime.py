@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keepfs import privacy
+from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +106,9 @@ def claim(
                 continue  # the lock was a short check by another process
             other = _read_run_file(path)
             who = f"process {other.pid}" if other else "another process"
-            raise AlreadyServedError(f"{mountpoint} is already mounted, by {who}") from None
+            raise AlreadyServedError(
+                of_mounts.ALREADY_MOUNTED(path=mountpoint, owner=who)
+            ) from None
         # The previous owner unlinks the file when it ends; then this isn't the run file any more.
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # noqa: PTH116 - paired

@@ -18,6 +18,7 @@ from keepfs.fs.by_id import ByIdDirectory
 from keepfs.fs.collection_tree.collections_directory import CollectionsDirectory
 from keepfs.fs.collection_tree.live import LiveCollection
 from keepfs.fs.collection_tree.tree import CollectionFolder
+from keepfs.fs.failure_text import failure_text
 from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
@@ -38,6 +39,7 @@ from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
+from keepfs.messages import of_mounts, of_stores
 from keepfs.mount import fuse, logs, mountpoint, retaining, runtime, systemd
 from keepfs.mount.control import Control
 from keepfs.mount.metrics_output import MetricsError
@@ -126,9 +128,9 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         KeepRequestError,
         OSError,
     ) as failures:  # errors of trio's tasks come in groups
-        reason = _error_text(_first_of(failures))
+        reason = failure_text(_first_of(failures))
         _log.error("%s", reason)
-        reporter.failed(str(reason))
+        reporter.failed(reason)
     return code
 
 
@@ -143,7 +145,7 @@ def _check_paths(options: MountOptions, log_file: Path | None) -> None:
     for what, path in needed.items():
         if path is not None and path.resolve().is_relative_to(options.mountpoint):
             raise fuse.MountError(
-                f"{what} {path} is inside the mount point {options.mountpoint}: use another path"
+                of_mounts.PATH_IN_MOUNT(what=what, path=path, mountpoint=options.mountpoint)
             )
 
 
@@ -162,8 +164,10 @@ def _prepare(options: MountOptions) -> None:
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE:
             break
         if not mountpoint.is_dead(options.mountpoint):
-            raise fuse.MountError(f"{options.mountpoint} is already mounted, by another user")
-        _log.warning("clearing the dead mount that a killed keepfs left on %s", options.mountpoint)
+            raise fuse.MountError(
+                of_mounts.ALREADY_MOUNTED(path=options.mountpoint, owner="another user")
+            )
+        _log.warning("%s", of_mounts.DEAD_MOUNT_CLEARED(path=options.mountpoint))
         mountpoint.detach(options.mountpoint, lazy=True)
     mountpoint.check_usable(options.mountpoint, nonempty=options.nonempty)
 
@@ -358,8 +362,11 @@ class _Mount:
         """
         if self._collections is None:
             raise stores.StoreError(
-                f"can't mount collection {name}: no API server is known, only Keep services;"
-                " set ARVADOS_API_HOST"
+                of_stores.NEEDS_API_SERVER(
+                    what=f"can't mount collection {name}: no API server is known, only Keep"
+                    " services",
+                    otherwise="",
+                )
             )
         live = LiveCollection(
             name, self._collections, blocks, owner, self._options.collection_refresh
@@ -430,13 +437,6 @@ def _why_ended(path: Path) -> str:
     if mountpoint.mounted_at(path) is None:
         return f"{path} has been unmounted"
     return f"the kernel ended the connection of {path}: it was aborted"
-
-
-def _error_text(error: BaseException) -> str:
-    """Return the message of an error, with the file's name first if it has one."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepfs.fs.upload.snapshot import CATALOG
+from keepfs.messages import of_uploads
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
 
@@ -65,13 +66,14 @@ def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
     found = mountpoint.containing(absolute)
     inner = found[1].parts if found else ()
     if found is None or found[0].kind != mountpoint.FILE_SYSTEM_TYPE or inner[1:2] != ("upload",):
-        raise UploadedError(f"{path} isn't in upload/ of a mount of keepfs: copy it there first")
+        raise UploadedError(
+            of_uploads.NOT_IN_MOUNT(
+                path=path, where="upload/ of a mount of keepfs: copy it there first"
+            )
+        )
     running = runtime.find_device(found[0].device)
     if running is None or not running.state_dir:
-        raise UploadedError(
-            f"{path} is in a mount that no process of this user serves: run the command as the"
-            " user that mounted it, on that machine"
-        )
+        raise UploadedError(of_uploads.NOT_SERVED(path=path))
     below = "/".join(inner[2:])
     return UploadedPath(absolute, below, Path(running.mountpoint), Path(running.state_dir))
 

@@ -165,15 +165,11 @@ class Keeper:
 
     def statistics(self) -> KeeperStatistics:
         """Return the state of retention, as far as is known. For any thread."""
-        mirror, updated, earliest = self._mirror, self._updated, self._earliest
-        return KeeperStatistics(
-            "local" if self._is_local else self.mode.value,
-            tuple(it.uuid for it in (mirror.ledger.parts if mirror else ()) if it.uuid),
-            None if updated is None else updated.ended,
-            earliest if 0 < earliest < float("inf") else None,
-            len(self._unretained),
-            self._trouble.failures,
-        )
+        mode = "local" if self._is_local else self.mode.value
+        parts = self._mirror.ledger.parts if self._mirror else ()
+        updated = self._updated.ended if self._updated else None
+        counts = len(self._unretained), self._trouble.failures
+        return KeeperStatistics.of(mode, parts, updated, self._earliest, *counts)
 
     # --- the task -------------------------------------------------------------------
 
@@ -422,14 +418,9 @@ class Keeper:
             return is_token_new or is_wanted or locator.perm_expiry.timestamp() - half <= now
 
         def work() -> float:
-            earliest = float("inf")
             for batch, fresh in put.round(is_due, half / 2):
                 trio.from_thread.run(self._use, batch, fresh)
-            for _, content in rows.contents(self._path):
-                first = signatures.first_expiry([content])
-                if first > now:
-                    earliest = min(earliest, first)
-            return earliest
+            return losses.first_expiry_after(self._path, now)
 
         self._earliest = await _in_thread(work)
         self._is_token_new = self._is_round_wanted = False
@@ -453,8 +444,6 @@ class Keeper:
             content = self._catalog.content(number)
             self._replace([(number, content, fresh.rewritten(content))])
         return fresh.newer(locator) is not None
-
-    # --- notes ----------------------------------------------------------------------------
 
     def _note_version(self, number: int) -> None:
         self._versions += 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.sqlite_errors import reason
+from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,9 @@ def contents(catalog: Path) -> Iterator[tuple[int, bytes]]:
                 if isinstance(number, int) and isinstance(content, bytes):
                     yield number, content
     except sqlite3.Error as error:
-        raise CatalogError(f"the catalog {catalog} can't be read: {reason(error)}") from error
+        raise CatalogError(
+            of_mounts.CATALOG_UNUSABLE(path=f" {catalog}", reason=reason(error))
+        ) from error
 
 
 def rewrites(catalog: Path, newer: Signatures) -> Iterator[list[Rewrite]]:

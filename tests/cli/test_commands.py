@@ -126,8 +126,8 @@ def test_a_file_that_cannot_be_stored_does_not_end_a_list(shell: Shell) -> None:
 
     assert output == f"{FOO}\t{path}\n"
     assert errors.splitlines() == [
-        "Error: a file name is empty; give a path",
-        "Error: none: No such file or directory",
+        "Error: a file name is empty; give a path [bad-name]",
+        "Error: none: No such file or directory [file-failed]",
     ]
 
 
@@ -270,7 +270,7 @@ def test_output_that_cannot_be_written_is_an_error(command: str, shell: Shell) -
         )
 
     assert done.returncode == 1
-    assert done.stderr == b"Error: standard output: No space left on device\n"
+    assert done.stderr == (b"Error: standard output: No space left on device [output-failed]\n")
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("get", "--help")])
@@ -300,7 +300,7 @@ def test_a_directory_that_is_not_there_is_named_as_it_was_given(shell: Shell) ->
 
     said = shell.error("get", "-o", "/nonexistent/x", FOO)
 
-    assert said == "Error: /nonexistent/x: No such file or directory\n"
+    assert said == "Error: /nonexistent/x: No such file or directory [output-failed]\n"
 
 
 def test_a_file_that_cannot_be_written_to_the_end_is_named(shell: Shell) -> None:
@@ -315,7 +315,7 @@ def test_a_file_that_cannot_be_written_to_the_end_is_named(shell: Shell) -> None
         cwd=shell.home,
     )
 
-    assert (done.returncode, done.stderr) == (1, b"Error: out: File too large\n")
+    assert (done.returncode, done.stderr) == (1, b"Error: out: File too large [output-failed]\n")
     assert list(shell.home.glob("*out*")) == []
 
 
@@ -365,7 +365,7 @@ def test_a_closed_standard_input_is_not_an_empty_file(shell: Shell) -> None:
     )
 
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr == b"Error: can't read standard input: it is closed\n"
+    assert done.stderr == (b"Error: can't read standard input: it is closed [no-input]\n")
     assert EMPTY.encode() not in done.stdout
 
 
@@ -632,7 +632,7 @@ def test_an_export_that_the_disk_does_not_take_leaves_nothing(
     )
 
     assert done.returncode == 1
-    assert done.stderr.decode() == f"Error: {tmp_path / 'out'}: File too large\n"
+    assert done.stderr.decode() == f"Error: {tmp_path / 'out'}: File too large [output-failed]\n"
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.part").exists()
 

@@ -175,7 +175,7 @@ async def test_what_is_not_found_is_logged_for_those_who_debug_only(
         await raising(NotFoundError("abc not found")).read(1)
 
     assert [(each.levelname, each.message) for each in caplog.records] == [
-        ("DEBUG", "read: ENOENT: abc not found")
+        ("DEBUG", "read: ENOENT: abc not found [not-found]")
     ]
 
 
@@ -188,8 +188,8 @@ async def test_what_the_world_refuses_is_one_line_of_warning(
         await raising(OSError(errno.ENOSPC, "No space left")).read(1)
 
     assert [(each.levelname, each.message) for each in caplog.records] == [
-        ("WARNING", "read: EACCES: no token"),
-        ("WARNING", "read: ENOSPC: [Errno 28] No space left"),
+        ("WARNING", "read: EACCES: no token [denied]"),
+        ("WARNING", "read: ENOSPC: No space left [file-failed]"),
     ]
     assert all(each.exc_info is None for each in caplog.records)
 
@@ -199,7 +199,7 @@ async def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixtu
         await raising(ZeroDivisionError("a bug")).read(1)
 
     (record,) = caplog.records
-    assert (record.levelname, record.message) == ("ERROR", "read failed unexpectedly")
+    assert (record.levelname, record.message) == ("ERROR", "read failed unexpectedly [unexpected]")
     assert record.exc_info is not None
 
 
@@ -338,8 +338,8 @@ async def test_the_log_names_the_file_of_a_request_that_fails(
         nursery.cancel_scope.cancel()
 
     assert [record.getMessage().split(" after ")[0] for record in caplog.records] == [
-        "read of a/file: ENOSPC: [Errno 28] full",
-        "read of a/file failed unexpectedly",
+        "read of a/file: ENOSPC: full [file-failed]",
+        "read of a/file failed unexpectedly [unexpected]",
         "read of a/file: ETIMEDOUT",
     ]
 

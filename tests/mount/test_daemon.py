@@ -68,7 +68,7 @@ def test_a_long_reason_arrives_whole() -> None:
 
 
 def test_a_child_that_ends_without_a_word_is_noticed() -> None:
-    silent = "the mount process ended without a report; see its log"
+    silent = "the mount process ended without a report; see its log [mount-died]"
 
     assert said_to_parent("return 0") == silent
     assert said_to_parent("os._exit(3)") == silent

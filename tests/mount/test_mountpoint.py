@@ -235,7 +235,7 @@ def test_what_cannot_be_mounted_on_is_said_with_what_to_do(tmp_path: Path) -> No
 
     with pytest.raises(MountpointError, match=f"{none} doesn't exist: mkdir -p {none}"):
         mountpoint.check_usable(none, nonempty=False)
-    with pytest.raises(MountpointError, match=f"{file} isn't a directory"):
+    with pytest.raises(MountpointError, match=f"{file}: it isn't a directory"):
         mountpoint.check_usable(file, nonempty=True)
     with pytest.raises(MountpointError, match=f"can't use .* {file}/x: Not a directory"):
         mountpoint.check_usable(file / "x", nonempty=False)

@@ -36,6 +36,7 @@ from keepfs.fs.upload.entries import (
 )
 from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.sqlite_errors import as_os_errors, reason
+from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,7 +92,7 @@ class Catalog:
                 _create_private(path)
                 self._lock = _locked(path)
             except privacy.NotPrivateError as error:
-                raise CatalogError(f"the catalog can't be used: {error}") from error
+                raise CatalogError(of_mounts.CATALOG_UNUSABLE(path="", reason=error)) from error
         try:
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path,
@@ -100,7 +101,9 @@ class Catalog:
             )
             self._open(store)
         except sqlite3.Error as error:
-            raise CatalogError(f"the catalog {path} can't be used: {reason(error)}") from error
+            raise CatalogError(
+                of_mounts.CATALOG_UNUSABLE(path=f" {path}", reason=reason(error))
+            ) from error
         if path is not None:
             # `sync` syncs the log's content; its name, and the catalog's, are synced here.
             privacy.sync_directory(path.parent)
@@ -113,8 +116,7 @@ class Catalog:
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version > len(MIGRATIONS):
             raise CatalogError(
-                f"the catalog {self._path} was written by a newer keepfs (version {version} of"
-                f" the schema, this one knows {len(MIGRATIONS)})"
+                of_mounts.CATALOG_NEWER(path=self._path, version=version, known=len(MIGRATIONS))
             )
         for number, migration in enumerate(MIGRATIONS[version:], version + 1):
             self._database.executescript(
@@ -127,8 +129,7 @@ class Catalog:
             self._database.execute("UPDATE about SET value = ? WHERE key = 'store'", (store,))
         elif store and known[0] and known[0] != store:
             raise CatalogError(
-                f"the catalog {self._path} is of blocks in {known[0]}, not in {store}:"
-                " give another --state-dir"
+                of_mounts.CATALOG_OF_OTHER_STORE(path=self._path, known=known[0], store=store)
             )
 
     def _has_entries(self) -> bool:
@@ -438,7 +439,5 @@ def _locked(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise CatalogError(
-            f"another mount uses the catalog {path}: give each mount its own --state-dir"
-        ) from None
+        raise CatalogError(of_mounts.CATALOG_IN_USE(path=path)) from None
     return descriptor

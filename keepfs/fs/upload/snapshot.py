@@ -18,6 +18,7 @@ from keepfs.collections.manifest_errors import EntryError
 from keepfs.fs.upload.catalog import ROOT, CatalogError
 from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, receipts_of
 from keepfs.fs.upload.sqlite_errors import reason
+from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -197,7 +198,7 @@ def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:
 
 def _open_read_only(catalog: Path) -> sqlite3.Connection:
     if not catalog.is_file():
-        raise CatalogError(f"there is no catalog {catalog}: is it the state directory of a mount?")
+        raise CatalogError(of_mounts.NO_CATALOG(path=catalog))
     return sqlite3.connect(
         f"{catalog.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
     )
@@ -208,4 +209,6 @@ def _reported(catalog: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise CatalogError(f"the catalog {catalog} can't be read: {reason(error)}") from error
+        raise CatalogError(
+            of_mounts.CATALOG_UNUSABLE(path=f" {catalog}", reason=reason(error))
+        ) from error

@@ -236,7 +236,12 @@ class KeepBlockCache:
         if running is not None:
             running.announce(size)
 
-    def allocate_for(self, locator: KeepLocator, size: int) -> Allocation:
+    def allocate_for(
+        self,
+        locator: KeepLocator,
+        size: int,
+        allocate: Callable[[int], Allocation] | None = None,
+    ) -> Allocation:
         """Return memory for a block being fetched whose first bytes have arrived.
 
         Waits if the fetch has lost its reservation to another fetch meanwhile.
@@ -244,6 +249,7 @@ class KeepBlockCache:
         Args:
             locator: The block's locator.
             size: The size of the block, in bytes.
+            allocate: Allocates the memory; None: the cache's own `allocate`.
 
         Raises:
             KeepReadError: Other fetches take too long, or the fetch has ended meanwhile.
@@ -255,7 +261,7 @@ class KeepBlockCache:
                     self._reserve(running)
                 if self._in_flight.receive(running, size):
                     self._changed.notify_all()
-        return self.allocate(size)
+        return (allocate or self.allocate)(size)
 
     def _found(self, md5sum: str, keep_for: float) -> memoryview | None:
         block = self._blocks.get(md5sum)

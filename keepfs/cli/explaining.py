@@ -1,0 +1,29 @@
+"""keepfs explain: the cause and the cure of a message."""
+
+from __future__ import annotations
+
+import click
+
+from keepfs.messages import of_commands
+from keepfs.messages.registry import MESSAGES, explanation, find, sections
+
+
+@click.command("explain")
+@click.argument("words", metavar="[ID]", nargs=-1)
+def explain_command(words: tuple[str, ...]) -> None:
+    """Explain a message: its cause, and what to do.
+
+    ID are the words in brackets at the end of a message; the whole message is
+    accepted too. Without an ID all messages are listed.
+    """
+    if not words:
+        width = max(map(len, MESSAGES)) + 2
+        for subject, messages in sections():
+            click.echo(f"{subject.capitalize()}:")
+            for each in messages:
+                click.echo(f"  {each.id:{width}}{each.cause.partition('. ')[0].rstrip('.')}")
+        return
+    message = find(" ".join(words))
+    if message is None:
+        raise click.UsageError(of_commands.UNKNOWN_MESSAGE(name=" ".join(words)))
+    click.echo(explanation(message))

@@ -1,0 +1,29 @@
+"""The text of an expected failure, for people: with the id of its message."""
+
+from __future__ import annotations
+
+from keepfs.keep.errors import ArgumentError, KeepRequestError
+from keepfs.messages import of_commands, of_stores
+from keepfs.messages.message import ids_in
+
+
+def failure_text(error: BaseException) -> str:
+    """Return the text of a failure in one line, with the file's name if it has one.
+
+    The text of an exception that is none of the client's or the system's is returned as it is.
+    """
+    text = str(error)
+    if ids_in(text):
+        return text
+    match error:
+        case KeepRequestError():
+            return of_stores.BY_CAUSE[error.cause.name](text=text)
+        case ArgumentError():
+            return of_stores.BAD_ARGUMENT(text=text)
+        case OSError(strerror=str(reason)):
+            name = f"{error.filename}: " if error.filename is not None else ""
+            return of_commands.FILE_FAILED(text=f"{name}{reason}")
+        case OSError():
+            return of_commands.FILE_FAILED(text=text)
+        case _:
+            return text

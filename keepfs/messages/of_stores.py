@@ -1,0 +1,168 @@
+"""Messages about blocks, the services that have them, the API server and its token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keepfs.messages.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TOKEN_REFUSED = Message(
+    "token-refused",
+    "the API server refuses the token from {source}: {reason}",
+    "The token has expired, was revoked, or is of another cluster.",
+    "Make a new token, and put it where the message says. A running mount reads it again on"
+    " SIGHUP and when it is refused.",
+)
+TOKEN_RENEWAL_FAILED = Message(
+    "token-renewal-failed",
+    "the token from {source} can't be used, the old one stays: {reason}",
+    "A mount was to read its token again, and the file is empty or unreadable.",
+    "Write the token to that file. keepfs reads it again at the next refusal, or on SIGHUP.",
+)
+TOKEN_MAYBE_REFUSED = Message(
+    "token-maybe-refused",
+    "{reason}; if the token is the cause, replace it: it is reloaded from {source}",
+    "A service refused a request of a mount. The token or the signature of a locator is bad.",
+    "Replace the token in the place that the message names.",
+)
+BAD_ARGUMENT = Message(
+    "bad-argument",
+    "{text}",
+    "A setting of the client can't be used: a malformed address, a token with characters that no"
+    " token has, an empty token file, or no token at all.",
+    "Correct the setting that the message names; keepfs check shows where each comes from.",
+)
+API_UNREACHABLE = Message(
+    "api-unreachable",
+    "the API server doesn't answer: {reason} (settings: {settings})",
+    "The host is wrong or down, its certificate isn't trusted, or a firewall is between.",
+    "Check ARVADOS_API_HOST. For a private certificate authority set SSL_CERT_FILE. keepfs"
+    " ignores http_proxy and https_proxy.",
+)
+SETUP_FAILED = Message(
+    "setup-failed",
+    "{reason} (settings: {settings})",
+    "The list of Keep services could not be had from the API server, or is empty.",
+    "keepfs check shows which step fails. --keep-services names services without the list.",
+)
+NO_SERVICE_ANSWERS = Message(
+    "no-service-answers",
+    "no Keep service answers: {answers} (settings: {settings})",
+    "No address of a Keep service accepts connections: wrong addresses, a firewall, or all are"
+    " down. From outside a cluster only its Keep proxy can be reached.",
+    "Check the addresses in the message. --keep-services names others.",
+)
+PROXY_REFUSES = Message(
+    "proxy-refuses",
+    "the Keep proxy refuses the token: {answers} (settings: {settings})",
+    "The token is not valid there, or may only store.",
+    "If reads are to work, take a token that may read.",
+)
+NO_STORAGE_CLASS = Message(
+    "no-storage-class",
+    "the cluster has no storage class {name!r}; there are: {known}",
+    "--storage-classes names a class that the cluster's configuration doesn't have.",
+    "Take one of those that the message lists.",
+)
+LOCAL_STORE_FAILED = Message(
+    "local-store-failed",
+    "can't use the local store {path}: {reason}",
+    "The directory can't be created, or not be read by this user.",
+    "Correct its permissions, or give another --local-store.",
+)
+NEEDS_API_SERVER = Message(
+    "needs-api-server",
+    "{what}: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment or in"
+    " ~/.config/arvados/settings.conf{otherwise}",
+    "Collections are had from the API server; only Keep services are known.",
+    "Set ARVADOS_API_HOST and ARVADOS_API_TOKEN.",
+)
+OTHER_CLUSTER = Message(
+    "other-cluster",
+    "the mount's blocks are at {cluster}, and the settings say {host} ({source}): use the mount's",
+    "The command was started with the settings of another cluster than the mount.",
+    "Start it with the settings of the mount.",
+)
+NOT_FOUND = Message(
+    "not-found",
+    "{text}",
+    "No service has the block, or there is no such collection. Keep deletes blocks that no"
+    " collection names, usually after two weeks.",
+    "keepfs where lists what each service says. keep-balance and the trash of a cluster may"
+    " bring a block back within two weeks.",
+)
+DENIED = Message(
+    "denied",
+    "{text}",
+    "The token, or the signature in the locator, is missing, expired, or of another token.",
+    "Take the locator anew from its collection or from keepfs locate. keepfs check tests the"
+    " token.",
+)
+TIMED_OUT = Message(
+    "timed-out",
+    "{text}",
+    "A service took too long to answer, or sent less than it should in that time.",
+    "Retry. keepfs check and keepfs where show which service is slow.",
+)
+UNREACHABLE = Message(
+    "unreachable",
+    "{text}",
+    "No service, or not the API server, could be reached: down, wrong address, or a firewall.",
+    "keepfs check tests the address of each service.",
+)
+CORRUPT = Message(
+    "corrupt",
+    "{text}",
+    "Each copy of the block that a service sent has another MD5 than its name. The message names"
+    " the services.",
+    "keepfs verify lists the damaged copies. Store the block again from its source; tell the"
+    " operator of these services.",
+)
+SERVICES_FULL = Message(
+    "services-full",
+    "{text}",
+    "The services, or the disk of the local store, have no room.",
+    "Make room. A mount keeps the bytes and retries.",
+)
+SERVICES_READ_ONLY = Message(
+    "services-read-only",
+    "{text}",
+    "All services that were asked are read-only.",
+    "Name writable services, or ask the operator of the cluster.",
+)
+TOO_FEW_COPIES = Message(
+    "too-few-copies",
+    "{text}",
+    "Fewer services confirmed a copy than --copies or the cluster's default asks for.",
+    "keepfs check shows which services refuse to store. Fewer copies can be asked for with"
+    " --copies.",
+)
+REQUEST_FAILED = Message(
+    "request-failed",
+    "{text}",
+    "A service answered with an error, or with something that can't be used.",
+    "The message has the answer of each service; their logs have the id of the request.",
+)
+COPIES_MISSING = Message(
+    "copies-missing",
+    "{locator}: found {found} of {wanted} copies; to add copies, store the block again",
+    "keepfs verify found fewer good copies than --copies asks for.",
+    "Store the block again: keepfs get LOCATOR | keepfs put -. keep-balance does it for blocks of"
+    " collections.",
+)
+
+#: By the name of a cause (`keepfs.keep.errors.Cause`): the message of a failed request.
+BY_CAUSE: Mapping[str, Message] = {
+    "NOT_FOUND": NOT_FOUND,
+    "DENIED": DENIED,
+    "TIMED_OUT": TIMED_OUT,
+    "UNREACHABLE": UNREACHABLE,
+    "CORRUPT": CORRUPT,
+    "FULL": SERVICES_FULL,
+    "READ_ONLY": SERVICES_READ_ONLY,
+    "TOO_FEW_COPIES": TOO_FEW_COPIES,
+    "OTHER": REQUEST_FAILED,
+}

@@ -1,0 +1,1 @@
+"""Tests of the registry of messages, and of each message."""

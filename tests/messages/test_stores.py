@@ -1,0 +1,215 @@
+"""Provokes the messages about blocks, services, the API server and the token."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs import stores
+from keepfs.config.options import StoreOptions
+from keepfs.fs.failure_text import failure_text
+from keepfs.keep.client import KeepClient
+from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.services.api import ApiError
+from tests.keepstore import (
+    TEST_TOKEN,
+    Fault,
+    KeepproxyControls,
+    ProxySettings,
+    ServiceEntry,
+    Stage,
+    Store,
+)
+from tests.messages.provoking import provokes
+from tests.messages.test_commands import said
+
+if TYPE_CHECKING:
+    from tests.cli.test_cli import Shell
+    from tests.keepstore import ApiControls, KeepstoreControls
+
+pytestmark = pytest.mark.slow
+
+MISSING = f"{'0' * 32}+3"
+NOWHERE = "http://127.0.0.1:1"
+
+
+def checked(options: StoreOptions) -> str:
+    """Check services as a mount does; return why they can't be used."""
+    with (
+        stores.open_client(options) as client,
+        pytest.raises((stores.StoreError, ApiError)) as caught,
+    ):
+        stores.check_services(client, options)
+    return str(caught.value)
+
+
+@provokes("token-refused")
+def test_token_refused(shell: Shell, api: ApiControls) -> str:
+    api.always(Fault(status=401), target="users/current")
+    return said(shell, "put", "/dev/null")
+
+
+@provokes("token-renewal-failed")
+def test_token_renewal_failed(
+    over: Shell, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> str:
+    assert over is not None
+    (tmp_path / "token").write_text(TEST_TOKEN)
+    options = StoreOptions(token_file=tmp_path / "token")
+    with stores.open_client(options) as client:
+        (tmp_path / "token").write_text("a\0b")
+        stores.RenewingStore(client, options).renew()
+        (tmp_path / "token").unlink()
+        assert not stores.RenewingStore(client, options).renew()
+    return caplog.text
+
+
+@provokes("token-maybe-refused", "denied")
+def test_token_maybe_refused(
+    over: Shell, keepstore: KeepstoreControls, caplog: pytest.LogCaptureFixture
+) -> str:
+    locator = keepstore.store_block(b"foo").partition("+A")[0]
+    options = StoreOptions(retries=0)
+    with (
+        stores.open_client(options) as client,
+        caplog.at_level(logging.WARNING),
+        pytest.raises(KeepRequestError),
+    ):
+        stores.RenewingStore(client, options).get_block(KeepLocator(locator))
+    return caplog.text + said(over, "get", locator)
+
+
+@provokes("bad-argument")
+def test_bad_argument(over: Shell, tmp_path: Path) -> str:
+    (tmp_path / "token").touch()
+    return said(over, "get", "--token-file", tmp_path / "token", MISSING)
+
+
+@provokes("api-unreachable")
+def test_api_unreachable(api: ApiControls) -> str:
+    api.always(Fault(status=500), target="users/current")
+    return checked(StoreOptions(retries=0))
+
+
+@provokes("setup-failed")
+def test_setup_failed(api: ApiControls) -> str:
+    api.always(Fault(status=500), target="keep_services")
+    return checked(StoreOptions(retries=0))
+
+
+@provokes("no-service-answers")
+def test_no_service_answers(over: Shell) -> str:
+    assert over is not None
+    return checked(StoreOptions(retries=0, keep_services=NOWHERE))
+
+
+@provokes("proxy-refuses")
+def test_proxy_refuses(
+    over: Shell,
+    keepstore: KeepstoreControls,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> str:
+    assert over is not None
+    monkeypatch.setenv("ARVADOS_API_TOKEN", "v2/zzzzz-gj3su-000000000000000/wrong")
+    with KeepproxyControls(
+        ProxySettings(stores=[Store("zzzzz-bi6l4-000000000000000", keepstore.url)])
+    ) as proxy:
+        options = StoreOptions(retries=0, keep_services=proxy.url)
+        with stores.open_client(options) as client, caplog.at_level(logging.WARNING):
+            stores.check_services(client, options)
+    return caplog.text
+
+
+@provokes("no-storage-class")
+def test_no_storage_class(shell: Shell, api: ApiControls) -> str:
+    api.configure(storage_classes={"default": {"Default": True}})
+    return said(shell, "put", "--storage-classes", "nosuch", "-")
+
+
+@provokes("local-store-failed")
+def test_local_store_failed(tmp_path: Path) -> str:
+    (tmp_path / "file").touch()
+    return checked(StoreOptions(local_store=tmp_path / "file" / "x"))
+
+
+@provokes("needs-api-server", "other-cluster")
+def test_collections_of_other_clusters(over: Shell, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert over is not None
+    texts = []
+    for host in ("", "here"):
+        monkeypatch.setenv("ARVADOS_API_HOST", host)
+        with (
+            pytest.raises(stores.StoreError) as caught,
+            stores.open_collections("cluster:there", None),
+        ):
+            pass
+        texts.append(str(caught.value))
+    return "\n".join(texts)
+
+
+@provokes("not-found")
+def test_not_found(shell: Shell) -> str:
+    return said(shell, "get", MISSING)
+
+
+@provokes("timed-out")
+def test_timed_out(over: Shell, keepstore: KeepstoreControls) -> str:
+    assert over is not None
+    keepstore.always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    locator = keepstore.store_block(b"foo")
+    with (
+        KeepClient(
+            proxy=keepstore.url,
+            api_token=TEST_TOKEN,
+            local_store="",
+            timeout=(1, 0.2, 1),
+            proxy_timeout=(1, 0.2, 1),
+        ) as client,
+        pytest.raises(KeepRequestError) as caught,
+    ):
+        client.get(locator)
+    return failure_text(caught.value)
+
+
+@provokes("unreachable")
+def test_unreachable(over: Shell) -> str:
+    return said(over, "get", MISSING, ARVADOS_KEEP_SERVICES=NOWHERE)
+
+
+@provokes("corrupt")
+def test_corrupt(over: Shell, keepstore: KeepstoreControls) -> str:
+    locator = keepstore.store_block(b"foo")
+    keepstore.always(Fault(body=b"bar"), method="GET")
+    return said(over, "get", locator)
+
+
+@provokes("services-full")
+def test_services_full(over: Shell, keepstore: KeepstoreControls) -> str:
+    keepstore.always(Fault(status=507), method="PUT")
+    return said(over, "put", "/dev/null")
+
+
+@provokes("services-read-only")
+def test_services_read_only(shell: Shell, api: ApiControls, keepstore: KeepstoreControls) -> str:
+    api.list_services([ServiceEntry.of(keepstore.url, 0, read_only=True)])
+    return said(shell, "put", "/dev/null")
+
+
+@provokes("too-few-copies", "copies-missing")
+def test_too_few_copies(over: Shell, keepstore: KeepstoreControls) -> str:
+    locator = keepstore.store_block(b"foo")
+    return said(over, "put", "--copies", "3", "/dev/null") + said(
+        over, "verify", "--copies", "3", locator
+    )
+
+
+@provokes("request-failed")
+def test_request_failed(over: Shell, keepstore: KeepstoreControls) -> str:
+    keepstore.always(Fault(status=400), method="PUT")
+    return said(over, "put", os.fspath(Path("/dev/null")))

@@ -12,6 +12,7 @@ from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.config.arvados import load_settings
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.caching.cache import KEPT_FOR_READER, KeepBlockCache
+from keepfs.keep.caching.disk.opening import disk_cache_of
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
@@ -97,6 +98,7 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
     cache = KeepBlockCache(
         max(1, options.cache_size),  # 0 would be the default
         allocate=(buffers or BufferPool()).allocate,
+        disk=disk_cache_of(options),
     )
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)
@@ -323,6 +325,14 @@ class RenewingStore:
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block from the cache without waiting, else None."""
         return self._client.cached_block(locator, keep_for)
+
+    def has_disk_cache(self) -> bool:
+        """Return whether parts of blocks may be on the disk. Doesn't wait."""
+        return self._client.has_disk_cache()
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block from the disk, or None if it isn't there."""
+        return self._renewed(lambda: self._client.get_part(locator, begin, end, size))
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""

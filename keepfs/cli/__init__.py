@@ -35,6 +35,8 @@ _COMMANDS = {
     "import": "keepfs.cli.importing",
     "renew": "keepfs.cli.renewing",
     "service": "keepfs.cli.servicing",
+    "warm": "keepfs.cli.disk_caching",
+    "cache": "keepfs.cli.disk_caching",
     "explain": "keepfs.cli.explaining",
     "check": "keepfs.cli.checking",
     "bugreport": "keepfs.cli.bugreport",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs import __version__, privacy, stores
+from keepfs import __version__, privacy, renewing_store, stores
 from keepfs.collection_sources import collections_of
 from keepfs.collections.local_collections import DIRECTORY
 from keepfs.fs.bridge import open_blocks
@@ -107,7 +107,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
             with stores.open_client(options.store, buffers) as client:
                 stores.check_services(client, options.store)
                 copies = stores.copies_of(client, options.store)
-                store = stores.RenewingStore(client, options.store)
+                store = renewing_store.RenewingStore(client, options.store)
                 with (
                     collections_of(options.store, client, store) as found,
                     contextlib.closing(_open_catalog(options)) as catalog,
@@ -189,7 +189,7 @@ class _Mount:
     def __init__(
         self,
         options: MountOptions,
-        store: stores.RenewingStore,
+        store: renewing_store.RenewingStore,
         collections: CollectionSource | None,
         buffers: BufferPool,
         copies: int,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.sqlite_errors import reason
+from keepfs.retention import signatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,15 @@ def contents(catalog: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, content
     except sqlite3.Error as error:
         raise CatalogError(f"the catalog {catalog} can't be read: {reason(error)}") from error
+
+
+def next_expiry(catalog: Path, now: float) -> float:
+    """Return when the next signature ends, in seconds since 1970; infinity if none does.
+
+    A file one of whose signatures has ended already is left out: nothing is to be renewed of it.
+    """
+    firsts = (signatures.first_expiry([content]) for _, content in contents(catalog))
+    return min((first for first in firsts if first > now), default=float("inf"))
 
 
 def rewrites(catalog: Path, newer: Signatures) -> Iterator[list[Rewrite]]:

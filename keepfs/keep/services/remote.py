@@ -1,26 +1,25 @@
 """RemoteStore: the Keep services as one store, used in rounds.
 
 A round sends requests to the services that the locator's hints name, then to each
-service that may still help, in probe order. Between rounds there is a back-off, and
-the list of services is refreshed. Only this module makes rounds.
+service that may still help, in probe order. `keepfs.keep.services.rounds` says when
+there is another round.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.background import Background
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
 from keepfs.keep.http.timeouts import DEFAULT_PROXY_TIMEOUT, DEFAULT_TIMEOUT, Timeouts
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.retry import RetryLoop
 from keepfs.keep.services.discovery import Access, Services, probe_order
 from keepfs.keep.services.extras import Extras
 from keepfs.keep.services.failures import read_error, write_error
 from keepfs.keep.services.hedge import SILENCE, Hedge, Sluggish
+from keepfs.keep.services.rounds import Rounds
 from keepfs.keep.services.tokens import clean_token, salted_token
 from keepfs.keep.services.writer_queue import Tally
 from keepfs.keep.store import Found, Receipt
@@ -163,18 +162,9 @@ class RemoteStore:
                 f"{locator.stripped()} names no block: its size can't be", cause=Cause.CORRUPT
             )
         asked: dict[str, KeepService] = {}
-        services: Services | None = None
-        trouble: NoKeepServersError | None = None
-        attempts = 0
-        for attempt in self._rounds(call, KeepReadError):
-            attempts = attempt + 1
-            try:
-                services = self._services(services, call)
-            except NoKeepServersError as error:
-                trouble = error
-                if error.cause is Cause.DENIED:
-                    break  # the API server refuses the token: that is final
-                continue
+        rounds = Rounds(self.roster, call, lambda: self._check_open(KeepReadError))
+        for attempt, first in rounds:
+            services = first
             while True:
                 roots = self._add_services(asked, services, locator, Access.READ, call)
                 timeouts = self.timeouts(services, Access.READ).for_attempt(attempt)
@@ -184,14 +174,14 @@ class RemoteStore:
                 # The block may be on a service that isn't in the list yet.
                 if not (self._nobody_has_it(asked) and self.roster.may_be_old(services)):
                     break
-                services = self.roster.refreshed(services, call.remaining())
+                services = rounds.refresh()
                 if all(record.root in asked for record in services.allowing(Access.READ)):
                     break
             if not any(asked[root].usable() for root in roots):
                 break
             self._doubt(asked, services)
-        skipped = self._skipped_hints(services, locator)
-        raise read_error(locator, call, _outcomes(asked), attempts, trouble, skipped)
+        skipped = self._skipped_hints(rounds.services, locator)
+        raise read_error(locator, call, _outcomes(asked), rounds.attempts, rounds.trouble, skipped)
 
     def _ask_each(
         self,
@@ -235,18 +225,8 @@ class RemoteStore:
             classes = self.defaults.storage_classes(call.remaining())
         tally = Tally(wanted.copies, classes)
         asked: dict[str, KeepService] = {}
-        services: Services | None = None
-        trouble: NoKeepServersError | None = None
-        attempts = 0
-        for attempt in self._rounds(call, KeepWriteError):
-            attempts = attempt + 1
-            try:
-                services = self._services(services, call)
-            except NoKeepServersError as error:
-                trouble = error
-                if error.cause is Cause.DENIED:
-                    break  # the API server refuses the token: that is final
-                continue
+        rounds = Rounds(self.roster, call, lambda: self._check_open(KeepWriteError))
+        for attempt, services in rounds:
             roots = self._add_services(asked, services, locator, Access.WRITE, call)
             pool = self._parts.KeepWriterThreadPool(
                 data=block,
@@ -266,7 +246,15 @@ class RemoteStore:
             if all(asked[root].finished() for root in roots):
                 break
             self._doubt(asked, services)
-        raise write_error(locator, call, _outcomes(asked), attempts, tally, trouble, services)
+        raise write_error(
+            locator,
+            call,
+            _outcomes(asked),
+            rounds.attempts,
+            tally,
+            rounds.trouble,
+            rounds.services,
+        )
 
     def _receipt(self, tally: Tally, locator: KeepLocator) -> Receipt:
         if tally.classes and not tally.is_tracking_classes and not self._warned_of_classes:
@@ -365,7 +353,7 @@ class RemoteStore:
 
     def _goes_through_proxies(self, call: CallOptions) -> bool:
         with contextlib.suppress(NoKeepServersError):  # the request itself reports it
-            return self._services(None, call).has_proxies(Access.READ)
+            return self.roster.current(call.remaining()).has_proxies(Access.READ)
         return False
 
     def _foreign_token(self, cluster_id: str) -> str:
@@ -378,23 +366,13 @@ class RemoteStore:
         # A token of that cluster would be sent unsalted, to a host named only by a locator.
         return "" if salted == self._token else salted
 
-    def _services(self, stale: Services | None, call: CallOptions) -> Services:
-        """Return the list for a round: the known one in the first, a newer one in later ones."""
-        if stale is None:
-            return self.roster.current(call.remaining())
-        return self.roster.refreshed(stale, call.remaining())
-
     def _doubt(self, asked: Mapping[str, KeepService], services: Services) -> None:
         if any(service.last_status() == 0 for service in asked.values()):
             self.roster.doubt(services)
 
-    def _rounds(self, call: CallOptions, failure: type[KeepRequestError]) -> Iterable[int]:
-        for attempt in RetryLoop(call.retries, backoff=call.backoff, total=call.remaining()):
-            if self._closed:
-                raise failure("the client is closed")
-            yield attempt
-            if time.monotonic() >= call.deadline:
-                return
+    def _check_open(self, failure: type[KeepRequestError]) -> None:
+        if self._closed:
+            raise failure("the client is closed")
 
 
 _SECRET = "authorization"  # noqa: S105 - a header's name

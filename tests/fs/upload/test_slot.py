@@ -267,16 +267,23 @@ async def test_a_write_that_waited_while_its_bytes_were_stored_changes_the_store
         staging.maxsize = BLOCK
         store.shut("put_block")
         slot.start_storing()
-        nursery.start_soon(slot.write, 0, memoryview(b"after".ljust(BLOCK, b"!")))
+        written = trio.Event()
+
+        async def write() -> None:
+            await slot.write(0, memoryview(b"after".ljust(BLOCK, b"!")))
+            written.set()
+
+        nursery.start_soon(write)
         await trio.testing.wait_all_tasks_blocked()
         waited = not other.is_stored
         store.open("put_block")
         await other.store()
         await slot.store()
-        await trio.testing.wait_all_tasks_blocked()
+        await written.wait()
+        content = bytes(await slot.read(0, BLOCK))
 
     assert waited
-    assert bytes(await slot.read(0, BLOCK)) == b"after".ljust(BLOCK, b"!")
+    assert content == b"after".ljust(BLOCK, b"!")
 
 
 async def test_a_write_that_waited_while_its_slot_was_changed_changes_the_new_bytes() -> None:

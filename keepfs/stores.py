@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.config.options import StoreOptions
-    from keepfs.keep.caching.cache import CacheStatistics
     from keepfs.keep.counters import Counters
     from keepfs.keep.store import Receipt
 
@@ -254,9 +253,10 @@ class RenewingStore:
             return None
         return TokenStatistics(self._token_read, self._token_refused)
 
-    def cache_statistics(self) -> CacheStatistics:
-        """Return the state of the cache. For any thread."""
-        return self._client.block_cache.statistics()
+    @property
+    def block_cache(self) -> KeepBlockCache:
+        """The cache of the client, with its disk tier. For any thread."""
+        return self._client.block_cache
 
     @property
     def counters(self) -> Counters:
@@ -389,10 +389,8 @@ class RenewingStore:
         now = time.monotonic()
         if now - self._complained >= _COMPLAINT_INTERVAL:
             self._complained = now
-            said = of_stores.TOKEN_MAYBE_REFUSED(
-                reason=error.message, source=token_source(self._options)
-            )
-            _log.warning("%s", said)
+            source = token_source(self._options)
+            _log.warning("%s", of_stores.TOKEN_MAYBE_REFUSED(reason=error.message, source=source))
 
 
 def _check_writable(path: Path) -> None:

@@ -22,6 +22,7 @@ from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.threads import Thread
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +56,11 @@ class DiskStatistics:
     Attributes:
         maxsize: The budget of all processes together, in bytes.
         currsize: Bytes of the files, as last listed, plus those added since; 0 before.
+        blocks: The number of these files.
         hits: Blocks and parts read from the disk.
         hit_bytes: Their bytes.
         misses: Reads of blocks that weren't there.
+        joined: Blocks that another process fetched while this one waited for it.
         added: Blocks written.
         added_bytes: Bytes of their files.
         skipped: Blocks not written: the disk was slower than the services, full, or failed.
@@ -68,9 +71,11 @@ class DiskStatistics:
 
     maxsize: int
     currsize: int = 0
+    blocks: int = 0
     hits: int = 0
     hit_bytes: int = 0
     misses: int = 0
+    joined: int = 0
     added: int = 0
     added_bytes: int = 0
     skipped: int = 0
@@ -232,7 +237,7 @@ class DiskCache:
                 self._count(hits=1, hit_bytes=len(content))
 
     def _damaged(self, md5sum: str, reason: str) -> None:
-        _log.warning("the cached block %s was damaged and is fetched again: %s", md5sum, reason)
+        _log.warning("%s", of_stores.DISK_CACHE_DAMAGED(md5sum=md5sum, reason=reason))
         with self._lock:
             self._count(damaged=1)
 
@@ -249,9 +254,7 @@ class DiskCache:
             self._statistics = replace(self._statistics, problem=reason)
         if first:
             _log.warning(
-                "the disk cache in %s can't be used, blocks come from the services: %s",
-                self.directory,
-                reason,
+                "%s", of_stores.DISK_CACHE_FAILED(directory=self.directory, reason=reason)
             )
 
     def _write(self) -> None:
@@ -286,7 +289,7 @@ class DiskCache:
         length = folder.add(md5sum, block)
         self._written_since += length
         with self._lock:
-            self._count(added=1, added_bytes=length, currsize=length)
+            self._count(added=1, added_bytes=length, currsize=length, blocks=1)
             self._statistics = replace(self._statistics, problem="")
 
     def _reopened(self) -> BlockFolder:
@@ -332,7 +335,7 @@ class DiskCache:
         self._listed, self._written_since = True, 0
         with self._lock:
             self._count(evictions=evicted)
-            self._statistics = replace(self._statistics, currsize=total)
+            self._statistics = replace(self._statistics, currsize=total, blocks=len(files))
         return total + size <= budget and (
             folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES) <= 0
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from keepfs.keep.background import Background, BusyError
 from keepfs.keep.caching.cache import KeepBlockCache
+from keepfs.keep.caching.disk.through_disk import fetch_through
 from keepfs.keep.caching.grants import Grants
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
@@ -378,14 +379,14 @@ class BlockClient:
         disk = self.block_cache.disk
         if disk is None:
             return self._receive(locator, call, pool)
-        if disk.has(locator.md5sum):
-            self._ensure_granted(locator, call)
-            block = disk.read(locator.md5sum, lambda size: self._allocate(locator, size, pool))
-            if block is not None:
-                return block
-        block = self._receive(locator, call, pool)
-        disk.add(locator.md5sum, block)
-        return block
+        return fetch_through(
+            disk,
+            locator.md5sum,
+            call.remaining(),
+            lambda: self._ensure_granted(locator, call),
+            lambda size: self._allocate(locator, size, pool),
+            lambda: self._receive(locator, call, pool),
+        )
 
     def _ensure_granted(self, locator: KeepLocator, call: CallOptions) -> None:
         """Ask the services about a name that they have not accepted yet."""

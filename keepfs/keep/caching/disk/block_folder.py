@@ -1,10 +1,10 @@
 """BlockFolder: files of blocks in a private directory, added whole and read verified.
 
-Layout: `blocks-1/abc/abc…` (the MD5, after its first three digits) and `blocks-1/tmp/`
-for files that are being written. Several processes of a user may use it at once. A
-file gets its name when it is complete; nothing is synced, because a block that is lost or
-damaged is fetched again. Paths are opened relative to a descriptor of the directory, and
-never through a symbolic link.
+Layout: `blocks-1/abc/abc…` (the MD5, after its first three digits), `blocks-1/tmp/`
+for files that are being written, and `blocks-1/locks` (see `fetch_locks`). Several processes
+of a user may use it at once. A file gets its name when it is complete; nothing is synced,
+because a block that is lost or damaged is fetched again. Paths are opened relative to a
+descriptor of the directory, and never through a symbolic link.
 
 The inode keeps the visits: its access time is the last visit, its modification time the
 visit before (0 if there was none), so processes share them and no index is needed.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk import block_file
+from keepfs.keep.caching.disk.fetch_locks import FetchLocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,9 +84,12 @@ class BlockFolder:
         self._damaged = damaged
         self._lock = threading.Lock()
         self._root = self._open_root()
+        #: The locks of blocks that are being fetched.
+        self.locks = FetchLocks(self._root)
 
     def close(self) -> None:
-        """Close the directory. Further calls fail with OSError."""
+        """Close the directory, and release its locks. Further calls fail with OSError."""
+        self.locks.close()
         with self._lock:
             root, self._root = self._root, -1
         if root >= 0:

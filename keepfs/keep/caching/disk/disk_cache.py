@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
+from keepfs.keep.caching.disk.fetch_locks import Claim
 from keepfs.keep.threads import Thread
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from keepfs.keep.buffers import Allocation
     from keepfs.keep.caching.disk.block_folder import CachedFile
@@ -43,6 +44,9 @@ _EVICT_TO = 0.95
 _LIST_AFTER = 0.10
 #: Seconds for which the tier is off after an error of the disk.
 _OFF = 60.0
+#: Most seconds to wait for another process's fetch, which may hang. Guessed: 64 MiB in that
+#: time are 13 MB/s; a slower one is duplicated.
+_PATIENCE = 5.0
 #: Seconds that closing waits for blocks being written.
 _CLOSING = 5.0
 #: Of the disk, and of the free bytes plus those of the cache, the parts that `auto` takes.
@@ -140,7 +144,7 @@ class DiskCache:
         self._lock = threading.Lock()
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
-        self._waiting = queue.Queue[tuple[str, bytes | memoryview] | None](_MOST_WAITING)
+        self._waiting = queue.Queue[tuple[str, bytes | memoryview, Claim] | None](_MOST_WAITING)
         self._writer: Thread | None = None
         self._closed = False
         self._listed = False
@@ -174,13 +178,42 @@ class DiskCache:
         self._note_read(part)
         return part
 
-    def add(self, md5sum: str, block: bytes | memoryview, timeout: float = 0.0) -> None:
+    @contextlib.contextmanager
+    def claimed(self, md5sum: str, timeout: float) -> Iterator[Claim]:
+        """Claim a block that is to be fetched, or wait while another process fetches it. Blocks.
+
+        Args:
+            md5sum: The block's digest.
+            timeout: Seconds to wait; 5 s at most.
+        """
+        folder = self._open()
+        claim = Claim(None if folder is None else folder.locks, md5sum)
+        try:
+            claim.wait(lambda: self.has(md5sum), max(0.0, min(timeout, _PATIENCE)))
+            yield claim
+        finally:
+            if not claim.is_passed_on:
+                claim.release()
+
+    def note_joined(self) -> None:
+        """Count a block that another process fetched while this one waited."""
+        with self._lock:
+            self._count(joined=1)
+
+    def add(
+        self,
+        md5sum: str,
+        block: bytes | memoryview,
+        timeout: float = 0.0,
+        claim: Claim | None = None,
+    ) -> None:
         """Have a verified block written by another thread, which keeps it in memory till then.
 
         Args:
             md5sum: The block's digest.
             block: Its bytes; they must not change.
             timeout: Seconds to wait while others are being written; then it is skipped.
+            claim: Held until the block is written or skipped.
         """
         with self._lock:
             if self._closed:
@@ -193,9 +226,12 @@ class DiskCache:
                     self._count(skipped=1)
                     return
                 self._writer = writer
+        claim = claim or Claim(None, md5sum)
         try:
-            self._waiting.put((md5sum, block), timeout > 0, timeout or None)
+            claim.is_passed_on = True
+            self._waiting.put((md5sum, block, claim), timeout > 0, timeout or None)
         except queue.Full:
+            claim.is_passed_on = False
             with self._lock:
                 self._count(skipped=1)
 
@@ -263,7 +299,10 @@ class DiskCache:
             try:
                 if item is None:
                     return
-                self._write_one(*item)
+                try:
+                    self._write_one(item[0], item[1])
+                finally:
+                    item[2].release()
             except OSError as error:
                 with self._lock:
                     self._count(skipped=1)

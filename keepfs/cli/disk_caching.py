@@ -101,6 +101,8 @@ def cache_command(action: str, disk_cache_dir: Path | None) -> None:
                 continue
             count += 1
             total += file.length
+        if action == "clear":
+            folder.remove_names()
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
         clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
         for each in damaged:

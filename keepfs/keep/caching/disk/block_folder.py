@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk import block_file
+from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
 
 if TYPE_CHECKING:
@@ -86,10 +87,13 @@ class BlockFolder:
         self._root = self._open_root()
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
+        #: The signed names that the services accepted.
+        self.names = AcceptedNames(self._root)
 
     def close(self) -> None:
         """Close the directory, and release its locks. Further calls fail with OSError."""
         self.locks.close()
+        self.names.close()
         with self._lock:
             root, self._root = self._root, -1
         if root >= 0:
@@ -196,12 +200,20 @@ class BlockFolder:
             return False
         return True
 
+    def remove_names(self) -> None:
+        """Remove the records of accepted names; each name is then asked for again."""
+        for name in self._fan_out():
+            with contextlib.suppress(OSError), _directory(self._root, name) as folder:
+                os.unlink("names", dir_fd=folder)
+
     def files(self) -> Iterator[CachedFile]:
         """Yield the files of blocks, reading one folder at a time."""
-        with os.scandir(self._root) as entries:
-            names = [each.name for each in entries if _FAN_OUT.match(each.name)]
-        for name in names:
+        for name in self._fan_out():
             yield from self._files_in(name)
+
+    def _fan_out(self) -> list[str]:
+        with os.scandir(self._root) as entries:
+            return [each.name for each in entries if _FAN_OUT.match(each.name)]
 
     def remove_leftovers(self) -> None:
         """Remove files that a killed process left unfinished, an hour ago or earlier."""

@@ -144,7 +144,9 @@ class DiskCache:
         self._lock = threading.Lock()
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
-        self._waiting = queue.Queue[tuple[str, bytes | memoryview, Claim] | None](_MOST_WAITING)
+        self._waiting = queue.Queue[tuple[str, bytes | memoryview, bytes | None, Claim] | None](
+            _MOST_WAITING
+        )
         self._writer: Thread | None = None
         self._closed = False
         self._listed = False
@@ -195,6 +197,23 @@ class DiskCache:
             if not claim.is_passed_on:
                 claim.release()
 
+    def accepts(self, md5sum: str, record: bytes | None) -> bool:
+        """Return whether the services accepted a name before, in any process. Blocks."""
+        folder = self._open()
+        return record is not None and folder is not None and folder.names.has(md5sum, record)
+
+    def note_accepted(self, md5sum: str, record: bytes | None) -> None:
+        """Record that the services accepted a name; see `accepted_names`. Blocks."""
+        folder = self._open()
+        if record is not None and folder is not None:
+            folder.names.add(md5sum, record)
+
+    def note_refused(self, md5sum: str, record: bytes | None) -> None:
+        """Record that the services refused a name. Blocks."""
+        folder = self._open()
+        if record is not None and folder is not None:
+            folder.names.remove(md5sum, record)
+
     def note_joined(self) -> None:
         """Count a block that another process fetched while this one waited."""
         with self._lock:
@@ -206,6 +225,7 @@ class DiskCache:
         block: bytes | memoryview,
         timeout: float = 0.0,
         claim: Claim | None = None,
+        record: bytes | None = None,
     ) -> None:
         """Have a verified block written by another thread, which keeps it in memory till then.
 
@@ -214,6 +234,7 @@ class DiskCache:
             block: Its bytes; they must not change.
             timeout: Seconds to wait while others are being written; then it is skipped.
             claim: Held until the block is written or skipped.
+            record: Of the name that the services accepted, if it has one.
         """
         with self._lock:
             if self._closed:
@@ -229,7 +250,7 @@ class DiskCache:
         claim = claim or Claim(None, md5sum)
         try:
             claim.is_passed_on = True
-            self._waiting.put((md5sum, block, claim), timeout > 0, timeout or None)
+            self._waiting.put((md5sum, block, record, claim), timeout > 0, timeout or None)
         except queue.Full:
             claim.is_passed_on = False
             with self._lock:
@@ -301,8 +322,9 @@ class DiskCache:
                     return
                 try:
                     self._write_one(item[0], item[1])
+                    self.note_accepted(item[0], item[2])
                 finally:
-                    item[2].release()
+                    item[3].release()
             except OSError as error:
                 with self._lock:
                     self._count(skipped=1)

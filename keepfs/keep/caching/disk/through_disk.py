@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def fetch_through(
     disk: DiskCache,
     md5sum: str,
+    record: bytes | None,
     timeout: float,
     ensure_granted: Callable[[], None],
     allocate: Callable[[int], Allocation],
@@ -27,6 +28,7 @@ def fetch_through(
     Args:
         disk: The disk cache.
         md5sum: The block's digest.
+        record: Of the block's name, if it has one; see `accepted_names`.
         timeout: Seconds left for the caller.
         ensure_granted: Raises if the services refuse the name of the block.
         allocate: Allocates the memory of a block that is on the disk.
@@ -48,5 +50,5 @@ def fetch_through(
                 disk.note_joined()
                 return block
         block = receive()
-        disk.add(md5sum, block, claim=claim)
+        disk.add(md5sum, block, claim=claim, record=record)
         return block

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.config.options import StoreOptions
-    from keepfs.keep.caching.cache import CacheStatistics
+    from keepfs.keep.caching.cache import KeepBlockCache
     from keepfs.keep.counters import Counters
     from keepfs.keep.store import Receipt
 
@@ -73,9 +73,10 @@ class RenewingStore:
             return None
         return TokenStatistics(self._token_read, self._token_refused)
 
-    def cache_statistics(self) -> CacheStatistics:
-        """Return the state of the cache. For any thread."""
-        return self._client.block_cache.statistics()
+    @property
+    def block_cache(self) -> KeepBlockCache:
+        """The cache of the client, with its disk tier. For any thread."""
+        return self._client.block_cache
 
     @property
     def counters(self) -> Counters:

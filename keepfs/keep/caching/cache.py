@@ -406,6 +406,20 @@ class KeepBlockCache:
             self._blocks.popitem()
 
 
+def given_or_new(given: object) -> KeepBlockCache:
+    """Return the cache that was given, or a new one.
+
+    Raises:
+        TypeError: It is another kind of cache.
+    """
+    if given is None:
+        return KeepBlockCache()
+    if isinstance(given, KeepBlockCache):
+        return given
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    raise TypeError(f"block_cache is a {kind}: give a keepfs.keep.KeepBlockCache")
+
+
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 #: What a checkout has for users and developers; the rest is made by tools.
-SHIPPED = ("keepfs", "tests", "bench", "scripts", "docs", "systemd", ".ci")
+SHIPPED = ("keepfs", "tests", "bench", "scripts", "docs", "monitoring", "systemd", ".ci")
 SHIPPED_FILES = (
     "ARCHITECTURE.md",
     "CHANGELOG.md",

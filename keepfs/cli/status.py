@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keepfs.cli import reporting, settings
+from keepfs.messages import of_mounts
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
 
@@ -91,7 +92,9 @@ def status_command(path: Path | None, interval: float | None, *, is_json: bool) 
             found = list(_mounts(None if path is None else mountpoint.resolve(path)))
             if path is not None and not found:
                 raise click.ClickException(
-                    f"no keepfs mount of this user on {path}; keepfs status lists them"
+                    of_mounts.CONTROL_FAILED(
+                        reason=f"no keepfs mount of this user on {path}; keepfs status lists them"
+                    )
                 )
             if interval is not None and not is_json and sys.stdout.isatty():
                 click.clear()
@@ -137,15 +140,20 @@ def _mounts(path: Path | None) -> Iterator[MountStatus]:
     running = runtime.find_all()
     if path is not None:
         running = [each for each in running if each.mountpoint == str(path)]
-        entry = None if running else mountpoint.mounted_at(path)
-        if entry is not None and (bound := runtime.find_device(entry.device)) is not None:
-            running = [bound]  # a bind mount
+        entry = mountpoint.mounted_at(path)
+        bound = None if entry is None else runtime.find_device(entry.device)
+        if not running and bound is not None:
+            running = [bound]
     for each in running:
         yield status_of(each)
     served = {f"0:{each.device}" for each in runtime.find_all()}
+    starting = {each.mountpoint for each in running if not each.device}
     for entry in mountpoint.mounts():
-        is_left = entry.kind == mountpoint.FILE_SYSTEM_TYPE and entry.device not in served
-        if is_left and not running and path in {None, entry.mountpoint}:
+        if entry.kind != mountpoint.FILE_SYSTEM_TYPE or entry.device in served:
+            continue
+        if str(entry.mountpoint) in starting:
+            continue  # its process has not recorded the device yet
+        if mountpoint.is_ours(entry) if path is None else entry.mountpoint == path:
             yield _without_process(entry)
 
 

@@ -67,6 +67,10 @@ class BlockReader:
         """
         in_order = self._is_in_order(number, begin, end)
         patience = PATIENCE if self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
+        if not in_order:
+            part = await self._blocks.get_part(locator, begin, end, size)
+            if part is not None:
+                return part
         if in_order and self._fetched_ahead_of != number:
             self._fetch_ahead(number)
         block = await self._blocks.get(locator, patience if in_order and end < size else 0.0)

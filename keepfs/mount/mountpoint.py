@@ -206,6 +206,15 @@ def waiting_requests(device: int) -> int | None:
         return None
 
 
+def is_ours(entry: MountEntry) -> bool:
+    """Return whether this user has mounted a mount, as far as the kernel tells."""
+    try:
+        owner = (_CONNECTIONS / entry.device.partition(":")[2]).stat().st_uid
+    except OSError:
+        return True
+    return owner == os.geteuid()
+
+
 def abort(entry: MountEntry) -> bool:
     """End the kernel's connection of a mount: all its requests fail at once. Doesn't block.
 

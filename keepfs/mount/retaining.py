@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs import stores
+from keepfs import renewing_store, stores
 from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.snapshot import CATALOG
@@ -91,7 +91,11 @@ class Keeping:
     """
 
     def __init__(
-        self, options: MountOptions, catalog: Catalog, store: stores.RenewingStore, copies: int
+        self,
+        options: MountOptions,
+        catalog: Catalog,
+        store: renewing_store.RenewingStore,
+        copies: int,
     ) -> None:
         self._options = options
         self._catalog = catalog
@@ -205,7 +209,7 @@ def renew(options: MountOptions) -> None:
         raise CatalogError(of_mounts.NO_CATALOG(path=path))
     with stores.open_client(options.store) as client:
         stores.check_services(client, options.store)
-        store = stores.RenewingStore(client, options.store)
+        store = renewing_store.RenewingStore(client, options.store)
         copies = stores.copies_of(client, options.store)
         with contextlib.closing(Catalog(path, stores.identity(options.store))) as catalog:
             catalog.forget_lost()

@@ -46,8 +46,8 @@ class Watchdog:
     Args:
         requests: The requests in progress, with their deadline.
         ask: Returns a figure that only the trio thread may ask for; called every 5 s.
-        limit: Seconds after which the stacks are logged. It is shortened to half of the
-            service manager's limit, so that the log has the reason of a restart.
+        limit: Seconds after which the stacks are logged. For the loop it is shortened to half
+            of the service manager's limit, so that the log has the reason of a restart.
         interval: Seconds between two notes of the loop.
     """
 
@@ -62,7 +62,8 @@ class Watchdog:
         self._ask = ask
         #: Seconds within which the service manager expects WATCHDOG=1; 0: it expects none.
         self._manager = systemd.watchdog_limit()
-        self._limit = min(limit, self._manager / 2) if self._manager else limit
+        self._limit = limit
+        self._loop_limit = min(limit, self._manager / 2) if self._manager else limit
         self._interval = min(interval, self._manager / 4) if self._manager else interval
         self._noted = self._looked = self._since = time.monotonic()
         self._sampled = 0
@@ -118,7 +119,7 @@ class Watchdog:
         waiting = self._requests.in_progress()
         overdue = on_trios_clock - waiting[0].since - self._requests.deadline if waiting else 0.0
         overdue = min(overdue, watched)
-        if max(loop, overdue) < self._limit:
+        if loop < self._loop_limit and overdue < self._limit:
             if self._is_stuck:
                 self._is_stuck = False
                 _log.warning("the mount is not stuck any more")
@@ -127,7 +128,7 @@ class Watchdog:
             self._is_stuck = True
             what = (
                 f"the event loop has not run for {loop:.0f} s"
-                if loop >= self._limit
+                if loop >= self._loop_limit
                 else f"a {waiting[0].kind} is {overdue:.0f} s past its deadline"
             )
             withheld = "; WATCHDOG=1 is withheld" if self._manager else ""

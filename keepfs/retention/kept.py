@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.file import UploadFile
     from keepfs.keep.locator import KeepLocator
+    from keepfs.retention.ledger import Part
 
 
 class Mode(enum.Enum):
@@ -60,3 +61,27 @@ class KeeperStatistics(NamedTuple):
     next_expiry: float | None
     waiting: int
     failures: int
+
+    @classmethod
+    def of(
+        cls,
+        mode: str,
+        parts: Iterable[Part],
+        updated_at: float | None,
+        earliest: float,
+        waiting: int,
+        failures: int,
+    ) -> KeeperStatistics:
+        """Make one.
+
+        Args:
+            mode: As `mode`.
+            parts: The collections.
+            updated_at: As `updated_at`.
+            earliest: When the first signature ends; 0 if unknown, infinite without any.
+            waiting: As `waiting`.
+            failures: As `failures`.
+        """
+        uuids = tuple(each.uuid for each in parts if each.uuid)
+        expiry = earliest if 0 < earliest < float("inf") else None
+        return cls(mode, uuids, updated_at, expiry, waiting, failures)

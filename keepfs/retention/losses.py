@@ -46,6 +46,18 @@ def expired_files(catalog: Path) -> dict[int, str]:
     return lost
 
 
+def first_expiry_after(catalog: Path, now: float) -> float:
+    """Return when the first signature of a file ends that holds at `now`; infinite without any.
+
+    Blocks.
+
+    Raises:
+        CatalogError: The catalog can't be read.
+    """
+    ends = (signatures.first_expiry([content]) for _, content in rows.contents(catalog))
+    return min((each for each in ends if each > now), default=float("inf"))
+
+
 def mark(catalog: Catalog, reasons: dict[int, str]) -> None:
     """Record and log lost files that aren't recorded yet. For the thread of the catalog.
 

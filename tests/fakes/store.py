@@ -38,6 +38,15 @@ class BlockStore(Protocol):
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None."""
 
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
     def has_room(self, size: int) -> bool:
         """Tell whether a block could be fetched without waiting for others."""
 
@@ -97,6 +106,15 @@ class DictStore:
             if locator.permission_expired() or locator.md5sum not in self._cached:
                 return None
         return memoryview(self._block(locator))
+
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
 
     def has_room(self, size: int) -> bool:
         """Tell whether a block is one of the store's size."""
@@ -210,6 +228,15 @@ class FailingStore:
         """Ask the store; what is in memory can't fail."""
         return self._store.cached_block(locator, keep_for)
 
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
     def has_room(self, size: int) -> bool:
         """Ask the store."""
         return self._store.has_room(size)
@@ -302,6 +329,15 @@ class GatedStore:
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Ask the store; what is in memory needs no waiting."""
         return self._store.cached_block(locator, keep_for)
+
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
 
     def has_room(self, size: int) -> bool:
         """Ask the store."""

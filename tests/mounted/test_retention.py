@@ -207,7 +207,7 @@ def test_a_refused_read_does_not_wait_for_an_update_that_hangs(
     wait_until(lambda: xattr(mount.upload / "b", "retained") != "no")
     cluster.api.always(Fault(hold=Stage.BEFORE_STATUS), method="PATCH")
     (mount.upload / "c").write_bytes(b"c")
-    wait_until(lambda: any(entry.method == "PATCH" for entry in cluster.api.log()))
+    cluster.api.wait_held(1, PATIENCE)
     (mount.base / "token").write_text(NEW_TOKEN)
     cluster.api.configure(tokens=(NEW_TOKEN,))
     os.kill(mount.pid(), signal.SIGHUP)
@@ -305,7 +305,8 @@ def test_a_block_in_no_service_makes_its_file_lost_and_it_stays_listed(
     assert "LOST: upload/a: " in mount.log_file.read_text()
     plain = keepfs("uploads", mount.path, env=mount.environment)
     assert plain.stdout.decode().split("\t")[1] == "lost"
-    lost = keepfs("uploads", "--lost", "--json", mount.path, env=mount.environment)
+    words = ("--lost", "--json", "--token-file", mount.base / "token")
+    lost = keepfs("uploads", *words, mount.path, env=mount.environment)
     assert (lost.returncode, json.loads(lost.stdout)["path"]) == (1, "a")
     assert mount.unmount().returncode == 0
     mount.mount()

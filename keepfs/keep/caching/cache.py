@@ -72,6 +72,7 @@ class KeepBlockCache:
     """Blocks by digest; evicts the block with the longest expected reuse distance.
 
     Invariants:
+
     - Cached bytes plus bytes being fetched never exceed `cache_max`, with three
       exceptions: a single block larger than `cache_max`, which is fetched alone and
       not kept; a few small blocks (16 MiB together at most), which never wait for

@@ -342,6 +342,10 @@ class RenewingStore:
         """Return a verified block from the cache without waiting, else None."""
         return self._client.cached_block(locator, keep_for)
 
+    def release(self, locator: KeepLocator) -> None:
+        """End the effect of `keep_for` on a cached block."""
+        self._client.release(locator)
+
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
         return self._client.has_room(size)

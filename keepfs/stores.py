@@ -6,16 +6,18 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.config.arvados import load_settings
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.caching.cache import KEPT_FOR_READER, KeepBlockCache
+from keepfs.keep.caching.disk.opening import disk_cache_of
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.services.api import ApiClient, ApiError
+from keepfs.keep.services.tokens import TokenStatistics
 from keepfs.keep.survey import survey
 from keepfs.messages import of_stores
 
@@ -61,24 +63,6 @@ def identity(options: StoreOptions) -> str:
     return f"cluster:{settings.api_host}"
 
 
-def source(options: StoreOptions) -> str:
-    """Return where the blocks are, as the mount's source in /proc/mounts; never empty.
-
-    It is the directory of a local store, the addresses of Keep services, or the host of the
-    API server.
-    """
-    if options.local_store is not None:
-        return str(options.local_store)
-    settings = load_settings()
-    return (
-        options.keep_services
-        or settings.keep_services
-        or settings.keep_proxy
-        or settings.api_host
-        or "keepfs"
-    )
-
-
 def knows_api() -> bool:
     """Tell whether Arvados's own settings name an API server."""
     return bool(load_settings().api_host)
@@ -115,6 +99,7 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
     cache = KeepBlockCache(
         max(1, options.cache_size),  # 0 would be the default
         allocate=(buffers or BufferPool()).allocate,
+        disk=disk_cache_of(options),
     )
     if options.local_store is not None:
         return KeepClient(local_store=options.local_store, block_cache=cache)
@@ -231,19 +216,6 @@ def copies_of(client: KeepClient, options: StoreOptions) -> int:
     return options.copies or client.default_copies() or DEFAULT_COPIES
 
 
-class TokenStatistics(NamedTuple):
-    """The state of the token, without the token.
-
-    Attributes:
-        read_at: When it was read, on the monotonic clock, in seconds.
-        refused_at: When a request was last refused that a new token did not help; None if
-            none was. A locator's signature may have been the cause.
-    """
-
-    read_at: float
-    refused_at: float | None
-
-
 class RenewingStore:
     """A store that reloads its token and retries once when the token is refused.
 
@@ -301,7 +273,7 @@ class RenewingStore:
                 )
                 _log.warning("%s", said)
                 return False
-        _log.info("the token was reloaded from %s", _token_from(self._options))
+        _log.info("the token was reloaded from %s", token_source(self._options))
         return True
 
     @property
@@ -345,6 +317,14 @@ class RenewingStore:
     def release(self, locator: KeepLocator) -> None:
         """End the effect of `keep_for` on a cached block."""
         self._client.release(locator)
+
+    def has_disk_cache(self) -> bool:
+        """Return whether parts of blocks may be on the disk. Doesn't wait."""
+        return self._client.has_disk_cache()
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block from the disk, or None if it isn't there."""
+        return self._renewed(lambda: self._client.get_part(locator, begin, end, size))
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
@@ -402,7 +382,7 @@ class RenewingStore:
         if now - self._complained >= _COMPLAINT_INTERVAL:
             self._complained = now
             said = of_stores.TOKEN_MAYBE_REFUSED(
-                reason=error.message, source=_token_from(self._options)
+                reason=error.message, source=token_source(self._options)
             )
             _log.warning("%s", said)
 
@@ -432,7 +412,7 @@ def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
             _log.warning("the API server doesn't return the user of the token: %s", error)
             return None
         if error.cause is Cause.DENIED:
-            said = of_stores.TOKEN_REFUSED(source=_token_from(options), reason=error)
+            said = of_stores.TOKEN_REFUSED(source=token_source(options), reason=error)
             raise StoreError(said) from error
         return error
     finally:
@@ -453,7 +433,7 @@ def _current_token(options: StoreOptions) -> str:
     return load_settings().api_token
 
 
-def _token_from(options: StoreOptions) -> str:
+def token_source(options: StoreOptions) -> str:
     """Return the source of the token, for messages."""
     if options.token_file is not None:
         return str(options.token_file)
@@ -470,4 +450,4 @@ def _where_from(options: StoreOptions) -> str:
         services = settings.origin("ARVADOS_KEEP_SERVICES")
     elif settings.keep_proxy:
         services = settings.origin("ARVADOS_KEEP_PROXY")
-    return f"{services}; token from {_token_from(options)}"
+    return f"{services}; token from {token_source(options)}"

@@ -184,6 +184,68 @@ def test_the_systemd_script_knows_its_options() -> None:
     assert "unknown option --twice" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["build-deb", "test-deb"])
+def test_the_scripts_of_the_debian_package_know_their_options(script: str) -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / script, "--twice"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2
+    assert "unknown option --twice" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_debian_package_has_programs_helpers_and_units(tmp_path: Path) -> None:
+    if any(shutil.which(it) is None for it in ("dpkg-deb", "dpkg", "objdump")):
+        pytest.skip("there is no dpkg-deb or objdump")
+    done = subprocess.run(
+        [ROOT / "scripts" / "build-deb", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert done.returncode == 0, done.stderr
+    package, tree = done.stdout.strip(), tmp_path / "tree"
+    subprocess.run(["dpkg-deb", "-x", package, tree], check=True)
+    depends = subprocess.run(
+        ["dpkg-deb", "-f", package, "Depends"], capture_output=True, text=True, check=True
+    ).stdout
+
+    minor = sys.version_info.minor
+    assert f"python3 (>= 3.{minor}), python3 (<< 3.{minor + 1}), libfuse3-" in depends
+    unit = (tree / "usr/lib/systemd/system/keepfs@.service").read_text()
+    assert "\nExecStart=/usr/bin/keepfs mount --foreground %f\n" in unit
+    for name in ("mount.keepfs", "mount.fuse.keepfs", "umount.fuse.keepfs"):
+        assert (tree / "usr/sbin" / name).exists()
+    # The launcher finds its modules where the package puts them.
+    program = (tree / "usr/bin/keepfs").read_text()
+    moved = program.replace("/usr/lib/keepfs", str(tree / "usr/lib/keepfs"))
+    version = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", moved, "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (version.stderr, version.stdout[:7]) == ("", "keepfs ")
+
+
+def test_documents_and_dockerfile_name_the_packages_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    debian = re.search(r"\(Debian's names\): `([^`]*)`", readme)
+    fedora = re.search(r"Fedora's: `([^`]*)`", readme)
+    assert debian is not None
+    assert fedora is not None
+    install = (ROOT / "docs" / "install.md").read_text()
+    assert f"apt-get install {debian[1]} " in install
+    assert set(re.findall(r"dnf install (.*?) +#", install)[0].split()) == set(fedora[1].split())
+    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
+    for package in ("gcc", "libfuse3-dev", "pkg-config", "python3-dev"):
+        assert package in stages[1].split()
+        assert package in debian[1].split()
+    assert "fuse3" in stages[2].split()
+
+
 def test_the_systemd_script_runs_the_steps_of_the_service_document() -> None:
     readme = (ROOT / "README.md").read_text()
     script = (ROOT / "scripts" / "test-systemd").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -11,11 +10,10 @@ from typing import NoReturn
 import click
 
 from keepfs import __version__
-from keepfs.config.options import CONFIG_KEYS
+from keepfs.cli import variables
 from keepfs.messages import of_commands
 from keepfs.messages.message import ids_in
 
-_PREFIX = "KEEPFS_"
 #: Exit code after an interrupt, as in shells: 128 + SIGINT.
 _INTERRUPTED = 130
 
@@ -37,8 +35,15 @@ _COMMANDS = {
     "import": "keepfs.cli.importing",
     "renew": "keepfs.cli.renewing",
     "service": "keepfs.cli.servicing",
+    "warm": "keepfs.cli.disk_caching",
+    "cache": "keepfs.cli.disk_caching",
     "explain": "keepfs.cli.explaining",
+    "check": "keepfs.cli.checking",
+    "bugreport": "keepfs.cli.bugreport",
+    "completion": "keepfs.cli.completing",
 }
+#: Commands that run although a variable is misspelt: they tell.
+_ANY_VARIABLES = frozenset(("check", "bugreport", "explain", "completion"))
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
 
@@ -78,9 +83,11 @@ keepfs unmount /mnt/keep                        wait until everything is stored,
 
 @click.group(cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="keepfs", message="%(prog)s %(version)s")
-def keepfs() -> None:
+@click.pass_context
+def keepfs(context: click.Context) -> None:
     """Run a command."""
-    _check_variables()
+    if context.invoked_subcommand not in _ANY_VARIABLES:
+        _check_variables()
 
 
 def main() -> NoReturn:
@@ -125,14 +132,8 @@ def _check_variables() -> None:
     Raises:
         click.UsageError: There is such a variable.
     """
-    known = {f"{_PREFIX}{key.replace('-', '_').upper()}" for key in (*CONFIG_KEYS, "config")}
-    for name in sorted(os.environ):
-        if name.startswith(_PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise click.UsageError(
-                of_commands.UNKNOWN_VARIABLE(name=name, hint=hint or "; unset it")
-            )
+    for name in variables.unknown():
+        raise click.UsageError(variables.text_of_unknown(name))
 
 
 def _read_names_as_bytes() -> None:

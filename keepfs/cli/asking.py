@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from keepfs.cli import clients, reporting
+from keepfs.cli import clients, progress, reporting
 from keepfs.cli.settings import store_settings
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.survey import Sighting, survey
@@ -33,8 +34,10 @@ _WORDS = {
 
 @click.command("stat")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@progress.progress_option
 @store_settings
-def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
+def stat_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: bool) -> None:
     """Print the size and locator of each block.
 
     Exits with 1 if a block does not exist.
@@ -43,14 +46,17 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     wanted = clients.locators_in(locators, failed)
     with clients.command_client(store) as client:
         for locator, size in _answers(client.head_block, wanted, failed):
-            clients.print_line(f"{size}\t{locator}")
+            found = {"locator": str(locator), "size": size}
+            clients.print_line(json.dumps(found) if is_json else f"{size}\t{locator}")
     failed.exit()
 
 
 @click.command("verify")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@progress.progress_option
 @store_settings
-def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
+def verify_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: bool) -> None:
     """Make every service check its copies.
 
     The blocks are not transferred. Prints one line per block and service: the
@@ -69,7 +75,9 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
         look = functools.partial(_sightings, client, store)
         for locator, sightings in _answers(look, wanted, failed):
             verdicts = [_verdict(each, locator) for each in sightings]
-            for verdict, each in zip(verdicts, sightings, strict=True):
+            if is_json:
+                clients.print_line(_as_json(locator, sightings))
+            for verdict, each in zip(verdicts, () if is_json else sightings, strict=not is_json):
                 clients.print_line(f"{verdict}\t{each.root}\t{locator}")
             if not _is_sound(verdicts):
                 failed.note()
@@ -86,8 +94,10 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions) -> None:
 
 @click.command("where")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@progress.progress_option
 @store_settings
-def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
+def where_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: bool) -> None:
     """Show which services have each block.
 
     Lists the services in probe order, with the state of the block and the
@@ -99,8 +109,8 @@ def where_command(locators: tuple[str, ...], store: StoreOptions) -> None:
     with clients.command_client(store) as client:
         look = functools.partial(_sightings, client, store)
         for locator, sightings in _answers(look, wanted, failed):
-            clients.print_line(str(locator))
-            for number, each in enumerate(sightings, 1):
+            clients.print_line(_as_json(locator, sightings) if is_json else str(locator))
+            for number, each in enumerate(() if is_json else sightings, 1):
                 milliseconds = f"{each.seconds * 1000:.0f} ms"
                 why = "" if each.cause is None else f"  ({each.reason})"
                 verdict = _verdict(each, locator)
@@ -124,7 +134,8 @@ def _answers(
         except KeepRequestError as error:
             return error
 
-    for locator, answer in clients.side_by_side(ask, locators):
+    answers = clients.side_by_side(ask, locators)
+    for locator, answer in progress.counted(answers, "asking", len(locators)):
         if isinstance(answer, KeepRequestError):
             failed.note(reporting.text_of(answer))
         else:
@@ -141,6 +152,19 @@ def _sightings(client: KeepClient, store: StoreOptions, locator: KeepLocator) ->
     except KeepRequestError as error:
         return [Sighting(where, error.cause, 0, str(error), time.monotonic() - begin)]
     return [Sighting(where, None, 0, "", time.monotonic() - begin)]
+
+
+def _as_json(locator: KeepLocator, sightings: list[Sighting]) -> str:
+    services = [
+        {
+            "service": each.root,
+            "state": _verdict(each, locator),
+            "seconds": round(each.seconds, 6),
+            "reason": "" if each.cause is None else each.reason,
+        }
+        for each in sightings
+    ]
+    return json.dumps({"locator": str(locator), "services": services})
 
 
 def _verdict(sighting: Sighting, locator: KeepLocator) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, uploaded_files
+from keepfs.cli import clients, progress, uploaded_files
 from keepfs.cli.settings import FilledPath, config_file, path_argument, token_setting
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.names import is_hash, is_uuid
@@ -104,6 +104,7 @@ def manifest_command(
 
 
 @click.command("commit")
+@progress.progress_option
 @_path
 @click.option("--name", help="Of the new collection; unique in its project.")
 @click.option("--project", metavar="UUID", help="That has it.  [default: your home project]")
@@ -160,15 +161,16 @@ def commit_command(
     with clients.ended_by_signals():
         origins = Origins(where.state_dir)
         expected = None if update is None else _expected(origins, where, update, expect)
-        manifest = uploaded_files.stored_manifest(
-            where, is_following=is_following, timeout=timeout
-        )
+        with progress.shown("storing what is not stored"):
+            manifest = uploaded_files.stored_manifest(
+                where, is_following=is_following, timeout=timeout
+            )
         if local is not None:
             with uploaded_files.upload_failures_in_one_line():
                 record = LocalCollections(local).put(manifest)
         else:
             attributes = _attributes(wanted)
-            with _remote(identity, token_file) as collections:
+            with _remote(identity, token_file) as collections, progress.shown("committing"):
                 record = _committed(
                     collections, manifest, attributes, update, expected, is_unique=is_unique
                 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, uploaded_files
+from keepfs.cli import clients, progress, uploaded_files
 from keepfs.cli.settings import config_file, path_argument, setting, token_setting
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.manifest_errors import ManifestError
@@ -44,6 +44,7 @@ _MOST_FILES, _MOST_BLOCKS = 200, 2000
 @setting("--keep-services", metavar="URI...", help="As given to mount.")
 @token_setting
 @config_file
+@progress.progress_option
 def import_command(
     name: str, path: Path | None, keep_services: str | None, token_file: Path | None
 ) -> None:
@@ -148,7 +149,8 @@ def _imported(
                 packed += (
                     (where / file.name, file) for file in _add_whole(directory, mount, below)
                 )
-        for _ in clients.side_by_side(lambda each: _copy(*each, client), packed):
+        copied = clients.side_by_side(lambda each: _copy(*each, client), packed)
+        for _ in progress.counted(copied, "storing anew", len(packed)):
             pass
         sync_directory(part)
         part.rename(target)

@@ -12,6 +12,7 @@ import click
 
 import keepfs.cli
 from keepfs.config.arvados import load_settings
+from keepfs.messages import of_commands
 
 #: Sources that name no store: the settings do.
 _NO_SOURCES = frozenset({"", "none", "keepfs"})
@@ -51,9 +52,13 @@ def _mount_call(arguments: list[str]) -> list[str]:
     """
     flags, rest = getopt.gnu_getopt(arguments, "fnsvo:t:N:")
     if len(rest) != 2:  # noqa: PLR2004 - source and mount point
-        raise click.UsageError(f"needs a source and a mount point; {_USAGE}")
+        raise click.UsageError(
+            of_commands.USAGE(text=f"needs a source and a mount point; {_USAGE}")
+        )
     if any(flag == "-N" for flag, _ in flags):
-        raise click.UsageError("can't mount in another namespace; use nsenter")
+        raise click.UsageError(
+            of_commands.USAGE(text="can't mount in another namespace; use nsenter")
+        )
     if any(flag == "-f" for flag, _ in flags):
         sys.exit(0)  # everything but the mount itself
     words = [value for flag, value in flags if flag == "-o"]
@@ -80,8 +85,11 @@ def _store_of(source: str, words: str) -> list[str]:
     if settings.api_host != source:
         if settings.api_host and "token-file=" not in words:
             raise click.UsageError(
-                f"the source is {source}, and the settings have the token of {settings.api_host}"
-                f" ({settings.origin('ARVADOS_API_HOST')}); give the other: -o token-file=FILE"
+                of_commands.OPTIONS_CONFLICT(
+                    text=f"the source is {source}, and the settings have the token of"
+                    f" {settings.api_host} ({settings.origin('ARVADOS_API_HOST')}); give the"
+                    " other: -o token-file=FILE"
+                )
             )
         # The services of the settings are another cluster's.
         os.environ.update(ARVADOS_API_HOST=source, ARVADOS_KEEP_SERVICES="", ARVADOS_KEEP_PROXY="")
@@ -110,7 +118,9 @@ def _unmount_call(arguments: list[str]) -> list[str]:
     """
     flags, rest = getopt.gnu_getopt(arguments, "flnrvt:N:")
     if len(rest) != 1:
-        raise click.UsageError("needs a mount point; usage: umount.keepfs MOUNTPOINT [-flnrv]")
+        raise click.UsageError(
+            of_commands.USAGE(text="needs a mount point; usage: umount.keepfs MOUNTPOINT [-flnrv]")
+        )
     given = [flag for flag, _ in flags]
     if "-l" in given or "-f" in given:
         kept = [flag for flag in given if flag in {"-l", "-f"}]

@@ -36,7 +36,9 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
     """See that the text collector reads a file of this name."""
     if path is not None and path.suffix != ".prom":
         raise click.BadParameter(
-            f"{str(path)!r} does not end in .prom; node-exporter reads no other files"
+            of_commands.BAD_VALUE(
+                text=f"{str(path)!r} does not end in .prom; node-exporter reads no other files"
+            )
         )
     return None if path is None else settings.absolute(path)
 

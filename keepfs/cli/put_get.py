@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import json
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from keepfs import stores
-from keepfs.cli import clients
+from keepfs.cli import clients, progress
 from keepfs.cli.settings import FilledPath, store_settings
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 from keepfs.messages import of_commands
@@ -25,11 +27,27 @@ if TYPE_CHECKING:
 _LOOKED_AT = 64 * 1024
 
 
+def _size_of(names: tuple[str, ...]) -> int | None:
+    """Return the bytes of files, for the progress; None if that isn't known."""
+    total = 0
+    for name in names:
+        try:
+            status = Path(name).stat()
+        except OSError:
+            return None
+        if name == "-" or not stat.S_ISREG(status.st_mode):
+            return None
+        total += status.st_size
+    return total
+
+
 @click.command("put")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@progress.progress_option
 @clients.zero_option
 @store_settings
-def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> None:
+def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool, is_json: bool) -> None:
     """Store each FILE and print its locator.
 
     A line of output is the locator, a tab, and the name of FILE. `-` is
@@ -38,7 +56,10 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
     fails, put continues with the next one and exits with 1 at the end.
     """
     failed = clients.Failures()
-    with clients.command_client(store) as client:
+    with (
+        clients.command_client(store) as client,
+        progress.shown("storing", _size_of(files), is_bytes=True) as advance,
+    ):
         stores.check_token(client, store)
         stores.check_classes(client, store)
         copies = stores.copies_of(client, store)
@@ -46,11 +67,15 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
             with failed.noted():
                 clients.check_name(name, null=null)
                 with _open_input(name) as file:
-                    locators = [
-                        str(client.put_block(part, copies, store.storage_classes).locator)
-                        for part in _parts(file)
-                    ]
-                clients.print_line(f"{','.join(locators)}\t{name}", null=null)
+                    locators, size = [], 0
+                    for part in _parts(file):
+                        receipt = client.put_block(part, copies, store.storage_classes)
+                        locators.append(str(receipt.locator))
+                        size += len(part)
+                        advance(len(part))
+                found = {"file": name, "size": size, "locators": locators}
+                line = json.dumps(found) if is_json else f"{','.join(locators)}\t{name}"
+                clients.print_line(line, null=null)
     failed.exit()
 
 
@@ -63,6 +88,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool) -> N
     help="Write to this file; - is standard output.",
 )
 @click.option("--force", is_flag=True, help="Write binary data to a terminal, too.")
+@progress.progress_option
 @store_settings
 def get_command(
     locators: tuple[str, ...], output: Path | None, store: StoreOptions, *, force: bool
@@ -85,9 +111,13 @@ def get_command(
             with clients.writing():
                 sys.stdout.buffer.flush()
             return
-        with clients.written_whole(output) as file:
+        total = sum(locator.size or 0 for locator in wanted)
+        with (
+            clients.written_whole(output) as file,
+            progress.shown("reading", total, is_bytes=True) as advance,
+        ):
             for locator in wanted:
-                file.write(client.get_block(locator))
+                advance(file.write(client.get_block(locator)))
 
 
 def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:

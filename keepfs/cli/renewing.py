@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs.cli import reporting, settings
+from keepfs.cli import progress, reporting, settings
 from keepfs.cli.settings import setting, store_settings
 from keepfs.config import options
 from keepfs.mount import mountpoint, runtime
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("renew")
+@progress.progress_option
 @settings.mountpoint_argument()
 @store_settings
 @settings.retain_setting
@@ -57,4 +58,5 @@ def renew_command(
         # Here, not above: asking a mount needs neither trio nor requests.
         from keepfs.mount import retaining  # noqa: PLC0415
 
-        retaining.renew(told)
+        with progress.shown("renewing"):
+            retaining.renew(told)

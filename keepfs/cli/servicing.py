@@ -11,6 +11,7 @@ import click
 
 from keepfs.cli import reporting, settings
 from keepfs.config import options
+from keepfs.messages import of_commands
 from keepfs.mount import mountpoint, units
 from keepfs.mount.units import ServicePlan
 
@@ -68,8 +69,10 @@ def install_command(path: Path, config: Path | None, *, is_user: bool, is_printi
             return
         if not is_user and os.geteuid() != 0:
             raise click.UsageError(
-                f"only root can write to {directory}; run it with sudo, or with --user for a"
-                " service of your own, or with --print"
+                of_commands.SERVICE_NOT_INSTALLED(
+                    reason=f"only root can write to {directory}; run it with sudo, or with --user"
+                    " for a service of your own, or with --print"
+                )
             )
         if not is_user:
             _warn_of_owner(plan.command[0])
@@ -98,14 +101,21 @@ def mount_helper_command(*, remove: bool) -> None:
     target = None if helper is None else Path(helper).with_name("mount.keepfs")
     if not remove and (target is None or not target.exists()):
         raise click.ClickException(
-            "there is no mount.keepfs beside keepfs; install keepfs as a package (pipx, uv, pip)"
+            of_commands.SERVICE_NOT_INSTALLED(
+                reason="there is no mount.keepfs beside keepfs; install keepfs as a package"
+                " (pipx, uv, pip)"
+            )
         )
     with reporting.in_one_line():
         for name in _HELPER_NAMES:
             link = _HELPERS / name
             if os.path.lexists(link):
                 if not link.is_symlink():
-                    raise click.ClickException(f"{link} is not a link; it is left alone")
+                    raise click.ClickException(
+                        of_commands.SERVICE_NOT_INSTALLED(
+                            reason=f"{link} is not a link; it is left alone"
+                        )
+                    )
                 link.unlink()
             if not remove and target is not None:
                 link.symlink_to(target)
@@ -129,7 +139,9 @@ def _configuration_directory(*, is_user: bool) -> Path:
         return Path("/etc/keepfs")
     file = options.default_config_file()
     if file is None:
-        raise click.UsageError("there is no home directory; set HOME")
+        raise click.UsageError(
+            of_commands.SERVICE_NOT_INSTALLED(reason="there is no home directory; set HOME")
+        )
     return file.parent
 
 

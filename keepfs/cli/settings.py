@@ -36,6 +36,21 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class DiskCacheSize(Size):
+    """A number of bytes, or `auto` or `off`."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read a size."""
+        if isinstance(value, int):
+            return value
+        word = str(value).strip().lower()
+        if word in {"off", "auto"}:
+            return 0 if word == "off" else options.AUTOMATIC
+        return super().convert(value, param, ctx)
+
+
 class FilledPath(click.Path):
     """A non-empty path; an empty one would mean the working directory."""
 
@@ -217,6 +232,8 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
         token_file: Path | None,
         copies: int | None,
         cache_size: int,
+        disk_cache: int,
+        disk_cache_dir: Path | None,
         retries: int,
         **others: Any,  # noqa: ANN401 - the command's own
     ) -> None:
@@ -240,6 +257,8 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
             keep_services_from=_source_of("keep_services"),
             copies=copies,
             cache_size=cache_size,
+            disk_cache=disk_cache,
+            disk_cache_dir=None if disk_cache_dir is None else absolute(disk_cache_dir),
             retries=retries,
         )
         with reporting.in_one_line():
@@ -290,6 +309,20 @@ _STORE_SETTINGS = (
         default="256MiB",
         show_default=True,
         help="Memory for the cache of blocks.",
+    ),
+    setting(
+        "--disk-cache",
+        type=DiskCacheSize(),
+        metavar="SIZE|auto|off",
+        default="off",
+        show_default=True,
+        help="Keep blocks on the disk too; your mounts and commands share them. auto: a tenth of"
+        " the disk at most.",
+    ),
+    setting(
+        "--disk-cache-dir",
+        type=FilledPath(path_type=Path, file_okay=False),
+        help="Keep them in this directory.  [default: ~/.cache/keepfs]",
     ),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from keepfs.cli import forcing, reporting, settings
+from keepfs.cli import forcing, progress, reporting, settings
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.messages import of_mounts
 from keepfs.mount import mountpoint, runtime
@@ -20,6 +20,7 @@ _NOTICES_AT_ONCE = 2.0
 
 @click.command("unmount")
 @settings.mountpoint_argument("mountpoint_")
+@progress.progress_option
 @click.option(
     "--force",
     is_flag=True,
@@ -98,14 +99,13 @@ def end(running: runtime.RunningMount) -> None:
 
 def _wait_for(path: Path, running: runtime.RunningMount) -> None:
     """Wait without a limit until the mount's process has exited; print a notice once."""
-    has_said = False
-    while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
-        _check_not_stopped(path, running)
-        if not has_said:
-            has_said = True
-            click.echo(
-                f"keepfs: waiting until process {running.pid} has stored everything", err=True
-            )
+    if runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+        return
+    _check_not_stopped(path, running)
+    click.echo(f"keepfs: waiting until process {running.pid} has stored everything", err=True)
+    with progress.shown("storing what is left"):
+        while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+            _check_not_stopped(path, running)
 
 
 def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:

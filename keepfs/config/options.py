@@ -21,6 +21,8 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\Z", re.ASCII | re.IGNORECASE)
 
 MIB = 2**20
+#: The size of a disk cache that depends on the disk.
+AUTOMATIC = -1
 
 #: The directory of the machine's configuration file.
 SYSTEM_DIRECTORY = Path("/etc/keepfs")
@@ -41,6 +43,9 @@ class StoreOptions:
         copies: Replicas to be confirmed; None for the cluster's default.
         storage_classes: Classes to be confirmed; None for the cluster's default.
         cache_size: Bytes of blocks kept in memory.
+        disk_cache: Bytes of blocks kept on the disk; 0 for none, `AUTOMATIC` for a tenth of
+            the disk or a quarter of what is free, whichever is less.
+        disk_cache_dir: Where; None for the user's cache directory.
         retries: Retry rounds after the first; the default takes about a minute.
         token_file: A file with the token, read again when the token is
             refused; None for Arvados's own settings.
@@ -52,6 +57,8 @@ class StoreOptions:
     copies: int | None = None
     storage_classes: tuple[str, ...] | None = None
     cache_size: int = 256 * MIB
+    disk_cache: int = 0
+    disk_cache_dir: Path | None = None
     retries: int = 4
     token_file: Path | None = None
     keep_services_from: str = ""
@@ -59,6 +66,9 @@ class StoreOptions:
     def public_settings(self) -> dict[str, str]:
         """Return the settings that the mount's README shows; the token is never one of them."""
         cache = {"cache-size": format_size(self.cache_size)}
+        if self.disk_cache:
+            automatic = self.disk_cache == AUTOMATIC
+            cache["disk-cache"] = "auto" if automatic else format_size(self.disk_cache)
         if self.local_store is not None:
             return {"blocks": str(self.local_store), **cache}  # it has no storage classes
         classes = self.storage_classes
@@ -159,7 +169,9 @@ CONFIG_KEYS = frozenset(
 #: The keys that say where the blocks are; one excludes the other.
 _PLACES = frozenset(("local-store", "keep-services"))
 #: The keys whose values are paths.
-_PATHS = frozenset(("local-store", "state-dir", "token-file", "log-file", "metrics-file"))
+_PATHS = frozenset(
+    ("local-store", "state-dir", "token-file", "log-file", "metrics-file", "disk-cache-dir")
+)
 
 
 def parse_size(text: str) -> int:

@@ -67,6 +67,15 @@ class BlockStore(Protocol):
     def release(self, locator: KeepLocator) -> None:
         """End the effect of `keep_for` on a cached block: its reader has gone on."""
 
+    def has_disk_cache(self) -> bool:
+        """Return whether parts of blocks may be on the disk, without waiting."""
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block from the disk, or None if it isn't there.
+
+        `size`: the size that the block should have, in bytes.
+        """
+
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
 
@@ -148,6 +157,8 @@ class AsyncBlocks:
         self._nursery = nursery
         self._reads = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
         self._lookups = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
+        # Reads of the disk cache don't queue behind the services.
+        self._parts = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
         self._asking_for_space = trio.CapacityLimiter(1)
         self._writes = YieldingLimiter(max_writes, _STALLED_WRITES * max_writes, _WRITE_PATIENCE)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
@@ -177,6 +188,26 @@ class AsyncBlocks:
             block = await self._get(locator).wait()
             self._store.cached_block(locator, keep_for)  # `keep_for` counts from now
         return block
+
+    async def get_part(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return verified bytes of a block of `size` bytes from memory or the disk.
+
+        Returns:
+            None if the block is in neither, or is being fetched: use `get`.
+
+        Raises:
+            KeepReadError: The services refuse the locator.
+        """
+        if not self._store.has_disk_cache() or locator in self._gets:
+            return None
+        block = self._store.cached_block(locator)
+        if block is not None:
+            return block[begin:end] if len(block) == size else None
+        future = Future[memoryview | None]()
+        self._start(lambda: self._store.get_part(locator, begin, end, size), self._parts, future)
+        return await future.wait()
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if unknown."""

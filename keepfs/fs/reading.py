@@ -79,8 +79,11 @@ class BlockReader:
             self._enter(number)
         in_order = self._is_in_order(number, begin, end)
         patience = PATIENCE if in_order and self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
-        if self._run >= _RUN:
-            in_order = True
+        if not in_order:
+            part = await self._blocks.get_part(locator, begin, end, size)
+            if part is not None:
+                return part
+            in_order = self._run >= _RUN
         if in_order and self._fetched_ahead_of != number:
             self._fetch_ahead(number)
         if in_order:

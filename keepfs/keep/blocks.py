@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import BufferPool
+    from keepfs.keep.buffers import Allocation, BufferPool
     from keepfs.keep.caching.in_flight import Fetch
     from keepfs.keep.store import Receipt, Store
 
@@ -105,6 +105,8 @@ class BlockClient:
         self._store.close()
         self._background.wait_until_idle(_CLOSING)
         self._asking.wait_until_idle(_CLOSING)
+        if self.block_cache.disk is not None:
+            self.block_cache.disk.flush(_CLOSING)
 
     # --- reading ----------------------------------------------------------
 
@@ -188,6 +190,35 @@ class BlockClient:
         if not fetched and not self._grants.allows(locator):
             self._find(locator, call)  # the block came under another name
         return _of_hinted_size(locator, block)
+
+    def has_disk_cache(self) -> bool:
+        """Return whether parts of blocks may be on the disk. Doesn't wait."""
+        return self.block_cache.disk is not None
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block from the disk tier, without the rest of it. Blocks.
+
+        Args:
+            locator: The block's name.
+            begin: The first byte.
+            end: The end of the range.
+            size: The size that the block should have, in bytes.
+
+        Returns:
+            None if the block isn't on the disk: `get_block` fetches it.
+
+        Raises:
+            KeepReadError: The services refuse the name, or don't answer.
+        """
+        disk = self.block_cache.disk
+        if disk is None or locator.permission_expired() or not disk.has(locator.md5sum):
+            return None
+        self._ensure_granted(locator, self._call())
+        part = disk.read_part(locator.md5sum, begin, end, size)
+        if part is not None:
+            self.counters.gets.add(1)
+            self.counters.hits.add(1)
+        return part
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.
@@ -347,7 +378,34 @@ class BlockClient:
     def _fetch(
         self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None = None
     ) -> bytes | memoryview:
-        """Read a block for the cache; notify waiting lookups once its size is known."""
+        """Read a block for the cache, from the disk if it is there, and keep it there."""
+        disk = self.block_cache.disk
+        if disk is None:
+            return self._receive(locator, call, pool)
+        if disk.has(locator.md5sum):
+            self._ensure_granted(locator, call)
+            block = disk.read(locator.md5sum, lambda size: self._allocate(locator, size, pool))
+            if block is not None:
+                return block
+        block = self._receive(locator, call, pool)
+        disk.add(locator.md5sum, block)
+        return block
+
+    def _ensure_granted(self, locator: KeepLocator, call: CallOptions) -> None:
+        """Ask the services about a name that they have not accepted yet."""
+        if not self._grants.allows(locator):
+            self._find(locator, call)
+
+    def _allocate(self, locator: KeepLocator, size: int, pool: BufferPool | None) -> Allocation:
+        self.block_cache.announce(locator, size)
+        return self.block_cache.allocate_for(
+            locator, size, None if pool is None else pool.allocate
+        )
+
+    def _receive(
+        self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None
+    ) -> bytes | memoryview:
+        """Read a block from the store; notify waiting lookups once its size is known."""
         with self._grants.judged(locator), self._answer_times.measured() as first_answer:
             observer = FetchObserver(
                 locator, self._sources, self.block_cache, self._grants, first_answer, pool

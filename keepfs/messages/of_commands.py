@@ -111,6 +111,12 @@ NO_PROGRAM = Message(
     "The program behind --exec doesn't exist, or is not executable.",
     "Correct its path. It is looked for in PATH, and started in the mount.",
 )
+SERVICE_NOT_INSTALLED = Message(
+    "service-not-installed",
+    "{reason}",
+    "keepfs service install could not write the unit or the helper of mount(8).",
+    "Follow the advice in the message; --print prints the unit instead.",
+)
 UNKNOWN_MESSAGE = Message(
     "unknown-message",
     "there is no message {name!r}; keepfs explain lists all of them",

@@ -106,7 +106,9 @@ class ControlConnection:
         """
         status = self._ask({"do": "status"}).get("status")
         if not isinstance(status, dict):
-            raise ControlError("the mount did not answer with its status")
+            raise ControlError(
+                of_mounts.CONTROL_FAILED(reason="the mount did not answer with its status")
+            )
         return status
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

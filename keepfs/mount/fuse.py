@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
-from keepfs import stores
+from keepfs.config.arvados import load_settings
 from keepfs.keep.threads import START_PATIENCE
 from keepfs.messages import of_mounts
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from keepfs.config.options import MountOptions
+    from keepfs.config.options import MountOptions, StoreOptions
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     """
     settings = {
         *pyfuse3.default_options,
-        f"fsname={_escaped(stores.source(options.store))}",
+        f"fsname={_escaped(_source(options.store))}",
         "subtype=keepfs",
         "nosuid",
         "nodev",
@@ -85,6 +85,24 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
     finally:
         pyfuse3.close(unmount=True)
         _log.info("unmounted from %s", options.mountpoint)
+
+
+def _source(options: StoreOptions) -> str:
+    """Return where the blocks are, as the mount's source in /proc/mounts; never empty.
+
+    It is the directory of a local store, the addresses of Keep services, or the host of the
+    API server.
+    """
+    if options.local_store is not None:
+        return str(options.local_store)
+    settings = load_settings()
+    return (
+        options.keep_services
+        or settings.keep_services
+        or settings.keep_proxy
+        or settings.api_host
+        or "keepfs"
+    )
 
 
 def _escaped(text: str) -> str:

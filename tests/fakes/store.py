@@ -41,6 +41,15 @@ class BlockStore(Protocol):
     def release(self, locator: KeepLocator) -> None:
         """Let a cached block be evicted."""
 
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
     def has_room(self, size: int) -> bool:
         """Tell whether a block could be fetched without waiting for others."""
 
@@ -103,6 +112,15 @@ class DictStore:
 
     def release(self, locator: KeepLocator) -> None:
         """Do nothing: nothing is evicted here."""
+
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
 
     def has_room(self, size: int) -> bool:
         """Tell whether a block is one of the store's size."""
@@ -220,6 +238,15 @@ class FailingStore:
         """Pass it to the store."""
         self._store.release(locator)
 
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
     def has_room(self, size: int) -> bool:
         """Ask the store."""
         return self._store.has_room(size)
@@ -316,6 +343,15 @@ class GatedStore:
     def release(self, locator: KeepLocator) -> None:
         """Pass it to the store."""
         self._store.release(locator)
+
+    def has_disk_cache(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
 
     def has_room(self, size: int) -> bool:
         """Ask the store."""

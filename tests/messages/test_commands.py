@@ -84,6 +84,21 @@ def test_no_home() -> str:
     return done.stdout
 
 
+@provokes("service-not-installed")
+def test_service_not_installed() -> str:
+    code = (
+        "import os, click\nfrom keepfs.cli import servicing\n"
+        "for each in ('HOME', 'XDG_CONFIG_HOME'): os.environ.pop(each, None)\n"
+        "if os.geteuid() == 0: os.setuid(54321)\n"
+        "try: print(servicing._configuration_directory(is_user=True))\n"
+        "except click.UsageError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    if "[" not in done.stdout and os.geteuid() != 0:
+        pytest.skip("this user has a home directory, and only root can be another user")
+    return done.stdout
+
+
 @provokes("no-such-path")
 def test_no_such_path(shell: Shell, tmp_path: Path) -> str:
     return said(shell, "mount", "--state-dir", "~nosuchuser/x", tmp_path, expect=2)

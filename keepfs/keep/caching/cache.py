@@ -11,15 +11,18 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.caching.disk.disk_cache import DiskCache, default_directory
 from keepfs.keep.caching.in_flight import Fetch, Reservations
 from keepfs.keep.caching.reuse import ReuseCache
 from keepfs.keep.caching.thrash import Thrash
 from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from keepfs.keep.buffers import Allocation
@@ -80,8 +83,10 @@ class KeepBlockCache:
     Args:
         cache_max: Most bytes; 0: the default, as in the SDK.
         max_slots: The SDK's; ignored: the bound is in bytes.
-        disk_cache: The SDK's; ignored: blocks are kept in memory.
-        disk_cache_dir: The SDK's; ignored.
+        disk_cache: The SDK's: keep blocks on the disk too. `cache_max` is then the budget
+            of the disk, 0 for an automatic one, and memory has the default.
+        disk_cache_dir: The SDK's: where; the user's cache directory if None.
+        disk: The disk tier, with a budget of its own; replaces the two above.
         allocate: Allocates the memory that blocks are fetched into.
         clock: Replaces `time.monotonic`, in seconds.
     """
@@ -90,12 +95,19 @@ class KeepBlockCache:
         self,
         cache_max: int = DEFAULT_CACHE_MAX,
         max_slots: int = 0,  # noqa: ARG002 - the SDK's
-        disk_cache: object = False,  # noqa: ARG002, FBT002 - the SDK's
-        disk_cache_dir: object = None,  # noqa: ARG002 - the SDK's
+        disk_cache: object = False,  # noqa: FBT002 - the SDK's
+        disk_cache_dir: str | os.PathLike[str] | None = None,
         *,
+        disk: DiskCache | None = None,
         allocate: Callable[[int], Allocation] = FreshAllocation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if disk_cache and disk is None:
+            directory = Path(disk_cache_dir) if disk_cache_dir else default_directory()
+            disk = DiskCache(directory, cache_max or None)
+            cache_max = 0
+        #: The disk tier; None without one.
+        self.disk = disk
         cache_max = cache_max or DEFAULT_CACHE_MAX
         self.cache_max = cache_max
         self.allocate = allocate

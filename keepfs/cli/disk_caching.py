@@ -1,0 +1,119 @@
+"""Commands: `keepfs warm` fills the disk cache, `keepfs cache` shows, verifies and clears it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from keepfs.cli import clients, reporting
+from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
+from keepfs.config.options import format_size
+from keepfs.keep.caching.disk.block_folder import BlockFolder
+from keepfs.keep.caching.disk.disk_cache import default_directory
+from keepfs.keep.locator import KeepLocator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.config.options import StoreOptions
+
+#: Seconds to wait for the disk before a block is given up.
+_PATIENCE = 600.0
+
+
+@click.command("warm")
+@click.argument("locators", nargs=-1, metavar="[LOCATOR]...")
+@click.option(
+    "--from",
+    "listed",
+    type=click.File(errors="surrogateescape"),
+    help="Take the locators in this file too, such as a manifest; - is standard input.",
+)
+@store_settings
+def warm_command(store: StoreOptions, locators: tuple[str, ...], listed: TextIO | None) -> None:
+    """Fetch blocks into the disk cache, ahead of a job. Give --disk-cache."""
+    if not store.disk_cache:
+        raise click.UsageError("the disk cache is off; give its size with --disk-cache")
+    failed = clients.Failures()
+    texts = [*locators, *(_locators_of(listed) if listed else ())]
+    if not texts:
+        raise click.UsageError("give locators, or a file that has some with --from")
+    with clients.command_client(store) as client:
+        disk = client.block_cache.disk
+        if disk is None:
+            raise click.ClickException("the disk cache can't be used")
+
+        def warm(locator: KeepLocator) -> None:
+            with failed.noted():
+                block = client.get_block(locator)
+                if block and not disk.has(locator.md5sum):
+                    disk.add(locator.md5sum, block, timeout=_PATIENCE)
+
+        found = dict.fromkeys(clients.locators_in(texts, failed))
+        for locator, _ in clients.side_by_side(warm, found):
+            del locator
+        disk.flush(_PATIENCE)
+        counted = disk.statistics()
+        missing = sum(1 for it in found if it.size != 0 and not disk.has(it.md5sum))
+        if missing:
+            reason = counted.problem or "they don't fit the budget, or the disk's free space"
+            failed.note(f"{missing} of {len(found)} blocks aren't in the disk cache: {reason}")
+    failed.exit()
+
+
+@click.command("cache")
+@click.argument("action", type=click.Choice(["stat", "verify", "clear"]), default="stat")
+@setting(
+    "--disk-cache-dir",
+    type=FilledPath(path_type=Path, file_okay=False),
+    help="The directory of the cache.  [default: ~/.cache/keepfs]",
+)
+@config_file
+def cache_command(action: str, disk_cache_dir: Path | None) -> None:
+    """Show the disk cache, verify every block in it, or remove them all.
+
+    Mounts that use it go on. Exits with 1 if verify found damage; damaged blocks are removed.
+    """
+    try:
+        directory = absolute(disk_cache_dir) if disk_cache_dir else default_directory()
+    except RuntimeError as error:
+        raise click.UsageError("there is no home directory; give --disk-cache-dir") from error
+    damaged: list[str] = []
+    with reporting.in_one_line(), contextlib.closing(_open(directory, damaged)) as folder:
+        count = total = 0
+        for file in folder.files():
+            if action == "verify" and folder.read(file.md5sum) is None:
+                continue
+            if action == "clear" and not folder.remove(file.md5sum):
+                continue
+            count += 1
+            total += file.length
+        said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
+        clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
+        for each in damaged:
+            click.echo(f"damaged, removed: {each}", err=True)
+    if damaged:
+        raise SystemExit(1)
+
+
+def _open(directory: Path, damaged: list[str]) -> BlockFolder:
+    return BlockFolder(directory, lambda md5sum, reason: damaged.append(f"{md5sum}: {reason}"))
+
+
+def _locators_of(listed: TextIO) -> Iterator[str]:
+    """Yield the words of a file that are locators; a line without any is yielded whole."""
+    for line in listed:
+        words = line.split()
+        found = [word for word in words if _is_locator(word)]
+        yield from found or ([line.strip()] if words else [])
+
+
+def _is_locator(word: str) -> bool:
+    try:
+        KeepLocator(word)
+    except ValueError:
+        return False
+    return True

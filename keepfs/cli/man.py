@@ -1,0 +1,92 @@
+"""Man pages of keepfs and its commands, made from their help: python -m keepfs.cli.man DIR."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from keepfs import __version__
+from keepfs.cli import keepfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Yield (file name, text) of each man page, in the language of man(7)."""
+    yield from _pages_of(keepfs, click.Context(keepfs, info_name="keepfs"))
+
+
+def write(directory: Path) -> list[Path]:
+    """Write the man pages into a directory, which is made; return their paths.
+
+    Raises:
+        OSError: They can't be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, text in pages():
+        (directory / name).write_text(text, encoding="utf-8")
+        written.append(directory / name)
+    return written
+
+
+def _pages_of(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    name = context.command_path.replace(" ", "-")
+    yield f"{name}.1", "\n".join(_lines(command, context, name)) + "\n"
+    if isinstance(command, click.Group):
+        for each in command.list_commands(context):
+            below = command.get_command(context, each)
+            if below is not None and not below.hidden:
+                inner = click.Context(below, parent=context, info_name=each)
+                yield from _pages_of(below, inner)
+
+
+def _lines(command: click.Command, context: click.Context, name: str) -> Iterator[str]:
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield f'.TH "{name.upper()}" "1" "" "keepfs {__version__}" "keepfs"'
+    yield ".SH NAME"
+    yield f"{_escaped(name)} \\- {_escaped(command.get_short_help_str(200).rstrip('.'))}"
+    yield ".SH SYNOPSIS"
+    yield f"\\fB{_escaped(context.command_path)}\\fR {_escaped(usage)}"
+    yield ".SH DESCRIPTION"
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        yield ".PP"
+        if paragraph.startswith("\b"):
+            yield from (".nf", _escaped(paragraph.lstrip("\b\n")), ".fi")
+        else:
+            yield _escaped(paragraph)
+    yield ".SH OPTIONS"
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None:
+            yield from (".TP", f"\\fB{_escaped(record[0])}\\fR", _escaped(record[1]))
+    if isinstance(command, click.Group):
+        yield ".SH COMMANDS"
+        for each in command.list_commands(context):
+            below = command.get_command(context, each)
+            if below is not None:
+                yield ".TP"
+                yield f"\\fB{_escaped(name)}\\-{_escaped(each)}\\fR(1)"
+                yield _escaped(below.get_short_help_str(200))
+    yield ".SH EXIT STATUS"
+    yield "0: success. 1: failure. 2: usage. 3: keepfs check could not tell. 130: interrupted."
+    yield ".SH SEE ALSO"
+    yield "\\fBkeepfs\\fR(1); keepfs explain ID explains a message."
+
+
+def _escaped(text: str) -> str:
+    r"""Return a text for man(7): `\`, `-`, and `.` or `'` at the beginning of a line."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\n".join(
+        f"\\&{line}" if line.startswith((".", "'")) else line for line in text.split("\n")
+    )
+
+
+if __name__ == "__main__":
+    for _path in write(Path(sys.argv[1])):
+        click.echo(_path)

@@ -1,0 +1,306 @@
+"""BlockFolder: files of blocks in a private directory, added whole and read verified.
+
+Layout: `blocks-1/abc/abc…` (the MD5, after its first three digits) and `blocks-1/tmp/`
+for files that are being written. Several processes of a user may use it at once. A
+file gets its name when it is complete; nothing is synced, because a block that is lost or
+damaged is fetched again. Paths are opened relative to a descriptor of the directory, and
+never through a symbolic link.
+
+The inode keeps the visits: its access time is the last visit, its modification time the
+visit before (0 if there was none), so processes share them and no index is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.caching.disk import block_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+    from keepfs.keep.buffers import Allocation
+
+_VERSION = "blocks-1"
+_TMP = "tmp"
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_NAME = re.compile(r"[0-9a-f]{32}\Z")
+_FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
+#: Reads within this many nanoseconds are one visit.
+_VISIT = 60 * 10**9
+#: Nanoseconds after which an unfinished file has no process that writes it.
+_LEFT_BEHIND = 3600 * 10**9
+#: Errors of a read that mean damage of the medium, not a directory that can't be used.
+_DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """One file of the directory.
+
+    Attributes:
+        md5sum: The digest that it is named by.
+        length: Its bytes on the disk.
+        visited: Its last visit, in nanoseconds since the epoch.
+        visited_before: The visit before that; 0 if there was none.
+    """
+
+    md5sum: str
+    length: int
+    visited: int
+    visited_before: int
+
+
+class BlockFolder:
+    """The directory of cached blocks. Any thread may use it; every method blocks.
+
+    Args:
+        directory: Where `blocks-1` is or will be made; not a symbolic link.
+        damaged: Called with the digest and the reason for each file thrown out.
+
+    Raises:
+        OSError: The directory can't be made, is a symbolic link, or is another user's.
+    """
+
+    def __init__(
+        self, directory: Path, damaged: Callable[[str, str], None] = lambda *_: None
+    ) -> None:
+        self._directory = directory
+        self._damaged = damaged
+        self._lock = threading.Lock()
+        self._root = self._open_root()
+
+    def close(self) -> None:
+        """Close the directory. Further calls fail with OSError."""
+        with self._lock:
+            root, self._root = self._root, -1
+        if root >= 0:
+            os.close(root)
+
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to this directory, and not through a link."""
+        try:
+            with _directory(None, os.fspath(self._directory)) as parent:
+                named = os.stat(_VERSION, dir_fd=parent, follow_symlinks=False)
+            return os.path.samestat(named, os.fstat(self._root))
+        except OSError:
+            return False
+
+    def lacking(self, size: int, least: int | None, part: float, floor: int) -> int:
+        """Return the bytes to free on the disk before `size` bytes may be written, or <= 0.
+
+        Args:
+            size: The bytes to be written.
+            least: The bytes that stay free; None: `part` of the disk, at least `floor`.
+            part: A fraction of the disk.
+            floor: Bytes.
+
+        Raises:
+            OSError: The disk can't be asked.
+        """
+        disk = os.statvfs(self._root)
+        if least is None:
+            least = max(int(part * disk.f_blocks * disk.f_frsize), floor)
+        return least + size - disk.f_bavail * disk.f_frsize
+
+    def has(self, md5sum: str) -> bool:
+        """Return whether there is a file of this name; it may be damaged."""
+        try:
+            os.stat(_path(md5sum), dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def read(
+        self, md5sum: str, allocate: Callable[[int], Allocation] = FreshAllocation
+    ) -> bytes | memoryview | None:
+        """Return a block, every byte verified; None if it isn't there or was damaged."""
+        with self._opened(md5sum) as opened:
+            if opened is not None:
+                return block_file.read_whole(*opened, allocate)
+        return None
+
+    def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block, reading only the pieces that they are in.
+
+        Args:
+            md5sum: The block's digest.
+            begin: The first byte.
+            end: The end of the range.
+            size: The size that the block should have, in bytes.
+
+        Returns:
+            None if the block isn't there, has another size, or was damaged.
+        """
+        with self._opened(md5sum) as opened:
+            if opened is not None and opened[1].size == size and 0 <= begin <= end <= size:
+                return block_file.read_part(*opened, begin, end)
+        return None
+
+    def add(self, md5sum: str, block: Buffer) -> int:
+        """Add a verified block; return the length of its file, 0 if it was there already.
+
+        Raises:
+            OSError: It can't be written; nothing is left.
+        """
+        if self.has(md5sum):
+            return 0
+        view = memoryview(block).cast("B")
+        tail = block_file.tail_of(md5sum, view)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_TMP, 0o700, dir_fd=self._root)
+        name = f"{_TMP}/{uuid.uuid4().hex}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with _directory(self._root, _TMP):  # refuses a symbolic link
+            file = os.open(name, flags, 0o600, dir_fd=self._root)
+        try:
+            try:
+                _write(file, view)
+                _write(file, tail)
+                os.utime(file, ns=(time.time_ns(), 0))
+            finally:
+                os.close(file)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(md5sum[:3], 0o700, dir_fd=self._root)
+            with _directory(self._root, md5sum[:3]) as folder:
+                os.rename(name, md5sum, src_dir_fd=self._root, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._root)
+            raise
+        return len(view) + len(tail)
+
+    def remove(self, md5sum: str) -> bool:
+        """Remove a block; return whether this call removed it."""
+        try:
+            os.unlink(_path(md5sum), dir_fd=self._root)
+        except OSError:
+            return False
+        return True
+
+    def files(self) -> Iterator[CachedFile]:
+        """Yield the files of blocks, reading one folder at a time."""
+        with os.scandir(self._root) as entries:
+            names = [each.name for each in entries if _FAN_OUT.match(each.name)]
+        for name in names:
+            yield from self._files_in(name)
+
+    def remove_leftovers(self) -> None:
+        """Remove files that a killed process left unfinished, an hour ago or earlier."""
+        oldest = time.time_ns() - _LEFT_BEHIND
+        with (
+            contextlib.suppress(OSError),
+            _directory(self._root, _TMP) as folder,
+            os.scandir(folder) as entries,
+        ):
+            for each in entries:
+                with contextlib.suppress(OSError):
+                    if each.stat(follow_symlinks=False).st_ctime_ns < oldest:
+                        os.unlink(each.name, dir_fd=folder)
+
+    def _files_in(self, name: str) -> list[CachedFile]:
+        found = []
+        try:
+            with _directory(self._root, name) as folder, os.scandir(folder) as entries:
+                for each in entries:
+                    if _NAME.match(each.name) and each.name.startswith(name):
+                        with contextlib.suppress(OSError):
+                            status = each.stat(follow_symlinks=False)
+                            times = status.st_atime_ns, status.st_mtime_ns
+                            found.append(CachedFile(each.name, status.st_size, *times))
+        except OSError:
+            pass
+        return found
+
+    @contextlib.contextmanager
+    def _opened(self, md5sum: str) -> Iterator[tuple[int, block_file.PieceTable] | None]:
+        """Open a block's file; damage found in the body ends it without an exception."""
+        file = -1
+        try:
+            file = os.open(_path(md5sum), _OPEN_FILE, dir_fd=self._root)
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                raise block_file.DamagedError("it isn't a file of this user")  # noqa: TRY301
+            table = block_file.read_table(file, status.st_size, md5sum)
+            _note_visit(file, status)
+        except (OSError, block_file.DamagedError) as error:
+            self._judge(md5sum, file, error)
+            if file >= 0:
+                os.close(file)
+            yield None
+            return
+        try:
+            yield file, table
+        except (OSError, block_file.DamagedError) as error:
+            self._judge(md5sum, file, error)
+        finally:
+            os.close(file)
+
+    def _judge(self, md5sum: str, file: int, error: Exception) -> None:
+        """Throw a damaged file out, unless another process has replaced it meanwhile."""
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            return
+        try:
+            if file >= 0:
+                named = os.stat(_path(md5sum), dir_fd=self._root, follow_symlinks=False)
+                if not os.path.samestat(named, os.fstat(file)):
+                    return
+        except OSError:
+            return
+        if self.remove(md5sum):
+            self._damaged(md5sum, str(error))
+
+    def _open_root(self) -> int:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _directory(None, os.fspath(self._directory)) as parent:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(_VERSION, 0o700, dir_fd=parent)
+            root = os.open(_VERSION, _OPEN_DIRECTORY, dir_fd=parent)
+        status = os.fstat(root)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            os.close(root)
+            path = self._directory / _VERSION
+            raise PermissionError(
+                errno.EPERM, "others may write to it: make it yours, with mode 0700", str(path)
+            )
+        return root
+
+
+def _path(md5sum: str) -> str:
+    return f"{md5sum[:3]}/{md5sum}"
+
+
+@contextlib.contextmanager
+def _directory(parent: int | None, name: str) -> Iterator[int]:
+    descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write(file: int, content: Buffer) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _note_visit(file: int, status: os.stat_result) -> None:
+    now = time.time_ns()
+    if now - status.st_atime_ns >= _VISIT:
+        with contextlib.suppress(OSError):  # a read-only disk
+            os.utime(file, ns=(now, status.st_atime_ns))

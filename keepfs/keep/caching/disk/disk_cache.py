@@ -1,0 +1,338 @@
+"""DiskCache: the disk tier of the block cache, within a budget, written off the reader's path.
+
+Nothing is scanned when it opens: blocks are found by their names. The thread that
+writes blocks lists the directory when it writes the first one, and again when the budget
+may be exceeded; other processes' blocks count too. A disk that can't be used turns the
+tier off for a minute, with one log line; reads go on without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.caching.disk.block_file import file_size
+from keepfs.keep.caching.disk.block_folder import BlockFolder
+from keepfs.keep.threads import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepfs.keep.buffers import Allocation
+    from keepfs.keep.caching.disk.block_folder import CachedFile
+
+_log = logging.getLogger(__name__)
+
+#: Blocks that wait for being written, at most: they take memory beyond the cache's budget.
+_MOST_WAITING = 2
+#: The part of the disk, and the bytes, that stay free: the larger of the two.
+_FREE_PART, _FREE_BYTES = 0.10, 5 * 2**30
+#: An eviction goes down to this part of the budget, so that it isn't repeated for each block.
+_EVICT_TO = 0.95
+#: Bytes written by this process, as a part of the budget, after which the directory is
+#: listed again: other processes have written too.
+_LIST_AFTER = 0.10
+#: Seconds for which the tier is off after an error of the disk.
+_OFF = 60.0
+#: Seconds that closing waits for blocks being written.
+_CLOSING = 5.0
+#: Of the disk, and of the free bytes plus those of the cache, the parts that `auto` takes.
+_AUTO_OF_DISK, _AUTO_OF_FREE = 0.10, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatistics:
+    """Counters of this process's use of the disk tier.
+
+    Attributes:
+        maxsize: The budget of all processes together, in bytes.
+        currsize: Bytes of the files, as last listed, plus those added since; 0 before.
+        hits: Blocks and parts read from the disk.
+        hit_bytes: Their bytes.
+        misses: Reads of blocks that weren't there.
+        added: Blocks written.
+        added_bytes: Bytes of their files.
+        skipped: Blocks not written: the disk was slower than the services, full, or failed.
+        evictions: Blocks evicted.
+        damaged: Files thrown out because they were damaged.
+        problem: Why the tier is off at the moment; empty if it isn't.
+    """
+
+    maxsize: int
+    currsize: int = 0
+    hits: int = 0
+    hit_bytes: int = 0
+    misses: int = 0
+    added: int = 0
+    added_bytes: int = 0
+    skipped: int = 0
+    evictions: int = 0
+    damaged: int = 0
+    problem: str = ""
+
+
+def default_directory() -> Path:
+    """Return the user's cache directory for keepfs.
+
+    Raises:
+        RuntimeError: The user has no home directory.
+    """
+    import platformdirs  # noqa: PLC0415 - takes 25 ms, and is needed only here
+
+    return Path(platformdirs.user_cache_dir("keepfs"))
+
+
+def automatic_budget(directory: Path) -> int:
+    """Return a tenth of the disk or a quarter of its free bytes, whichever is less. Blocks.
+
+    Raises:
+        OSError: The directory can't be made or asked.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disk = os.statvfs(directory)
+    return int(
+        min(
+            _AUTO_OF_DISK * disk.f_blocks * disk.f_frsize,
+            _AUTO_OF_FREE * disk.f_bavail * disk.f_frsize,
+        )
+    )
+
+
+def expected_wait(file: CachedFile, now: int) -> tuple[bool, int]:
+    """Return the sort key of an eviction: the largest is evicted first.
+
+    Blocks without a second visit go first, the longest unvisited of them first. Of the
+    others, that with the longest time between visits, or since the last one.
+    """
+    idle = now - file.visited
+    if not file.visited_before:
+        return True, idle
+    return False, max(file.visited - file.visited_before, idle)
+
+
+class DiskCache:
+    """Verified blocks on the disk, shared by the processes of a user. Any thread may use it.
+
+    Args:
+        directory: Where it keeps its folder; made if it doesn't exist.
+        budget: Most bytes of all files; None: see `automatic_budget`.
+        least_free: Bytes of the disk that stay free; None: a tenth, at least 5 GiB.
+    """
+
+    def __init__(
+        self, directory: Path, budget: int | None = None, *, least_free: int | None = None
+    ) -> None:
+        self.directory = directory
+        self._least_free = least_free
+        self._lock = threading.Lock()
+        self._folder: BlockFolder | None = None
+        self._off_until = 0.0
+        self._waiting = queue.Queue[tuple[str, bytes | memoryview] | None](_MOST_WAITING)
+        self._writer: Thread | None = None
+        self._closed = False
+        self._listed = False
+        self._written_since = 0
+        self._statistics = DiskStatistics(budget or 0)
+        try:
+            if budget is None:
+                self._statistics = DiskStatistics(automatic_budget(directory))
+            self._folder = BlockFolder(directory, self._damaged)
+        except OSError as error:
+            self._turn_off(error)
+
+    def has(self, md5sum: str) -> bool:
+        """Return whether a block is there; it may turn out to be damaged. Blocks."""
+        folder = self._open()
+        return folder is not None and folder.has(md5sum)
+
+    def read(
+        self, md5sum: str, allocate: Callable[[int], Allocation] = FreshAllocation
+    ) -> bytes | memoryview | None:
+        """Return a block, every byte verified; None if it can't be had from here. Blocks."""
+        folder = self._open()
+        block = None if folder is None else folder.read(md5sum, allocate)
+        self._note_read(block)
+        return block
+
+    def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block of `size` bytes; None if it isn't there. Blocks."""
+        folder = self._open()
+        part = None if folder is None else folder.read_part(md5sum, begin, end, size)
+        self._note_read(part)
+        return part
+
+    def add(self, md5sum: str, block: bytes | memoryview, timeout: float = 0.0) -> None:
+        """Have a verified block written by another thread, which keeps it in memory till then.
+
+        Args:
+            md5sum: The block's digest.
+            block: Its bytes; they must not change.
+            timeout: Seconds to wait while others are being written; then it is skipped.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            if self._writer is None or not self._writer.is_alive():
+                writer = Thread(target=self._write, name="disk cache", daemon=True)
+                try:
+                    writer.start()
+                except RuntimeError:
+                    self._count(skipped=1)
+                    return
+                self._writer = writer
+        try:
+            self._waiting.put((md5sum, block), timeout > 0, timeout or None)
+        except queue.Full:
+            with self._lock:
+                self._count(skipped=1)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the blocks added so far are written or skipped, `timeout` s at most."""
+        with self._waiting.all_tasks_done:
+            self._waiting.all_tasks_done.wait_for(
+                lambda: not self._waiting.unfinished_tasks, timeout
+            )
+
+    def close(self) -> None:
+        """Write what was added, for 5 s at most, and close the directory."""
+        with self._lock:
+            self._closed = True
+            writer = self._writer
+        if writer is not None:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(None, timeout=_CLOSING)
+            writer.join(_CLOSING)
+            if writer.is_alive():
+                return  # it still uses the descriptor
+        if self._folder is not None:
+            self._folder.close()
+
+    def statistics(self) -> DiskStatistics:
+        """Return the counters. Doesn't block."""
+        with self._lock:
+            return self._statistics
+
+    def _count(self, **more: int) -> None:
+        now = self._statistics
+        self._statistics = replace(now, **{k: getattr(now, k) + v for k, v in more.items()})
+
+    def _note_read(self, content: bytes | memoryview | None) -> None:
+        with self._lock:
+            if content is None:
+                self._count(misses=1)
+            else:
+                self._count(hits=1, hit_bytes=len(content))
+
+    def _damaged(self, md5sum: str, reason: str) -> None:
+        _log.warning("the cached block %s was damaged and is fetched again: %s", md5sum, reason)
+        with self._lock:
+            self._count(damaged=1)
+
+    def _open(self) -> BlockFolder | None:
+        """Return the directory; None while it can't be used."""
+        with self._lock:
+            return None if self._off_until > time.monotonic() else self._folder
+
+    def _turn_off(self, error: OSError) -> None:
+        with self._lock:
+            first = not self._statistics.problem
+            self._off_until = time.monotonic() + _OFF
+            reason = error.strerror or str(error)
+            self._statistics = replace(self._statistics, problem=reason)
+        if first:
+            _log.warning(
+                "the disk cache in %s can't be used, blocks come from the services: %s",
+                self.directory,
+                reason,
+            )
+
+    def _write(self) -> None:
+        while True:
+            item = self._waiting.get()
+            try:
+                if item is None:
+                    return
+                self._write_one(*item)
+            except OSError as error:
+                with self._lock:
+                    self._count(skipped=1)
+                self._turn_off(error)
+            except Exception:  # noqa: BLE001 - the thread serves all blocks
+                _log.exception("a block could not be written to the disk cache")
+            finally:
+                item = None
+                self._waiting.task_done()
+
+    def _write_one(self, md5sum: str, block: bytes | memoryview) -> None:
+        if self._off_until > time.monotonic():
+            with self._lock:
+                self._count(skipped=1)
+            return
+        folder = self._reopened()
+        if folder.has(md5sum):
+            return
+        if not self._make_room(folder, file_size(len(block))):
+            with self._lock:
+                self._count(skipped=1)
+            return
+        length = folder.add(md5sum, block)
+        self._written_since += length
+        with self._lock:
+            self._count(added=1, added_bytes=length, currsize=length)
+            self._statistics = replace(self._statistics, problem="")
+
+    def _reopened(self) -> BlockFolder:
+        """Return the directory, made again if it was removed.
+
+        Raises:
+            OSError: It can't be made, or a symbolic link or another user's is in its place.
+        """
+        if self._folder is None or not self._folder.is_in_place():
+            new = BlockFolder(self.directory, self._damaged)
+            with self._lock:
+                former, self._folder, self._listed = self._folder, new, False
+            if former is not None:
+                former.close()  # its readers get an error, and ask the services
+            if not self._statistics.maxsize:
+                budget = automatic_budget(self.directory)
+                with self._lock:
+                    self._statistics = replace(self._statistics, maxsize=budget)
+        return self._folder
+
+    def _make_room(self, folder: BlockFolder, size: int) -> bool:
+        """Evict blocks until `size` bytes fit the budget and the disk; return whether they do."""
+        budget = self._statistics.maxsize
+        if size > budget:
+            return False
+        lacking = folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES)
+        known = self._listed and self._written_since <= _LIST_AFTER * budget
+        if known and lacking <= 0 and self._statistics.currsize + size <= budget:
+            return True
+        folder.remove_leftovers()
+        files = list(folder.files())
+        total = sum(it.length for it in files)
+        goal = total
+        if total + size > budget:
+            goal = int(_EVICT_TO * budget) - size
+        goal = min(goal, total - lacking)
+        now, evicted = time.time_ns(), 0
+        files.sort(key=lambda it: expected_wait(it, now))
+        while files and total > goal:
+            worst = files.pop()
+            evicted += folder.remove(worst.md5sum)
+            total -= worst.length
+        self._listed, self._written_since = True, 0
+        with self._lock:
+            self._count(evictions=evicted)
+            self._statistics = replace(self._statistics, currsize=total)
+        return total + size <= budget and (
+            folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES) <= 0
+        )

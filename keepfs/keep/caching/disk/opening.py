@@ -1,0 +1,30 @@
+"""The disk cache that the options of a mount or command ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keepfs.config.options import AUTOMATIC
+from keepfs.keep.caching.disk.disk_cache import DiskCache, default_directory
+from keepfs.keep.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from keepfs.config.options import StoreOptions
+
+
+def disk_cache_of(options: StoreOptions) -> DiskCache | None:
+    """Open the disk cache; None where the options turn it off. Blocks.
+
+    Raises:
+        ArgumentError: There is no directory for it.
+    """
+    if not options.disk_cache:
+        return None
+    try:
+        directory = options.disk_cache_dir or default_directory()
+    except RuntimeError as error:
+        raise ArgumentError(
+            "can't choose the directory of the disk cache: there is no home directory; set HOME,"
+            " or give --disk-cache-dir"
+        ) from error
+    return DiskCache(directory, None if options.disk_cache == AUTOMATIC else options.disk_cache)

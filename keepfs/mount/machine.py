@@ -1,0 +1,76 @@
+"""Checks of the machine: what a mount needs of the kernel, of fuse3 and of AppArmor.
+
+Nothing here accesses a mount.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from keepfs.mount import mountpoint
+
+_KERNEL_SETTINGS = Path("/proc/sys/fs/fuse")
+_APPARMOR = Path("/sys/kernel/security/apparmor/profiles")
+#: Where the profile of Ubuntu for fusermount3 allows mounts.
+_ALLOWED = ("/mnt", "/media", "/tmp", "/cvmfs")  # noqa: S108 - a place to mount
+
+
+def kernel_timeouts(settings: Path = _KERNEL_SETTINGS) -> dict[str, int]:
+    """Return the kernel's limits on the time of a FUSE request that are set, in seconds."""
+    found = {}
+    for name in ("default_request_timeout", "max_request_timeout"):
+        try:
+            value = int((settings / name).read_text())
+        except (OSError, ValueError):  # an older kernel
+            continue
+        if value:
+            found[name] = value
+    return found
+
+
+def fusermount() -> str:
+    """Return the path of fusermount3, and whether it can mount for users; empty without it."""
+    path = shutil.which("fusermount3")
+    if path is None:
+        return ""
+    status = Path(path).stat()
+    is_root = status.st_uid == 0 and bool(status.st_mode & 0o4000)
+    return f"{path}{'' if is_root or os.geteuid() == 0 else ' (not setuid root)'}"
+
+
+def allows_other(settings: Path = Path("/etc/fuse.conf")) -> bool:
+    """Return whether this user may mount with --allow-other."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        return bool(re.search(r"^\s*user_allow_other\s*$", settings.read_text(), re.MULTILINE))
+    except OSError:
+        return False
+
+
+def apparmor(path: Path | None, profiles: Path = _APPARMOR) -> str:
+    """Return why AppArmor may refuse a mount by this user on `path`; empty if it does not."""
+    if os.geteuid() == 0:
+        return ""
+    try:
+        is_loaded = "fusermount3" in profiles.read_text()
+    except OSError:  # no AppArmor, or only root may read it
+        is_loaded = Path("/etc/apparmor.d/fusermount3").exists()
+    if not is_loaded or path is None:
+        return ""
+    allowed = (*_ALLOWED, os.environ.get("HOME", "/"), os.environ.get("XDG_RUNTIME_DIR", "/tmp"))  # noqa: S108
+    if any(path.is_relative_to(each) for each in allowed):
+        return ""
+    return f"a profile for fusermount3 is loaded, which may refuse mounts on {path}"
+
+
+def state_of(path: Path) -> str:
+    """Return whether a mount point is mounted, free, or why it can't be used."""
+    entry = mountpoint.mounted_at(path)
+    if entry is not None:
+        return f"{path} is a {entry.kind} mount"
+    mountpoint.check_usable(path, nonempty=False)
+    return f"{path} is a free directory"

@@ -1,0 +1,231 @@
+"""keepfs check and keepfs bugreport: verdicts, exit codes, time limits, and no secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keepfs.cli.scrubbing import Scrubber
+from keepfs.cli.steps import CheckResult, Step, exit_code, run_step
+from keepfs.mount import machine
+from tests.cli.test_cli import Shell
+from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.mounted.mounts import KeepfsMount, keepfs, why_no_mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+_, UUID, SECRET = TEST_TOKEN.split("/")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def keepstore(shell: Shell) -> Iterator[KeepstoreControls]:
+    """A Keep service that the shell's settings name."""
+    del shell.environment["KEEP_LOCAL_STORE"]
+    with KeepstoreControls() as it:
+        shell.environment |= {"ARVADOS_KEEP_SERVICES": it.url, "ARVADOS_API_TOKEN": TEST_TOKEN}
+        yield it
+        it.release()
+
+
+def check(shell: Shell, *arguments: str | Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Run a check; return the exit code and the steps by name."""
+    done = keepfs("check", "--json", *arguments, env=shell.environment)
+    assert done.stderr == b""
+    found = json.loads(done.stdout)
+    assert found["exit"] == done.returncode
+    return done.returncode, {each["name"]: each for each in found["steps"]}
+
+
+def test_check_says_what_is_set_and_where(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    config = shell.home / ".config" / "keepfs"
+    config.mkdir(parents=True)
+    (config / "config.toml").write_text('cache-size = "1G"\n')
+    shell.environment["KEEPFS_RETRIES"] = "2"
+
+    code, steps = check(shell, tmp_path / "mnt", "--umask", "027")
+
+    if why_no_mounts() is None:
+        assert code == 0
+    assert steps["configuration"]["details"] == {
+        "--cache-size": "1073741824  (configuration file)",
+        "--local-store": f"{shell.store}  (environment)",
+        "--retries": "2  (environment KEEPFS_RETRIES)",
+        "--umask": "23  (command line)",
+    }
+    assert steps["mount point"]["verdict"] == "ok"
+    assert steps["local store"]["verdict"] == "ok"
+
+
+def test_check_names_what_is_wrong_and_goes_on(shell: Shell, tmp_path: Path) -> None:
+    shell.environment["KEEPFS_CACHE_SISE"] = "1G"
+
+    code, steps = check(shell, tmp_path / "none")
+
+    assert code == 1
+    assert steps["variables"]["verdict"] == "FAILED"
+    assert "did you mean KEEPFS_CACHE_SIZE?" in steps["variables"]["found"]
+    assert "mkdir -p" in steps["mount point"]["found"]
+    assert steps["local store"]["verdict"] == "ok"
+
+
+def test_check_refuses_options_that_mount_does_not_have(shell: Shell) -> None:
+    done = keepfs("check", "--nosuch", env=shell.environment)
+
+    assert done.returncode == 2
+    assert b"No such option" in done.stderr
+
+
+def test_check_times_each_service_and_stores_an_empty_block(
+    shell: Shell, keepstore: KeepstoreControls
+) -> None:
+    code, steps = check(shell)
+
+    service = steps[f"service {keepstore.url.rstrip('/')}/"]
+    assert service["verdict"] == "ok"
+    assert service["details"]["stores"] is True
+    assert service["details"]["milliseconds"] > 0
+    assert steps["writability"]["verdict"] == steps["clock"]["verdict"] == "ok"
+    assert "FAILED" not in {
+        each["verdict"] for name, each in steps.items() if not name.startswith("/dev")
+    }
+    assert code in {0, 1}
+    assert keepstore.blocks() == ["d41d8cd98f00b204e9800998ecf8427e"]
+
+
+def test_check_with_no_write_stores_nothing(shell: Shell, keepstore: KeepstoreControls) -> None:
+    _, steps = check(shell, "--no-write")
+
+    assert "writability" not in steps
+    assert keepstore.log("PUT") == []
+
+
+def test_check_fails_where_no_service_stores(shell: Shell, keepstore: KeepstoreControls) -> None:
+    keepstore.always(Fault(status=503), method="PUT")
+
+    code, steps = check(shell)
+
+    assert code == 1
+    assert steps["writability"]["verdict"] == "FAILED"
+
+
+def test_a_service_that_hangs_is_reported_in_time(
+    shell: Shell, keepstore: KeepstoreControls
+) -> None:
+    keepstore.always(Fault(hold=Stage.BEFORE_STATUS))
+
+    code, steps = check(shell, "--timeout", "0.5")
+
+    assert code in {1, 3}
+    service = steps[f"service {keepstore.url.rstrip('/')}/"]
+    assert service["verdict"] in {"unknown", "FAILED"}
+    assert steps["clock"]["verdict"] == "unknown"
+
+
+def test_a_clock_that_differs_is_a_warning(shell: Shell, keepstore: KeepstoreControls) -> None:
+    keepstore.set_clock(time.time_ns() - 3600 * 10**9)
+
+    _, steps = check(shell)
+
+    assert steps["clock"]["verdict"] == "warning"
+    assert "NTP" in steps["clock"]["advice"]
+
+
+def test_a_step_that_hangs_is_left_behind() -> None:
+    forever = threading.Event()
+
+    def hang() -> Step:
+        forever.wait()
+        return Step("", CheckResult.OK)
+
+    step = run_step("name server", hang, 0.05)
+    forever.set()
+
+    assert (step.name, step.verdict) == ("name server", CheckResult.UNKNOWN)
+    assert exit_code([step]) == 3
+    assert exit_code([step, Step("", CheckResult.FAILED)]) == 1
+    assert exit_code([Step("", CheckResult.WARNING), Step("", CheckResult.SKIPPED)]) == 0
+
+
+def test_the_limits_of_the_kernel_are_found(tmp_path: Path) -> None:
+    (tmp_path / "default_request_timeout").write_text("0\n")
+    (tmp_path / "max_request_timeout").write_text("60\n")
+
+    assert machine.kernel_timeouts(tmp_path) == {"max_request_timeout": 60}
+    assert machine.kernel_timeouts(tmp_path / "none") == {}
+
+
+def test_a_scrubber_removes_secrets_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    text = (
+        "a hunter2hunter2 b v2/zzzzz-gj3su-012345678901234/s3cr3t0 c http://me:pass1@host/ d"
+        " acbd18db4cc2f85cedef654fccc4a4d8+3+A0123456789012345678901234567890123456789@6a3b1f80"
+        " +Rzzzzz-0123456789012345678901234567890123456789@6a3b1f80"
+        ' Authorization: OAuth2 abcdef; {"api_token": "xyz123"} ?api_token=qwe456&x'
+    )
+
+    said = Scrubber(texts=["v2/zzzzz-gj3su-aaaaaaaaaaaaaaa/partpart"]).scrubbed(
+        f"{text} partpart zzzzz-gj3su-aaaaaaaaaaaaaaa"
+    )
+
+    for secret in (
+        *("hunter2", "s3cr3t0", "pass1", "0123456789012345", "abcdef", "xyz123", "qwe456"),
+        *("partpart", "zzzzz-gj3su-a"),
+    ):
+        assert secret not in said
+    assert "acbd18db4cc2f85cedef654fccc4a4d8+3+A[signature]" in said
+
+
+def test_a_bugreport_has_logs_and_versions_and_no_secrets(tmp_path: Path) -> None:
+    reason = why_no_mounts()
+    if reason is not None:
+        pytest.skip(reason)
+    mount = KeepfsMount(tmp_path)
+    mount.path.mkdir()
+    (tmp_path / ".config" / "arvados").mkdir(parents=True)
+    (tmp_path / ".config" / "arvados" / "settings.conf").write_text(
+        "ARVADOS_API_HOST=127.0.0.1:1\nARVADOS_API_TOKEN=v2/zzzzz-gj3su-bbbbbbbbbbbbbbb/inthefile\n"
+    )
+    (tmp_path / "token").write_text("v2/zzzzz-gj3su-ccccccccccccccc/inatokenfile\n")
+    (tmp_path / ".config" / "keepfs").mkdir()
+    (tmp_path / ".config" / "keepfs" / "config.toml").write_text(
+        f'token-file = "{tmp_path / "token"}"\n'
+    )
+    mount.env = {"ARVADOS_API_TOKEN": TEST_TOKEN}
+    mount.mount()
+    with mount.log_file.open("a") as log:
+        log.write(f"sent {TEST_TOKEN} and {SECRET}, inatokenfile; the last line of the log\n")
+        log.write(f"{'a' * 32}+3+A{'d' * 40}@6a3b1f80 http://user:pass1word@host/\n")
+    try:
+        done = keepfs(
+            *("bugreport", mount.path, "--keep-services", "http://u:pass2word@127.0.0.1:1"),
+            *("-o", tmp_path / "report", "--timeout", "5"),
+            env=mount.environment,
+        )
+    finally:
+        mount.clean_up()
+
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "report").read_text()
+    assert os.stat(tmp_path / "report").st_mode & 0o777 == 0o600
+    for each in ("==== versions", "pyfuse3 ", "==== check", "the last line of the log", "status"):
+        assert each in report
+    for secret in (
+        *(TEST_TOKEN, UUID, SECRET, "bbbbbbbbbbb", "ccccccccccc", "inatokenfile"),
+        *("d" * 40, "pass1word", "pass2word", "inthefile"),
+    ):
+        assert secret not in report, secret

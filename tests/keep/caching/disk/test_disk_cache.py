@@ -1,0 +1,109 @@
+"""The disk tier: budget, free space, and a disk that fails."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep.caching.disk.block_folder import CachedFile
+from keepfs.keep.caching.disk.disk_cache import DiskCache, expected_wait
+from tests.keep.caching.disk.test_block_folder import block_of
+from tests.soak import disk_cache
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = 100_000
+
+
+def fill(cache: DiskCache, count: int, first: int = 0) -> list[str]:
+    names = []
+    for number in range(first, first + count):
+        md5sum, block = block_of(SIZE, number)
+        cache.add(md5sum, block, timeout=10)
+        names.append(md5sum)
+    cache.flush()
+    return names
+
+
+def bytes_in(directory: Path) -> int:
+    return sum(it.stat().st_size for it in directory.rglob("*") if it.is_file())
+
+
+def test_the_budget_is_kept_by_two_processes_together(tmp_path: Path) -> None:
+    budget = 12 * SIZE
+    one, two = DiskCache(tmp_path, budget, least_free=0), DiskCache(tmp_path, budget, least_free=0)
+
+    for first in range(0, 40, 4):
+        fill(one, 2, first)
+        fill(two, 2, first + 2)
+        # Each lists again after writing a tenth of the budget.
+        assert bytes_in(tmp_path) <= budget + 2 * SIZE
+
+    assert one.statistics().evictions + two.statistics().evictions >= 28
+    one.close()
+    two.close()
+
+
+def test_a_block_that_was_read_again_stays() -> None:
+    now = 1000
+    once_long_ago, once = CachedFile("a", 1, 100, 0), CachedFile("b", 1, 900, 0)
+    often, seldom = CachedFile("c", 1, 800, 750), CachedFile("d", 1, 900, 100)
+
+    order = sorted((often, once, seldom, once_long_ago), key=lambda it: expected_wait(it, now))
+
+    assert order == [often, seldom, once, once_long_ago]
+
+
+def test_the_disk_is_not_filled(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 10 * SIZE, least_free=2**60)
+
+    fill(cache, 3)
+
+    assert bytes_in(tmp_path) == 0
+    assert cache.statistics().skipped == 3
+    cache.close()
+
+
+def test_a_removed_directory_is_made_again(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 100 * SIZE, least_free=0)
+    (name,) = fill(cache, 1)
+    shutil.rmtree(tmp_path / "cache")
+    assert cache.read(name) is None
+
+    (name,) = fill(cache, 1)
+
+    assert cache.read(name) == block_of(SIZE)[1]
+    cache.close()
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    cache = DiskCache(tmp_path / "cache", 100 * SIZE, least_free=0)
+    fill(cache, 1)
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").symlink_to(elsewhere)
+
+    with caplog.at_level(logging.WARNING):
+        fill(cache, 3)
+
+    assert list(elsewhere.iterdir()) == []
+    assert len(caplog.records) == 1
+    assert cache.statistics().problem
+    assert cache.statistics().skipped == 3
+    cache.close()
+
+
+@pytest.mark.slow
+def test_killed_writers_and_damaged_files_never_make_a_wrong_byte(tmp_path: Path) -> None:
+    outcome = disk_cache.soak(tmp_path, kills=5, damages=50, seed=1)
+
+    assert outcome.kills >= 5
+    assert outcome.damaged >= 50
+    assert outcome.reads > 0

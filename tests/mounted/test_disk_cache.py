@@ -1,0 +1,43 @@
+"""A mount with a disk cache: a second mount reads what the first one fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mounted.mounts import mounted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.fuse, pytest.mark.slow]
+
+
+def test_a_second_mount_reads_from_the_disk_at_random_and_in_order(tmp_path: Path) -> None:
+    odds = random.Random(1)  # noqa: S311 - test data
+    block = odds.randbytes(3_000_000)
+    md5sum = hashlib.md5(block, usedforsecurity=False).hexdigest()
+    name = f"{md5sum}+{len(block)}"
+    options = ("--disk-cache", "1GiB", "--disk-cache-dir", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "blocks-1" / md5sum[:3] / md5sum
+    for run in range(2):
+        here = tmp_path / str(run)
+        here.mkdir()
+        with mounted(here, *options) as mount:
+            if run == 0:
+                (mount.store / md5sum).write_bytes(block)
+                assert (mount.path / "by_id" / name).read_bytes() == block
+                continue
+            # The name is known to this mount's store, which has other bytes by now.
+            (mount.store / md5sum).write_bytes(bytes(len(block)))
+            with (mount.path / "by_id" / name).open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for _ in range(20):
+                    offset = odds.randrange(len(block))
+                    assert os.pread(file.fileno(), 4096, offset) == block[offset : offset + 4096]
+                assert file.read() == block
+    assert kept.stat().st_mode & 0o777 == 0o600

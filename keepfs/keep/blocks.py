@@ -7,9 +7,7 @@ seconds, and may be made from any thread.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import random
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +21,7 @@ from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteErr
 from keepfs.keep.fetching import FetchObserver, SourceObserver, Sources
 from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.request_ids import new_request_id
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.answer_times import AnswerTimes
 from keepfs.keep.store import CallOptions, Wanted
@@ -49,8 +48,6 @@ _LEAST_NAMES = 10_000
 _CLOSING = 5.0
 #: Most copies of a block that a caller can request: more is a mistake.
 _MOST_COPIES = 1000
-#: Characters of a request's id after its prefix, and the random bytes for them: five bits each.
-_ID_LENGTH, _ID_BYTES = 20, 13
 
 
 class BlockClient:
@@ -364,16 +361,10 @@ class BlockClient:
         return CallOptions(
             deadline=time.monotonic() + (self.total_timeout if timeout is None else timeout),
             retries=self.num_retries if num_retries is None else num_retries,
-            request_id=request_id or next(iter(named), "") or self._request_id(),
+            request_id=request_id or next(iter(named), "") or new_request_id(),
             headers=given,
             backoff=self.backoff,
         )
-
-    def _request_id(self) -> str:
-        """Make the id of a call that has none."""
-        # It is no secret: users find a request by it in the logs of the services.
-        drawn = base64.b32encode(random.randbytes(_ID_BYTES)).decode("ascii")  # noqa: S311
-        return "req-" + drawn[:_ID_LENGTH].lower()
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._call(num_retries=0)

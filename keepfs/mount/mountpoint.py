@@ -313,3 +313,10 @@ def _command(process: Path) -> str:
         return (process / "comm").read_text(errors="replace").strip()
     except OSError:
         return "?"
+
+
+def why_ended(path: Path) -> str:
+    """Return why the kernel sends no more requests, as text."""
+    if mounted_at(path) is None:
+        return f"{path} has been unmounted"
+    return f"the kernel ended the connection of {path}: it was aborted"

@@ -305,7 +305,7 @@ class _Mount:
                     )
                     nursery.cancel_scope.cancel()
                 if not serving.cancel_called:
-                    _log.info("%s", _why_ended(options.mountpoint))
+                    _log.info("%s", mountpoint.why_ended(options.mountpoint))
             finally:
                 systemd.notify(stopping(options.drain_timeout))
         # An aborted connection leaves its mount behind.
@@ -444,13 +444,6 @@ async def _drain_into_store(drain: Drain) -> None:
         await drain.store()
     except Exception:  # noqa: BLE001 - logged
         _log.exception("storing before the end failed")
-
-
-def _why_ended(path: Path) -> str:
-    """Return why the kernel sends no more requests, as text."""
-    if mountpoint.mounted_at(path) is None:
-        return f"{path} has been unmounted"
-    return f"the kernel ended the connection of {path}: it was aborted"
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from keepfs.collections.records import CollectionRecord
     from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
-    from keepfs.stores import RenewingStore
+    from keepfs.renewing_store import RenewingStore
 
 #: Rounds after the first of requests to the API server for a collection, and seconds that all
 #: may take: the program that looks it up waits.

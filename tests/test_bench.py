@@ -187,6 +187,21 @@ def test_arv_mount_is_a_baseline_where_there_is_one(tmp_path: Path) -> None:
         assert "arv-mount: not measured: there is no arv-mount" in done.stdout
 
 
+@pytest.mark.fuse
+@pytest.mark.usefixtures("programs")
+def test_collections_are_measured_beside_arv_mount(tmp_path: Path) -> None:
+    done = quick_run(tmp_path, "collections")
+
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    if Path(sys.executable).with_name("arv-mount").exists():
+        assert len(figures) == 12
+        assert {it["baseline"] for it in figures} == {"arv-mount"}
+        assert all(it["ratio"] > 0 for it in figures)
+    else:
+        assert figures == []
+        assert "collections: not measured: there is no arv-mount" in done.stdout
+
+
 def test_a_collection_has_a_file_for_each_locator_or_list() -> None:
     names = [f"{'a' * 32}+3", f"{'b' * 32}+4+Ax@1,{'c' * 32}+5"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs import __version__, stores
+from keepfs import __version__, renewing_store, stores
 from keepfs.cli import variables
 from keepfs.cli.settings import Setting, store_settings
 from keepfs.cli.steps import CheckResult, Step, as_text, exit_code, run_step, run_steps
@@ -316,7 +316,7 @@ def _token(store: StoreOptions, client: KeepClient) -> Step:
     api = stores.open_api(store, client.api_token)
     if api is None:
         return Step("", CheckResult.SKIPPED, "no API server is set, which could check it")
-    source = stores.token_source(store)
+    source = renewing_store.token_source(store)
     try:
         user = api.users().current().execute()
     except ApiError as error:

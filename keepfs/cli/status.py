@@ -147,9 +147,12 @@ def _mounts(path: Path | None) -> Iterator[MountStatus]:
     for each in running:
         yield status_of(each)
     served = {f"0:{each.device}" for each in runtime.find_all()}
+    starting = {each.mountpoint for each in running if not each.device}
     for entry in mountpoint.mounts():
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE or entry.device in served:
             continue
+        if str(entry.mountpoint) in starting:
+            continue  # its process has not recorded the device yet
         if mountpoint.is_ours(entry) if path is None else entry.mountpoint == path:
             yield _without_process(entry)
 

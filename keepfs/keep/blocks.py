@@ -134,6 +134,10 @@ class BlockClient:
         block = self.block_cache.get_nowait(locator.md5sum, keep_for)
         return None if block is None else _of_hinted_size(locator, block)
 
+    def release(self, locator: KeepLocator) -> None:
+        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+        self.block_cache.release(locator.md5sum)
+
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes could be fetched without waiting for others."""
         return self.block_cache.has_room(size)

@@ -128,6 +128,10 @@ class BufferPool:
         """Return the memory for a block of `size` bytes."""
         return _LentAllocation(self.lend(size))
 
+    def release_idle(self) -> None:
+        """Give the buffers that nobody uses back to the system."""
+        self._idle.clear()
+
     def idle(self) -> int:
         """Count the buffers that nobody uses."""
         return len(self._idle)

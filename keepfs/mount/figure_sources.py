@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from keepfs.keep.caching.cache import CacheStatistics
     from keepfs.keep.caching.disk.disk_cache import DiskStatistics
     from keepfs.mount.watchdog import Watchdog
+    from keepfs.renewing_store import RenewingStore
     from keepfs.retention.kept import KeeperStatistics
-    from keepfs.stores import RenewingStore
 
 #: Failed files that are listed; the number of all is given too.
 _MOST_FAILED = 20

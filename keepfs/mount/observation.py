@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.staging import Staging
     from keepfs.mount.control import Control
     from keepfs.mount.retaining import Keeping
-    from keepfs.stores import RenewingStore
+    from keepfs.renewing_store import RenewingStore
 
 
 class Owners(NamedTuple):

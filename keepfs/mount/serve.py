@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs import __version__, privacy, stores
+from keepfs import __version__, privacy, renewing_store, stores
 from keepfs.collection_sources import collections_of
 from keepfs.collections.local_collections import DIRECTORY
 from keepfs.fs.bridge import open_blocks
@@ -40,7 +40,7 @@ from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
 from keepfs.messages import of_mounts, of_stores
-from keepfs.mount import fuse, logs, mountpoint, retaining, runtime, systemd
+from keepfs.mount import fuse, logs, memory, mountpoint, retaining, runtime, systemd
 from keepfs.mount.control import Control
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, Owners
@@ -61,6 +61,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two checkpoints of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
+#: The part of `--cache-size` that manifests of unused collections may take in addition: 64 MiB
+#: by default, 600,000 small files.
+_MANIFESTS_SHARE = 4
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
 #: Restarts of pyfuse3's loop: no request is answered until it runs, but without
@@ -103,11 +106,12 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         keep_stacks_of_crash(log_file)
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
+            memory.limit_arenas()
             buffers = BufferPool()
             with stores.open_client(options.store, buffers) as client:
                 stores.check_services(client, options.store)
                 copies = stores.copies_of(client, options.store)
-                store = stores.RenewingStore(client, options.store)
+                store = renewing_store.RenewingStore(client, options.store)
                 with (
                     collections_of(options.store, client, store) as found,
                     contextlib.closing(_open_catalog(options)) as catalog,
@@ -189,7 +193,7 @@ class _Mount:
     def __init__(
         self,
         options: MountOptions,
-        store: stores.RenewingStore,
+        store: renewing_store.RenewingStore,
         collections: CollectionSource | None,
         buffers: BufferPool,
         copies: int,
@@ -272,6 +276,11 @@ class _Mount:
                     to_the_end.cancel_scope.cancel()
         return 1 if count else 0
 
+    async def _give_memory_back(self) -> None:
+        await memory.trim_when_idle(
+            lambda: self._requests.statistics().answered, self._buffers.release_idle
+        )
+
     async def _serve_mounted(self, operations: Operations, serving: trio.CancelScope) -> None:
         """Mount, answer requests until unmounted or cancelled, and unmount."""
         options = self._options
@@ -284,6 +293,7 @@ class _Mount:
                         ("the catalog's checkpoints", self._keep_catalog_short),
                         ("retrying what is not stored", self._failed.retry),
                         ("removing leftovers", self._remove_leftovers),
+                        ("giving memory back", self._give_memory_back),
                     ):
                         nursery.start_soon(supervised, name, work)
                     nursery.start_soon(self._announce)
@@ -338,7 +348,11 @@ class _Mount:
         entries: dict[str, Node] = {"README": readme, "by_id": by_id, "upload": upload}
         if self._collections is not None:
             entries["collections"] = CollectionsDirectory(
-                self._fixed(0o555, owner), self._collections, blocks, options.collection_refresh
+                self._fixed(0o555, owner),
+                self._collections,
+                blocks,
+                options.collection_refresh,
+                options.store.cache_size // _MANIFESTS_SHARE,
             )
         root: DirectoryNode = RootDirectory(entries, owner, 0o555 & ~options.umask)
         if options.collection is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.drain import Drain
     from keepfs.fs.upload.failed import FailedFiles
-    from keepfs.stores import RenewingStore
+    from keepfs.renewing_store import RenewingStore
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,4 @@
-"""Keeper: the task of a mount that keeps what is stored in upload/.
-
-For the trio thread; what asks servers or goes through the catalog runs in worker threads.
-"""
+"""Keeper: the task of a mount that keeps what is stored in upload/. For the trio thread."""
 
 from __future__ import annotations
 
@@ -87,7 +84,7 @@ class Keeper:
         self._refreshing = trio.Lock()
         # Files whose version no update has had yet, with a count of their versions.
         self._unretained: dict[int, int] = {}
-        self._versions = 0
+        self._versions = self._renewals = 0
         self._is_known = False
         # What the next update is decided by; wall-clock and monotonic times are not mixed.
         self._changes = catalog.changes
@@ -95,13 +92,11 @@ class Keeper:
         self._updated: Updated | None = None
         self._retry_at = 0.0
         self._trouble = Trouble()
-        # Of signatures.
         self._earliest = 0.0  # until the catalog has been read
         self._is_token_new = self._is_round_wanted = False
         #: Whether all blocks have signatures for the token, as far as is known.
         self._are_all_signed = True
-        self._renewals = 0
-        self._renewed_at = float("-inf")
+        self._renewed_at, self._renewed_for = float("-inf"), ""  # for which token
 
     def begin(
         self,
@@ -145,11 +140,15 @@ class Keeper:
                 await self._take_token()
                 if self.mode is Mode.PUT:
                     return await self._put_one(locator, number)
-                if trio.current_time() - self._renewed_at < _FRESH:
+                is_fresh = trio.current_time() - self._renewed_at < _FRESH
+                if is_fresh and self._renewed_for == self._token:
                     return False
                 await self._refresh()
             except _FAILURES as error:
-                self._renewed_at = trio.current_time()  # others needn't ask at once
+                self._renewed_at, self._renewed_for = (
+                    trio.current_time(),
+                    self._token,
+                )  # others needn't ask at once
                 self._failed(error)
                 return False
         return True
@@ -347,7 +346,7 @@ class Keeper:
             await self._take(fresh)
         self._is_token_new = False
         self._renewals += 1
-        self._renewed_at = trio.current_time()
+        self._renewed_at, self._renewed_for = trio.current_time(), self._token
         self._earliest = fresh.expiry()
         await self._find_expired()
 
@@ -361,7 +360,7 @@ class Keeper:
         fresh = await self._asked(mirror.fetch_during_update)
         await self._take(fresh)
         await _in_thread(lambda: self._rewrite(fresh, with_missing=False))
-        self._renewed_at = trio.current_time()
+        self._renewed_at, self._renewed_for = trio.current_time(), self._token
         self._renewals += 1
 
     async def _take(self, fresh: signatures.Signatures) -> None:
@@ -405,9 +404,8 @@ class Keeper:
         if put is None:
             return
         now, half = signatures.wall_clock(), self._timing.half
-        is_token_new = self._is_token_new
+        is_token_new, is_wanted = self._is_token_new, self._is_round_wanted
         last = float(self._catalog.about(_ROUND_KEY) or 0)
-        is_wanted = self._is_round_wanted
         is_due_by_time = is_wanted or now - last >= half
         if not is_token_new and not is_due_by_time and self._earliest - half > now:
             return

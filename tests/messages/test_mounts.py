@@ -188,8 +188,8 @@ def test_files_that_are_not_stored(unmounted: KeepfsMount) -> str:
     FailedJournal(unmounted.base / "state").end([About("gone", 3)])
     text = f"""
 from pathlib import Path
-from keepfs.cli import mounting
-mounting._report_unsaved(Path({str(unmounted.path)!r}), Path({str(unmounted.base / "state")!r}))
+from keepfs.cli import unmounting
+unmounting._report_unsaved(Path({str(unmounted.path)!r}), Path({str(unmounted.base / "state")!r}))
 """
     lost = subprocess.run(
         [sys.executable, "-c", text], stderr=subprocess.PIPE, check=False, cwd=SOURCES

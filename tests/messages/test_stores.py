@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs import stores
+from keepfs import renewing_store, stores
 from keepfs.config.options import StoreOptions
 from keepfs.fs.failure_text import failure_text
 from keepfs.keep.caching.disk.disk_cache import DiskCache
@@ -64,9 +64,9 @@ def test_token_renewal_failed(
     options = StoreOptions(token_file=tmp_path / "token")
     with stores.open_client(options) as client:
         (tmp_path / "token").write_text("a\0b")
-        stores.RenewingStore(client, options).renew()
+        renewing_store.RenewingStore(client, options).renew()
         (tmp_path / "token").unlink()
-        assert not stores.RenewingStore(client, options).renew()
+        assert not renewing_store.RenewingStore(client, options).renew()
     return caplog.text
 
 
@@ -81,7 +81,7 @@ def test_token_maybe_refused(
         caplog.at_level(logging.WARNING),
         pytest.raises(KeepRequestError),
     ):
-        stores.RenewingStore(client, options).get_block(KeepLocator(locator))
+        renewing_store.RenewingStore(client, options).get_block(KeepLocator(locator))
     return caplog.text + said(over, "get", locator)
 
 

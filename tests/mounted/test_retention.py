@@ -207,7 +207,7 @@ def test_a_refused_read_does_not_wait_for_an_update_that_hangs(
     wait_until(lambda: xattr(mount.upload / "b", "retained") != "no")
     cluster.api.always(Fault(hold=Stage.BEFORE_STATUS), method="PATCH")
     (mount.upload / "c").write_bytes(b"c")
-    wait_until(lambda: any(entry.method == "PATCH" for entry in cluster.api.log()))
+    cluster.api.wait_held(1, PATIENCE)
     (mount.base / "token").write_text(NEW_TOKEN)
     cluster.api.configure(tokens=(NEW_TOKEN,))
     os.kill(mount.pid(), signal.SIGHUP)
@@ -305,7 +305,8 @@ def test_a_block_in_no_service_makes_its_file_lost_and_it_stays_listed(
     assert "LOST: upload/a: " in mount.log_file.read_text()
     plain = keepfs("uploads", mount.path, env=mount.environment)
     assert plain.stdout.decode().split("\t")[1] == "lost"
-    lost = keepfs("uploads", "--lost", "--json", mount.path, env=mount.environment)
+    words = ("--lost", "--json", "--token-file", mount.base / "token")
+    lost = keepfs("uploads", *words, mount.path, env=mount.environment)
     assert (lost.returncode, json.loads(lost.stdout)["path"]) == (1, "a")
     assert mount.unmount().returncode == 0
     mount.mount()
@@ -326,6 +327,41 @@ def test_without_retention_the_mount_says_when_blocks_go(
     assert "--retain off: what is stored in upload/ is unreadable" in mount.log_file.read_text()
     assert mount.unmount().returncode == 0
     assert cluster.api.collections() == []
+
+
+def test_put_with_another_token_than_that_of_the_files_says_what_to_do(
+    cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
+) -> None:
+    mount = make(cluster, "m", mode="put")
+    mount.mount()
+    (mount.upload / "a").write_bytes(b"abc")
+    assert mount.unmount().returncode == 0
+    mount.mount()
+    wait_until(lambda: xattr(mount.upload / "a", "state") == "stored")
+    assert mount.unmount().returncode == 0
+    assert "another token signed it" not in mount.log_file.read_text()
+    (mount.base / "token").write_text(NEW_TOKEN)
+
+    mount.mount()
+    wait_until(lambda: "another token signed it" in mount.log_file.read_text())
+
+    (said,) = [line for line in mount.logged() if "another token signed it" in line]
+    assert "the signature of upload/a, which ends at " in said
+    assert "Mount once with the former token" in said
+    with pytest.raises(PermissionError):
+        (mount.upload / "a").read_bytes()
+    assert mount.unmount().returncode == 0
+
+    (mount.base / "token").write_text(TEST_TOKEN)
+    mount.mount()
+    (mount.base / "token").write_text(NEW_TOKEN)
+    before = mount.locator(mount.upload / "a")
+    os.kill(mount.pid(), signal.SIGHUP)
+    wait_until(lambda: mount.locator(mount.upload / "a") != before)
+    assert mount.unmount().returncode == 0
+    mount.mount()
+    assert (mount.upload / "a").read_bytes() == b"abc"
+    assert mount.unmount().returncode == 0
 
 
 def test_renew_asks_a_running_mount(

@@ -258,8 +258,9 @@ def test_a_mount_without_memory_for_a_while_lives_on_and_loses_nothing(
     store.go_down()
     fail(over.upload / "kept", b"precious")
     pid = over.pid()
-    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.prlimit(pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+    # Not RLIMIT_AS: malloc's heaps could grow in the address space that they have reserved.
+    data = Path(f"/proc/{pid}/status").read_text().partition("VmData:")[2].split()[0]
+    resource.prlimit(pid, resource.RLIMIT_DATA, (int(data) * 1024, resource.RLIM_INFINITY))
     try:
         writers = [
             subprocess.Popen(
@@ -271,7 +272,7 @@ def test_a_mount_without_memory_for_a_while_lives_on_and_loses_nothing(
         wait_until(lambda: "requests failed; restarting it" in over.log_file.read_text())
     finally:
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
+        resource.prlimit(pid, resource.RLIMIT_DATA, unlimited)
     store.come_back()
 
     for writer in writers:

@@ -36,7 +36,8 @@ import keepfs
 for module in pkgutil.walk_packages(keepfs.__path__, "keepfs."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-import platformdirs.unix, encodings.idna, trio._core._run, logging.handlers
+import concurrent.futures.thread, platformdirs.unix
+import encodings.idna, trio._core._run, logging.handlers
 uid = int(sys.argv.pop(1))
 os.setgroups([]); os.setgid(uid); os.setuid(uid)
 from keepfs.cli import main

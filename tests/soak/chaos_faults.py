@@ -203,11 +203,12 @@ class Faulty:
             limit(pid, ends)
 
     def _limit_memory(self, pid: int, ends: contextlib.ExitStack) -> None:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-        size = pages * os.sysconf("SC_PAGE_SIZE") + _ALLOWANCE
-        hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
+        # Not RLIMIT_AS: malloc's heaps could grow in the address space that they have reserved.
+        data = Path(f"/proc/{pid}/status").read_text().partition("VmData:")[2].split()[0]
+        size = int(data) * 1024 + _ALLOWANCE
+        hard = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
         ends.callback(_lift_memory_limit, pid, hard)
-        resource.prlimit(pid, resource.RLIMIT_AS, (size, hard))
+        resource.prlimit(pid, resource.RLIMIT_DATA, (size, hard))
 
     def _limit_threads(self, pid: int, ends: contextlib.ExitStack) -> None:
         reason = why_no_thread_limit()
@@ -234,7 +235,7 @@ def why_no_thread_limit() -> str | None:
 
 def _lift_memory_limit(pid: int, hard: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_AS, (hard, hard))
+        resource.prlimit(pid, resource.RLIMIT_DATA, (hard, hard))
 
 
 def _lift_thread_limit(group: Path, pid: int) -> None:

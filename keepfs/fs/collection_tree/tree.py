@@ -153,7 +153,7 @@ class CollectionFolder(DirectoryNode):
         inode: Its number, where it is given.
     """
 
-    __slots__ = ("__weakref__", "_children", "_content", "_directory", "_path", "live")
+    __slots__ = ("__weakref__", "_children", "_content", "_directory", "_listed", "_path", "live")
 
     def __init__(self, live: LiveCollection, path: str = "", inode: int | None = None) -> None:
         content = _content_of(live)
@@ -162,6 +162,7 @@ class CollectionFolder(DirectoryNode):
         self._path = path
         self._content: LoadedCollection | None = None
         self._directory: Directory | None = None
+        self._listed: _EntryNames | None = None
         # The kernel's hold on a node is what keeps it here.
         self._children: WeakValueDictionary[str, Node] = WeakValueDictionary()
 
@@ -204,12 +205,18 @@ class CollectionFolder(DirectoryNode):
     def names(self) -> Iterable[str]:
         """Return the names of the entries, as they are now."""
         directory = self._now()
-        return () if directory is None else _EntryNames(directory)
+        self._listed = None if directory is None else _EntryNames(directory)
+        return () if self._listed is None else self._listed
 
     def entry_nowait(self, name: str) -> Node | None:
         """Return an entry, or None."""
         directory = self._now()
-        entry = None if directory is None else directory.lookup(name)
+        listed = self._listed
+        entry: Directory | File | None
+        if listed is not None and listed.directory is directory and name == listed.last_name:
+            entry = listed.last  # a listing asks for the name that it was just given
+        else:
+            entry = None if directory is None else directory.lookup(name)
         content = self._content
         if entry is None or content is None or len(os.fsencode(name)) > _MAX_NAME:
             return None
@@ -259,10 +266,13 @@ class _EntryNames(Sequence[str]):
     """The names of a folder's entries, by number; each is made on its first use."""
 
     def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+        self.directory = directory
+        #: The entry whose name was returned last.
+        self.last: Directory | File | None = None
+        self.last_name: str | None = None
 
     def __len__(self) -> int:
-        return len(self._directory)
+        return len(self.directory)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -271,10 +281,12 @@ class _EntryNames(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        return self._directory.entry(index).name
+        self.last = self.directory.entry(index)
+        self.last_name = self.last.name
+        return self.last_name
 
     def __iter__(self) -> Iterator[str]:
-        return (entry.name for entry in self._directory.entries())
+        return (entry.name for entry in self.directory.entries())
 
 
 def _content_of(live: LiveCollection) -> LoadedCollection:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from keepfs import stores
 from keepfs.cli import clients, reporting
 from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
+from keepfs.cli.warming import locators_of
+from keepfs.collection_sources import collections_of
 from keepfs.config.options import format_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.disk_cache import default_directory
@@ -26,16 +29,20 @@ _PATIENCE = 600.0
 
 
 @click.command("warm")
-@click.argument("locators", nargs=-1, metavar="[LOCATOR]...")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--from",
     "listed",
     type=click.File(errors="surrogateescape"),
-    help="Take the locators in this file too, such as a manifest; - is standard input.",
+    help="Take the sources in this file too, or a manifest; - is standard input.",
 )
 @store_settings
-def warm_command(store: StoreOptions, locators: tuple[str, ...], listed: TextIO | None) -> None:
-    """Fetch blocks into the disk cache, ahead of a job. Give --disk-cache."""
+def warm_command(store: StoreOptions, sources: tuple[str, ...], listed: TextIO | None) -> None:
+    """Fetch blocks into the disk cache, ahead of a job. Give --disk-cache.
+
+    A SOURCE is a locator, a collection's uuid or portable data hash, or a file or folder in a
+    mount, whose blocks are fetched with the settings of this command.
+    """
     if not store.disk_cache:
         raise click.UsageError(
             of_commands.OPTIONS_CONFLICT(
@@ -43,10 +50,12 @@ def warm_command(store: StoreOptions, locators: tuple[str, ...], listed: TextIO 
             )
         )
     failed = clients.Failures()
-    texts = [*locators, *(_locators_of(listed) if listed else ())]
-    if not texts:
+    named = [*sources, *(_locators_of(listed) if listed else ())]
+    if not named:
         raise click.UsageError(
-            of_commands.USAGE(text="give locators, or a file that has some with --from")
+            of_commands.USAGE(
+                text="give locators, collections or paths, or a file of them with --from"
+            )
         )
     with clients.command_client(store) as client:
         disk = client.block_cache.disk
@@ -58,7 +67,11 @@ def warm_command(store: StoreOptions, locators: tuple[str, ...], listed: TextIO 
                 if block and not disk.has(locator.md5sum):
                     disk.add(locator.md5sum, block, timeout=_PATIENCE)
 
-        found = dict.fromkeys(clients.locators_in(texts, failed))
+        renewing = stores.RenewingStore(client, store)
+        with collections_of(store, client, renewing) as collections:
+            get = None if collections is None else collections.get
+            texts = [text for each in named for text in locators_of(each, get, failed)]
+        found = dict.fromkeys(clients.locators_in(texts, failed)) if texts else {}
         for locator, _ in clients.side_by_side(warm, found):
             del locator
         disk.flush(_PATIENCE)

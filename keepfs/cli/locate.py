@@ -47,7 +47,7 @@ def locate_command(
     for name in files:
         with failed.noted():
             clients.check_name(name, null=null)
-            clients.print_line(f"{_locator_of(name)}\t{name}", null=null)
+            clients.print_line(f"{locator_of(name)}\t{name}", null=null)
     failed.exit()
 
 
@@ -71,7 +71,13 @@ def _write_list(path: Path, output: Path, *, is_manifest: bool) -> None:
             file.writelines(pieces)
 
 
-def _locator_of(name: str) -> str:
+def locator_of(name: str) -> str:
+    """Return the locators of a file in a mount, joined by commas. Waits for the mount.
+
+    Raises:
+        click.ClickException: It isn't in a mount, not stored yet, or its list is too long.
+        OSError: It can't be asked.
+    """
     device = os.stat(name).st_dev  # noqa: PTH116 - a name may be undecodable in this locale
     # On other file systems the attributes may be copies that do not match the bytes.
     if mountpoint.kind_of_device(device) != mountpoint.FILE_SYSTEM_TYPE:

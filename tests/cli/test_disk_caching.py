@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from keepfs.cli import keepfs
+from keepfs.collections.local_collections import LocalCollections
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,25 @@ def test_blocks_are_warmed_verified_and_cleared(store: Path, tmp_path: Path) -> 
     assert f"damaged, removed: {names[0][:32]}" in text
     assert "2 blocks" in run("cache", "clear", *directory)[1]
     assert "0 blocks" in run("cache", "stat", *directory)[1]
+
+
+def test_a_collection_is_warmed_by_its_hash(store: Path, tmp_path: Path) -> None:
+    names = [put(store, bytes([number]) * 1000) for number in range(3)]
+    record = LocalCollections(store).put(f". {names[1]} {names[2]} 0:2000:file\n")
+    words = ("--local-store", str(store), "--disk-cache", "1MiB")
+    directory = ("--disk-cache-dir", str(tmp_path / "cache"))
+
+    # A name of a block has the form of a collection's hash.
+    assert run("warm", *words, *directory, record.portable_data_hash, names[0]) == (0, "")
+
+    assert "3 blocks" in run("cache", *directory)[1]
+    code, text = run("warm", *words, *directory, "zzzzz-4zz18-000000000000000")
+    assert code == 1
+    assert "zzzzz-4zz18-000000000000000" in text
+    code, text = run("warm", *words, *directory, str(store), names[1])
+    assert code == 1
+    assert "isn't in a keepfs mount" in text
+    assert run("warm", *words, *directory, "neither")[0] == 2
 
 
 def test_what_cannot_be_warmed_is_an_error(store: Path, tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def test_a_second_mount_reads_from_the_disk_at_random_and_in_order(tmp_path: Pat
             if run == 0:
                 (mount.store / md5sum).write_bytes(block)
                 assert (mount.path / "by_id" / name).read_bytes() == block
+                warm = ("warm", "--local-store", mount.store, "--disk-cache", "1GiB")
+                folder = ("--disk-cache-dir", tmp_path / "warmed")
+                (mount.upload / "folder").mkdir()
+                (mount.upload / "folder" / "file").write_bytes(b"of a file")
+                warmed = keepfs(*warm, *folder, mount.upload, env=mount.environment)
+                assert warmed.returncode == 0, warmed
+                assert len(list((tmp_path / "warmed").rglob("?" * 32))) == 1
                 continue
             # The name is known to this mount's store, which has other bytes by now.
             (mount.store / md5sum).write_bytes(bytes(len(block)))

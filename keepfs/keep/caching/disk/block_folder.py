@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import re
 import stat
 import threading
@@ -210,6 +211,21 @@ class BlockFolder:
         """Yield the files of blocks, reading one folder at a time."""
         for name in self._fan_out():
             yield from self._files_in(name)
+
+    def sample(self, least: int) -> tuple[list[CachedFile], float]:
+        """Return the files of random folders, and the part of all folders that these are.
+
+        Args:
+            least: Files after which no further folder is read; with fewer, all are returned.
+        """
+        names = self._fan_out()
+        random.shuffle(names)
+        found: list[CachedFile] = []
+        for number, name in enumerate(names, 1):
+            found += self._files_in(name)
+            if len(found) >= least:
+                return found, number / len(names)
+        return found, 1.0
 
     def _fan_out(self) -> list[str]:
         with os.scandir(self._root) as entries:

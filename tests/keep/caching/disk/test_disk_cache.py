@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep.caching.disk.block_folder import CachedFile
+from keepfs.keep.caching.disk import disk_cache as disk_cache_module
+from keepfs.keep.caching.disk.block_folder import BlockFolder, CachedFile
 from keepfs.keep.caching.disk.disk_cache import DiskCache, expected_wait
 from tests.keep.caching.disk.test_block_folder import block_of
 from tests.soak import disk_cache
@@ -46,6 +47,35 @@ def test_the_budget_is_kept_by_two_processes_together(tmp_path: Path) -> None:
     assert one.statistics().evictions + two.statistics().evictions >= 28
     one.close()
     two.close()
+
+
+def test_a_large_cache_is_evicted_by_samples_within_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[int] = []
+    sample = BlockFolder.sample
+
+    def observed(self: BlockFolder, least: int) -> tuple[list[CachedFile], float]:
+        found = sample(self, least)
+        listed.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(disk_cache_module, "_SAMPLE", 50)
+    monkeypatch.setattr(BlockFolder, "sample", observed)
+    cache = DiskCache(tmp_path, 200 * 1300, least_free=0)
+    names = []
+    for number in range(600):
+        md5sum, block = block_of(1200, number)
+        cache.add(md5sum, block, timeout=10)
+        cache.flush()
+        names.append(md5sum)
+
+    assert max(listed) <= 60  # never the whole cache
+    there = sum(cache.has(name) for name in names)
+    assert 100 < there < 300  # the sample estimates the total
+    assert cache.has(names[-1])
+    assert cache.statistics().evictions == 600 - there
+    cache.close()
 
 
 def test_a_block_that_was_read_again_stays() -> None:

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.config.arvados import load_settings
 from keepfs.keep.caching.cache import KEPT_FOR_READER
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
+from keepfs.keep.services.tokens import TokenStatistics
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.config.options import StoreOptions
-    from keepfs.keep.caching.cache import CacheStatistics
+    from keepfs.keep.caching.cache import KeepBlockCache
     from keepfs.keep.counters import Counters
     from keepfs.keep.store import Receipt
 
@@ -32,19 +33,6 @@ _T = TypeVar("_T")
 _COMPLAINT_INTERVAL = 60.0
 #: Tokens that are remembered, in memory only, after others have replaced them.
 _MOST_FORMER = 3
-
-
-class TokenStatistics(NamedTuple):
-    """The state of the token, without the token.
-
-    Attributes:
-        read_at: When it was read, on the monotonic clock, in seconds.
-        refused_at: When a request was last refused that a new token did not help; None if
-            none was. A locator's signature may have been the cause.
-    """
-
-    read_at: float
-    refused_at: float | None
 
 
 class RenewingStore:
@@ -73,9 +61,10 @@ class RenewingStore:
             return None
         return TokenStatistics(self._token_read, self._token_refused)
 
-    def cache_statistics(self) -> CacheStatistics:
-        """Return the state of the cache. For any thread."""
-        return self._client.block_cache.statistics()
+    @property
+    def block_cache(self) -> KeepBlockCache:
+        """The cache of the client, with its disk tier. For any thread."""
+        return self._client.block_cache
 
     @property
     def counters(self) -> Counters:
@@ -144,6 +133,10 @@ class RenewingStore:
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block from the cache without waiting, else None."""
         return self._client.cached_block(locator, keep_for)
+
+    def release(self, locator: KeepLocator) -> None:
+        """End the effect of `keep_for` on a cached block."""
+        self._client.release(locator)
 
     def has_disk_cache(self) -> bool:
         """Return whether parts of blocks may be on the disk. Doesn't wait."""

@@ -28,6 +28,7 @@ SHIPPED_FILES = (
     "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "SEMANTICS.md",
     "pyproject.toml",
     ".pre-commit-config.yaml",

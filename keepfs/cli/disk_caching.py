@@ -14,6 +14,7 @@ from keepfs.config.options import format_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.disk_cache import default_directory
 from keepfs.keep.locator import KeepLocator
+from keepfs.messages import of_commands, of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,15 +37,20 @@ _PATIENCE = 600.0
 def warm_command(store: StoreOptions, locators: tuple[str, ...], listed: TextIO | None) -> None:
     """Fetch blocks into the disk cache, ahead of a job. Give --disk-cache."""
     if not store.disk_cache:
-        raise click.UsageError("the disk cache is off; give its size with --disk-cache")
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(
+                text="the disk cache is off; give its size with --disk-cache"
+            )
+        )
     failed = clients.Failures()
     texts = [*locators, *(_locators_of(listed) if listed else ())]
     if not texts:
-        raise click.UsageError("give locators, or a file that has some with --from")
+        raise click.UsageError(
+            of_commands.USAGE(text="give locators, or a file that has some with --from")
+        )
     with clients.command_client(store) as client:
         disk = client.block_cache.disk
-        if disk is None:
-            raise click.ClickException("the disk cache can't be used")
+        assert disk is not None  # noqa: S101 - the options turn it on
 
         def warm(locator: KeepLocator) -> None:
             with failed.noted():
@@ -60,7 +66,9 @@ def warm_command(store: StoreOptions, locators: tuple[str, ...], listed: TextIO 
         missing = sum(1 for it in found if it.size != 0 and not disk.has(it.md5sum))
         if missing:
             reason = counted.problem or "they don't fit the budget, or the disk's free space"
-            failed.note(f"{missing} of {len(found)} blocks aren't in the disk cache: {reason}")
+            failed.note(
+                of_stores.DISK_CACHE_INCOMPLETE(missing=missing, count=len(found), reason=reason)
+            )
     failed.exit()
 
 
@@ -80,7 +88,9 @@ def cache_command(action: str, disk_cache_dir: Path | None) -> None:
     try:
         directory = absolute(disk_cache_dir) if disk_cache_dir else default_directory()
     except RuntimeError as error:
-        raise click.UsageError("there is no home directory; give --disk-cache-dir") from error
+        raise click.UsageError(
+            of_commands.USAGE(text="there is no home directory; give --disk-cache-dir")
+        ) from error
     damaged: list[str] = []
     with reporting.in_one_line(), contextlib.closing(_open(directory, damaged)) as folder:
         count = total = 0
@@ -91,6 +101,8 @@ def cache_command(action: str, disk_cache_dir: Path | None) -> None:
                 continue
             count += 1
             total += file.length
+        if action == "clear":
+            folder.remove_names()
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
         clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
         for each in damaged:

@@ -215,6 +215,7 @@ def _lines(each: MountStatus) -> Iterator[str]:
             f"  cache      {tier}: {_bytes(cache['size'])} of {_bytes(cache['capacity'])},"
             f" {cache['blocks']} blocks, {share}, {cache['refetched']} fetched again"
         )
+    yield from _disk_cache_lines(it.get("disk_cache"))
     blocks = it["blocks"]
     yield (
         f"  blocks     received {_bytes(blocks['received'])}, sent {_bytes(blocks['sent'])},"
@@ -296,3 +297,14 @@ def _bytes(number: int) -> str:
 
 def _when(seconds: float) -> str:
     return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _disk_cache_lines(it: dict[str, Any] | None) -> Iterator[str]:
+    if it is None:
+        return
+    yield (
+        f"  disk cache {it['directory']}: read {_bytes(it['read'])}, wrote {it['added']} blocks,"
+        f" {it['skipped']} skipped, {it['evictions']} evicted, {it['damaged']} damaged"
+    )
+    if it["problem"]:
+        yield f"  disk cache can't be used, blocks come from the services: {it['problem']}"

@@ -74,6 +74,11 @@ class Manifest:
         return len(self._tables.directories)
 
     @property
+    def memory_size(self) -> int:
+        """Bytes of memory that it takes, estimated. Takes the same time for any manifest."""
+        return self._tables.memory_size
+
+    @property
     def root(self) -> Directory:
         """The directory that everything is in."""
         return Directory(self._tables, 0)

@@ -8,6 +8,7 @@ found by bisection.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ class Names:
 
     def __getitem__(self, number: int) -> bytes:
         return bytes(self._text[self._ends[number] : self._ends[number + 1]])
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of memory, estimated."""
+        return len(self._text) + self._ends.itemsize * len(self._ends)
 
     def append(self, name: bytes) -> None:
         """Add a string; its number is the count of those before it."""
@@ -109,6 +115,19 @@ class Tables:
     last_files: array[int]
     segments: Segments
     blocks: Blocks
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of memory, estimated without a pass: all locators count as long as the first."""
+        columns = (
+            *(self.parents, self.children, self.first_files, self.last_files),
+            *(self.segments.firsts, self.segments.starts, self.segments.ends),
+            *(self.blocks.sizes, self.blocks.starts, self.blocks.pieces),
+        )
+        locators = self.blocks.locators
+        of_locators = len(locators) * (sys.getsizeof(locators[0]) + 8) if locators else 0
+        packed = sum(each.itemsize * len(each) for each in columns)
+        return self.directories.memory_size + self.files.memory_size + packed + of_locators
 
     def ranges(self, file: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield where the bytes `start` to `stop - 1` of a file are.

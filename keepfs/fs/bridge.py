@@ -64,6 +64,9 @@ class BlockStore(Protocol):
         `keep_for`: seconds for which the caller expects to go on reading it.
         """
 
+    def release(self, locator: KeepLocator) -> None:
+        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+
     def has_disk_cache(self) -> bool:
         """Return whether parts of blocks may be on the disk, without waiting."""
 
@@ -223,6 +226,10 @@ class AsyncBlocks:
             return False
         self._get(locator)
         return True
+
+    def release(self, locator: KeepLocator) -> None:
+        """Let a block be evicted like any other: the reader that it was kept for has gone on."""
+        self._store.release(locator)
 
     def lookup_wait(self, most: float) -> float:
         """Return the seconds a lookup should wait, from usual answer times; `most` at most."""

@@ -1,6 +1,8 @@
 """BlockReader: reads of a file of several blocks, with read-ahead.
 
-Sequential readers get read-ahead; random readers do not.
+Sequential readers get read-ahead; random readers do not. If the kernel has most pages of
+the file, only the reads of the others arrive here: a sequential reader is then recognized
+by the blocks that it reads from, one after the other.
 For the trio thread only.
 """
 
@@ -27,6 +29,8 @@ _SLACK = 4 * 1024 * 1024
 _PROOF = 2 * 1024 * 1024
 #: Seconds for which a block is kept before that: some programs read only heads of files.
 _UNPROVEN_PATIENCE = 0.1
+#: Consecutive blocks, of which any part was read, that make a sequential reader.
+_RUN = 3
 #: Most read positions recorded for one file, for concurrent readers.
 _MOST_PLACES = 64
 
@@ -49,6 +53,12 @@ class BlockReader:
         self._ends: OrderedDict[int, int] = OrderedDict()
         #: The block whose read-ahead was started last.
         self._fetched_ahead_of = -1
+        # The block entered last, and the number of consecutive blocks up to it.
+        self._current = self._run = -1
+        # Blocks that the cache keeps for readers of this file, as far as known; and those
+        # of them that were fetched ahead and not read yet.
+        self._kept: OrderedDict[int, KeepLocator] = OrderedDict()
+        self._unread: set[int] = set()
 
     async def read(
         self, number: int, locator: KeepLocator, size: int, begin: int, end: int
@@ -65,14 +75,19 @@ class BlockReader:
         Raises:
             KeepReadError: It couldn't be read, or has another size.
         """
+        if number != self._current:
+            self._enter(number)
         in_order = self._is_in_order(number, begin, end)
-        patience = PATIENCE if self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
+        patience = PATIENCE if in_order and self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
         if not in_order:
             part = await self._blocks.get_part(locator, begin, end, size)
             if part is not None:
                 return part
+            in_order = self._run >= _RUN
         if in_order and self._fetched_ahead_of != number:
             self._fetch_ahead(number)
+        if in_order:
+            self._keep(number, locator, is_read=True)
         block = await self._blocks.get(locator, patience if in_order and end < size else 0.0)
         if len(block) != size:  # fewer bytes would mean the end of the file
             raise KeepReadError(
@@ -80,6 +95,37 @@ class BlockReader:
                 cause=Cause.CORRUPT,
             )
         return block[begin:end]
+
+    def _enter(self, number: int) -> None:
+        """Note the first read of a block, and release the blocks that its reader has left.
+
+        The block before it and that of the last read are kept: reads of their ends may
+        arrive later. So are the blocks of other readers, unless this one is new.
+        """
+        if number in self._kept and number not in self._unread:
+            return  # readers take turns
+        previous, self._current = self._current, number
+        self._run = self._run + 1 if number == previous + 1 else 1
+        if number in self._kept:
+            passed = [*range(number - 1 - _DEPTH, number - 1)]
+        else:  # the kernel had what was fetched ahead, or this is another reader
+            ahead = range(number - 1, number + 1 + _DEPTH)
+            passed = [each for each in self._unread if each not in ahead]
+        for each in passed:
+            locator = self._kept.pop(each, None) if each != previous else None
+            self._unread.discard(each)
+            if locator is not None:
+                self._blocks.release(locator)
+
+    def _keep(self, number: int, locator: KeepLocator, *, is_read: bool) -> None:
+        if is_read:
+            self._unread.discard(number)
+        elif number not in self._kept:
+            self._unread.add(number)
+        self._kept[number] = locator
+        self._kept.move_to_end(number)
+        if len(self._kept) > _MOST_PLACES:
+            self._unread.discard(self._kept.popitem(last=False)[0])
 
     def _is_in_order(self, number: int, begin: int, end: int) -> bool:
         last = self._ends.get(number, 0) if begin else 0  # a read at 0 is sequential
@@ -94,4 +140,6 @@ class BlockReader:
             locator = self._locator_at(ahead)
             if locator is not None and not self._blocks.fetch_ahead(locator):
                 return  # no memory now; the next read retries
+            if locator is not None:
+                self._keep(ahead, locator, is_read=False)
         self._fetched_ahead_of = number

@@ -14,7 +14,9 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from keepfs.keep.background import Background, BusyError
-from keepfs.keep.caching.cache import KeepBlockCache
+from keepfs.keep.caching.cache import KeepBlockCache, given_or_new
+from keepfs.keep.caching.disk.accepted_names import record_of
+from keepfs.keep.caching.disk.through_disk import fetch_through
 from keepfs.keep.caching.grants import Grants
 from keepfs.keep.counters import Counters
 from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
@@ -79,7 +81,7 @@ class BlockClient:
         signs: bool = True,
     ) -> None:
         self.num_retries = num_retries
-        self.block_cache = _given_or_new(block_cache)
+        self.block_cache = given_or_new(block_cache)
         self.total_timeout = DEFAULT_TOTAL_TIMEOUT
         self.backoff = Backoff()
         self.counters = counters or Counters()
@@ -87,7 +89,7 @@ class BlockClient:
         self._background = Background(_MOST_BACKGROUND)
         self._asking = Background(_MOST_ASKING)
         names = max(_LEAST_NAMES, self.block_cache.cache_max // _CACHE_PER_NAME)
-        self._grants = Grants(names, are_needed=signs)
+        self._grants = Grants(names, are_needed=signs, on_refusal=self._forget)
         self._signs = signs
         self._answer_times = AnswerTimes()
         self._sources = Sources()
@@ -131,6 +133,10 @@ class BlockClient:
             return None
         block = self.block_cache.get_nowait(locator.md5sum, keep_for)
         return None if block is None else _of_hinted_size(locator, block)
+
+    def release(self, locator: KeepLocator) -> None:
+        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+        self.block_cache.release(locator.md5sum)
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes could be fetched without waiting for others."""
@@ -183,8 +189,8 @@ class BlockClient:
             )
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)
-        if not fetched and not self._grants.allows(locator):
-            self._find(locator, call)  # the block came under another name
+        if not fetched:
+            self._ensure_granted(locator, call)  # the block may have come under another name
         return _of_hinted_size(locator, block)
 
     def has_disk_cache(self) -> bool:
@@ -215,6 +221,11 @@ class BlockClient:
             self.counters.gets.add(1)
             self.counters.hits.add(1)
         return part
+
+    def trust_signed(self, manifest: bytes) -> None:
+        """Accept the names of a manifest that the API server has signed, for the disk cache."""
+        if self.block_cache.disk is not None:
+            self._grants.signed(manifest)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.
@@ -378,19 +389,35 @@ class BlockClient:
         disk = self.block_cache.disk
         if disk is None:
             return self._receive(locator, call, pool)
-        if disk.has(locator.md5sum):
-            self._ensure_granted(locator, call)
-            block = disk.read(locator.md5sum, lambda size: self._allocate(locator, size, pool))
-            if block is not None:
-                return block
-        block = self._receive(locator, call, pool)
-        disk.add(locator.md5sum, block)
-        return block
+        return fetch_through(
+            disk,
+            locator.md5sum,
+            record_of(locator, self._token()),
+            call.remaining(),
+            lambda: self._ensure_granted(locator, call),
+            lambda size: self._allocate(locator, size, pool),
+            lambda: self._receive(locator, call, pool),
+        )
 
     def _ensure_granted(self, locator: KeepLocator, call: CallOptions) -> None:
-        """Ask the services about a name that they have not accepted yet."""
+        """Ask the services about a name that they have not accepted, in any process."""
         if not self._grants.allows(locator):
+            disk, record = self.block_cache.disk, record_of(locator, self._token())
+            if disk is not None and disk.accepts(locator.md5sum, record):
+                self._grants.received(locator)
+                return
             self._find(locator, call)
+            if disk is not None:
+                disk.note_accepted(locator.md5sum, record)
+
+    def _forget(self, refused: KeepLocator) -> None:
+        if self.block_cache.disk is not None:
+            record = record_of(refused, self._token())
+            self.block_cache.disk.note_refused(refused.md5sum, record)
+
+    def _token(self) -> str:
+        """Return the token that signatures are made for; empty if there is none."""
+        return ""
 
     def _allocate(self, locator: KeepLocator, size: int, pool: BufferPool | None) -> Allocation:
         self.block_cache.announce(locator, size)
@@ -417,16 +444,6 @@ class BlockClient:
             answered()
         self._grants.answered(locator)
         return size
-
-
-def _given_or_new(given: object) -> KeepBlockCache:
-    """Return the cache that was given, or a new one."""
-    if given is None:
-        return KeepBlockCache()
-    if isinstance(given, KeepBlockCache):
-        return given
-    kind = f"{type(given).__module__}.{type(given).__qualname__}"
-    raise TypeError(f"block_cache is a {kind}: give a keepfs.keep.KeepBlockCache")
 
 
 def _is_empty(locator: KeepLocator) -> bool:

@@ -139,6 +139,9 @@ class KeepClient(ClientAttributes, ViewClient):
         if isinstance(self._api_client, ApiClient):
             self._api_client.api_token = self.api_token
 
+    def _token(self) -> str:
+        return self.api_token
+
     # --- services ---------------------------------------------------------
 
     def _any_nondisk_services(self, service_list: Iterable[Mapping[str, Any]]) -> bool:

@@ -73,6 +73,27 @@ LOCAL_STORE_FAILED = Message(
     "The directory can't be created, or not be read by this user.",
     "Correct its permissions, or give another --local-store.",
 )
+DISK_CACHE_FAILED = Message(
+    "disk-cache-failed",
+    "the disk cache in {directory} can't be used, blocks come from the services: {reason}",
+    "The disk is full, read-only or failing, the directory isn't this user's alone, or there is a"
+    " symbolic link in its place. Nothing but speed is lost.",
+    "Correct what the message names, or give another --disk-cache-dir. A running mount tries"
+    " again each minute.",
+)
+DISK_CACHE_DAMAGED = Message(
+    "disk-cache-damaged",
+    "the cached block {md5sum} was damaged and is fetched again: {reason}",
+    "A file of the disk cache was changed, or the disk returned other bytes than were written.",
+    "Nothing: the file was removed, and the block comes from the services. If it happens often,"
+    " check the disk, and all other data on it.",
+)
+DISK_CACHE_INCOMPLETE = Message(
+    "disk-cache-incomplete",
+    "{missing} of {count} blocks aren't in the disk cache: {reason}",
+    "keepfs warm fetched the blocks, and the disk cache did not take all of them.",
+    "Raise --disk-cache, or make room on the disk: a tenth of it, and at least 5 GiB, stay free.",
+)
 NEEDS_API_SERVER = Message(
     "needs-api-server",
     "{what}: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment or in"

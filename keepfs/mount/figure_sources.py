@@ -19,6 +19,7 @@ from keepfs.fs.upload.storing import StoringFile
 from keepfs.mount.figures import (
     BlockFigures,
     CacheFigures,
+    DiskCacheFigures,
     FailedFigures,
     MountFigures,
     OperationFigures,
@@ -32,13 +33,14 @@ from keepfs.mount.figures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from keepfs.fs.operations import Operations
     from keepfs.fs.requests import RequestInProgress, Requests
     from keepfs.fs.upload.failed import FailedFiles
     from keepfs.fs.upload.staging import Staging
     from keepfs.keep.caching.cache import CacheStatistics
+    from keepfs.keep.caching.disk.disk_cache import DiskStatistics
     from keepfs.mount.watchdog import Watchdog
     from keepfs.renewing_store import RenewingStore
     from keepfs.retention.kept import KeeperStatistics
@@ -62,7 +64,6 @@ class FigureSources:
         retention: Returns the state of retention.
         watchdog: Watches the event loop; samples what only the trio thread may ask.
         is_draining: Returns whether the mount ends.
-        caches: Further tiers of the cache, by name, below `memory`.
         started_ns: When the mount started, in nanoseconds since 1970.
         started: The same on the monotonic clock, in seconds.
     """
@@ -77,7 +78,6 @@ class FigureSources:
     retention: Callable[[], KeeperStatistics]
     watchdog: Watchdog
     is_draining: Callable[[], bool]
-    caches: Mapping[str, Callable[[], CacheStatistics]] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
 
@@ -86,6 +86,13 @@ class FigureSources:
         waiting = self._waiting()
         oldest = max((it.oldest for it in waiting.values()), key=lambda it: it.age, default=None)
         counters = self.store.counters
+        disk = self.store.block_cache.disk
+        tiers = {"memory": _tier(self.store.block_cache.statistics())}
+        more = None
+        if disk is not None:
+            counted = disk.statistics()
+            tiers["disk"] = _disk_tier(counted)
+            more = _disk_cache(str(disk.directory), counted)
         return MountFigures(
             version=__version__,
             mountpoint=self.mountpoint,
@@ -106,10 +113,8 @@ class FigureSources:
                 )
                 for kind, each in self.requests.operations().items()
             },
-            cache={
-                name: _tier(read())
-                for name, read in {"memory": self.store.cache_statistics, **self.caches}.items()
-            },
+            cache=tiers,
+            disk_cache=more,
             blocks=BlockFigures(
                 counters.gets.get(),
                 counters.puts.get(),
@@ -213,6 +218,32 @@ def _tier(cache: CacheStatistics) -> CacheFigures:
         cache.misses,
         cache.joined,
         cache.refetched,
+    )
+
+
+def _disk_tier(disk: DiskStatistics) -> CacheFigures:
+    return CacheFigures(
+        size=disk.currsize,
+        capacity=disk.maxsize,
+        in_flight=0,
+        blocks=disk.blocks,
+        hits=disk.hits,
+        misses=disk.misses,
+        joined=disk.joined,
+        refetched=0,
+    )
+
+
+def _disk_cache(directory: str, disk: DiskStatistics) -> DiskCacheFigures:
+    return DiskCacheFigures(
+        directory,
+        disk.hit_bytes,
+        disk.added,
+        disk.added_bytes,
+        disk.skipped,
+        disk.evictions,
+        disk.damaged,
+        disk.problem,
     )
 
 

@@ -62,10 +62,11 @@ class CacheFigures:
     """One tier of the block cache.
 
     Attributes:
-        size: Bytes of cached blocks.
+        size: Bytes of cached blocks. On the disk: of the files of all processes, as this
+            mount last listed them, and of those it added since; 0 before it first lists.
         capacity: Most bytes, blocks being fetched included.
         in_flight: Bytes reserved for blocks being fetched.
-        blocks: Number of cached blocks.
+        blocks: Number of cached blocks; on the disk as for `size`.
         hits: Calls that found their block.
         misses: Calls that did not.
         joined: Calls that waited for another call's fetch.
@@ -80,6 +81,31 @@ class CacheFigures:
     misses: int
     joined: int
     refetched: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCacheFigures:
+    """What a mount does with the disk cache, beside the figures of the tier `disk`.
+
+    Attributes:
+        directory: Its path.
+        read: Bytes of blocks and parts read from it, all verified.
+        added: Blocks written by this mount.
+        written: Bytes of their files.
+        skipped: Blocks not written: the disk was slower than the services, full, or failed.
+        evictions: Blocks that this mount evicted.
+        damaged: Files that this mount threw out because they were damaged.
+        problem: Why the disk can't be used at the moment; empty if it can.
+    """
+
+    directory: str
+    read: int
+    added: int
+    written: int
+    skipped: int
+    evictions: int
+    damaged: int
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +260,8 @@ class MountFigures:
         requests: Requests that are not answered yet, by kind.
         oldest: The oldest of them; null without any.
         operations: Answered requests, by kind.
-        cache: The tiers of the block cache, by name.
+        cache: The tiers of the block cache, by name: `memory`, and `disk` if there is one.
+        disk_cache: More about the disk cache; null if it is off.
         blocks: Calls for blocks.
         uploads: What is not stored.
         retention: How stored files are kept.
@@ -254,6 +281,7 @@ class MountFigures:
     oldest: RequestFigures | None
     operations: dict[str, OperationFigures]
     cache: dict[str, CacheFigures]
+    disk_cache: DiskCacheFigures | None
     blocks: BlockFigures
     uploads: UploadFigures
     retention: RetentionFigures

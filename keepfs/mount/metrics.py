@@ -103,6 +103,10 @@ def _caches(field: str) -> Callable[[MountFigures], _Samples]:
     ]
 
 
+def _disk_cache(field: str) -> Callable[[MountFigures], _Samples]:
+    return _one(lambda it: None if it.disk_cache is None else getattr(it.disk_cache, field))
+
+
 def _services(field: str) -> Callable[[MountFigures], _Samples]:
     return lambda figures: [((each.root,), getattr(each, field)) for each in figures.services]
 
@@ -209,33 +213,34 @@ METRICS = tuple(
             _caches("in_flight"),
         ),
         ("keepfs_cache_blocks", _G, "Cached blocks.", _TIER, _caches("blocks")),
-        (
-            "keepfs_cache_hits_total",
-            _C,
-            "Calls that found their block.",
-            _TIER,
-            _caches("hits"),
+        *(
+            (f"keepfs_cache_{each}_total", _C, text, _TIER, _caches(each))
+            for each, text in (
+                ("hits", "Calls that found their block."),
+                ("misses", "Calls that did not find their block."),
+                ("joined", "Calls that waited for another call's fetch."),
+                (
+                    "refetched",
+                    "Misses of blocks that had been evicted: a larger cache would have had them.",
+                ),
+            )
+        ),
+        *(
+            (f"keepfs_disk_cache_{each}_total", _C, text, (), _disk_cache(each.split("_")[0]))
+            for each, text in (
+                ("read_bytes", "Bytes read from the disk cache, all verified."),
+                ("written_bytes", "Bytes of files that this mount wrote to the disk cache."),
+                ("skipped", "Blocks not written: the disk was too slow, full, or failed."),
+                ("evictions", "Blocks that this mount evicted from the disk cache."),
+                ("damaged", "Damaged files that this mount removed from the disk cache."),
+            )
         ),
         (
-            "keepfs_cache_misses_total",
-            _C,
-            "Calls that did not find their block.",
-            _TIER,
-            _caches("misses"),
-        ),
-        (
-            "keepfs_cache_joined_total",
-            _C,
-            "Calls that waited for another call's fetch.",
-            _TIER,
-            _caches("joined"),
-        ),
-        (
-            "keepfs_cache_refetched_total",
-            _C,
-            "Misses of blocks that had been evicted: a larger cache would have had them.",
-            _TIER,
-            _caches("refetched"),
+            "keepfs_disk_cache_failing",
+            _G,
+            "1 while the disk of the disk cache can't be used, else 0.",
+            (),
+            _one(lambda it: None if it.disk_cache is None else bool(it.disk_cache.problem)),
         ),
         (
             "keepfs_block_gets_total",

@@ -16,6 +16,7 @@ from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.keep.retry import Backoff
 from keepfs.messages import of_mounts, of_stores
+from keepfs.retention import losses
 from keepfs.retention.keeper import Keeper
 from keepfs.retention.kept import Mode
 from keepfs.retention.ledger import KEY, Ledger
@@ -149,7 +150,10 @@ class Keeping:
     async def run(self) -> None:
         """Keep what is stored; runs until cancelled."""
         try:
-            await self._keeper.run()
+            async with trio.open_nursery() as nursery:
+                if self._keeper.mode is Mode.PUT:
+                    nursery.start_soon(self._warn_of_former_token)
+                await self._keeper.run()
         finally:
             self._put.stop()
 
@@ -178,6 +182,17 @@ class Keeping:
                 nursery.cancel_scope.cancel()
         except Exception:  # noqa: BLE001 - the remaining files must still be spilled
             _log.exception("bringing the collection of upload/ up to date failed")
+
+    async def _warn_of_former_token(self) -> None:
+        def path_of(number: int) -> str:
+            return trio.from_thread.run_sync(self._catalog.path_of, number)
+
+        with contextlib.suppress(CatalogError):  # the keeper reads it, too, and reports that
+            await trio.to_thread.run_sync(
+                losses.warn_of_former_token,
+                *(self._path, self._store.head_block, path_of),
+                abandon_on_cancel=True,
+            )
 
     def _save(self, ledger: Ledger) -> None:
         """Record a ledger, from a worker thread."""

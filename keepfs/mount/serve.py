@@ -61,6 +61,9 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two checkpoints of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
+#: The part of `--cache-size` that manifests of unused collections may take in addition: 64 MiB
+#: by default, 600,000 small files.
+_MANIFESTS_SHARE = 4
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
 #: Restarts of pyfuse3's loop: no request is answered until it runs, but without
@@ -345,7 +348,11 @@ class _Mount:
         entries: dict[str, Node] = {"README": readme, "by_id": by_id, "upload": upload}
         if self._collections is not None:
             entries["collections"] = CollectionsDirectory(
-                self._fixed(0o555, owner), self._collections, blocks, options.collection_refresh
+                self._fixed(0o555, owner),
+                self._collections,
+                blocks,
+                options.collection_refresh,
+                options.store.cache_size // _MANIFESTS_SHARE,
             )
         root: DirectoryNode = RootDirectory(entries, owner, 0o555 & ~options.umask)
         if options.collection is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.retention import rows, signatures
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from keepfs.fs.upload.catalog import Catalog
@@ -56,6 +58,60 @@ def first_expiry_after(catalog: Path, now: float) -> float:
     """
     ends = (signatures.first_expiry([content]) for _, content in rows.contents(catalog))
     return min((each for each in ends if each > now), default=float("inf"))
+
+
+def first_to_expire(catalog: Path) -> tuple[int, KeepLocator] | None:
+    """Return the locator whose signature ends first of those that hold now, and its file's number.
+
+    None if no file has a signature that holds. Blocks.
+
+    Raises:
+        CatalogError: The catalog can't be read.
+    """
+    now, first, found = signatures.wall_clock(), float("inf"), None
+    for number, content in rows.contents(catalog):
+        if now < signatures.first_expiry([content]) < first:
+            first, found = signatures.first_expiry([content]), (number, content)
+    if found is None:
+        return None
+    locators = [KeepLocator(text.decode()) for text in signatures.locators_of_row(found[1])]
+    signed = [(each.perm_expiry, each) for each in locators if each.perm_expiry is not None]
+    return found[0], min(signed, key=lambda each: each[0])[1]
+
+
+def warn_of_former_token(
+    catalog: Path, head: Callable[[KeepLocator], object], path_of: Callable[[int], str]
+) -> None:
+    """Log a warning if the services refuse a signature of a stored file that has not ended.
+
+    The block whose signature ends first is requested by HEAD: it is the oldest, so that it
+    shows the token that signed it. Other failures than a refusal are ignored. Blocks.
+
+    Args:
+        catalog: The mount's.
+        head: Requests a block by HEAD.
+        path_of: Returns the path of a file in upload/, by its number.
+
+    Raises:
+        CatalogError: The catalog can't be read.
+    """
+    found = first_to_expire(catalog)
+    if found is None:
+        return
+    number, locator = found
+    try:
+        head(locator)
+    except KeepRequestError as error:
+        if error.cause is Cause.DENIED and locator.perm_expiry is not None:
+            _log.warning(
+                "each service refuses the signature of upload/%s, which ends at %s UTC: another"
+                " token signed it. --retain put can neither read nor renew such files, and they"
+                " are lost when their signatures end. Mount once with the former token and change"
+                " it while mounted (--token-file, then SIGHUP), or mount with --retain collection"
+                " and the former token before you change it",
+                path_of(number),
+                f"{locator.perm_expiry:%Y-%m-%d %H:%M:%S}",
+            )
 
 
 def mark(catalog: Catalog, reasons: dict[int, str]) -> None:

@@ -38,6 +38,9 @@ class BlockStore(Protocol):
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block if it can be had without waiting, else None."""
 
+    def release(self, locator: KeepLocator) -> None:
+        """Let a cached block be evicted."""
+
     def has_disk_cache(self) -> bool:
         """Tell that there is none."""
         return False
@@ -106,6 +109,9 @@ class DictStore:
             if locator.permission_expired() or locator.md5sum not in self._cached:
                 return None
         return memoryview(self._block(locator))
+
+    def release(self, locator: KeepLocator) -> None:
+        """Do nothing: nothing is evicted here."""
 
     def has_disk_cache(self) -> bool:
         """Tell that there is none."""
@@ -228,6 +234,10 @@ class FailingStore:
         """Ask the store; what is in memory can't fail."""
         return self._store.cached_block(locator, keep_for)
 
+    def release(self, locator: KeepLocator) -> None:
+        """Pass it to the store."""
+        self._store.release(locator)
+
     def has_disk_cache(self) -> bool:
         """Tell that there is none."""
         return False
@@ -329,6 +339,10 @@ class GatedStore:
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Ask the store; what is in memory needs no waiting."""
         return self._store.cached_block(locator, keep_for)
+
+    def release(self, locator: KeepLocator) -> None:
+        """Pass it to the store."""
+        self._store.release(locator)
 
     def has_disk_cache(self) -> bool:
         """Tell that there is none."""

@@ -27,7 +27,12 @@ class Recording(DictStore):
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[float] = []
+        self.released: list[str] = []
         self.room = True
+
+    def release(self, locator: KeepLocator) -> None:
+        """Note it."""
+        self.released.append(locator.md5sum)
 
     def has_room(self, size: int) -> bool:
         """Tell what the test says."""
@@ -135,6 +140,55 @@ async def test_requests_that_overtake_each_other_are_in_order_still() -> None:
             await file.read(5, begin * MIB, MIB)
 
     assert store.kept[-1] > 0.5
+
+
+async def test_who_reads_parts_of_blocks_in_turn_has_the_next_two_fetched() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        for number, begin in ((0, 8 * MIB), (1, 12 * MIB)):
+            await file.read(number, begin, 4096)
+        before = store.fetched()
+        await file.read(2, 6 * MIB, 4096)
+        await file.read(3, 6 * MIB, 1)
+        await file.read(4, 6 * MIB, 1)
+
+    assert before == file.digests(0, 1)
+    assert set(store.fetched()[2:]) == set(file.digests(2, 3, 4, 5))
+
+
+async def test_a_reader_that_goes_on_releases_all_blocks_but_the_last() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        for number in (0, 1, 2):
+            await file.read(number, 0, 4096)
+
+    assert store.released == file.digests(0)
+
+
+async def test_a_reader_that_skips_what_was_fetched_ahead_releases_it() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        await file.read(0, 0, 4096)
+        await file.read(5, 8 * MIB, 4096)
+
+    assert store.released == file.digests(1, 2)
+
+
+async def test_two_readers_in_turn_keep_what_is_fetched_ahead_for_the_other() -> None:
+    store = Recording()
+    file = File(store)
+    async with file.reading(store):
+        await file.read(3, 0, MIB)
+        await file.read(0, 0, MIB)
+        store.released.clear()
+        for at in range(1, 8):
+            await file.read(3, at * MIB, MIB)
+            await file.read(0, at * MIB, MIB)
+
+    assert store.released == []
 
 
 async def test_without_room_nothing_is_fetched_ahead_until_there_is() -> None:

@@ -12,6 +12,7 @@ import pytest
 from keepfs import renewing_store, stores
 from keepfs.config.options import StoreOptions
 from keepfs.fs.failure_text import failure_text
+from keepfs.keep.caching.disk.disk_cache import DiskCache
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.locator import KeepLocator
@@ -136,6 +137,29 @@ def test_no_storage_class(shell: Shell, api: ApiControls) -> str:
 def test_local_store_failed(tmp_path: Path) -> str:
     (tmp_path / "file").touch()
     return checked(StoreOptions(local_store=tmp_path / "file" / "x"))
+
+
+@provokes("disk-cache-failed", "disk-cache-damaged")
+def test_a_disk_cache_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> str:
+    (tmp_path / "file").touch()
+    (tmp_path / "cache").mkdir()
+    with caplog.at_level(logging.WARNING):
+        DiskCache(tmp_path / "file", 1000).close()
+        cache = DiskCache(tmp_path / "cache", 1000, least_free=0)
+        cache.add("0" * 32, b"not what its name says")
+        cache.flush()
+        (file,) = (tmp_path / "cache").rglob("0" * 32)
+        file.write_bytes(b"damage")
+        assert cache.read("0" * 32) is None
+        cache.close()
+    return caplog.text
+
+
+@provokes("disk-cache-incomplete")
+def test_a_disk_cache_too_small_to_warm(shell: Shell, tmp_path: Path) -> str:
+    locator = KeepClient(local_store=shell.environment["KEEP_LOCAL_STORE"]).put(bytes(1000), 1)
+    options = ("--disk-cache", "100", "--disk-cache-dir", tmp_path / "cache")
+    return said(shell, "warm", *options, locator)
 
 
 @provokes("needs-api-server", "other-cluster")

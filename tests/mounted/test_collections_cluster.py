@@ -141,6 +141,26 @@ def test_a_collection_by_uuid_and_by_hash(cluster: Cluster, source: Path) -> Non
     assert cluster.asked() == 2
 
 
+def test_a_second_mount_with_a_disk_cache_asks_no_service_about_new_signatures(
+    cluster: Cluster, source: Path, tmp_path: Path
+) -> None:
+    cluster.mount.options += ("--disk-cache", "1GiB", "--disk-cache-dir", str(tmp_path / "cache"))
+    record = cluster.commit(source)
+    wanted = (source / "file1").read_bytes()
+    counted = []
+    for earlier in (200, 100):  # so the API server makes other signatures
+        cluster.api.set_clock(time.time_ns() - earlier * 10**9)
+        cluster.mount.mount()
+        assert (cluster.folder(record.uuid) / "file1").read_bytes() == wanted
+        cluster.mount.unmount()
+        counted.append(sum(cluster.store.counts().get(each, 0) for each in ("GET", "HEAD")))
+
+    # A mount looks once whether the service answers, with a block that doesn't exist.
+    asked = [it.target for it in cluster.store.log("GET") + cluster.store.log("HEAD")]
+    assert sum("/0000000" not in it for it in asked) == counted[0] - 1
+    assert counted[1] == counted[0] + 1
+
+
 def test_others_are_not_found_and_a_trashed_one_goes(cluster: Cluster, source: Path) -> None:
     made = cluster.commit(source)
     cluster.mount.options += ("--collection-refresh", "0")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
+import re
+import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mounted.mounts import mounted
+from tests.mounted.mounts import keepfs, mounted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +25,8 @@ def test_a_second_mount_reads_from_the_disk_at_random_and_in_order(tmp_path: Pat
     block = odds.randbytes(3_000_000)
     md5sum = hashlib.md5(block, usedforsecurity=False).hexdigest()
     name = f"{md5sum}+{len(block)}"
-    options = ("--disk-cache", "1GiB", "--disk-cache-dir", str(tmp_path / "cache"))
+    cache = ("--disk-cache", "1GiB", "--disk-cache-dir", str(tmp_path / "cache"))
+    options = (*cache, "--metrics", "0")
     kept = tmp_path / "cache" / "blocks-1" / md5sum[:3] / md5sum
     for run in range(2):
         here = tmp_path / str(run)
@@ -40,4 +44,19 @@ def test_a_second_mount_reads_from_the_disk_at_random_and_in_order(tmp_path: Pat
                     offset = odds.randrange(len(block))
                     assert os.pread(file.fileno(), 4096, offset) == block[offset : offset + 4096]
                 assert file.read() == block
+            shown = keepfs("status", mount.path, "--json", env=mount.environment).stdout
+            figures = json.loads(shown)["mounts"][0]["figures"]
+            assert figures["cache"]["disk"]["capacity"] == 2**30
+            assert figures["cache"]["disk"]["hits"] >= 1
+            assert figures["disk_cache"]["directory"] == str(tmp_path / "cache")
+            assert figures["disk_cache"]["read"] >= 20 * 4096
+            assert figures["disk_cache"]["damaged"] == figures["disk_cache"]["added"] == 0
+            said = keepfs("status", mount.path, env=mount.environment).stdout.decode()
+            assert "  cache      disk: " in said
+            assert f"  disk cache {tmp_path / 'cache'}: read " in said
+            url = mount.log_file.read_text().partition("metrics: ")[2].split()[0]
+            with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - the mount's
+                exported = answer.read().decode()
+            assert re.search(r"keepfs_disk_cache_read_bytes_total\S* [1-9]", exported)
+            assert re.search(r'keepfs_cache_hits_total\S*tier="disk"\S* [1-9]', exported)
     assert kept.stat().st_mode & 0o777 == 0o600

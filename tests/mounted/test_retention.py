@@ -329,6 +329,41 @@ def test_without_retention_the_mount_says_when_blocks_go(
     assert cluster.api.collections() == []
 
 
+def test_put_with_another_token_than_that_of_the_files_says_what_to_do(
+    cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
+) -> None:
+    mount = make(cluster, "m", mode="put")
+    mount.mount()
+    (mount.upload / "a").write_bytes(b"abc")
+    assert mount.unmount().returncode == 0
+    mount.mount()
+    wait_until(lambda: xattr(mount.upload / "a", "state") == "stored")
+    assert mount.unmount().returncode == 0
+    assert "another token signed it" not in mount.log_file.read_text()
+    (mount.base / "token").write_text(NEW_TOKEN)
+
+    mount.mount()
+    wait_until(lambda: "another token signed it" in mount.log_file.read_text())
+
+    (said,) = [line for line in mount.logged() if "another token signed it" in line]
+    assert "the signature of upload/a, which ends at " in said
+    assert "Mount once with the former token" in said
+    with pytest.raises(PermissionError):
+        (mount.upload / "a").read_bytes()
+    assert mount.unmount().returncode == 0
+
+    (mount.base / "token").write_text(TEST_TOKEN)
+    mount.mount()
+    (mount.base / "token").write_text(NEW_TOKEN)
+    before = mount.locator(mount.upload / "a")
+    os.kill(mount.pid(), signal.SIGHUP)
+    wait_until(lambda: mount.locator(mount.upload / "a") != before)
+    assert mount.unmount().returncode == 0
+    mount.mount()
+    assert (mount.upload / "a").read_bytes() == b"abc"
+    assert mount.unmount().returncode == 0
+
+
 def test_renew_asks_a_running_mount(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:

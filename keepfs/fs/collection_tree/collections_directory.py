@@ -8,8 +8,8 @@ For the trio thread only.
 
 from __future__ import annotations
 
-import collections
 import errno
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 #: Seconds for which the kernel remembers that a collection wasn't found: it may be made
 #: any moment.
 NOT_FOUND_TIMEOUT = 1.0
-#: Collections kept though the kernel has forgotten them: those looked up last.
-_KEPT = 4
+#: Bytes of manifests kept though the kernel has forgotten their nodes, by default. A mount
+#: derives it from `--cache-size`.
+DEFAULT_BUDGET = 64 * 1024 * 1024
 
 
 class CollectionsDirectory(DirectoryNode):
@@ -41,6 +42,9 @@ class CollectionsDirectory(DirectoryNode):
         source: Where collections come from.
         blocks: Where the blocks are.
         refresh: Seconds after which a uuid is asked for again.
+        budget: Most bytes, estimated, of collections that stay loaded though the kernel has
+            forgotten their nodes. The one looked up last stays, whatever its size. Collections
+            with nodes that the kernel remembers count, but are not unloaded.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class CollectionsDirectory(DirectoryNode):
         source: CollectionSource,
         blocks: AsyncBlocks,
         refresh: float = DEFAULT_REFRESH,
+        budget: int = DEFAULT_BUDGET,
     ) -> None:
         super().__init__(metadata)
         self._source = source
@@ -57,7 +62,9 @@ class CollectionsDirectory(DirectoryNode):
         self._loading: dict[str, LiveCollection] = {}
         # The kernel's hold on a node is what keeps it here.
         self._roots: WeakValueDictionary[str, CollectionRoot] = WeakValueDictionary()
-        self._kept: collections.deque[CollectionRoot] = collections.deque(maxlen=_KEPT)
+        self._budget = budget
+        # Those looked up last, the latest at the end.
+        self._kept: OrderedDict[str, CollectionRoot] = OrderedDict()
 
     @property
     def mount_path(self) -> str:
@@ -86,8 +93,7 @@ class CollectionsDirectory(DirectoryNode):
             self._roots[name] = root
         else:
             await root.live.check()
-        if root not in self._kept:
-            self._kept.append(root)
+        self._keep(name, root)
         return root
 
     def names(self) -> Iterable[str]:
@@ -97,6 +103,17 @@ class CollectionsDirectory(DirectoryNode):
     def entry_nowait(self, name: str) -> Node | None:
         """Return a collection that was looked up, or None."""
         return self._roots.get(name)
+
+    def _keep(self, name: str, root: CollectionRoot) -> None:
+        """Keep a collection loaded; let the least recently used go while the budget is exceeded.
+
+        What is let go is freed when the kernel has forgotten its nodes.
+        """
+        self._kept[name] = root
+        self._kept.move_to_end(name)
+        taken = sum(map(_size_of, self._kept.values()))
+        while taken > self._budget and len(self._kept) > 1:
+            taken -= _size_of(self._kept.popitem(last=False)[1])
 
     async def _loaded(self, name: str) -> LiveCollection:
         """Load a collection, or join a lookup that does."""
@@ -110,3 +127,8 @@ class CollectionsDirectory(DirectoryNode):
             if not live.is_loading:  # a lookup that was given up leaves it to the next
                 self._loading.pop(name, None)
         return live
+
+
+def _size_of(root: CollectionRoot) -> int:
+    content = root.live.content
+    return 0 if content is None else content.memory_size

@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import logging
 import re
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +36,9 @@ _log = logging.getLogger(__name__)
 
 #: Linux has no longer value of an extended attribute (XATTR_SIZE_MAX), in bytes.
 MAX_XATTR = 65536
+#: Bytes counted for any collection: its record, and objects that do not grow with it. Guessed;
+#: it bounds the number of small ones.
+_BASE_SIZE = 16 * 1024
 #: Seconds between two fetches of signatures: a refusal that another one didn't end is none of
 #: the signature's. Guessed.
 _RENEWAL_INTERVAL = 10.0
@@ -120,6 +124,13 @@ class LoadedCollection:
         self._renewing: Future[tuple[Manifest, BlockSignatures]] | None = None
         self._tried_at = -float("inf")
         self.describe(record)
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of memory that it takes, estimated: the manifest, and signed locators as texts."""
+        signed = self._signatures.locators
+        one = next(iter(signed), "")
+        return _BASE_SIZE + self.manifest.memory_size + len(signed) * (sys.getsizeof(one) + 32)
 
     def describe(self, record: CollectionRecord) -> None:
         """Set the description of the same content."""

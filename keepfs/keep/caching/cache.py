@@ -72,6 +72,7 @@ class KeepBlockCache:
     """Blocks by digest; evicts the block with the longest expected reuse distance.
 
     Invariants:
+
     - Cached bytes plus bytes being fetched never exceed `cache_max`, with three
       exceptions: a single block larger than `cache_max`, which is fetched alone and
       not kept; a few small blocks (16 MiB together at most), which never wait for
@@ -130,6 +131,19 @@ class KeepBlockCache:
         """
         with self._changed:
             return self._found(md5sum, keep_for)
+
+    def release(self, md5sum: str) -> None:
+        """End the effect of `keep_for` on a block, and wake fetches that wait for it.
+
+        It is no read: neither the hits nor the reuse distance of the block change.
+
+        Args:
+            md5sum: The block's digest; a block that is not cached is ignored.
+        """
+        with self._changed:
+            self._blocks.expect(md5sum, 0.0)
+            if self._waiting:
+                self._changed.notify_all()
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
@@ -404,6 +418,20 @@ class KeepBlockCache:
         most = self._in_flight.limit() - self._in_flight.size - size
         while self._blocks and self._blocks.currsize > most:
             self._blocks.popitem()
+
+
+def given_or_new(given: object) -> KeepBlockCache:
+    """Return the cache that was given, or a new one.
+
+    Raises:
+        TypeError: It is another kind of cache.
+    """
+    if given is None:
+        return KeepBlockCache()
+    if isinstance(given, KeepBlockCache):
+        return given
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    raise TypeError(f"block_cache is a {kind}: give a keepfs.keep.KeepBlockCache")
 
 
 def _left(deadline: float | None) -> float | None:

@@ -7,6 +7,7 @@ expired and one of these holds:
 
 - a service has answered 200 to this locator;
 - the locator came in the receipt of a put;
+- with a disk cache: it came in a manifest that the API server had just signed;
 - the services do not sign: one has answered 200 to a locator without a signature;
 - the blocks are in a local store.
 
@@ -18,16 +19,19 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
+import re
 import threading
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause, KeepReadError
+from keepfs.keep.locator import KeepLocator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from keepfs.keep.locator import KeepLocator
-
+#: A locator in a manifest whose only hint is a signature of this cluster.
+_SIGNED = re.compile(rb"(?<= )([0-9a-f]{32}\+[0-9]+\+A[0-9a-f]{40}@[0-9a-f]{8})(?=[ \n])")
 #: Hints that send the request to another cluster.
 _REMOTE = ("R", "K")
 
@@ -38,9 +42,17 @@ class Grants:
     Args:
         most: Most locators recorded; one that was dropped is sent to a service again.
         are_needed: False for a local store, which accepts every locator.
+        on_refusal: Called with each locator that the services refused.
     """
 
-    def __init__(self, most: int, *, are_needed: bool = True) -> None:
+    def __init__(
+        self,
+        most: int,
+        *,
+        are_needed: bool = True,
+        on_refusal: Callable[[KeepLocator], None] = lambda _: None,
+    ) -> None:
+        self._on_refusal = on_refusal
         self._most = most
         self._are_needed = are_needed
         self._services_sign = are_needed
@@ -78,11 +90,20 @@ class Grants:
             if len(self._names) > self._most:
                 self._names.popitem(last=False)
 
+    def signed(self, manifest: bytes) -> None:
+        """Record the names that the API server signed for this token, in a manifest.
+
+        The first half of `most`; names of other clusters are left out.
+        """
+        for found in itertools.islice(_SIGNED.finditer(manifest), self._most // 2):
+            self.received(KeepLocator(found[1].decode("ascii")))
+
     def refused(self, locator: KeepLocator) -> None:
         """Record that the services refused a locator."""
         with self._lock:
             self._names.pop(_key(locator), None)
             self._services_sign = self._are_needed
+        self._on_refusal(locator)
 
     @contextlib.contextmanager
     def judged(self, locator: KeepLocator) -> Iterator[None]:

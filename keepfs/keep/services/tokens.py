@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from typing import NamedTuple
 
 from keepfs.keep.errors import ArgumentError
 
@@ -74,3 +75,16 @@ def shown(text: str, token: str) -> str:
     if line.isprintable():
         return line
     return "".join(it if it.isprintable() else "?" for it in line)
+
+
+class TokenStatistics(NamedTuple):
+    """The state of the token, without the token.
+
+    Attributes:
+        read_at: When it was read, on the monotonic clock, in seconds.
+        refused_at: When a request was last refused that a new token did not help; None if
+            none was. A locator's signature may have been the cause.
+    """
+
+    read_at: float
+    refused_at: float | None

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +14,13 @@ import trio
 import trio.testing
 
 from keepfs.collections.builder import ManifestBuilder
+from keepfs.collections.parsing import parse
 from keepfs.fs.bridge import open_blocks
-from keepfs.fs.collection_tree.collections_directory import NOT_FOUND_TIMEOUT, CollectionsDirectory
+from keepfs.fs.collection_tree.collections_directory import (
+    DEFAULT_BUDGET,
+    NOT_FOUND_TIMEOUT,
+    CollectionsDirectory,
+)
 from keepfs.fs.collection_tree.tree import CollectionFile, CollectionFolder
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.nodes import ENDLESS, Caller, Metadata, Node, directory_mode
@@ -66,10 +72,12 @@ class SigningStore(DictStore):
 
 @contextlib.asynccontextmanager
 async def directory(
-    source: DictCollections, store: DictStore | None = None
+    source: DictCollections, store: DictStore | None = None, budget: int = DEFAULT_BUDGET
 ) -> AsyncIterator[CollectionsDirectory]:
     async with open_blocks(store or SigningStore(), copies=1) as blocks:
-        yield CollectionsDirectory(Metadata(directory_mode(0o555), 3, 4), source, blocks)
+        yield CollectionsDirectory(
+            Metadata(directory_mode(0o555), 3, 4), source, blocks, budget=budget
+        )
 
 
 async def at(root: Node, path: str) -> Node:
@@ -119,6 +127,60 @@ async def test_files_have_their_bytes_and_one_fetch_is_enough() -> None:
         with pytest.raises(RefusedError) as caught:
             oobar.check_open(os.O_RDWR)
         assert caught.value.errno == errno.EROFS
+
+
+def many_files(salt: int) -> str:
+    """Return a manifest of 10,000 empty files, much larger than what else is counted."""
+    files = " ".join(f"0:0:{salt}-{number:06}" for number in range(10_000))
+    return f". d41d8cd98f00b204e9800998ecf8427e+0 {files}\n"
+
+
+async def test_collections_over_the_budget_are_unloaded_the_least_recently_used_first() -> None:
+    source = DictCollections()
+    names = [source.add(many_files(salt)) for salt in range(4)]
+    budget = 5 * parse(many_files(0).encode()).memory_size // 2
+    async with directory(source, budget=budget) as root:
+        held = await at(root, f"{names[0]}/0-000007")  # as the kernel remembers a node
+        for name in (*names[:3], names[1], names[3]):
+            await at(root, name)
+        gc.collect()
+        assert set(root.names()) == {names[1], names[3]}
+        asked = len(source.calls)
+        for name in (names[1], names[3]):
+            await at(root, name)
+        assert len(source.calls) == asked
+        await at(root, names[2])
+
+        assert len(source.calls) == asked + 1
+        assert isinstance(held, CollectionFile)
+        assert await held.read(0, 10) == b""
+
+
+async def test_a_collection_larger_than_the_budget_stays_loaded_while_it_is_used() -> None:
+    source = DictCollections()
+    name, other = source.add(many_files(0)), source.add(many_files(1))
+    async with directory(source, budget=1000) as root:
+        for number in range(3):
+            assert (await file_at(root, f"{name}/0-00000{number}")).size == 0
+        assert len(source.calls) == 1
+        await at(root, other)
+        gc.collect()
+
+        assert list(root.names()) == [other]
+
+
+async def test_the_estimate_of_a_manifest_is_near_the_memory_that_it_takes() -> None:
+    blocks = " ".join(f"{number:032x}+9+A{number:040x}@7fffffff" for number in range(5000))
+    files = " ".join(f"{9 * number}:9:file-{number:06}" for number in range(5000))
+    text = f". {blocks} {files}\n".encode()
+    tracemalloc.start()
+    try:
+        manifest = parse(text)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert 0.5 < manifest.memory_size / taken < 1.5
 
 
 @pytest.mark.parametrize(
@@ -205,7 +267,7 @@ async def test_each_user_sees_what_that_user_looked_up() -> None:
 async def test_what_the_kernel_forgot_is_kept_no_longer() -> None:
     source = DictCollections()
     names = [source.add(f". {KeepLocator.of_block(FOO)} 0:3:{each}\n") for each in range(9)]
-    async with directory(source) as root:
+    async with directory(source, budget=68_000) as root:  # of 16 KiB and a little each
         for name in names:
             await root.lookup(name)
         gc.collect()

@@ -132,6 +132,20 @@ def test_a_small_block_does_not_wait_for_readers_of_large_ones_nor_cost_them_the
     assert cache.get_nowait(named(9, 4096).md5sum) is None
 
 
+def test_a_fetch_that_waits_for_a_reader_goes_on_when_the_block_is_released() -> None:
+    cache = KeepBlockCache(BUDGET, clock=Clock())
+    for number in range(4):
+        cache.get_or_fetch(named(number, LARGE), lambda: bytes(LARGE), keep_for=60)
+    fetch = Running(lambda: len(cache.get_or_fetch(named(9, LARGE), lambda: bytes(LARGE))))
+    wait_until(lambda: cache.statistics().misses == 5)
+
+    cache.release(named(2, LARGE).md5sum)
+
+    assert fetch.result() == LARGE
+    assert [n for n in range(4) if cache.get_nowait(named(n, LARGE).md5sum) is None] == [2]
+    assert cache.statistics().hits == 3
+
+
 def test_a_fetch_that_has_received_nothing_gives_its_bytes_to_one_that_waits() -> None:
     clock = Clock()
     cache = KeepBlockCache(BUDGET, clock=clock)

@@ -1,10 +1,10 @@
 """BlockFolder: files of blocks in a private directory, added whole and read verified.
 
-Layout: `blocks-1/abc/abc…` (the MD5, after its first three digits) and `blocks-1/tmp/`
-for files that are being written. Several processes of a user may use it at once. A
-file gets its name when it is complete; nothing is synced, because a block that is lost or
-damaged is fetched again. Paths are opened relative to a descriptor of the directory, and
-never through a symbolic link.
+Layout: `blocks-1/abc/abc…` (the MD5, after its first three digits), `blocks-1/tmp/`
+for files that are being written, and `blocks-1/locks` (see `fetch_locks`). Several processes
+of a user may use it at once. A file gets its name when it is complete; nothing is synced,
+because a block that is lost or damaged is fetched again. Paths are opened relative to a
+descriptor of the directory, and never through a symbolic link.
 
 The inode keeps the visits: its access time is the last visit, its modification time the
 visit before (0 if there was none), so processes share them and no index is needed.
@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk import block_file
+from keepfs.keep.caching.disk.accepted_names import AcceptedNames
+from keepfs.keep.caching.disk.fetch_locks import FetchLocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,9 +85,15 @@ class BlockFolder:
         self._damaged = damaged
         self._lock = threading.Lock()
         self._root = self._open_root()
+        #: The locks of blocks that are being fetched.
+        self.locks = FetchLocks(self._root)
+        #: The signed names that the services accepted.
+        self.names = AcceptedNames(self._root)
 
     def close(self) -> None:
-        """Close the directory. Further calls fail with OSError."""
+        """Close the directory, and release its locks. Further calls fail with OSError."""
+        self.locks.close()
+        self.names.close()
         with self._lock:
             root, self._root = self._root, -1
         if root >= 0:
@@ -192,12 +200,20 @@ class BlockFolder:
             return False
         return True
 
+    def remove_names(self) -> None:
+        """Remove the records of accepted names; each name is then asked for again."""
+        for name in self._fan_out():
+            with contextlib.suppress(OSError), _directory(self._root, name) as folder:
+                os.unlink("names", dir_fd=folder)
+
     def files(self) -> Iterator[CachedFile]:
         """Yield the files of blocks, reading one folder at a time."""
-        with os.scandir(self._root) as entries:
-            names = [each.name for each in entries if _FAN_OUT.match(each.name)]
-        for name in names:
+        for name in self._fan_out():
             yield from self._files_in(name)
+
+    def _fan_out(self) -> list[str]:
+        with os.scandir(self._root) as entries:
+            return [each.name for each in entries if _FAN_OUT.match(each.name)]
 
     def remove_leftovers(self) -> None:
         """Remove files that a killed process left unfinished, an hour ago or earlier."""

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
+from keepfs.keep.caching.disk.fetch_locks import Claim
 from keepfs.keep.threads import Thread
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from keepfs.keep.buffers import Allocation
     from keepfs.keep.caching.disk.block_folder import CachedFile
@@ -42,6 +44,9 @@ _EVICT_TO = 0.95
 _LIST_AFTER = 0.10
 #: Seconds for which the tier is off after an error of the disk.
 _OFF = 60.0
+#: Most seconds to wait for another process's fetch, which may hang. Guessed: 64 MiB in that
+#: time are 13 MB/s; a slower one is duplicated.
+_PATIENCE = 5.0
 #: Seconds that closing waits for blocks being written.
 _CLOSING = 5.0
 #: Of the disk, and of the free bytes plus those of the cache, the parts that `auto` takes.
@@ -55,9 +60,11 @@ class DiskStatistics:
     Attributes:
         maxsize: The budget of all processes together, in bytes.
         currsize: Bytes of the files, as last listed, plus those added since; 0 before.
+        blocks: The number of these files.
         hits: Blocks and parts read from the disk.
         hit_bytes: Their bytes.
         misses: Reads of blocks that weren't there.
+        joined: Blocks that another process fetched while this one waited for it.
         added: Blocks written.
         added_bytes: Bytes of their files.
         skipped: Blocks not written: the disk was slower than the services, full, or failed.
@@ -68,9 +75,11 @@ class DiskStatistics:
 
     maxsize: int
     currsize: int = 0
+    blocks: int = 0
     hits: int = 0
     hit_bytes: int = 0
     misses: int = 0
+    joined: int = 0
     added: int = 0
     added_bytes: int = 0
     skipped: int = 0
@@ -135,7 +144,9 @@ class DiskCache:
         self._lock = threading.Lock()
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
-        self._waiting = queue.Queue[tuple[str, bytes | memoryview] | None](_MOST_WAITING)
+        self._waiting = queue.Queue[tuple[str, bytes | memoryview, bytes | None, Claim] | None](
+            _MOST_WAITING
+        )
         self._writer: Thread | None = None
         self._closed = False
         self._listed = False
@@ -169,13 +180,61 @@ class DiskCache:
         self._note_read(part)
         return part
 
-    def add(self, md5sum: str, block: bytes | memoryview, timeout: float = 0.0) -> None:
+    @contextlib.contextmanager
+    def claimed(self, md5sum: str, timeout: float) -> Iterator[Claim]:
+        """Claim a block that is to be fetched, or wait while another process fetches it. Blocks.
+
+        Args:
+            md5sum: The block's digest.
+            timeout: Seconds to wait; 5 s at most.
+        """
+        folder = self._open()
+        claim = Claim(None if folder is None else folder.locks, md5sum)
+        try:
+            claim.wait(lambda: self.has(md5sum), max(0.0, min(timeout, _PATIENCE)))
+            yield claim
+        finally:
+            if not claim.is_passed_on:
+                claim.release()
+
+    def accepts(self, md5sum: str, record: bytes | None) -> bool:
+        """Return whether the services accepted a name before, in any process. Blocks."""
+        folder = self._open()
+        return record is not None and folder is not None and folder.names.has(md5sum, record)
+
+    def note_accepted(self, md5sum: str, record: bytes | None) -> None:
+        """Record that the services accepted a name; see `accepted_names`. Blocks."""
+        folder = self._open()
+        if record is not None and folder is not None:
+            folder.names.add(md5sum, record)
+
+    def note_refused(self, md5sum: str, record: bytes | None) -> None:
+        """Record that the services refused a name. Blocks."""
+        folder = self._open()
+        if record is not None and folder is not None:
+            folder.names.remove(md5sum, record)
+
+    def note_joined(self) -> None:
+        """Count a block that another process fetched while this one waited."""
+        with self._lock:
+            self._count(joined=1)
+
+    def add(
+        self,
+        md5sum: str,
+        block: bytes | memoryview,
+        timeout: float = 0.0,
+        claim: Claim | None = None,
+        record: bytes | None = None,
+    ) -> None:
         """Have a verified block written by another thread, which keeps it in memory till then.
 
         Args:
             md5sum: The block's digest.
             block: Its bytes; they must not change.
             timeout: Seconds to wait while others are being written; then it is skipped.
+            claim: Held until the block is written or skipped.
+            record: Of the name that the services accepted, if it has one.
         """
         with self._lock:
             if self._closed:
@@ -188,9 +247,12 @@ class DiskCache:
                     self._count(skipped=1)
                     return
                 self._writer = writer
+        claim = claim or Claim(None, md5sum)
         try:
-            self._waiting.put((md5sum, block), timeout > 0, timeout or None)
+            claim.is_passed_on = True
+            self._waiting.put((md5sum, block, record, claim), timeout > 0, timeout or None)
         except queue.Full:
+            claim.is_passed_on = False
             with self._lock:
                 self._count(skipped=1)
 
@@ -232,7 +294,7 @@ class DiskCache:
                 self._count(hits=1, hit_bytes=len(content))
 
     def _damaged(self, md5sum: str, reason: str) -> None:
-        _log.warning("the cached block %s was damaged and is fetched again: %s", md5sum, reason)
+        _log.warning("%s", of_stores.DISK_CACHE_DAMAGED(md5sum=md5sum, reason=reason))
         with self._lock:
             self._count(damaged=1)
 
@@ -249,9 +311,7 @@ class DiskCache:
             self._statistics = replace(self._statistics, problem=reason)
         if first:
             _log.warning(
-                "the disk cache in %s can't be used, blocks come from the services: %s",
-                self.directory,
-                reason,
+                "%s", of_stores.DISK_CACHE_FAILED(directory=self.directory, reason=reason)
             )
 
     def _write(self) -> None:
@@ -260,7 +320,11 @@ class DiskCache:
             try:
                 if item is None:
                     return
-                self._write_one(*item)
+                try:
+                    self._write_one(item[0], item[1])
+                    self.note_accepted(item[0], item[2])
+                finally:
+                    item[3].release()
             except OSError as error:
                 with self._lock:
                     self._count(skipped=1)
@@ -286,7 +350,7 @@ class DiskCache:
         length = folder.add(md5sum, block)
         self._written_since += length
         with self._lock:
-            self._count(added=1, added_bytes=length, currsize=length)
+            self._count(added=1, added_bytes=length, currsize=length, blocks=1)
             self._statistics = replace(self._statistics, problem="")
 
     def _reopened(self) -> BlockFolder:
@@ -332,7 +396,7 @@ class DiskCache:
         self._listed, self._written_since = True, 0
         with self._lock:
             self._count(evictions=evicted)
-            self._statistics = replace(self._statistics, currsize=total)
+            self._statistics = replace(self._statistics, currsize=total, blocks=len(files))
         return total + size <= budget and (
             folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES) <= 0
         )

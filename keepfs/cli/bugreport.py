@@ -149,7 +149,7 @@ def _token_files(words: tuple[str, ...]) -> list[Path]:
     from keepfs.config import options  # noqa: PLC0415 - here alone
 
     found = [os.environ.get("KEEPFS_TOKEN_FILE", "")]
-    for word, following in zip(words, (*words[1:], ""), strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == "--token-file":
             found.append(following)
         elif word.startswith("--token-file="):
@@ -160,6 +160,7 @@ def _token_files(words: tuple[str, ...]) -> list[Path]:
                 for each in word.split(",")
                 if each.startswith(("token-file=", "token_file="))
             ]
+    found += map(str, options.SYSTEM_DIRECTORY.glob("*.token"))
     try:
         file = options.default_config_file()
         if file is not None:

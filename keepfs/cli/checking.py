@@ -135,6 +135,8 @@ def _configuration(words: Sequence[str], told: _Told) -> Step:
     place = parsed.get("mountpoint_")  # without one, click 8.4 has a value of its own
     if not isinstance(place, str):
         arguments.append(_NO_MOUNT_POINT)
+    else:
+        told.mountpoint = mountpoint.resolve(Path(place))
     try:
         context = command.make_context("check", arguments)
     except click.NoSuchOption as error:
@@ -148,8 +150,6 @@ def _configuration(words: Sequence[str], told: _Told) -> Step:
             if isinstance(each, Setting)
             and (source := _source(context, each)) not in {"default", ""}
         }
-    if isinstance(place, str):
-        told.mountpoint = mountpoint.resolve(Path(place))
     settings = load_settings()
     for name, value in (
         ("ARVADOS_API_HOST", settings.api_host),

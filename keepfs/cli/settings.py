@@ -15,7 +15,7 @@ from keepfs.cli import reporting
 from keepfs.config import options
 from keepfs.config.arvados import credential, load_settings
 from keepfs.messages import of_commands
-from keepfs.mount import mountpoint
+from keepfs.mount import mountpoint, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -207,13 +207,28 @@ config_file = click.option(
 )
 
 
+def _default_token_file() -> Path | None:
+    """Return the credential of the service manager, else that of the service of the mount.
+
+    The second is for a command in a shell, such as `keepfs check /mnt/keep`. A token in the
+    environment overrides it.
+    """
+    given = credential()
+    if given is not None or "ARVADOS_API_TOKEN" in os.environ:
+        return given
+    context = click.get_current_context(silent=True)
+    names = () if context is None else context.meta.get(_NAMES, ())
+    found = (units.token_of_service(each) for each in sorted(names, reverse=True))
+    return next((path for path in found if path is not None), None)
+
+
 #: The file of the token, for commands without `store_settings` too.
 token_setting = setting(
     "--token-file",
     type=FilledPath(path_type=Path, dir_okay=False),
-    default=credential,
+    default=_default_token_file,
     help="Read the token from this file; read it again when it is refused, and on SIGHUP."
-    "  [default: the credential `token` of the service manager, else Arvados's own settings]",
+    "  [default: the credential `token` of the service, else Arvados's own settings]",
 )
 
 

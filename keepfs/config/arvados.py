@@ -31,6 +31,10 @@ CA_FILES = (
 #: The machine's settings file, read where no other exists.
 SYSTEM_FILE = Path("/etc/arvados/settings.conf")
 
+#: The file of the services, which find it by $CONFIGURATION_DIRECTORY. A command for one of
+#: their mounts is run in a shell, without that variable.
+SERVICES_FILE = Path("/etc/keepfs/settings.conf")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -71,7 +75,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         OSError: The settings file exists and can't be read.
     """
     environ = os.environ if environ is None else environ
-    source = next((path for path in settings_files(environ) if path.is_file()), None)
+    source = next((path for path in settings_files(environ) if _is_used(path)), None)
     values: dict[str, str] = {}
     if source is not None:
         values = parse_settings(source.read_text(encoding="utf-8", errors="replace"))
@@ -86,6 +90,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         source=source,
         from_environment=frozenset(ours),
     )
+
+
+def _is_used(path: Path) -> bool:
+    """Return whether a settings file exists; a user who may not read the services' has none."""
+    return os.access(path, os.R_OK) if path == SERVICES_FILE else path.is_file()
 
 
 def _host_in(text: str) -> str:
@@ -117,7 +126,10 @@ def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
     home = environ["HOME"] if "HOME" in environ else _home_of_user()
     if not own and home:
         own = [Path(home, ".config")]
-    for directory in (*own, *_absolute_paths(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg")):
+    for directory in own:
+        yield directory / "arvados" / "settings.conf"
+    yield SERVICES_FILE
+    for directory in _absolute_paths(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"):
         yield directory / "arvados" / "settings.conf"
     yield SYSTEM_FILE
 

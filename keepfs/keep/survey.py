@@ -68,6 +68,7 @@ def survey(
 
     def ask(root: str) -> None:
         service, begin = services[root], time.monotonic()
+        service.is_survey = True
         service.get(locator, "HEAD", patience)
         outcome, seconds = service.outcome(), time.monotonic() - begin
         if outcome is None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: The permissions of the file.
+_METRICS_MODE = 0o644
 #: Seconds between two writes of the file: Prometheus's usual interval of scrapes.
 _WRITE_INTERVAL = 15.0
 
@@ -75,13 +77,22 @@ def _served(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]
 
 @contextlib.contextmanager
 def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
-    from prometheus_client import write_to_textfile  # noqa: PLC0415 - as above
+    from prometheus_client import generate_latest  # noqa: PLC0415 - as above
 
     ended = threading.Event()
 
     def write() -> None:
-        # Renamed into place, so that a reader never sees half of it.
-        write_to_textfile(str(path), registry)
+        # Renamed into place, so that a reader never sees half of it. node-exporter runs as
+        # another user, and the umask of a service may be 077.
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_bytes(generate_latest(registry))
+            part.chmod(_METRICS_MODE)
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
     def write_often() -> None:
         has_failed = False
@@ -98,8 +109,9 @@ def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
     try:
         write()
     except OSError as error:
+        advice = "use another file" if path.parent.is_dir() else f"mkdir -p {path.parent}"
         raise MetricsError(
-            f"can't write metrics to {path}: {error.strerror or error}; use another file"
+            f"can't write metrics to {path}: {error.strerror or error}; {advice}"
         ) from error
     Thread(target=write_often, name="keepfs metrics", daemon=True).start()
     try:

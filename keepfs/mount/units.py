@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keepfs.config.options import SYSTEM_DIRECTORY
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -238,6 +240,22 @@ def escaped(path: Path) -> str:
         else f"\\x{ord(char):02x}"
         for place, char in enumerate(text.decode("latin-1"))
     )
+
+
+def token_of_service(path: Path, directory: Path = SYSTEM_DIRECTORY) -> Path | None:
+    """Return the file of the token of the service of a mount point.
+
+    None if it does not exist, can't be read by this user, or is empty.
+
+    Args:
+        path: The mount point.
+        directory: Where the files of tokens are.
+    """
+    file = directory / f"{escaped(path)}.token"
+    try:
+        return file if file.read_bytes().strip() else None
+    except OSError:
+        return None
 
 
 def _quoted(word: str) -> str:

@@ -190,6 +190,25 @@ def test_a_scrubber_removes_secrets_of_each_kind(monkeypatch: pytest.MonkeyPatch
     assert "acbd18db4cc2f85cedef654fccc4a4d8+3+A[signature]" in said
 
 
+def test_a_bugreport_needs_no_mount_point(shell: Shell) -> None:
+    done = keepfs("bugreport", "-o", "-", "--timeout", "5", env=shell.environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"==== check" in done.stdout
+
+
+def test_a_mount_point_counts_even_if_the_settings_cannot_be_used(
+    shell: Shell, tmp_path: Path
+) -> None:
+    del shell.environment["KEEP_LOCAL_STORE"]
+
+    code, steps = check(shell, tmp_path / "none")
+
+    assert code == 1
+    assert steps["configuration"]["verdict"] == "FAILED"
+    assert "mkdir -p" in steps["mount point"]["found"]
+
+
 def test_a_bugreport_has_logs_and_versions_and_no_secrets(tmp_path: Path) -> None:
     reason = why_no_mounts()
     if reason is not None:

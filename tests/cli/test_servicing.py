@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from keepfs.cli.fstab_words import split_words
-from keepfs.mount.units import WATCHDOG_SECONDS, ServicePlan, escaped, example_configuration
+from keepfs.mount.units import (
+    WATCHDOG_SECONDS,
+    ServicePlan,
+    escaped,
+    example_configuration,
+    token_of_service,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 PATHS = ["/mnt/keep", "/", "/mnt/a-b/.c", "/.d", "/mnt/ü x", "/a\\b", "/a_b:c.d"]
@@ -187,3 +193,14 @@ def test_the_units_of_the_fstab_document_are_understood(tmp_path: Path, name: st
 
     assert "[Install]" in (tmp_path / name).read_text()
     assert "mnt-keep" not in done.stderr, done.stderr
+
+
+def test_the_token_of_a_service_is_found_by_its_mount_point(tmp_path: Path) -> None:
+    path, token = Path("/mnt/a-b"), tmp_path / "mnt-a\\x2db.token"
+    assert token_of_service(path, tmp_path) is None
+    token.write_text("\n")
+    assert token_of_service(path, tmp_path) is None
+    token.write_text("v2/x/y\n")
+
+    assert token_of_service(path, tmp_path) == token
+    assert token_of_service(Path("/mnt/a"), tmp_path) is None

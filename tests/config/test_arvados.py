@@ -68,6 +68,7 @@ def test_the_places_of_the_file_in_their_order() -> None:
         "/run/a/settings.conf",
         "/run/b/settings.conf",
         "/home/x/.cfg/arvados/settings.conf",
+        "/etc/keepfs/settings.conf",
         "/etc/one/arvados/settings.conf",
         "/etc/three/arvados/settings.conf",
         "/etc/arvados/settings.conf",
@@ -80,6 +81,7 @@ def test_without_a_place_of_ones_own_it_is_in_the_home_directory(own: dict[str, 
 
     assert paths == [
         "/home/x/.config/arvados/settings.conf",
+        "/etc/keepfs/settings.conf",
         "/etc/xdg/arvados/settings.conf",
         "/etc/arvados/settings.conf",
     ]
@@ -93,6 +95,7 @@ def test_without_the_variable_the_users_home_is_looked_up() -> None:
 
 def test_without_a_home_there_is_only_the_machines_file() -> None:
     assert [str(path) for path in settings_files({"HOME": ""})] == [
+        "/etc/keepfs/settings.conf",
         "/etc/xdg/arvados/settings.conf",
         "/etc/arvados/settings.conf",
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator, KeepReadError
+from keepfs.keep import Cause, KeepBlockCache, KeepClient, KeepLocator, KeepReadError
 from keepfs.keep.survey import survey
 from tests.fakes.threads import wait_until
 from tests.keep.clusters import StandInApi
@@ -70,6 +70,13 @@ def test_every_service_is_asked_whether_it_has_a_block(client: KeepClient) -> No
         sightings = survey(client, locator)
 
     assert [each.cause for each in sightings] == [None, None]
+
+
+def test_an_error_that_answers_a_survey_is_no_failure_of_the_service(client: KeepClient) -> None:
+    sightings = survey(client, KeepLocator("0" * 32 + "+1"))
+
+    assert [each.cause for each in sightings] == [Cause.DENIED, Cause.DENIED]
+    assert client.counters.failures.by_cause() == {}
 
 
 def test_a_block_that_was_to_be_fetched_ahead_is_fetched_when_it_is_read(

@@ -335,12 +335,32 @@ def test_an_address_in_use_is_refused_in_one_line(over: KeepfsMount, tmp_path: P
 
 
 def test_metrics_are_written_to_a_file_that_ends_with_the_mount(tmp_path: Path) -> None:
-    file = tmp_path / "keepfs.prom"
-    with mounted(tmp_path / "base", "--metrics-file", str(file)) as mount:
+    file = tmp_path / "out" / "keepfs.prom"
+    file.parent.mkdir()
+    former = os.umask(0o077)  # as in a service
+    try:
+        mounting = mounted(tmp_path / "base", "--metrics-file", str(file))
+        mount = mounting.__enter__()
+    finally:
+        os.umask(former)
+    with contextlib.ExitStack() as stack:
+        stack.push(mounting.__exit__)
+        assert list(file.parent.iterdir()) == [file]
         assert f'keepfs_info{{mountpoint="{mount.path}",version=' in file.read_text()
         assert file.stat().st_mode & 0o444 == 0o444  # node-exporter is another user
 
     assert not file.exists()
+
+
+def test_the_missing_directory_of_a_metrics_file_is_named(unmounted: KeepfsMount) -> None:
+    unmounted.path.mkdir()
+    unmounted.options = ("--metrics-file", str(unmounted.base / "none" / "keepfs.prom"))
+
+    done = unmounted.try_mount()
+
+    assert done.returncode == 1
+    assert f"mkdir -p {unmounted.base / 'none'}" in done.stderr.decode()
+    assert not unmounted.is_mounted()
 
 
 def test_a_metrics_file_that_nobody_reads_is_refused(unmounted: KeepfsMount) -> None:

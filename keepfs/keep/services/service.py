@@ -72,6 +72,11 @@ class KeepService:
         deadline: The end of the call, on the monotonic clock, in seconds.
         observer: Notified of the blocks that it reads, and provides their memory; None:
             the memory is newly allocated.
+
+    Attributes:
+        is_survey: Whether an error is an answer as good as another, because the request
+            only finds out what the service says: the counters have no failure then, unless
+            there is no answer.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class KeepService:
         observer: ReadObserver | None = None,
     ) -> None:
         self.root = root
+        self.is_survey = False
         self._exchanges = exchanges
         self._headers = {**_COMMON_HEADERS, **headers}
         self._token = self._headers.get("Authorization", "").removeprefix("Bearer ")
@@ -346,7 +352,7 @@ class KeepService:
         self._outcome = outcome
         if outcome.cause is None and body is not None:
             self._counters.sent.add(self.root, body.nbytes)
-        elif outcome.cause is not None:
+        elif outcome.cause is not None and not (self.is_survey and outcome.status):
             self._counters.failures.add(self.root, outcome.cause.name.lower(), outcome.reason)
             _log.debug("%s of %s at %s: %s", method, path[:32], self.root, outcome.reason)
 

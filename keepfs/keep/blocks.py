@@ -361,10 +361,14 @@ class BlockClient:
         return CallOptions(
             deadline=time.monotonic() + (self.total_timeout if timeout is None else timeout),
             retries=self.num_retries if num_retries is None else num_retries,
-            request_id=request_id or next(iter(named), "") or new_request_id(),
+            request_id=request_id or next(iter(named), "") or self._request_id(),
             headers=given,
             backoff=self.backoff,
         )
+
+    def _request_id(self) -> str:
+        """Return the id of a call that has none."""
+        return new_request_id()
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
         call = self._call(num_retries=0)

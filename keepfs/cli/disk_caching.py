@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from keepfs import stores
 from keepfs.cli import clients, reporting
 from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
 from keepfs.cli.warming import locators_of

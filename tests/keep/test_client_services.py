@@ -590,6 +590,25 @@ def test_a_proxy_makes_the_copies_itself(
     assert [store.content(FOO[:32]) for store in cluster.stores] == [b"foo"] * 3
 
 
+def test_copies_of_a_proxy_do_not_add_to_those_of_the_services_behind_it(
+    cluster: Cluster, proxy: KeepproxyControls
+) -> None:
+    client = cluster.client(retries=1)
+    only, *full = cluster.stores
+    for store in full:
+        store.always(Fault(status=503), method="PUT")
+    cluster.api.lists = [
+        cluster.entries(*cluster.stores),
+        [ServiceEntry.of(proxy.url, 9, kind="proxy")],
+    ]
+
+    with pytest.raises(KeepWriteError, match="wanted 2 copies but wrote [01]"):
+        client.put_block(b"foo", copies=2)
+
+    assert proxy.counts() == {"PUT": 1}
+    assert only.content(FOO[:32]) == b"foo"
+
+
 def test_what_a_proxy_stored_is_read_through_it(through_proxy: KeepClient) -> None:
     locator = through_proxy.put(b"foo")
 

@@ -175,7 +175,8 @@ class Life:
 
     def start(self) -> bool:
         """Mount; tell whether that worked."""
-        self.mount.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a dead mount is on it: mounting clears that
+            self.mount.path.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
         try:
             done = self.mount.try_mount()

@@ -230,7 +230,13 @@ class RemoteStore:
         rounds = Rounds(
             self.roster, call, lambda: self._check_open(KeepWriteError), self._counters.retries
         )
+        had_proxies: bool | None = None
         for attempt, services in rounds:
+            has_proxies = services.has_proxies(Access.WRITE)
+            if had_proxies not in {None, has_proxies}:
+                # A proxy stores at the same services: its copies may be those counted before.
+                tally, asked = Tally(wanted.copies, classes), {}
+            had_proxies = has_proxies
             roots = self._add_services(asked, services, locator, Access.WRITE, call)
             pool = self._parts.KeepWriterThreadPool(
                 data=block,

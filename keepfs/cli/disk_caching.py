@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from keepfs import stores
 from keepfs.cli import clients, reporting
 from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
 from keepfs.cli.warming import locators_of
@@ -18,6 +17,7 @@ from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.disk_cache import default_directory
 from keepfs.keep.locator import KeepLocator
 from keepfs.messages import of_commands, of_stores
+from keepfs.renewing_store import RenewingStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ def warm_command(store: StoreOptions, sources: tuple[str, ...], listed: TextIO |
                 if block and not disk.has(locator.md5sum):
                     disk.add(locator.md5sum, block, timeout=_PATIENCE)
 
-        renewing = stores.RenewingStore(client, store)
+        renewing = RenewingStore(client, store)
         with collections_of(store, client, renewing) as collections:
             get = None if collections is None else collections.get
             texts = [text for each in named for text in locators_of(each, get, failed)]

@@ -219,11 +219,6 @@ class BlockClient:
             self.counters.hits.add(1)
         return part
 
-    def trust_signed(self, manifest: bytes) -> None:
-        """Accept the names of a manifest that the API server has signed, for the disk cache."""
-        if self.block_cache.disk is not None:
-            self._grants.signed(manifest)
-
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.
 

@@ -139,6 +139,11 @@ class KeepClient(ClientAttributes, ViewClient):
         if isinstance(self._api_client, ApiClient):
             self._api_client.api_token = self.api_token
 
+    def trust_signed(self, manifest: bytes) -> None:
+        """Accept the names of a manifest that the API server has signed, for the disk cache."""
+        if self.block_cache.disk is not None:
+            self._grants.signed(manifest)
+
     def _token(self) -> str:
         return self.api_token
 

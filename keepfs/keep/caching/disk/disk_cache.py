@@ -1,9 +1,9 @@
 """DiskCache: the disk tier of the block cache, within a budget, written off the reader's path.
 
 Nothing is scanned when it opens: blocks are found by their names. The thread that
-writes blocks lists the directory when it writes the first one, and again when the budget
-may be exceeded; other processes' blocks count too. A disk that can't be used turns the
-tier off for a minute, with one log line; reads go on without it.
+writes blocks lists the directory (of a large one, random folders) when it writes the first
+one, and again when the budget may be exceeded; other processes' blocks count too. A disk that
+can't be used turns the tier off for a minute, with one log line; reads go on without it.
 """
 
 from __future__ import annotations

@@ -602,7 +602,7 @@ def test_copies_of_a_proxy_do_not_add_to_those_of_the_services_behind_it(
         [ServiceEntry.of(proxy.url, 9, kind="proxy")],
     ]
 
-    with pytest.raises(KeepWriteError, match="wanted 2 copies but wrote [01]"):
+    with pytest.raises(KeepWriteError, match=r"wanted 2 copies but wrote [01]"):
         client.put_block(b"foo", copies=2)
 
     assert proxy.counts() == {"PUT": 1}

@@ -124,12 +124,14 @@ def claim(
 
 
 def _remove_stale(mine: Path) -> None:
-    """Remove the run files of processes that have ended."""
+    """Remove the run files and sockets of processes that have ended."""
     for path in mine.parent.glob("*.json"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if path != mine:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()  # while locked, so that no process can claim it
+                # While locked, so that no process can claim it.
+                path.with_suffix(".sock").unlink(missing_ok=True)
+                path.unlink()
 
 
 class Claim:

@@ -113,6 +113,19 @@ def test_a_killed_process_leaves_its_mount_point_free(tmp_path: Path) -> None:
             assert runtime.find(tmp_path) is not None
 
 
+def test_the_next_claim_removes_the_files_of_a_killed_process(tmp_path: Path) -> None:
+    killed, next_one = tmp_path / "killed", tmp_path / "next"
+    socket = runtime.control_socket(killed)
+    with another_process_serving(killed) as other:
+        socket.touch()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+
+    with runtime.claim(next_one, None):
+        assert not socket.exists()
+        assert not socket.with_suffix(".json").exists()
+
+
 def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
     with another_process_serving(tmp_path) as other:
         waiting = Running(lambda: runtime.wait_until_ended(tmp_path))

@@ -134,7 +134,11 @@ def test_a_cache_takes_the_sdks_arguments(tmp_path: Path) -> None:
     )
 
     assert cache.statistics().maxsize == KeepBlockCache().statistics().maxsize
-    assert KeepBlockCache(1 << 20, 10, True, None).statistics().maxsize == 1 << 20  # noqa: FBT003
+    on_disk = KeepBlockCache(1 << 30, 10, True, tmp_path)  # noqa: FBT003 - as the SDK's
+    assert on_disk.disk is not None  # the size is then that of the disk, as in the SDK
+    assert on_disk.statistics().maxsize == KeepBlockCache().statistics().maxsize
+    in_memory = KeepBlockCache(1 << 20, 10, False, None)  # noqa: FBT003 - ditto
+    assert in_memory.statistics().maxsize == 1 << 20
 
 
 def test_get_or_head_takes_its_method_by_name(tmp_path: Path) -> None:

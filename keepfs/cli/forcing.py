@@ -65,7 +65,9 @@ def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount |
         if entry is not None:
             mountpoint.abort(entry)
         runtime.wait_until_ended(path, patience)
-    for place in mountpoint.places_of(f"0:{running.device}"):
+    # A process that is stuck since its start has not recorded its device.
+    device = f"0:{running.device}" if running.device or entry is None else entry.device
+    for place in mountpoint.places_of(device):
         left = mountpoint.mounted_at(place)
         if left is not None:
             _detach(left)

@@ -99,7 +99,7 @@ class _Trees:
         self._long = 2 if rig.quick else _LONG
 
     def listed(self, count: int) -> Figure:
-        """Open and list a collection of so many files in one folder."""
+        """Open and list a collection of one folder with this number of files."""
         names = [f"file-{number:06}" for number in range(count)]
 
         def trial(side: Side) -> float:

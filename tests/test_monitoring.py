@@ -1,4 +1,4 @@
-"""Metrics, their page, the alert rules and the dashboard: each names only what there is."""
+"""Metrics, their page, the alert rules and the dashboard: all names exist."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import click
 
 from keepfs import __version__
 from keepfs.cli import clients
-from keepfs.cli.checking import all_steps
+from keepfs.cli.checking import WITH_WORDS, all_steps, limit_option, words_argument
 from keepfs.cli.scrubbing import Scrubber
 from keepfs.cli.settings import FilledPath
 from keepfs.cli.steps import as_text
@@ -34,22 +34,15 @@ _LIBRARIES = ("pyfuse3", "trio", "requests", "urllib3", "cachetools", "click", "
 _NAMES = ("KEEP", "ARVADOS_", "XDG_", "SSL_CERT", "LANG", "LC_", "JOURNAL_STREAM", "PYTHON")
 
 
-@click.command("bugreport", context_settings={"ignore_unknown_options": True})
-@click.argument("words", metavar="[MOUNTPOINT] [OPTION]...", nargs=-1, type=click.UNPROCESSED)
+@click.command("bugreport", context_settings=WITH_WORDS)
+@words_argument
 @click.option(
     "-o",
     "--output",
     type=FilledPath(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write to this file; - is standard output.  [default: keepfs-bugreport-TIME.txt]",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Limit of each step.",
-)
+@limit_option
 def bugreport_command(words: tuple[str, ...], output: Path | None, timeout: float) -> None:
     """Write what a developer needs to find a fault into one file.
 

@@ -62,10 +62,12 @@ class _Told:
     misuse: click.UsageError | None = None
 
 
-@click.command("check", context_settings={"ignore_unknown_options": True})
-@click.argument("words", metavar="[MOUNTPOINT] [OPTION]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
-@click.option(
+#: The context of a command whose argument is `words_argument`.
+WITH_WORDS = {"ignore_unknown_options": True}
+words_argument = click.argument(
+    "words", metavar="[MOUNTPOINT] [OPTION]...", nargs=-1, type=click.UNPROCESSED
+)
+limit_option = click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
@@ -73,6 +75,12 @@ class _Told:
     metavar="SECONDS",
     help="Limit of each step.",
 )
+
+
+@click.command("check", context_settings=WITH_WORDS)
+@words_argument
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
+@limit_option
 @click.option("--no-write", is_flag=True, help="Store no empty block at each service.")
 def check_command(
     words: tuple[str, ...], timeout: float, *, is_json: bool, no_write: bool

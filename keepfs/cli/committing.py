@@ -106,14 +106,36 @@ def manifest_command(
 @click.command("commit")
 @progress.progress_option
 @_path
-@click.option("--name", help="Of the new collection; unique in its project.")
-@click.option("--project", metavar="UUID", help="That has it.  [default: your home project]")
-@click.option("--properties", type=_Properties(), metavar="JSON", help="An object.")
-@click.option("--replication", type=click.IntRange(1), metavar="N", help="Copies to be kept.")
+@click.option("--name", help="Name of the new collection, unique in its project.")
 @click.option(
-    "--storage-classes", "classes", metavar="CLASS,...", help="That the cluster keeps it in."
+    "--project",
+    metavar="UUID",
+    help="Project that the collection is made in.  [default: your home project]",
 )
-@click.option("--trash-at", type=_Moment(), metavar="TIME", help="When it goes to the trash.")
+@click.option(
+    "--properties",
+    type=_Properties(),
+    metavar="JSON",
+    help="Properties of the collection, a JSON object.",
+)
+@click.option(
+    "--replication",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Copies of each block that the cluster keeps.",
+)
+@click.option(
+    "--storage-classes",
+    "classes",
+    metavar="CLASS,...",
+    help="Storage classes in which the cluster keeps the blocks.",
+)
+@click.option(
+    "--trash-at",
+    type=_Moment(),
+    metavar="TIME",
+    help="Time at which the collection goes to the trash.",
+)
 @click.option(
     "--ensure-unique-name", "is_unique", is_flag=True, help="Append the time to a name in use."
 )

@@ -19,7 +19,7 @@ _IGNORED_WORDS = frozenset(
         *("nosuid", "nodev", "noatime", "nodiratime", "relatime", "async", "nomand"),
     )
 )
-#: Words that can't be had, with what to do.
+#: Words that are refused, with what to do.
 _REFUSED_WORDS = {
     "remount": "a keepfs mount can't be changed; unmount it and mount it again",
     "suid": "programs on a keepfs mount never get their owner's rights; omit it",

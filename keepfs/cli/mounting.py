@@ -87,7 +87,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="After that long the uuid of a collection is asked for again when it is looked at.",
+    help="Seconds after which an access to a collection by uuid checks for a new version.",
 )
 @setting(
     "--staging-size",

@@ -38,9 +38,9 @@ def renew_command(
 ) -> None:
     """Keep what is stored in upload/ of MOUNTPOINT, and renew its signatures.
 
-    A mount that is up does it by itself; it is only asked to do it now. For
-    one that is down it is done here, with the options of the mount: run it
-    more often than every second week. What is lost is listed.
+    A running mount renews by itself; this makes it renew now. For a mount
+    that is down, run this with the options of the mount, more often than
+    every second week. It lists the files that are lost.
     """
     with reporting.in_one_line():
         where = mountpoint.resolve(path)

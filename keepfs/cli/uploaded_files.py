@@ -95,7 +95,7 @@ def stored_manifest(
     _refuse("can't be in a manifest", left_out, f"rename or remove them{links}")
     if is_signed:
         _refuse(
-            "can't be had any more",
+            "can't be read any more",
             ended,
             "the signatures of their blocks have ended: read and store them with a new signature",
         )

@@ -1,4 +1,4 @@
-"""keepfs uploads: the files of a mount's upload/, and which of them can't be had any more."""
+"""keepfs uploads: the files of a mount's upload/, and which of them can't be read any more."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.snapshot import StoredNode
     from keepfs.keep.client import KeepClient
 
-#: Why a block can't be had for good: asking again doesn't help.
+#: Why a block can never be read: another request doesn't help.
 _LOST = frozenset({Cause.NOT_FOUND, Cause.DENIED})
 
 
@@ -71,7 +71,7 @@ class Upload:
     "--lost",
     "is_lost_only",
     is_flag=True,
-    help="Check, and show only files that can't be had any more, or are recorded as lost.",
+    help="Check, and show only files that can't be read any more, or are recorded as lost.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
 @setting(
@@ -100,7 +100,7 @@ def uploads_command(
     state of a file that the mount has recorded as lost is "lost" without --check
     too; keepfs renew forgets the record and looks again. Files
     that are being written are listed when they are stored, or have failed. With
-    --check and --lost the exit code is 1 if a file can't be had.
+    --check and --lost the exit code is 1 if a file can't be read.
     """
     directory = state_dir_of(path, state_dir)
     failed = clients.Failures()

@@ -89,7 +89,7 @@ class LocalCollections:
     def put(self, manifest: Manifest | str | bytes) -> CollectionRecord:
         """Keep a manifest, in normal form and without hints. Blocks.
 
-        When this returns it survives a power cut. The blocks are not looked at.
+        When this returns it survives a power cut. The blocks are not read.
 
         Returns:
             The record, without the manifest.

@@ -53,8 +53,8 @@ _T = TypeVar("_T")
 #: Seconds between two checks of a young request: the longest that a killed client waits.
 #: A check reads a file of /proc for each process that waits, in some 40 µs. Guessed.
 WATCH_INTERVAL = 0.1
-#: An older request is checked again after this fraction of its age, or after so many
-#: seconds: a client that has waited for 10 s may wait for 1 s more once it is killed.
+#: An older request is checked again after this fraction of its age, and at least once per
+#: `_LONGEST_INTERVAL` seconds. A killed client that has waited for 10 s waits for 1 s more.
 _AGE_FRACTION, _LONGEST_INTERVAL = 0.1, 1.0
 
 #: Seconds within which the kernel retries a range whose read was given up.

@@ -37,6 +37,15 @@ class Message:
         text = self.text.format(**{name: without_ids(str(it)) for name, it in fields.items()})
         return marked(text, self)
 
+    def form(self) -> str:
+        """Return the text with each field as its name in capitals; empty if it is one field."""
+        form = ""
+        for fixed, name, _, _ in string.Formatter().parse(self.text):
+            form += fixed
+            if name is not None:
+                form += f"{' ' if form[-1:].isalnum() else ''}{name.upper()}"
+        return form if any(fixed for fixed, *_ in string.Formatter().parse(self.text)) else ""
+
     def fields(self) -> set[str]:
         """Return the names of the fields of the text."""
         return {name for _, name, _, _ in string.Formatter().parse(self.text) if name}

@@ -56,7 +56,7 @@ NO_HOME = Message(
 )
 NO_SUCH_PATH = Message(
     "no-such-path",
-    "can't tell where {path} is: {reason}",
+    "can't resolve {path}: {reason}",
     "The path begins with ~ and a user that doesn't exist, or the working directory was removed.",
     "Give an absolute path.",
 )

@@ -45,7 +45,7 @@ API_UNREACHABLE = Message(
 SETUP_FAILED = Message(
     "setup-failed",
     "{reason} (settings: {settings})",
-    "The list of Keep services could not be had from the API server, or is empty.",
+    "The list of Keep services could not be read from the API server, or is empty.",
     "keepfs check shows which step fails. --keep-services names services without the list.",
 )
 NO_SERVICE_ANSWERS = Message(
@@ -98,7 +98,7 @@ NEEDS_API_SERVER = Message(
     "needs-api-server",
     "{what}: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment or in"
     " ~/.config/arvados/settings.conf{otherwise}",
-    "Collections are had from the API server; only Keep services are known.",
+    "Only Keep services are set. Collections come from the API server.",
     "Set ARVADOS_API_HOST and ARVADOS_API_TOKEN.",
 )
 OTHER_CLUSTER = Message(

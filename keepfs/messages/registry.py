@@ -56,13 +56,10 @@ def explanation(message: Message) -> str:
         ]
         return f"{label:10}{chr(10).join(lines).strip()}"
 
-    shown = (message.text if message.text not in {"{text}", "{reason}"} else "as it comes").format(
-        **{name: name.upper() for name in message.fields()}
-    )
     return "\n".join(
         [
             message.id,
-            filled("Message:", shown),
+            filled("Message:", message.form() or "as it comes"),
             filled("Cause:", message.cause),
             filled("Cure:", message.cure),
         ]

@@ -1,4 +1,4 @@
-"""Losses: stored files with blocks that can't be had any more."""
+"""Losses: stored files with blocks that can't be read any more."""
 
 from __future__ import annotations
 

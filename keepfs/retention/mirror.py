@@ -97,7 +97,7 @@ class Mirror:
     def update(self) -> bool:
         """Bring all collections up to date; return whether any was changed.
 
-        One that is as it was left is looked at all the same.
+        A collection that is unchanged is read all the same.
 
         Raises:
             CreationRefusedError: The token may not create collections.

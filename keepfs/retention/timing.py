@@ -70,7 +70,7 @@ class Timing:
         return min(_BACKOFF.wait(failures - 1, draw), self.ttl / 16)
 
     def update_at(self, last: Updated, changed: float | None) -> float:
-        """Return when the collection is to be updated, or looked at.
+        """Return when the collection is to be updated or checked.
 
         Args:
             last: The update before.

@@ -587,4 +587,4 @@ def test_every_mount_point_has_a_state_directory_of_its_own() -> None:
 def test_a_user_or_a_directory_that_is_not_there_is_one_message(shell: Shell) -> None:
     done = shell.run("stat", "--local-store", "~nosuchuser/x", "a" * 32, code=2)
 
-    assert b"can't tell where" in done.stderr
+    assert b"can't resolve" in done.stderr

@@ -101,6 +101,13 @@ def test_put_stat_verify_and_where_print_json(shell: Shell, tmp_path: Path) -> N
         assert service == {"service": f"local:{shell.store}", "state": "ok", "reason": ""}
 
 
+def test_the_help_of_completion_has_a_line_for_each_shell(shell: Shell) -> None:
+    lines = shell.run("completion", "--help").stdout.decode().splitlines()
+    first_words = [line.split()[0] for line in lines if "keepfs completion" in line]
+
+    assert first_words == ["Usage:", "bash:", "zsh:", "fish:"]
+
+
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
 def test_shells_complete_commands(kind: str, shell: Shell) -> None:
     script = shell.run("completion", kind).stdout

@@ -201,7 +201,77 @@ class DictStore:
         return block
 
 
-class FailingStore:
+class _StoreInFront:
+    """Another store, with something done before each call that may wait or fail.
+
+    Args:
+        store: Answers the calls.
+    """
+
+    def __init__(self, store: BlockStore) -> None:
+        self._store = store
+
+    def _before(self, call: Call) -> None:
+        """Do what this store adds; may raise."""
+        raise NotImplementedError
+
+    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+        """Return what the store has in memory, which neither waits nor fails."""
+        return self._store.cached_block(locator, keep_for)
+
+    def release(self, locator: KeepLocator) -> None:
+        """Pass it to the store."""
+        self._store.release(locator)
+
+    def has_disk_cache(self) -> bool:
+        """Return that there is none."""
+        return False
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
+    def has_room(self, size: int) -> bool:
+        """Ask the store."""
+        return self._store.has_room(size)
+
+    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
+        """Ask the store."""
+        return self._store.services_of(locator)
+
+    def get_block(self, locator: KeepLocator) -> memoryview:
+        """Return a block from the store."""
+        self._before("get_block")
+        return self._store.get_block(locator)
+
+    def head_block(self, locator: KeepLocator) -> int:
+        """Return a block's size from the store."""
+        self._before("head_block")
+        return self._store.head_block(locator)
+
+    def lookup_wait(self, most: float) -> float:
+        """Ask the store."""
+        return self._store.lookup_wait(most)
+
+    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
+        """Begin to fetch a block from the store."""
+        self._before("probe_block")
+        return self._store.probe_block(locator, wait)
+
+    def put_block(
+        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
+    ) -> Receipt:
+        """Put a block into the store."""
+        self._before("put_block")
+        return self._store.put_block(block, copies, locator=locator)
+
+    def free_space(self) -> tuple[int, int]:
+        """Ask the store."""
+        return self._store.free_space()
+
+
+class FailingStore(_StoreInFront):
     """Another store, but for the calls that it was told to fail.
 
     Args:
@@ -209,7 +279,7 @@ class FailingStore:
     """
 
     def __init__(self, store: BlockStore) -> None:
-        self._store = store
+        super().__init__(store)
         self._failures: dict[Call, list[KeepRequestError]] = collections.defaultdict(list)
         self._broken: dict[Call, KeepRequestError] = {}
         self._lock = threading.Lock()
@@ -230,62 +300,7 @@ class FailingStore:
             self._failures.clear()
             self._broken.clear()
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Ask the store; what is in memory can't fail."""
-        return self._store.cached_block(locator, keep_for)
-
-    def release(self, locator: KeepLocator) -> None:
-        """Pass it to the store."""
-        self._store.release(locator)
-
-    def has_disk_cache(self) -> bool:
-        """Tell that there is none."""
-        return False
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
-
-    def has_room(self, size: int) -> bool:
-        """Ask the store."""
-        return self._store.has_room(size)
-
-    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Ask the store."""
-        return self._store.services_of(locator)
-
-    def get_block(self, locator: KeepLocator) -> memoryview:
-        """Fail as told, or ask the store."""
-        self._meet_fate("get_block")
-        return self._store.get_block(locator)
-
-    def head_block(self, locator: KeepLocator) -> int:
-        """Fail as told, or ask the store."""
-        self._meet_fate("head_block")
-        return self._store.head_block(locator)
-
-    def lookup_wait(self, most: float) -> float:
-        """Ask the store."""
-        return self._store.lookup_wait(most)
-
-    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
-        """Fail as told, or ask the store."""
-        self._meet_fate("probe_block")
-        return self._store.probe_block(locator, wait)
-
-    def put_block(
-        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
-    ) -> Receipt:
-        """Fail as told, or ask the store."""
-        self._meet_fate("put_block")
-        return self._store.put_block(block, copies, locator=locator)
-
-    def free_space(self) -> tuple[int, int]:
-        """Ask the store."""
-        return self._store.free_space()
-
-    def _meet_fate(self, call: Call) -> None:
+    def _before(self, call: Call) -> None:
         with self._lock:
             if self._failures[call]:
                 raise self._failures[call].pop(0).fresh()
@@ -293,7 +308,7 @@ class FailingStore:
                 raise self._broken[call].fresh()
 
 
-class GatedStore:
+class GatedStore(_StoreInFront):
     """Another store, behind gates: a call whose gate is shut waits until it is opened.
 
     Args:
@@ -301,7 +316,7 @@ class GatedStore:
     """
 
     def __init__(self, store: BlockStore) -> None:
-        self._store = store
+        super().__init__(store)
         self._gates: dict[Call, threading.Event] = {
             "get_block": threading.Event(),
             "put_block": threading.Event(),
@@ -336,62 +351,12 @@ class GatedStore:
         with self._changed:
             return self._waiting[call]
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Ask the store; what is in memory needs no waiting."""
-        return self._store.cached_block(locator, keep_for)
-
-    def release(self, locator: KeepLocator) -> None:
-        """Pass it to the store."""
-        self._store.release(locator)
-
-    def has_disk_cache(self) -> bool:
-        """Tell that there is none."""
-        return False
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
-
-    def has_room(self, size: int) -> bool:
-        """Ask the store."""
-        return self._store.has_room(size)
-
-    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Ask the store."""
-        return self._store.services_of(locator)
-
-    def get_block(self, locator: KeepLocator) -> memoryview:
-        """Wait at the gate, then ask the store."""
-        self._pass("get_block")
-        return self._store.get_block(locator)
-
-    def head_block(self, locator: KeepLocator) -> int:
-        """Wait at the gate, then ask the store."""
-        self._pass("head_block")
-        return self._store.head_block(locator)
-
-    def lookup_wait(self, most: float) -> float:
-        """Ask the store."""
-        return self._store.lookup_wait(most)
-
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Ask the store; behind a shut gate nobody says anything, for however long one waits."""
         is_open = self._gates["probe_block"].is_set()
         return self._store.probe_block(locator, wait) if is_open else None
 
-    def put_block(
-        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
-    ) -> Receipt:
-        """Wait at the gate, then ask the store."""
-        self._pass("put_block")
-        return self._store.put_block(block, copies, locator=locator)
-
-    def free_space(self) -> tuple[int, int]:
-        """Ask the store."""
-        return self._store.free_space()
-
-    def _pass(self, call: Call) -> None:
+    def _before(self, call: Call) -> None:
         with self._changed:
             self._waiting[call] += 1
             self._changed.notify_all()

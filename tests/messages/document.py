@@ -23,12 +23,9 @@ def document() -> str:
     for subject, messages in sections():
         lines.append(f"## {subject[0].upper()}{subject[1:]}\n")
         for each in messages:
-            shown = each.text.replace("!r", "").format(
-                **{name: name.upper() for name in each.fields()}
-            )
             lines.append(f"### {each.id}\n")
-            if shown not in {"TEXT", "REASON"}:
-                lines.append(f"```text\n{shown}\n```\n")
+            if form := each.form():
+                lines.append(f"```text\n{form}\n```\n")
             lines += [f"**Cause.** {each.cause}\n", f"**Cure.** {each.cure}\n"]
     return "\n".join(lines)
 

@@ -61,7 +61,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """Variables without settings of whoever runs the tests, and this keepfs in PATH."""
+    """The environment without the user's own settings, with this keepfs in PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "keepfs"

@@ -119,7 +119,11 @@ def test_a_directory_that_is_no_mount_is_an_error(tmp_path: Path) -> None:
 
 def test_watch_prints_it_again(mount: KeepfsMount) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "keepfs", "status", str(mount.path), "--json", "--watch", "0.1"],
+        # A process of a shell's background ignores SIGINT, and so do its children.
+        [
+            *("env", "--default-signal=INT", sys.executable, "-m", "keepfs"),
+            *("status", str(mount.path), "--json", "--watch", "0.1"),
+        ],
         stdout=subprocess.PIPE,
         env=mount.environment,
     ) as watching:

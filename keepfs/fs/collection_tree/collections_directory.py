@@ -41,7 +41,7 @@ class CollectionsDirectory(DirectoryNode):
         metadata: What `stat` says of it; user and group are those of all files too.
         source: Where collections come from.
         blocks: Where the blocks are.
-        refresh: Seconds after which a uuid is asked for again.
+        refresh: Seconds after which an access by uuid checks for a new version.
         budget: Most bytes, estimated, of collections that stay loaded though the kernel has
             forgotten their nodes. The one looked up last stays, whatever its size. Collections
             with nodes that the kernel remembers count, but are not unloaded.

@@ -40,7 +40,7 @@ class LiveCollection:
         source: Where collections come from.
         blocks: Where the blocks are; runs what waits in threads.
         owner: Whose user and group files and folders have.
-        refresh: Seconds after which a uuid is asked for again.
+        refresh: Seconds after which an access by uuid checks for a new version.
 
     Attributes:
         name: As above.

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 #: The number of upload/ itself.
 ROOT = 1
 
-#: Directories above an entry that are looked at, in a catalog that may be damaged.
+#: Directories above an entry that are read, in a catalog that may be damaged.
 _DEEPEST = 100_000
 #: Bytes of the log after which it is worth a checkpoint.
 _LONG_LOG = 4 * 2**20

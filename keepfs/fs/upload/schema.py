@@ -24,6 +24,6 @@ MIGRATIONS = (
     "CREATE TABLE obsolete_spills (name TEXT PRIMARY KEY) WITHOUT ROWID;",
     # Since then `content` may count equal blocks: an older keepfs can't read that.
     "",
-    # Files with a block that can't be had any more.
+    # Files with a block that can't be read any more.
     "CREATE TABLE lost (number INTEGER PRIMARY KEY, reason TEXT NOT NULL);",
 )

@@ -202,7 +202,7 @@ class BlockFolder:
         return True
 
     def remove_names(self) -> None:
-        """Remove the records of accepted names; each name is then asked for again."""
+        """Remove the records of accepted names; the services are asked about each again."""
         for name in self._fan_out():
             with contextlib.suppress(OSError), _directory(self._root, name) as folder:
                 os.unlink("names", dir_fd=folder)

@@ -42,7 +42,7 @@ _EVICT_TO = 0.95
 #: Bytes written by this process, as a part of the budget, after which the directory is
 #: listed again: other processes have written too.
 _LIST_AFTER = 0.10
-#: Files that are looked at for an eviction: all of a smaller cache, and of a larger one those of
+#: Files that are read for an eviction: all of a smaller cache, and of a larger one those of
 #: random folders, since MD5 spreads blocks evenly. The size of a large cache is then an estimate,
 #: about 1 % off. An eviction of a large cache removes this part of the sample: an 8th.
 _SAMPLE, _PART_EVICTED = 20_000, 8
@@ -171,7 +171,7 @@ class DiskCache:
     def read(
         self, md5sum: str, allocate: Callable[[int], Allocation] = FreshAllocation
     ) -> bytes | memoryview | None:
-        """Return a block, every byte verified; None if it can't be had from here. Blocks."""
+        """Return a block, every byte verified; None if it isn't on this disk. Blocks."""
         folder = self._open()
         block = None if folder is None else folder.read(md5sum, allocate)
         self._note_read(block)

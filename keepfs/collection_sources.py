@@ -80,7 +80,7 @@ def collections_of(
 
     Args:
         options: Where the blocks are.
-        client: Whose token is used.
+        client: The client whose token is used.
         store: Reads the token again when it is refused.
     """
     if options.local_store is not None:

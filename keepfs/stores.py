@@ -105,7 +105,7 @@ def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteC
     """Open the collections of a mount's cluster, for one command, without a request.
 
     Args:
-        identity: What `identity` said of the mount's store: a cluster, or empty.
+        identity: The result of `identity` for the mount's store: a cluster, or empty.
         token_file: Where the token is; None for Arvados's own settings.
 
     Raises:

@@ -52,7 +52,7 @@ def shown(what: str, total: int | None = None, *, is_bytes: bool = False) -> Ite
     """Show the progress of the body while it runs; the display is removed at the end.
 
     Args:
-        what: What is done, for people.
+        what: The work, as text for people.
         total: How much there is to do; None if that isn't known.
         is_bytes: Whether amounts are bytes.
 

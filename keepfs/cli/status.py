@@ -36,7 +36,7 @@ class MountStatus:
 
     Attributes:
         mountpoint: Its path.
-        pid: Of its process.
+        pid: The process id of the mount.
         state: `serving`; `draining`: it ends, and stores what is left; `starting`; `stuck`: its
             event loop does not run, or a request hangs for over a minute; `stopped`: the process
             is stopped by a signal or debugger; `silent`: it runs, and does not answer; `dead`:
@@ -45,7 +45,7 @@ class MountStatus:
         kernel_waiting: Requests that the kernel waits for; null if it does not tell.
         log_file: Its log; empty for standard error.
         state_dir: Its state directory.
-        figures: What its process answered; null if it did not.
+        figures: The figures that its process sent; null if it did not answer.
     """
 
     mountpoint: str

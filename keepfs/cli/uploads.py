@@ -46,7 +46,7 @@ class Upload:
         copies: Confirmed of each block; None if it isn't stored, or was imported: then nothing
             has confirmed them to this mount.
         expires: When the first signature ends, as `user.keep.expires`; None without one.
-        locators: Of its blocks, in order; empty if it isn't stored.
+        locators: The locators of its blocks, in order; empty if it isn't stored.
         error: Why it is in that state; empty if it is stored.
     """
 

@@ -152,7 +152,7 @@ class Manifest:
         """Return the file with its locators as this manifest has them, in constant time.
 
         Args:
-            file: Of this manifest, or of one that `with_locators` made this one of.
+            file: A file of this manifest, or of the one from which `with_locators` made it.
         """
         return File(self._tables, file.parent, file.number)
 

@@ -49,7 +49,7 @@ def request_body(
     """Write the JSON of a request; the manifest in pieces.
 
     Args:
-        attributes: Of the collection, without its manifest.
+        attributes: The attributes of the collection, without its manifest.
         manifest: Its text; None leaves it as it is.
         options: Parameters beside the collection.
 

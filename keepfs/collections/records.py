@@ -38,12 +38,12 @@ class CollectionRecord:
 
     Attributes:
         uuid: Empty where the server was asked by portable data hash.
-        portable_data_hash: Of the contents.
+        portable_data_hash: The hash of the contents.
         manifest: UTF-8, its locators signed for the asking token (until `trash_at` at
             most); None if it wasn't asked for.
         name: Unique among those of an owner that aren't trashed.
-        owner_uuid: Of a user or a project.
-        properties: As set by users.
+        owner_uuid: The uuid of a user or a project.
+        properties: Properties that users have set.
         replication_desired: Copies; None for the cluster's default.
         storage_classes_desired: Names.
         trash_at: When it is trashed.
@@ -55,7 +55,7 @@ class CollectionRecord:
         version: Counts changes, where the cluster keeps versions.
         file_count: Files.
         file_size_total: Bytes of all files.
-        etag: Of this description. The server takes it over the columns that it read,
+        etag: The etag of this description. The server takes it over the columns that it read,
             so it compares only with one of the same request.
     """
 
@@ -130,8 +130,8 @@ class ProjectRecord:
     """A project.
 
     Attributes:
-        uuid: For `owner_uuid`.
-        name: As users gave it.
+        uuid: The value for `owner_uuid`.
+        name: The name that a user gave it.
         can_write: Whether the token's user may change what is in it; None if the
             server doesn't say.
     """

@@ -162,8 +162,8 @@ class RemoteCollections:
 
         Args:
             manifest: Signed for the token. Its JSON takes once more its size of memory.
-            attributes: With a name; see the module. The owner is the token's user if
-                none is given.
+            attributes: The attributes, with a name; see the module. Without an owner, it is
+                the token's user.
             unique_name: Append the time, as the server does, if the name is taken.
             with_manifest: Whether the answer has the manifest, freshly signed.
 
@@ -213,9 +213,9 @@ class RemoteCollections:
         as expected; if it is as wanted by then, the update has succeeded.
 
         Args:
-            uuid: Of the collection.
-            attributes: What to set.
-            expected: What the caller knows of it; see the module for the race left.
+            uuid: The uuid of the collection.
+            attributes: The attributes to set.
+            expected: The state that the caller knows; the module describes the remaining race.
             manifest: Signed for the token, unless the contents stay.
             with_manifest: Whether the answer has the manifest, freshly signed.
 
@@ -316,7 +316,7 @@ class _Wish:
     """A collection to create.
 
     Attributes:
-        name: As it is tried now.
+        name: The name that is tried now.
         owner: A user or a project.
         hash: Portable data hash of the contents.
         given: All attributes, as JSON.

@@ -21,7 +21,7 @@ class CollectionError(KeepRequestError):
         message: What failed, why, and what to do.
         cause: Why; the class's own when not given.
         status: The HTTP status; 0 without an answer.
-        reason: What the server said; empty if nothing.
+        reason: The server's reason; empty if it gave none.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class NameTakenError(CollectionError):
     Args:
         message: Names it.
         uuid: The other collection's; empty if it can't be read.
-        reason: What the server said; empty if it wasn't asked to create one.
+        reason: The server's reason; empty if it was not asked to create a collection.
     """
 
     def __init__(self, message: str, *, uuid: str, reason: str = "") -> None:

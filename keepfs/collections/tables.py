@@ -103,7 +103,7 @@ class Tables:
         files: The files' names.
         first_files: The number of each directory's first file.
         last_files: One more than that of its last.
-        segments: What each file consists of.
+        segments: The segments of each file.
         blocks: Where the bytes are.
     """
 

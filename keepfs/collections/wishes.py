@@ -19,8 +19,8 @@ class Expected:
     """How a collection should be found. What is None isn't compared.
 
     Attributes:
-        portable_data_hash: Of the contents.
-        modified_at: Of its last change of any kind; as a record has it.
+        portable_data_hash: The hash of the contents.
+        modified_at: The time of its last change of any kind, as in a record.
     """
 
     portable_data_hash: str | None = None

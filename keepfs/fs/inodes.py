@@ -130,7 +130,7 @@ class Listing:
 
     Attributes:
         node: The directory.
-        caller: Who reads it.
+        caller: The user that reads it.
         names: All of them, or those gone through so far: a reader may go back to any.
         rest: Those that follow; None where `names` has all.
     """

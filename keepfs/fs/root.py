@@ -58,9 +58,9 @@ def readme_text(
     """Compose the README.
 
     Args:
-        version: Of keepfs.
-        copies: Of each block.
-        settings: Of the mount; never a token.
+        version: The version of keepfs.
+        copies: The copies of each block.
+        settings: The settings of the mount, without a token.
         kept: How long the blocks are kept: a few lines.
         is_local: Whether the blocks are in a local store, whose collections have no uuids.
         has_collections: Whether there is collections/.

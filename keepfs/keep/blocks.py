@@ -158,7 +158,7 @@ class BlockClient:
             headers: Go with the requests too.
             timeout: Seconds that the call may take; `total_timeout` when None.
             keep_for: Seconds in which the caller will go through the block in parts.
-            pool: Whose buffers a block is fetched into; None: memory of the cache's choice.
+            pool: The pool of the buffer that a block is fetched into; None: the cache chooses.
                 A block that is cached, or that another call is fetching, stays where it is.
 
         Raises:

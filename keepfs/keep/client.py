@@ -53,7 +53,7 @@ class KeepClient(ClientAttributes, ViewClient):
             None; an empty string means services.
         block_cache: Shared with other clients if given; else one of 256 MiB.
         num_retries: Default for get and put.
-        session: Whose adapters, TLS and proxy settings to use.
+        session: A session whose adapters, TLS and proxy settings are used.
         num_prefetch_threads: Blocks that the SDK's file readers fetch ahead, 2 when
             None; 0 turns `block_prefetch` off.
 

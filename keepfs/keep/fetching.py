@@ -68,10 +68,10 @@ class FetchObserver(SourceObserver):
     Args:
         locator: The block's name.
         sources: Where the service that sends the block is remembered.
-        cache: For which the block is fetched.
+        cache: The cache that the block is fetched for.
         grants: Which names may be answered from it.
         first_answer: Called as soon as a service begins to send the block.
-        pool: Whose buffers the block is received into; None: memory of the cache's choice.
+        pool: The pool of the buffer that the block is received into; None: the cache chooses.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class Receipt:
     Attributes:
         locator: The block's name, signed where the store signs.
         copies: Confirmed copies, summed over the services.
-        services: Who confirmed them: root URLs, or the local store's name.
+        services: The services that confirmed them: root URLs, or the local store's name.
         classes: Confirmed copies by storage class; empty where nobody says.
     """
 

@@ -23,11 +23,11 @@ class ViewClient(BlockClient):
     """Reads blocks without fresh memory for each of them.
 
     Args:
-        store: As of `BlockClient`.
-        block_cache: As of `BlockClient`.
-        num_retries: As of `BlockClient`.
-        counters: As of `BlockClient`.
-        signs: As of `BlockClient`.
+        store: See `BlockClient`.
+        block_cache: See `BlockClient`.
+        num_retries: See `BlockClient`.
+        counters: See `BlockClient`.
+        signs: See `BlockClient`.
     """
 
     def __init__(

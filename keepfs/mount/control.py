@@ -32,7 +32,7 @@ class Control:
     """Carries out control requests that concern upload/.
 
     Args:
-        upload: What is changed.
+        upload: The directory upload/ of the mount.
         drain: Once it has begun, the mount ends and nothing is changed.
         is_read_only: Whether changes are refused.
     """

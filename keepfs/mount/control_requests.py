@@ -88,7 +88,7 @@ class ControlConnection:
         """Return the paths of files that are not stored as they are now. Blocks.
 
         Args:
-            path: Of a file or directory, below upload/.
+            path: The path of a file or directory, relative to upload/.
 
         Returns:
             Paths below upload/; `MOST_NAMES` at most.

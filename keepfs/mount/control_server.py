@@ -38,10 +38,10 @@ class ControlServer:
     """Serves the control socket of a mount.
 
     Args:
-        path: Of the socket; one that a killed mount left is replaced.
+        path: The path of the socket. A socket that a killed mount left is replaced.
         figures: Returns the figures of the mount; called in threads.
         carry_out: Answers any other request; called in the trio thread.
-        token: Of the running event loop.
+        token: The token of the running event loop.
     """
 
     def __init__(

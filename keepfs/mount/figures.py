@@ -249,7 +249,7 @@ class MountFigures:
     """All figures of a mount.
 
     Attributes:
-        version: Of keepfs.
+        version: The version of keepfs.
         mountpoint: Its path.
         started: When the mount started, in seconds since 1970.
         uptime: Seconds since then.
@@ -263,7 +263,7 @@ class MountFigures:
         cache: The tiers of the block cache, by name: `memory`, and `disk` if there is one.
         disk_cache: More about the disk cache; null if it is off.
         blocks: Calls for blocks.
-        uploads: What is not stored.
+        uploads: The files that are not stored.
         retention: How stored files are kept.
         services: The services.
         token: The API token; null with a local store.

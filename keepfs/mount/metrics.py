@@ -42,7 +42,7 @@ class MetricDefinition:
     """One metric.
 
     Attributes:
-        name: As Prometheus shows it; a counter ends in `_total`.
+        name: The name that Prometheus shows; a counter ends in `_total`.
         kind: Its type.
         help: One sentence, with the unit.
         labels: Beside `mountpoint`, which every metric has.

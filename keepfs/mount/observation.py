@@ -43,9 +43,9 @@ class Observation:
     """Shows a mount to others. Make it in the trio thread.
 
     Args:
-        options: Of the mount.
-        catalog: Of the mount.
-        owners: What the figures are read from.
+        options: The options of the mount.
+        catalog: The catalog of the mount.
+        owners: The parts that the figures are read from.
         control: Carries out control requests other than the status.
     """
 

@@ -82,8 +82,8 @@ class Keeping:
     """The keeper of a mount, and what it works with.
 
     Args:
-        options: Of the mount.
-        catalog: Of the mount.
+        options: The options of the mount.
+        catalog: The catalog of the mount.
         store: Where the blocks are.
         copies: Replicas of each block.
 

@@ -31,8 +31,8 @@ class UploadedPath:
     Attributes:
         path: Absolute, without symbolic links but perhaps the last name.
         below: The path below upload/; empty for upload/ itself.
-        mountpoint: Of the mount.
-        state_dir: Of the mount.
+        mountpoint: The mount point.
+        state_dir: The state directory of the mount.
     """
 
     path: Path
@@ -52,7 +52,7 @@ def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
     It looks at the path, so it waits for a mount that hangs.
 
     Args:
-        path: Of a file, directory or symbolic link.
+        path: The path of a file, directory or symbolic link.
         follow: Whether to take what a symbolic link points to.
 
     Raises:

@@ -46,12 +46,12 @@ class Keeper:
     """Keeps stored files: mirrors them into collections or stores their blocks again.
 
     Args:
-        mode: How.
-        catalog: The mount's.
+        mode: The way blocks are kept.
+        catalog: The catalog of the mount.
         path: The catalog's, for connections of worker threads.
-        store: Whose token is used.
+        store: The store of the blocks; its token is used for the API server too.
         copies: Replicas of each block.
-        ledger: As recorded in the catalog.
+        ledger: The record of the collections, from the catalog.
         is_local: Whether the blocks are in a local store, where nothing removes them.
     """
 
@@ -111,7 +111,7 @@ class Keeper:
             files: upload/, for locators in memory.
             put: Stores blocks again.
             mirror: The collections; needed in mode `COLLECTION`.
-            api: What the mirror asks by, for new tokens.
+            api: The API client of the mirror; it gets new tokens.
         """
         self._files, self._put, self._mirror, self._api = files, put, mirror, api
         self._catalog.on_version = self._note_version

@@ -17,7 +17,7 @@ class Part:
 
     Attributes:
         first: The least number of an entry of the catalog that is in it.
-        uuid: Of the collection; empty until it is created.
+        uuid: The uuid of the collection; empty until it is created.
         hash: Portable data hash of what was put into it last.
         pending: Hash of an update that was begun; its outcome is unknown until `hash` is
             the same.

@@ -88,7 +88,7 @@ def warn_of_former_token(
     shows the token that signed it. Other failures than a refusal are ignored. Blocks.
 
     Args:
-        catalog: The mount's.
+        catalog: The catalog of the mount.
         head: Requests a block by HEAD.
         path_of: Returns the path of a file in upload/, by its number.
 

@@ -54,8 +54,8 @@ class Wishes:
     """What the collections of a mount are to be.
 
     Attributes:
-        name: Of the first one; or the uuid of one that is there.
-        copies: Of each block; None for the cluster's default.
+        name: The name of the first collection, or the uuid of an existing one.
+        copies: Copies of each block; None for the cluster's default.
         classes: Storage classes; None for the cluster's default.
     """
 
@@ -72,10 +72,10 @@ class Mirror:
 
     Args:
         remote: The API server's collections.
-        catalog: The mount's; read by a connection of its own.
-        ledger: As recorded.
+        catalog: The path of the mount's catalog; read by a connection of its own.
+        ledger: The record of the collections, from the catalog.
         save: Records a ledger in the catalog, from this thread. May raise `OSError`.
-        wishes: What the collections are to be.
+        wishes: Names, copies and storage classes of the collections.
     """
 
     def __init__(

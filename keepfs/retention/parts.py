@@ -48,7 +48,7 @@ def part_of(firsts: Sequence[int], number: int) -> int:
 
     Args:
         firsts: The first number of each part, ascending; that of the first is 0.
-        number: Of the entry.
+        number: The number of the entry.
     """
     return max(0, bisect.bisect_right(firsts, number) - 1)
 
@@ -60,7 +60,7 @@ def cut(firsts: Sequence[int], sizes: Iterable[tuple[int, int]], limit: int) -> 
     is larger by itself has a part of its own.
 
     Args:
-        firsts: As they are, ascending; [0] at first.
+        firsts: The present first entries, ascending; [0] at first.
         sizes: Number and size of each entry, in any order.
         limit: Bytes.
     """

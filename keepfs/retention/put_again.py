@@ -42,7 +42,7 @@ class PutAgain:
 
     Args:
         store: Where they are.
-        catalog: The mount's; read by a connection of its own.
+        catalog: The path of the mount's catalog; read by a connection of its own.
         copies: Replicas to be confirmed.
         lost: Called with number and reason of a file with a block that can't be had.
     """
@@ -73,7 +73,7 @@ class PutAgain:
 
         Args:
             is_due: Tells of which locators the block is to be stored again.
-            seconds: In which the round should end: the rate is raised for that.
+            seconds: Time in which the round should end; the rate is raised for that.
 
         Raises:
             KeepRequestError: No block can be stored at this time.
@@ -131,7 +131,7 @@ def store_missing(
 
     Args:
         store: Where they are.
-        catalog: The mount's.
+        catalog: The path of the mount's catalog.
         copies: Replicas to be confirmed.
         fresh: The fresh signatures; gets those of the blocks.
     """

@@ -38,7 +38,7 @@ class CollectionsDirectory(DirectoryNode):
     """The directory of all collections.
 
     Args:
-        metadata: What `stat` says of it; user and group are those of all files too.
+        metadata: The attributes of the directory; its user and group are those of all files.
         source: Where collections come from.
         blocks: Where the blocks are.
         refresh: Seconds after which an access by uuid checks for a new version.

@@ -39,13 +39,13 @@ class LiveCollection:
         name: Uuid or portable data hash.
         source: Where collections come from.
         blocks: Where the blocks are; runs what waits in threads.
-        owner: Whose user and group files and folders have.
+        owner: The user and group of files and folders.
         refresh: Seconds after which an access by uuid checks for a new version.
 
     Attributes:
         name: As above.
         blocks: As above.
-        content: What it has now; None until it is loaded.
+        content: The present contents; None until they are loaded.
     """
 
     def __init__(

@@ -98,13 +98,13 @@ class LoadedCollection:
         signatures: Those of the manifest's blocks.
         source: Where signatures come from.
         blocks: Runs what waits in threads.
-        owner: Whose user and group files and folders have.
+        owner: The user and group of files and folders.
 
     Attributes:
         record: As above.
         manifest: As above, with the latest signatures.
-        file_metadata: What `stat` says of each file, but for its size.
-        folder_metadata: What `stat` says of each folder.
+        file_metadata: The attributes of each file, except its size.
+        folder_metadata: The attributes of each folder.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class CollectionFile(FileNode):
 
     Args:
         live: The collection.
-        content: What it had when the file was found.
+        content: The contents of the collection when the file was found.
         file: The file in it.
     """
 
@@ -149,7 +149,7 @@ class CollectionFolder(DirectoryNode):
 
     Args:
         live: The collection, loaded.
-        path: Of the folder in it; empty for all of it.
+        path: The path of the folder in the collection; empty for its root.
         inode: Its number, where it is given.
     """
 

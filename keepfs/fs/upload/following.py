@@ -28,7 +28,8 @@ def follow(
     """Replace each symbolic link by what it points to. Memory is that of all nodes.
 
     Args:
-        nodes: Of one tree, their paths below its top; a directory comes before what is in it.
+        nodes: The nodes of one tree, with paths below its top. A directory comes before
+            its entries.
         root: The absolute path of the top, for absolute targets.
 
     Returns:

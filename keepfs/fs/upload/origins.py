@@ -25,7 +25,7 @@ class Origins:
     """Notes collections by path and uuid. Blocking; any thread and process may use it.
 
     Args:
-        state_dir: Of the mount.
+        state_dir: The state directory of the mount.
     """
 
     def __init__(self, state_dir: Path) -> None:

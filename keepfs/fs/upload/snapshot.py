@@ -40,8 +40,8 @@ class StoredNode:
         path: Below upload/: names joined by slashes, as `os.fsdecode` returns them.
         number: The catalog's.
         metadata: Mode, owner and times.
-        receipts: Of a file: those of its blocks, in order.
-        target: Of a symlink: where it points.
+        receipts: For a file: the receipts of its blocks, in order.
+        target: For a symbolic link: its target.
         damage: What is wrong with its entry; empty if nothing is. Then the rest is not known.
     """
 

@@ -238,7 +238,7 @@ class DiskCache:
             block: Its bytes; they must not change.
             timeout: Seconds to wait while others are being written; then it is skipped.
             claim: Held until the block is written or skipped.
-            record: Of the name that the services accepted, if it has one.
+            record: The record of the name that the services accepted, if it has one.
         """
         with self._lock:
             if self._closed:

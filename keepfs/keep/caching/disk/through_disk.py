@@ -28,7 +28,7 @@ def fetch_through(
     Args:
         disk: The disk cache.
         md5sum: The block's digest.
-        record: Of the block's name, if it has one; see `accepted_names`.
+        record: The record of the block's name, if it has one; see `accepted_names`.
         timeout: Seconds left for the caller.
         ensure_granted: Raises if the services refuse the name of the block.
         allocate: Allocates the memory of a block that is on the disk.

@@ -70,11 +70,17 @@ class BlockStore(Protocol):
     def has_disk_cache(self) -> bool:
         """Return whether parts of blocks may be on the disk, without waiting."""
 
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+    def get_part(
+        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
+    ) -> memoryview | None:
         """Return verified bytes of a block from the disk, or None if it isn't there.
 
-        `size`: the size that the block should have, in bytes.
+        `size`: the size that the block should have, in bytes. `is_in_order`: whether the
+        reader is likely to go on behind `end`.
         """
+
+    def is_on_disk(self, locator: KeepLocator) -> bool:
+        """Return whether a block is in the disk cache."""
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
@@ -190,23 +196,41 @@ class AsyncBlocks:
         return block
 
     async def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int
+        self,
+        locator: KeepLocator,
+        begin: int,
+        end: int,
+        size: int,
+        keep_for: float | None = None,
     ) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes from memory or the disk.
 
+        Args:
+            locator: The block's locator.
+            begin: The first byte.
+            end: The end of the range.
+            size: The size that the block should have, in bytes.
+            keep_for: For a sequential reader, see `get`; None for another one.
+
         Returns:
-            None if the block is in neither, or is being fetched: use `get`.
+            None if the block is in neither, or is being fetched: use `get`. None too without a
+            disk cache.
 
         Raises:
             KeepReadError: The services refuse the locator.
         """
-        if not self._store.has_disk_cache() or locator in self._gets:
+        if locator in self._gets or not self._store.has_disk_cache():
             return None
-        block = self._store.cached_block(locator)
+        block = self._store.cached_block(locator, keep_for or 0.0)
         if block is not None:
             return block[begin:end] if len(block) == size else None
         future = Future[memoryview | None]()
-        self._start(lambda: self._store.get_part(locator, begin, end, size), self._parts, future)
+        in_order = keep_for is not None
+        self._start(
+            lambda: self._store.get_part(locator, begin, end, size, is_in_order=in_order),
+            self._parts,
+            future,
+        )
         return await future.wait()
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
@@ -224,7 +248,15 @@ class AsyncBlocks:
             return True
         if not self._store.has_room(MAX_BLOCK_SIZE if locator.size is None else locator.size):
             return False
-        self._get(locator)
+        if not self._store.has_disk_cache():
+            self._get(locator)
+            return True
+
+        def looked(found: Future[bool]) -> None:
+            if not found.result:  # of a block on the disk only parts are read
+                self._get(locator)
+
+        self._start(lambda: self._store.is_on_disk(locator), self._parts, Future(looked))
         return True
 
     def release(self, locator: KeepLocator) -> None:

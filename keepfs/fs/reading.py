@@ -79,22 +79,30 @@ class BlockReader:
             self._enter(number)
         in_order = self._is_in_order(number, begin, end)
         patience = PATIENCE if in_order and self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
-        if not in_order:
-            part = await self._blocks.get_part(locator, begin, end, size)
-            if part is not None:
-                return part
-            in_order = self._run >= _RUN
-        if in_order and self._fetched_ahead_of != number:
-            self._fetch_ahead(number)
+        keep_for = patience if in_order and end < size else 0.0
         if in_order:
-            self._keep(number, locator, is_read=True)
-        block = await self._blocks.get(locator, patience if in_order and end < size else 0.0)
+            self._go_on(number, locator)
+        part = await self._blocks.get_part(
+            locator, begin, end, size, keep_for if in_order else None
+        )
+        if part is not None:
+            return part
+        if not in_order and self._run >= _RUN:
+            self._go_on(number, locator)
+            keep_for = patience if end < size else 0.0
+        block = await self._blocks.get(locator, keep_for)
         if len(block) != size:  # fewer bytes would mean the end of the file
             raise KeepReadError(
                 f"{locator.stripped()} has {len(block)} bytes, expected {size}",
                 cause=Cause.CORRUPT,
             )
         return block[begin:end]
+
+    def _go_on(self, number: int, locator: KeepLocator) -> None:
+        """Fetch the next blocks, and keep this one: its reader is sequential."""
+        if self._fetched_ahead_of != number:
+            self._fetch_ahead(number)
+        self._keep(number, locator, is_read=True)
 
     def _enter(self, number: int) -> None:
         """Note the first read of a block, and release the blocks that its reader has left.

@@ -194,7 +194,9 @@ class BlockClient:
         """Return whether parts of blocks may be on the disk. Doesn't wait."""
         return self.block_cache.disk is not None
 
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+    def get_part(
+        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
+    ) -> memoryview | None:
         """Return verified bytes of a block from the disk tier, without the rest of it. Blocks.
 
         Args:
@@ -202,6 +204,7 @@ class BlockClient:
             begin: The first byte.
             end: The end of the range.
             size: The size that the block should have, in bytes.
+            is_in_order: Whether the reader is likely to go on behind `end`.
 
         Returns:
             None if the block isn't on the disk: `get_block` fetches it.
@@ -210,14 +213,22 @@ class BlockClient:
             KeepReadError: The services refuse the name, or don't answer.
         """
         disk = self.block_cache.disk
-        if disk is None or locator.permission_expired() or not disk.has(locator.md5sum):
+        if disk is None:
             return None
-        self._ensure_granted(locator, self._call())
-        part = disk.read_part(locator.md5sum, begin, end, size)
+        if not self._grants.allows(locator):
+            if locator.permission_expired() or not disk.has(locator.md5sum):
+                return None
+            self._ensure_granted(locator, self._call())
+        part = disk.read_part(locator.md5sum, begin, end, size, is_in_order=is_in_order)
         if part is not None:
             self.counters.gets.add(1)
             self.counters.hits.add(1)
         return part
+
+    def is_on_disk(self, locator: KeepLocator) -> bool:
+        """Return whether `get_part` would find a block, unless it is damaged. Blocks."""
+        disk = self.block_cache.disk
+        return disk is not None and disk.has(locator.md5sum)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.

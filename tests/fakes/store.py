@@ -45,7 +45,13 @@ class BlockStore(Protocol):
         """Tell that there is none."""
         return False
 
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+    def is_on_disk(self, locator: KeepLocator) -> bool:
+        """Return False: there is no disk."""
+        return False
+
+    def get_part(
+        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
+    ) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
         return None
@@ -117,7 +123,13 @@ class DictStore:
         """Tell that there is none."""
         return False
 
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+    def is_on_disk(self, locator: KeepLocator) -> bool:
+        """Return False: there is no disk."""
+        return False
+
+    def get_part(
+        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
+    ) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
         return None
@@ -227,7 +239,13 @@ class _StoreInFront:
         """Return that there is none."""
         return False
 
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+    def is_on_disk(self, locator: KeepLocator) -> bool:
+        """Return False: there is no disk."""
+        return False
+
+    def get_part(
+        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
+    ) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
         return None

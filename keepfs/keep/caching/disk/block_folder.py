@@ -24,6 +24,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
+
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
@@ -47,6 +49,8 @@ _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 _VISIT = 60 * 10**9
 #: Nanoseconds after which an unfinished file has no process that writes it.
 _LEFT_BEHIND = 3600 * 10**9
+#: Tables of blocks in memory: those of 64 GiB, 8 KiB each.
+_MOST_TABLES = 1024
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
 _DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
 
@@ -85,6 +89,7 @@ class BlockFolder:
         self._directory = directory
         self._damaged = damaged
         self._lock = threading.Lock()
+        self._tables = LRUCache[str, block_file.PieceTable](_MOST_TABLES)
         self._root = self._open_root()
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
@@ -143,7 +148,9 @@ class BlockFolder:
                 return block_file.read_whole(*opened, allocate)
         return None
 
-    def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+    def read_part(
+        self, md5sum: str, begin: int, end: int, size: int, *, is_in_order: bool = False
+    ) -> memoryview | None:
         """Return verified bytes of a block, reading only the pieces that they are in.
 
         Args:
@@ -151,12 +158,15 @@ class BlockFolder:
             begin: The first byte.
             end: The end of the range.
             size: The size that the block should have, in bytes.
+            is_in_order: Whether the reader is likely to go on behind `end`.
 
         Returns:
             None if the block isn't there, has another size, or was damaged.
         """
         with self._opened(md5sum) as opened:
             if opened is not None and opened[1].size == size and 0 <= begin <= end <= size:
+                if is_in_order:
+                    block_file.advise_sequential(*opened, begin, end)
                 return block_file.read_part(*opened, begin, end)
         return None
 
@@ -267,7 +277,7 @@ class BlockFolder:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise block_file.DamagedError("it isn't a file of this user")  # noqa: TRY301
-            table = block_file.read_table(file, status.st_size, md5sum)
+            table = self._table(file, status.st_size, md5sum)
             _note_visit(file, status)
         except (OSError, block_file.DamagedError) as error:
             self._judge(md5sum, file, error)
@@ -282,6 +292,19 @@ class BlockFolder:
         finally:
             os.close(file)
 
+    def _table(self, file: int, length: int, md5sum: str) -> block_file.PieceTable:
+        """Return the verified table of a block, from memory if its file has the right length.
+
+        A table belongs to the block, not to the file: whatever the file has is compared with it.
+        """
+        with self._lock:
+            table = self._tables.get(md5sum)
+        if table is None or block_file.file_size(table.size) != length:
+            table = block_file.read_table(file, length, md5sum)
+            with self._lock:
+                self._tables[md5sum] = table
+        return table
+
     def _judge(self, md5sum: str, file: int, error: Exception) -> None:
         """Throw a damaged file out, unless another process has replaced it meanwhile."""
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
@@ -293,6 +316,8 @@ class BlockFolder:
                     return
         except OSError:
             return
+        with self._lock:
+            self._tables.pop(md5sum, None)
         if self.remove(md5sum):
             self._damaged(md5sum, str(error))
 

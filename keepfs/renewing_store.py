@@ -150,6 +150,12 @@ class RenewingStore:
             lambda: self._client.get_part(locator, begin, end, size, is_in_order=is_in_order)
         )
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return verified bytes of a block if nothing has to be waited for, else None."""
+        return self._client.part_nowait(locator, begin, end, size)
+
     def is_on_disk(self, locator: KeepLocator) -> bool:
         """Return whether a block is in the disk cache. Blocks."""
         return self._client.is_on_disk(locator)

@@ -79,6 +79,11 @@ class BlockStore(Protocol):
         reader is likely to go on behind `end`.
         """
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return what `get_part` would, without waiting, else None."""
+
     def is_on_disk(self, locator: KeepLocator) -> bool:
         """Return whether a block is in the disk cache."""
 
@@ -224,14 +229,15 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for or 0.0)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        future = Future[memoryview | None]()
+        part = self._store.part_nowait(locator, begin, end, size)
+        if part is not None:
+            return part
         in_order = keep_for is not None
-        self._start(
+        return await trio.to_thread.run_sync(
             lambda: self._store.get_part(locator, begin, end, size, is_in_order=in_order),
-            self._parts,
-            future,
+            limiter=cast("trio.CapacityLimiter", self._parts),
+            abandon_on_cancel=True,
         )
-        return await future.wait()
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if unknown."""

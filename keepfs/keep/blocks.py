@@ -225,6 +225,19 @@ class BlockClient:
             self.counters.hits.add(1)
         return part
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return what `get_part` would, if nothing has to be waited for; else None."""
+        disk = self.block_cache.disk
+        if disk is None or not self._grants.allows(locator):
+            return None
+        part = disk.read_part_nowait(locator.md5sum, begin, end, size)
+        if part is not None:
+            self.counters.gets.add(1)
+            self.counters.hits.add(1)
+        return part
+
     def is_on_disk(self, locator: KeepLocator) -> bool:
         """Return whether `get_part` would find a block, unless it is damaged. Blocks."""
         disk = self.block_cache.disk

@@ -45,6 +45,13 @@ class BlockStore(Protocol):
         """Tell that there is none."""
         return False
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
     def is_on_disk(self, locator: KeepLocator) -> bool:
         """Return False: there is no disk."""
         return False
@@ -122,6 +129,13 @@ class DictStore:
     def has_disk_cache(self) -> bool:
         """Tell that there is none."""
         return False
+
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
 
     def is_on_disk(self, locator: KeepLocator) -> bool:
         """Return False: there is no disk."""
@@ -238,6 +252,13 @@ class _StoreInFront:
     def has_disk_cache(self) -> bool:
         """Return that there is none."""
         return False
+
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
 
     def is_on_disk(self, locator: KeepLocator) -> bool:
         """Return False: there is no disk."""

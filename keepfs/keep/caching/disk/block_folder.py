@@ -24,12 +24,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cachetools import LRUCache
-
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
+from keepfs.keep.caching.disk.open_files import OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,8 +48,6 @@ _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 _VISIT = 60 * 10**9
 #: Nanoseconds after which an unfinished file has no process that writes it.
 _LEFT_BEHIND = 3600 * 10**9
-#: Tables of blocks in memory: those of 64 GiB, 8 KiB each.
-_MOST_TABLES = 1024
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
 _DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
 
@@ -89,7 +86,7 @@ class BlockFolder:
         self._directory = directory
         self._damaged = damaged
         self._lock = threading.Lock()
-        self._tables = LRUCache[str, block_file.PieceTable](_MOST_TABLES)
+        self._open = OpenFiles()
         self._root = self._open_root()
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
@@ -100,6 +97,7 @@ class BlockFolder:
         """Close the directory, and release its locks. Further calls fail with OSError."""
         self.locks.close()
         self.names.close()
+        self._open.close_all()
         with self._lock:
             root, self._root = self._root, -1
         if root >= 0:
@@ -163,12 +161,32 @@ class BlockFolder:
         Returns:
             None if the block isn't there, has another size, or was damaged.
         """
-        with self._opened(md5sum) as opened:
-            if opened is not None and opened[1].size == size and 0 <= begin <= end <= size:
-                if is_in_order:
-                    block_file.advise_sequential(*opened, begin, end)
-                return block_file.read_part(*opened, begin, end)
-        return None
+        opened = self._open.get(md5sum)
+        if opened is None:
+            with self._opened(md5sum) as found:
+                if found is not None:
+                    self._open.add(md5sum, *found)
+            opened = self._open.get(md5sum)
+        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+            return None
+        try:
+            if is_in_order:
+                block_file.advise_sequential(opened.file, opened.table, begin, end)
+            return block_file.read_part(opened.file, opened.table, begin, end)
+        except (OSError, block_file.DamagedError) as error:
+            self._judge(md5sum, opened.file, error)
+            return None
+
+    def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return what `read_part` would, if no disk has to be waited for; else None."""
+        opened = self._open.get(md5sum)
+        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+            return None
+        return block_file.read_part_nowait(opened.file, opened.table, begin, end)
+
+    def close_idle(self) -> None:
+        """Close the files that are kept open between reads of parts."""
+        self._open.close_all()
 
     def add(self, md5sum: str, block: Buffer) -> int:
         """Add a verified block; return the length of its file, 0 if it was there already.
@@ -205,6 +223,7 @@ class BlockFolder:
 
     def remove(self, md5sum: str) -> bool:
         """Remove a block; return whether this call removed it."""
+        self._open.discard(md5sum)
         try:
             os.unlink(_path(md5sum), dir_fd=self._root)
         except OSError:
@@ -293,20 +312,15 @@ class BlockFolder:
             os.close(file)
 
     def _table(self, file: int, length: int, md5sum: str) -> block_file.PieceTable:
-        """Return the verified table of a block, from memory if its file has the right length.
-
-        A table belongs to the block, not to the file: whatever the file has is compared with it.
-        """
-        with self._lock:
-            table = self._tables.get(md5sum)
+        """Return the verified table of a block, from memory if its file has the right length."""
+        table = self._open.table(md5sum)
         if table is None or block_file.file_size(table.size) != length:
             table = block_file.read_table(file, length, md5sum)
-            with self._lock:
-                self._tables[md5sum] = table
         return table
 
     def _judge(self, md5sum: str, file: int, error: Exception) -> None:
         """Throw a damaged file out, unless another process has replaced it meanwhile."""
+        self._open.discard(md5sum)
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
             return
         try:
@@ -316,8 +330,6 @@ class BlockFolder:
                     return
         except OSError:
             return
-        with self._lock:
-            self._tables.pop(md5sum, None)
         if self.remove(md5sum):
             self._damaged(md5sum, str(error))
 

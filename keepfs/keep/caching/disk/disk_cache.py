@@ -193,6 +193,20 @@ class DiskCache:
             self._note_read(part)
         return part
 
+    def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return what `read_part` would, if the kernel has it in memory; else None."""
+        folder = self._open()
+        part = None if folder is None else folder.read_part_nowait(md5sum, begin, end, size)
+        if part is not None:
+            self._note_read(part)
+        return part
+
+    def close_idle(self) -> None:
+        """Close the files that are kept open between reads of parts."""
+        folder = self._open()
+        if folder is not None:
+            folder.close_idle()
+
     @contextlib.contextmanager
     def claimed(self, md5sum: str, timeout: float) -> Iterator[Claim]:
         """Claim a block that is to be fetched, or wait while another process fetches it. Blocks.

@@ -142,13 +142,9 @@ class RenewingStore:
         """Return whether parts of blocks may be on the disk. Doesn't wait."""
         return self._client.has_disk_cache()
 
-    def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block from the disk, or None if it isn't there."""
-        return self._renewed(
-            lambda: self._client.get_part(locator, begin, end, size, is_in_order=is_in_order)
-        )
+        return self._renewed(lambda: self._client.get_part(locator, begin, end, size))
 
     def part_nowait(
         self, locator: KeepLocator, begin: int, end: int, size: int
@@ -156,9 +152,9 @@ class RenewingStore:
         """Return verified bytes of a block if nothing has to be waited for, else None."""
         return self._client.part_nowait(locator, begin, end, size)
 
-    def is_on_disk(self, locator: KeepLocator) -> bool:
-        """Return whether a block is in the disk cache. Blocks."""
-        return self._client.is_on_disk(locator)
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Have the kernel read a block on the disk; return whether it is there. Blocks."""
+        return self._client.read_on(locator, begin)
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""

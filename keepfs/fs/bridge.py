@@ -49,6 +49,8 @@ _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
 #: Most threads that fetch collections and parse manifests at once, which takes the
 #: interpreter's lock; and how many times as many, where some are stalled.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
+#: Bytes after which the disk is asked again to read ahead of a sequential reader.
+_STRIDE = 8 * 1024 * 1024
 #: Most threads that sync the catalog or write other state to this machine's disk.
 _MAX_DISK_TASKS = 2
 #: Most threads that spill unstored files: a disk syncs several files concurrently.
@@ -70,13 +72,10 @@ class BlockStore(Protocol):
     def has_disk_cache(self) -> bool:
         """Return whether parts of blocks may be on the disk, without waiting."""
 
-    def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block from the disk, or None if it isn't there.
 
-        `size`: the size that the block should have, in bytes. `is_in_order`: whether the
-        reader is likely to go on behind `end`.
+        `size`: the size that the block should have, in bytes.
         """
 
     def part_nowait(
@@ -84,8 +83,8 @@ class BlockStore(Protocol):
     ) -> memoryview | None:
         """Return what `get_part` would, without waiting, else None."""
 
-    def is_on_disk(self, locator: KeepLocator) -> bool:
-        """Return whether a block is in the disk cache."""
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Have the kernel read a block on the disk from `begin` on; return if it is there."""
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
@@ -229,12 +228,13 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for or 0.0)
         if block is not None:
             return block[begin:end] if len(block) == size else None
+        if keep_for is not None and (not begin or begin // _STRIDE != end // _STRIDE):
+            self._start(lambda: self._store.read_on(locator, end), self._parts, Future[bool]())
         part = self._store.part_nowait(locator, begin, end, size)
         if part is not None:
             return part
-        in_order = keep_for is not None
         return await trio.to_thread.run_sync(
-            lambda: self._store.get_part(locator, begin, end, size, is_in_order=in_order),
+            lambda: self._store.get_part(locator, begin, end, size),
             limiter=cast("trio.CapacityLimiter", self._parts),
             abandon_on_cancel=True,
         )
@@ -262,7 +262,7 @@ class AsyncBlocks:
             if not found.result:  # of a block on the disk only parts are read
                 self._get(locator)
 
-        self._start(lambda: self._store.is_on_disk(locator), self._parts, Future(looked))
+        self._start(lambda: self._store.read_on(locator, 0), self._parts, Future(looked))
         return True
 
     def release(self, locator: KeepLocator) -> None:

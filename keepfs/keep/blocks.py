@@ -194,9 +194,7 @@ class BlockClient:
         """Return whether parts of blocks may be on the disk. Doesn't wait."""
         return self.block_cache.disk is not None
 
-    def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block from the disk tier, without the rest of it. Blocks.
 
         Args:
@@ -204,7 +202,6 @@ class BlockClient:
             begin: The first byte.
             end: The end of the range.
             size: The size that the block should have, in bytes.
-            is_in_order: Whether the reader is likely to go on behind `end`.
 
         Returns:
             None if the block isn't on the disk: `get_block` fetches it.
@@ -219,7 +216,7 @@ class BlockClient:
             if locator.permission_expired() or not disk.has(locator.md5sum):
                 return None
             self._ensure_granted(locator, self._call())
-        part = disk.read_part(locator.md5sum, begin, end, size, is_in_order=is_in_order)
+        part = disk.read_part(locator.md5sum, begin, end, size)
         if part is not None:
             self.counters.gets.add(1)
             self.counters.hits.add(1)
@@ -238,10 +235,18 @@ class BlockClient:
             self.counters.hits.add(1)
         return part
 
-    def is_on_disk(self, locator: KeepLocator) -> bool:
-        """Return whether `get_part` would find a block, unless it is damaged. Blocks."""
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Have the kernel read a block from the disk, which a reader will read in order. Blocks.
+
+        Args:
+            locator: The block's name.
+            begin: The first byte that will be read.
+
+        Returns:
+            Whether the block is on the disk, for `get_part`.
+        """
         disk = self.block_cache.disk
-        return disk is not None and disk.has(locator.md5sum)
+        return disk is not None and disk.read_on(locator.md5sum, begin)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.

@@ -52,13 +52,12 @@ class BlockStore(Protocol):
         del locator, begin, end, size
         return None
 
-    def is_on_disk(self, locator: KeepLocator) -> bool:
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Return False: there is no disk."""
+        del locator, begin
         return False
 
-    def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
         return None
@@ -137,13 +136,12 @@ class DictStore:
         del locator, begin, end, size
         return None
 
-    def is_on_disk(self, locator: KeepLocator) -> bool:
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Return False: there is no disk."""
+        del locator, begin
         return False
 
-    def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
         return None
@@ -260,13 +258,12 @@ class _StoreInFront:
         del locator, begin, end, size
         return None
 
-    def is_on_disk(self, locator: KeepLocator) -> bool:
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Return False: there is no disk."""
+        del locator, begin
         return False
 
-    def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
         return None

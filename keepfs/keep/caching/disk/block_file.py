@@ -37,12 +37,12 @@ _FOOTER = struct.Struct("<8s16sQII16s")
 _MAGIC = b"KEEPFSB1"
 #: Bytes of one checksum in the table.
 _SUM = 8
-#: Bytes that the kernel reads on behind a sequential reader, twice; and of one advice, of which
-#: it may read no more than the device takes in a request.
-_WINDOW, _ADVICE = 4 * 1024 * 1024, 1024 * 1024
-#: Bytes that are read and verified at once where other work waits for it: some 20 µs. And the
-#: flag of preadv2(2) for it; Linux has it for the usual file systems.
-_MOST_NOWAIT, _NOWAIT = 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
+#: Bytes that the kernel reads ahead of a sequential reader; and of one advice, of which it may
+#: read no more than the device takes in a request.
+_READ_ON, _ADVICE = 16 * 1024 * 1024, 1024 * 1024
+#: Bytes that are read and verified at once where other work waits for it: what the kernel asks
+#: a mount for, in some 100 µs. And the flag of preadv2(2); the usual file systems know it.
+_MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
 #: Bytes of one read of a whole block.
 _CHUNK = 4 * 1024 * 1024
 
@@ -142,18 +142,9 @@ def pieces_of_file(length: int) -> int:
     return max(0, -(-(length - _FOOTER.size) // (PIECE + _SUM)))
 
 
-def advise_sequential(file: int, table: PieceTable, begin: int, end: int) -> None:
-    """Have the kernel read on behind a part, where a reader enters the next 4 MiB. Doesn't wait.
-
-    Args:
-        file: The file's descriptor.
-        table: The file's table.
-        begin: The first byte of the part.
-        end: The end of the part.
-    """
-    if begin % _WINDOW and begin // _WINDOW == end // _WINDOW:
-        return
-    for place in range(end, min(end + 2 * _WINDOW, table.size), _ADVICE):
+def read_on(file: int, table: PieceTable, begin: int) -> None:
+    """Have the kernel read the 16 MiB from `begin` on into memory; mostly doesn't wait for it."""
+    for place in range(begin, min(begin + _READ_ON, table.size), _ADVICE):
         os.posix_fadvise(file, place, _ADVICE, os.POSIX_FADV_WILLNEED)
 
 

@@ -28,7 +28,7 @@ from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
-from keepfs.keep.caching.disk.open_files import OpenFiles
+from keepfs.keep.caching.disk.open_files import OpenBlock, OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,9 +146,7 @@ class BlockFolder:
                 return block_file.read_whole(*opened, allocate)
         return None
 
-    def read_part(
-        self, md5sum: str, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
+    def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block, reading only the pieces that they are in.
 
         Args:
@@ -156,26 +154,31 @@ class BlockFolder:
             begin: The first byte.
             end: The end of the range.
             size: The size that the block should have, in bytes.
-            is_in_order: Whether the reader is likely to go on behind `end`.
 
         Returns:
             None if the block isn't there, has another size, or was damaged.
         """
-        opened = self._open.get(md5sum)
-        if opened is None:
-            with self._opened(md5sum) as found:
-                if found is not None:
-                    self._open.add(md5sum, *found)
-            opened = self._open.get(md5sum)
+        opened = self._kept_open(md5sum)
         if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
             return None
         try:
-            if is_in_order:
-                block_file.advise_sequential(opened.file, opened.table, begin, end)
             return block_file.read_part(opened.file, opened.table, begin, end)
         except (OSError, block_file.DamagedError) as error:
             self._judge(md5sum, opened.file, error)
             return None
+
+    def read_on(self, md5sum: str, begin: int) -> bool:
+        """Have the kernel read a block's next bytes into memory; return whether it is there.
+
+        Args:
+            md5sum: The block's digest.
+            begin: The first byte that a sequential reader reads next.
+        """
+        opened = self._kept_open(md5sum)
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                block_file.read_on(opened.file, opened.table, begin)
+        return opened is not None
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return what `read_part` would, if no disk has to be waited for; else None."""
@@ -286,6 +289,15 @@ class BlockFolder:
         except OSError:
             pass
         return found
+
+    def _kept_open(self, md5sum: str) -> OpenBlock | None:
+        """Return a block's open file, opened now or before; None if it isn't there."""
+        opened = self._open.get(md5sum)
+        if opened is None:
+            with self._opened(md5sum) as found:
+                if found is not None:
+                    return self._open.add(md5sum, *found)
+        return opened
 
     @contextlib.contextmanager
     def _opened(self, md5sum: str) -> Iterator[tuple[int, block_file.PieceTable] | None]:

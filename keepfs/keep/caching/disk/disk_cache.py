@@ -178,20 +178,18 @@ class DiskCache:
             self._note_read(block)
         return block
 
-    def read_part(
-        self, md5sum: str, begin: int, end: int, size: int, *, is_in_order: bool = False
-    ) -> memoryview | None:
-        """Return verified bytes of a block of `size` bytes; None if it isn't there. Blocks.
-
-        `is_in_order`: whether the reader is likely to go on behind `end`.
-        """
+    def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block of `size` bytes; None if it isn't there. Blocks."""
         folder = self._open()
-        if folder is None:
-            return None
-        part = folder.read_part(md5sum, begin, end, size, is_in_order=is_in_order)
+        part = None if folder is None else folder.read_part(md5sum, begin, end, size)
         if part is not None:
             self._note_read(part)
         return part
+
+    def read_on(self, md5sum: str, begin: int) -> bool:
+        """Have the kernel read a block from `begin` on; return whether it is there. Blocks."""
+        folder = self._open()
+        return folder is not None and folder.read_on(md5sum, begin)
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return what `read_part` would, if the kernel has it in memory; else None."""

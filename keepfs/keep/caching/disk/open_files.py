@@ -70,15 +70,16 @@ class OpenFiles:
         with self._lock:
             return self._tables.get(md5sum)
 
-    def add(self, md5sum: str, file: int, table: PieceTable) -> None:
-        """Keep a duplicate of a descriptor, and a verified table. Keeps none if it can't."""
+    def add(self, md5sum: str, file: int, table: PieceTable) -> OpenBlock | None:
+        """Keep a duplicate of a descriptor, and a verified table; None: too many are open."""
         try:
             opened = OpenBlock(os.dup(file), table, self._clock() + _SECONDS)
-        except OSError:  # too many open files
-            return
+        except OSError:
+            return None
         with self._lock:
             self._files[md5sum] = opened
             self._tables[md5sum] = table
+        return opened
 
     def discard(self, md5sum: str) -> None:
         """Forget a block, and close its file when its reads have ended."""

@@ -156,6 +156,11 @@ class RenewingStore:
         """Have the kernel read a block on the disk; return whether it is there. Blocks."""
         return self._client.read_on(locator, begin)
 
+    def close_idle(self) -> None:
+        """Close files of the disk cache that are open between reads, and free their memory."""
+        if self._client.block_cache.disk is not None:
+            self._client.block_cache.disk.close_idle()
+
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
         return self._client.has_room(size)

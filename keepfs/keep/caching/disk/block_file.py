@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from keepfs.keep.buffers import Allocation
+    from keepfs.keep.buffers import Allocation, BufferPool
 
 #: Bytes of a piece: a random read costs one, and a disk sends 64 KiB almost as fast as 4.
 PIECE = 64 * 1024
@@ -42,7 +42,9 @@ _SUM = 8
 _READ_ON, _ADVICE = 16 * 1024 * 1024, 1024 * 1024
 #: Bytes that are read and verified at once where other work waits for it: what the kernel asks
 #: a mount for, in some 100 µs. And the flag of preadv2(2); the usual file systems know it.
-_MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
+MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
+#: Bytes of a part whose memory is used again: below that malloc does it.
+_LEAST_POOLED = 128 * 1024
 #: Bytes of one read of a whole block.
 _CHUNK = 4 * 1024 * 1024
 
@@ -148,7 +150,9 @@ def read_on(file: int, table: PieceTable, begin: int) -> None:
         os.posix_fadvise(file, place, _ADVICE, os.POSIX_FADV_WILLNEED)
 
 
-def read_part(file: int, table: PieceTable, begin: int, end: int) -> memoryview:
+def read_part(
+    file: int, table: PieceTable, begin: int, end: int, lend: Callable[[int], memoryview]
+) -> memoryview:
     """Return bytes of a block, after all pieces they are in were verified. Blocks.
 
     Args:
@@ -156,38 +160,53 @@ def read_part(file: int, table: PieceTable, begin: int, end: int) -> memoryview:
         table: The file's table.
         begin: The first byte.
         end: The end of the range, at most the block's size.
+        lend: Lends memory of a size; see `part_memory`.
 
     Raises:
         DamagedError: A piece is damaged or missing.
         OSError: The file can't be read.
     """
     start, stop = _pieces_around(table, begin, end)
-    content = memoryview(os.pread(file, stop - start, start))
-    if len(content) != stop - start:
+    content = lend(stop - start)
+    if os.preadv(file, [content], start) != len(content):
         raise DamagedError("the file is cut off")
     table.check(start // PIECE, content)
     return content[begin - start : end - start]
 
 
-def read_part_nowait(file: int, table: PieceTable, begin: int, end: int) -> memoryview | None:
+def read_part_nowait(
+    file: int, table: PieceTable, begin: int, end: int, lend: Callable[[int], memoryview]
+) -> memoryview | None:
     """Return a small part of a block like `read_part`, if the kernel has it in memory.
 
     Returns:
         None if it has not, can't tell, or the part is large or damaged: use `read_part`.
     """
     start, stop = _pieces_around(table, begin, end)
-    if stop - start > _MOST_NOWAIT:
+    if stop - start > MOST_NOWAIT:
         return None
-    content = bytearray(stop - start)
+    content = lend(stop - start)
     try:
-        got = os.preadv(file, [content], start, _NOWAIT)
-        if got != len(content):
+        if os.preadv(file, [content], start, _NOWAIT) != len(content):
             return None
-        view = memoryview(content)
-        table.check(start // PIECE, view)
+        table.check(start // PIECE, content)
     except (OSError, DamagedError):
         return None
-    return view[begin - start : end - start]
+    return content[begin - start : end - start]
+
+
+def part_memory(pool: BufferPool) -> Callable[[int], memoryview]:
+    """Return a function that lends memory for parts, of a pool whose buffers have `MOST_NOWAIT`.
+
+    Fresh memory for each MiB costs as much as the copy: its pages are made and cleared.
+    """
+
+    def lend(size: int) -> memoryview:
+        if _LEAST_POOLED <= size <= MOST_NOWAIT:
+            return pool.lend(MOST_NOWAIT)[:size]
+        return memoryview(bytearray(size))
+
+    return lend
 
 
 def _pieces_around(table: PieceTable, begin: int, end: int) -> tuple[int, int]:

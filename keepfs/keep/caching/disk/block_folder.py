@@ -24,7 +24,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.buffers import BufferPool, FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
@@ -48,6 +48,8 @@ _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 _VISIT = 60 * 10**9
 #: Nanoseconds after which an unfinished file has no process that writes it.
 _LEFT_BEHIND = 3600 * 10**9
+#: Buffers of a part that are kept for the next one: 1 MiB each.
+_MOST_IDLE = 4
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
 _DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
 
@@ -87,6 +89,8 @@ class BlockFolder:
         self._damaged = damaged
         self._lock = threading.Lock()
         self._open = OpenFiles()
+        self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
+        self._lend = block_file.part_memory(self._buffers)
         self._root = self._open_root()
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
@@ -162,7 +166,7 @@ class BlockFolder:
         if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
             return None
         try:
-            return block_file.read_part(opened.file, opened.table, begin, end)
+            return block_file.read_part(opened.file, opened.table, begin, end, self._lend)
         except (OSError, block_file.DamagedError) as error:
             self._judge(md5sum, opened.file, error)
             return None
@@ -185,11 +189,12 @@ class BlockFolder:
         opened = self._open.get(md5sum)
         if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
             return None
-        return block_file.read_part_nowait(opened.file, opened.table, begin, end)
+        return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
 
     def close_idle(self) -> None:
-        """Close the files that are kept open between reads of parts."""
+        """Close the files that are kept open between reads of parts, and free their memory."""
         self._open.close_all()
+        self._buffers.release_idle()
 
     def add(self, md5sum: str, block: Buffer) -> int:
         """Add a verified block; return the length of its file, 0 if it was there already.

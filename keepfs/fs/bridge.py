@@ -147,7 +147,9 @@ class AsyncBlocks:
         begin: int,
         end: int,
         size: int,
-        keep_for: float | None = None,
+        keep_for: float = 0.0,
+        *,
+        streams: bool = False,
     ) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes from memory or the disk.
 
@@ -156,7 +158,8 @@ class AsyncBlocks:
             begin: The first byte.
             end: The end of the range.
             size: The size that the block should have, in bytes.
-            keep_for: For a sequential reader, see `get`; None for another one.
+            keep_for: See `get`.
+            streams: Whether the disk should read ahead.
 
         Returns:
             None if the block is in neither, or is being fetched: use `get`. None too without a
@@ -167,10 +170,10 @@ class AsyncBlocks:
         """
         if locator in self._gets or not self._store.has_disk_cache():
             return None
-        block = self._store.cached_block(locator, keep_for or 0.0)
+        block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        if keep_for is not None and (not begin or begin // _STRIDE != end // _STRIDE):
+        if streams and (not begin or begin // _STRIDE != end // _STRIDE):
             self._start(lambda: self._store.read_on(locator, end), self._parts, Future[bool]())
         part = self._store.part_nowait(locator, begin, end, size)
         if part is not None:
@@ -185,8 +188,12 @@ class AsyncBlocks:
         """Return the services that last sent or confirmed a block; empty if unknown."""
         return self._store.services_of(locator)
 
-    def fetch_ahead(self, locator: KeepLocator) -> bool:
+    def fetch_ahead(self, locator: KeepLocator, *, streams: bool = False) -> bool:
         """Start to fetch a block that will be read; a failure is raised by the read.
+
+        Args:
+            locator: The block's locator.
+            streams: Whether the disk should read ahead, if the block is on it.
 
         Returns:
             Whether it is cached or being fetched; False if there is no free
@@ -204,7 +211,8 @@ class AsyncBlocks:
             if not found.result:  # of a block on the disk only parts are read
                 self._get(locator)
 
-        self._start(lambda: self._store.read_on(locator, 0), self._parts, Future(looked))
+        begin = 0 if streams else MAX_BLOCK_SIZE
+        self._start(lambda: self._store.read_on(locator, begin), self._parts, Future(looked))
         return True
 
     def release(self, locator: KeepLocator) -> None:

@@ -27,6 +27,9 @@ _DEPTH = 2
 _SLACK = 4 * 1024 * 1024
 #: Bytes of a block after which a sequential reader is expected to go on.
 _PROOF = 2 * 1024 * 1024
+#: Bytes read in order after which the disk reads ahead: small reads near each other, which a
+#: random reader makes too, are no stream.
+_STREAM = 512 * 1024
 #: Seconds for which a block is kept before that: some programs read only heads of files.
 _UNPROVEN_PATIENCE = 0.1
 #: Consecutive blocks, of which any part was read, that make a sequential reader.
@@ -53,6 +56,8 @@ class BlockReader:
         self._ends: OrderedDict[int, int] = OrderedDict()
         #: The block whose read-ahead was started last.
         self._fetched_ahead_of = -1
+        # Bytes read in order since the last read that was not.
+        self._streamed = 0
         # The block entered last, and the number of consecutive blocks up to it.
         self._current = self._run = -1
         # Blocks that the cache keeps for readers of this file, as far as known; and those
@@ -83,7 +88,7 @@ class BlockReader:
         if in_order:
             self._go_on(number, locator)
         part = await self._blocks.get_part(
-            locator, begin, end, size, keep_for if in_order else None
+            locator, begin, end, size, keep_for, streams=self._streamed > _STREAM
         )
         if part is not None:
             return part
@@ -138,6 +143,7 @@ class BlockReader:
     def _is_in_order(self, number: int, begin: int, end: int) -> bool:
         last = self._ends.get(number, 0) if begin else 0  # a read at 0 is sequential
         in_order = abs(begin - last) <= _SLACK
+        self._streamed = self._streamed + end - begin if in_order else 0
         self._ends[number] = max(end, last) if in_order else end
         if len(self._ends) > _MOST_PLACES:
             self._ends.popitem(last=False)
@@ -146,7 +152,9 @@ class BlockReader:
     def _fetch_ahead(self, number: int) -> None:
         for ahead in range(number + 1, number + 1 + _DEPTH):
             locator = self._locator_at(ahead)
-            if locator is not None and not self._blocks.fetch_ahead(locator):
+            if locator is not None and not self._blocks.fetch_ahead(
+                locator, streams=self._streamed > _STREAM
+            ):
                 return  # no memory now; the next read retries
             if locator is not None:
                 self._keep(ahead, locator, is_read=False)

@@ -134,7 +134,7 @@ class BlockClient:
         return None if block is None else _of_hinted_size(locator, block)
 
     def release(self, locator: KeepLocator) -> None:
-        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+        """End the effect of `keep_for` on a cached block: its reader has finished it."""
         self.block_cache.release(locator.md5sum)
 
     def has_room(self, size: int) -> bool:

@@ -21,7 +21,7 @@ class Phase(enum.StrEnum):
     SENDING = "sending"
     #: The whole request was sent.
     SENT = "sent"
-    #: The service stopped reading within the request. It may have answered all the same.
+    #: The service stopped reading within the request. It may have answered nevertheless.
     CUT_OFF = "cut off"
     #: The head of the answer was read, the body was not. The connection stays open after it.
     RECEIVING = "receiving"

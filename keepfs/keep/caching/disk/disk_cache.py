@@ -67,8 +67,8 @@ class DiskStatistics:
         blocks: The number of these files.
         hits: Blocks and parts read from the disk.
         hit_bytes: Their bytes.
-        misses: Reads of blocks that were gone, damaged, or of another size than expected.
-            Blocks whose absence was found out before a read aren't counted.
+        misses: Reads of blocks that were missing, damaged, or of another size than expected.
+            If `has` returns False, there is no read, so such a block isn't counted.
         joined: Blocks that another process fetched while this one waited for it.
         added: Blocks written.
         added_bytes: Bytes of their files.

@@ -38,7 +38,7 @@ _MOST_SKEW = 60.0
 #: A block that doesn't exist.
 _NOBODYS = KeepLocator("0" * 32 + "+1")
 _EMPTY = KeepLocator("d41d8cd98f00b204e9800998ecf8427e+0")
-#: Stands for a mount point where none is given.
+#: Replaces a missing mount point in the arguments.
 _NO_MOUNT_POINT = "/"
 
 

@@ -1,4 +1,4 @@
-"""Progress of long commands: on standard error, on a terminal only, unless an option says so."""
+"""Progress of long commands, on standard error; by default only if it is a terminal."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Patterns of secrets: tokens of version 2, signatures of locators, the credentials of a
-#: header, those of a URL, and fields whose names mean a secret.
+#: header, those of a URL, and fields such as `token=`.
 _SECRETS = (
     (re.compile(r"v2/[0-9a-z]{5}-[0-9a-z]{5}-[0-9a-z]{15}/[0-9A-Za-z]+"), "[token]"),
     (re.compile(r"\+[AR][0-9A-Za-z-]*[0-9a-f]{8,}@[0-9a-f]+"), "+A[signature]"),

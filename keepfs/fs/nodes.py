@@ -307,7 +307,7 @@ class FileNode(Node):
 
     @property
     def has_untried_changes(self) -> bool:
-        """Whether there are changes that no attempt to store has included."""
+        """Whether there are changes that no finished attempt to store has covered."""
         return False
 
     async def store(self) -> None:

@@ -25,7 +25,7 @@ _DEPTH = 2
 #: Bytes by which a sequential read may miss the end of the last: the kernel reads
 #: ahead by 1 MiB, and its requests may arrive out of order.
 _SLACK = 4 * 1024 * 1024
-#: Bytes of a block after which a sequential reader is expected to go on.
+#: Bytes read of a block after which a sequential reader is expected to continue.
 _PROOF = 2 * 1024 * 1024
 #: Seconds for which a block is kept for a reader before `_PROOF` bytes were read: some
 #: programs read only the beginnings of files.

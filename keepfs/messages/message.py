@@ -1,4 +1,4 @@
-"""A message: what a user can see of a failure, with an id, a cause and a cure."""
+"""A message: the text of a failure that a user can see, with an id, a cause and a cure."""
 
 from __future__ import annotations
 

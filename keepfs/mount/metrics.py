@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class MetricKind(enum.Enum):
-    """The types of metrics that are used, of those of Prometheus."""
+    """The types of metrics of Prometheus that are used."""
 
     COUNTER = "counter"
     GAUGE = "gauge"

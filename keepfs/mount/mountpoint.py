@@ -143,7 +143,7 @@ def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
     """Check that a resolved path can be mounted on; no keepfs mount may be there.
 
     Raises:
-        MountpointError: It can't be used; the message says what to do.
+        MountpointError: It can't be used; the message has a remedy.
     """
     try:
         status = mountpoint.stat()
@@ -165,7 +165,7 @@ def check_fuse() -> None:
     """Check that this machine can mount FUSE file systems.
 
     Raises:
-        MountpointError: It can't; the message says what to do.
+        MountpointError: It can't; the message has a remedy.
     """
     if not Path("/dev/fuse").exists():
         raise MountpointError(of_mounts.NO_FUSE_DEVICE())

@@ -169,7 +169,7 @@ class Keeping:
     async def finish(self, drain: Drain) -> None:
         """Bring the collection up to date, before the drain's deadline or its `hurry`.
 
-        Raises nothing: an unexpected error is logged, and the drain goes on.
+        An unexpected error is logged and not raised, so that the drain continues.
         """
         try:
             async with trio.open_nursery() as nursery:

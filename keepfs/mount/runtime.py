@@ -1,7 +1,7 @@
 """Run files: record which mounts of this user run, and which process serves each.
 
 Each mount has a file in the runtime directory, named for its mount point. The
-mount's process locks the file while it lives, so the lock, not the text, shows
+mount's process locks the file while it runs, so the lock, not the text, shows
 whether it runs. Reading a run file never accesses the mount.
 """
 

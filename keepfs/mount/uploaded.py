@@ -85,7 +85,7 @@ def store_all(where: UploadedPath, timeout: float) -> list[tuple[str, str]]:
 
     Args:
         where: A file, or a directory with all files below it.
-        timeout: Seconds to wait. After them the mount goes on to store the files.
+        timeout: Seconds to wait. After them the mount continues to store the files.
 
     Returns:
         (path, reason) of each file that is not stored; paths below `where`, which itself is ".".

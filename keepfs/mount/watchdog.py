@@ -107,7 +107,7 @@ class Watchdog:
         while not self._ended.wait(self._interval):
             try:
                 self._look(time.monotonic(), root, clock())
-            except Exception:  # noqa: BLE001 - it must go on watching
+            except Exception:  # noqa: BLE001 - the thread must continue
                 _log.exception("the watchdog failed")
 
     def _look(self, now: float, root: trio.lowlevel.Task | None, on_trios_clock: float) -> None:

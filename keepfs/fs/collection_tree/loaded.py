@@ -3,7 +3,7 @@
 The content of a portable data hash never changes, but the signatures of its blocks expire: they
 are fetched again after half of their lifetime, and when a service refuses one.
 
-For the trio thread only, unless said otherwise.
+For the trio thread only, except the functions that block or name another thread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """upload/: its directories; closed files are stored, and the next mount lists them again.
 
-The catalog has the entries. A node is in memory while the kernel knows it, while it
+The catalog has the entries. A node is in memory until the kernel forgets it, while it
 is open, or until it is stored; it takes precedence over the catalog's version of its
 name. The catalog is changed first, then memory, without an await in between.
 

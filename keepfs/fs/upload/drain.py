@@ -165,7 +165,7 @@ class Drain:
                 await ended.wait()
             places.release()
             if not ended.is_set():
-                # Spill a copy while the store goes on, perhaps until the deadline.
+                # Spill a copy while the store continues, at most until the deadline.
                 await self._spills.spill(file)
 
     async def _end_stores(self) -> None:

@@ -123,7 +123,7 @@ SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
 
 #: Events after which the slot has another content.
 CONTENT_EVENTS = frozenset({_E.CHANGE, _E.RESIZE, _E.NAME, _E.NAME_SHORT, _E.DROP})
-#: States without content of their own: the bytes are zeros that no memory holds.
+#: States of a slot without content: its bytes are zeros, and take no memory.
 HOLES = frozenset({_S.HOLE, _S.SENDING_HOLE, _S.SENDING_HOLE_RESIZED})
 #: States of a slot that was dropped.
 GONE = frozenset({_S.DROPPED, _S.SENDING_DROPPED})

@@ -140,8 +140,7 @@ class StoringFile(FileNode):
         Does nothing without changes since the last store, or for a removed file, which
         has no name.
 
-        Cancellation ends the wait only. The task stores the file all the same
-        and records the outcome.
+        Cancellation ends the wait only: the task continues and records the outcome.
 
         Raises:
             KeepWriteError: A block isn't stored; all bytes are kept and the

@@ -22,7 +22,7 @@ from keepfs.collections.remote_errors import (
     NameTakenError,
 )
 from keepfs.collections.wishes import CollectionAttributes, Expected
-from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
+from keepfs.fs.upload.snapshot import SnapshotManifest, open_snapshot
 from keepfs.retention import parts, signatures
 from keepfs.retention.ledger import Part
 
@@ -105,9 +105,11 @@ class Mirror:
         pieces = self._pieces()
         if not self.ledger.parts and not any(piece.has_files for piece in pieces):
             return False
-        # The last first: what is cut off a part is in its new collection before it leaves.
-        changed = [self._bring(piece) for piece in reversed(pieces)]
-        return any(changed)
+        is_changed = False
+        while pieces:
+            # The last first: what is cut off a part is in its new collection before it leaves.
+            is_changed |= self._bring(pieces.pop())
+        return is_changed
 
     def fetch(self) -> signatures.Signatures:
         """Read the collections: fresh signatures for all their blocks, one request each.
@@ -146,6 +148,7 @@ class Mirror:
     # --- the tree -------------------------------------------------------------
 
     def _pieces(self) -> list[_Part]:
+        """Return what each collection is to have: one pass over the catalog, two after a cut."""
         firsts = [part.first for part in self.ledger.parts] or [0]
         if self._limit is None:
             self._limit = parts.most_text(self._remote.max_request_size())
@@ -156,26 +159,23 @@ class Mirror:
                 sizes.append((node.number, parts.text_size(node)))
                 yield node
 
-        whole = self._piece(0, measured())
-        firsts = parts.cut(firsts, sizes, self._limit)
-        if len(firsts) == 1:
-            return [whole]
-        del whole
-        return [
-            self._piece(
-                first,
-                (n for n in self._nodes() if parts.part_of(firsts, n.number) == index),
-            )
-            for index, first in enumerate(firsts)
-        ]
+        pieces = self._split(firsts, measured())
+        fitting = parts.cut(firsts, sizes, self._limit)
+        if fitting != firsts:
+            del pieces, sizes[:]
+            pieces = self._split(fitting, self._nodes())
+        return pieces
 
-    def _piece(self, first: int, nodes: Iterator[StoredNode]) -> _Part:
-        manifest, left_out = manifest_of(nodes)
-        for path, reason in left_out:
+    def _split(self, firsts: list[int], nodes: Iterator[StoredNode]) -> list[_Part]:
+        made = [SnapshotManifest() for _ in firsts]
+        for node in nodes:
+            made[parts.part_of(firsts, node.number)].add(node)
+        for path, reason in (each for one in made for each in one.left_out):
             if path not in self._left_out and "symbolic links" not in reason:
                 self._left_out.add(path)
                 _log.warning("not retained: upload/%s: %s", path, reason)
-        return _Part(first, manifest)
+        made.reverse()
+        return [_Part(first, made.pop().build()) for first in firsts]  # a builder at a time
 
     def _nodes(self) -> Iterator[StoredNode]:
         # A signature that has ended would have the server refuse all the others with it.

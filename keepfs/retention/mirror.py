@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keepfs.collections.names import is_uuid
 from keepfs.collections.remote_errors import (
     ChangedMeanwhileError,
     CollectionNotFoundError,
@@ -43,7 +43,6 @@ _log = logging.getLogger(__name__)
 PROPERTY = "keepfs:mount"
 #: Names that are tried for one collection.
 _MOST_NAMES = 100
-_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
 
 
 class CreationRefusedError(Exception):
@@ -246,10 +245,10 @@ class Mirror:
 
     def _created(self, part: Part) -> Part:
         """Create an empty collection, or find the one that an earlier attempt created."""
-        if _UUID.match(self._wishes.name) and not self.ledger.last_number:
+        if is_uuid(self._wishes.name) and not self.ledger.last_number:
             return self._taken_over(part)
         name = self._wishes.name
-        if _UUID.match(name):
+        if is_uuid(name):
             name = f"keepfs upload/ beside {name}"
         for number in range(self.ledger.last_number + 1, self.ledger.last_number + _MOST_NAMES):
             attributes = CollectionAttributes(

@@ -164,6 +164,38 @@ def _node(prefix: str, row: tuple[Any, ...]) -> StoredNode:
     return StoredNode(path, number, entry.metadata, receipts)
 
 
+class SnapshotManifest:
+    """The manifest of nodes that are added one after the other. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._builder = ManifestBuilder()
+        #: Path and reason of each node that the manifest can't hold.
+        self.left_out: list[tuple[str, str]] = []
+
+    def add(self, node: StoredNode) -> None:
+        """Add a node under its path, or to `left_out`.
+
+        A manifest holds no symlinks, no damaged entries, and no names and blocks that its
+        format can't express.
+        """
+        try:
+            if node.damage:
+                reason = f"its entry in the catalog is damaged: {node.damage}"
+                self.left_out.append((node.path, reason))
+            elif node.kind == stat.S_IFDIR:
+                self._builder.add_directory(node.path)
+            elif node.kind == stat.S_IFLNK:
+                self.left_out.append((node.path, "manifests have no symbolic links"))
+            else:
+                self._builder.add_file(node.path, _ranges(node.receipts))
+        except EntryError as error:
+            self.left_out.append((node.path, str(error)))
+
+    def build(self) -> Manifest:
+        """Return the manifest of what was added."""
+        return self._builder.build()
+
+
 def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, str]]]:
     """Return a manifest of files and directories, and what it leaves out.
 
@@ -171,23 +203,12 @@ def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, 
         nodes: The nodes; their paths become the paths in the manifest.
 
     Returns:
-        The manifest, and (path, reason) of each node that a manifest can't hold: symlinks,
-        damaged entries, and names and blocks that its format can't express.
+        The manifest, and (path, reason) of each node that a manifest can't hold.
     """
-    builder, left_out = ManifestBuilder(), []
+    made = SnapshotManifest()
     for node in nodes:
-        try:
-            if node.damage:
-                left_out.append((node.path, f"its entry in the catalog is damaged: {node.damage}"))
-            elif node.kind == stat.S_IFDIR:
-                builder.add_directory(node.path)
-            elif node.kind == stat.S_IFLNK:
-                left_out.append((node.path, "manifests have no symbolic links"))
-            else:
-                builder.add_file(node.path, _ranges(node.receipts))
-        except EntryError as error:
-            left_out.append((node.path, str(error)))
-    return builder.build(), left_out
+        made.add(node)
+    return made.build(), made.left_out
 
 
 def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:

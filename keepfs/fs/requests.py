@@ -2,8 +2,8 @@
 
 pyfuse3 doesn't support interrupts: a client that waits in a lookup or a close can't
 be killed until the handler answers. So every request is registered here, and a watch
-checks the waiting requests: ten times a second while they are young, later once a
-second. A request older than the deadline is answered ETIMEDOUT; a request whose caller has
+checks the waiting requests: ten times a second while they are young, later down to
+once a second. A request older than the deadline is answered ETIMEDOUT; a request whose caller has
 a fatal signal pending is answered EINTR. Without requests the watch sleeps.
 
 This cancels the handler, not the work that it waits for: threads that fetch or

@@ -64,7 +64,8 @@ class Catalog:
     """The names of one mount's upload/.
 
     For one thread at a time, except `sync` and `checkpoint`. A method that changes entries
-    must be called within `change`, unless its description names a transaction.
+    must be called within `change`, unless its description names a transaction. Reads raise
+    OSError, EIO or ENOSPC, if the database can't be read.
 
     Args:
         path: The database, created if missing. None for one in memory.

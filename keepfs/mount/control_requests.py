@@ -2,15 +2,15 @@
 
 A request is one line of JSON on the mount's control socket, its answer another:
 
-    {"do": "add_files", "directory": PATH, "files": [[NAME, MODE, MTIME_NS, [LOCATOR, ...]], ...]}
+    {"do": "add_stored", "directory": PATH, "files": [[NAME, MODE, MTIME_NS, [RANGE, ...]], ...]}
     {}
     {"do": "unstored", "path": PATH}
     {"paths": [PATH, ...]}
     {"do": "status"}
     {"status": {...}}                 the fields of `figures.MountFigures`
 
-An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. Names
-and paths are as `os.fsdecode` returns them.
+An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. RANGE
+is [LOCATOR, OFFSET, LENGTH], as in a manifest. Names and paths are as `os.fsdecode` returns them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-#: Bytes of the longest request, or answer: that of one file of 65,536 signed blocks fits.
+    from keepfs.collections.manifest import Range
+
+#: Bytes of the longest request, or answer: one file of 65,536 signed ranges fits.
 MOST_BYTES = 16 * 1024 * 1024
 #: Paths that an answer has at most.
 MOST_NAMES = 2000
@@ -72,17 +74,19 @@ class ControlConnection:
         self._answers.close()
         self._socket.close()
 
-    def add_files(self, directory: str, files: Iterable[tuple[str, int, int, list[str]]]) -> None:
-        """Put files into a directory of upload/ whose blocks are stored; all or none. Blocks.
+    def add_stored(
+        self, directory: str, files: Iterable[tuple[str, int, int, list[Range]]]
+    ) -> None:
+        """Put files into a directory of upload/ whose bytes are stored; all or none. Blocks.
 
         Args:
             directory: Below upload/.
-            files: Name, permissions, mtime in nanoseconds, and locators of each.
+            files: Name, permissions, mtime in nanoseconds, and ranges of each.
 
         Raises:
             ControlError: The mount refused, or did not answer.
         """
-        self._ask({"do": "add_files", "directory": directory, "files": list(files)})
+        self._ask({"do": "add_stored", "directory": directory, "files": list(files)})
 
     def unstored(self, path: str) -> list[str]:
         """Return the paths of files that are not stored as they are now. Blocks.

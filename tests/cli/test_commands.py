@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.fs.upload import unsaved
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.fs.upload.unsaved import About, Piece
 from keepfs.keep import KeepLocator, Receipt
 from keepfs.keep.local import LocalStore
@@ -570,7 +571,7 @@ def record(over: Shell, stores: list[KeepstoreControls], tmp_path: Path) -> tupl
     """The words that export a file of two pieces: one is in the record, the other in a store."""
     locator = KeepLocator(over.run("put", "-", sent=b"in a store").stdout.decode().split()[0])
     receipt = Receipt(locator, 1, (stores[0].url,))
-    pieces = [Piece(100_000, staged=b"x" * 100_000), Piece(10, receipt)]
+    pieces = [Piece(100_000, staged=b"x" * 100_000), Piece(10, StoredBytes.of_blocks([receipt]))]
     spilled = unsaved.spill(tmp_path / "state", About("file", 100_010, mtime_ns=10**18), pieces)
     (tmp_path / "mountpoint").mkdir()
     return ("unsaved", "export", str(tmp_path / "mountpoint"), spilled.name, str(tmp_path / "out"),

@@ -18,6 +18,7 @@ from keepfs.collections.remote_errors import (
 )
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.api import ApiClient
@@ -53,7 +54,8 @@ class Mounted:
         locator = self._store.store_block(content, token=token)
         receipt = Receipt(KeepLocator(locator), 2, ())
         with self.catalog.change():
-            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), [receipt])
+            stored = StoredBytes.of_blocks([receipt])
+            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), stored)
 
     def mirror(self, name: str = "kept", retries: int = 0) -> Mirror:
         """Make one as a mount does at its start."""

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from keepfs.collections.builder import ManifestBuilder
 from keepfs.collections.manifest_errors import EntryError
 from keepfs.fs.upload.catalog import ROOT, CatalogError
-from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, receipts_of
+from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, stored_of
 from keepfs.fs.upload.sqlite_errors import reason
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from keepfs.collections.manifest import Manifest
+    from keepfs.collections.manifest import Manifest, Range
     from keepfs.fs.nodes import Metadata
-    from keepfs.keep.store import Receipt
 
 #: Name of the catalog in a state directory.
 CATALOG = "catalog.sqlite"
@@ -40,7 +40,7 @@ class StoredNode:
         path: Below upload/: names joined by slashes, as `os.fsdecode` returns them.
         number: The catalog's.
         metadata: Mode, owner and times.
-        receipts: For a file: the receipts of its blocks, in order.
+        stored: For a file: where its bytes are.
         target: For a symbolic link: its target.
         damage: What is wrong with its entry; empty if nothing is. Then the rest is not known.
     """
@@ -48,7 +48,7 @@ class StoredNode:
     path: str
     number: int
     metadata: Metadata | None
-    receipts: tuple[Receipt, ...] = ()
+    stored: StoredBytes = NOTHING
     target: bytes = b""
     damage: str = ""
 
@@ -158,10 +158,10 @@ def _node(prefix: str, row: tuple[Any, ...]) -> StoredNode:
     if kind == stat.S_IFDIR:
         return StoredNode(path, number, entry.metadata)
     try:
-        receipts = receipts_of(content, size=entry.size)
+        stored = stored_of(content, size=entry.size)
     except ValueError as error:
         return StoredNode(path, number, None, damage=str(error))
-    return StoredNode(path, number, entry.metadata, receipts)
+    return StoredNode(path, number, entry.metadata, stored)
 
 
 def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, str]]]:
@@ -175,6 +175,7 @@ def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, 
         damaged entries, and names and blocks that its format has no room for.
     """
     builder, left_out = ManifestBuilder(), []
+    names: dict[str, str] = {}
     for node in nodes:
         try:
             if node.damage:
@@ -184,16 +185,22 @@ def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, 
             elif node.kind == stat.S_IFLNK:
                 left_out.append((node.path, "manifests have no symbolic links"))
             else:
-                builder.add_file(node.path, _ranges(node.receipts))
+                builder.add_file(node.path, _ranges(node.stored, names))
         except EntryError as error:
             left_out.append((node.path, str(error)))
     return builder.build(), left_out
 
 
-def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:
-    for receipt in receipts:
-        if receipt.locator.size:
-            yield str(receipt.locator), 0, receipt.locator.size
+def _ranges(stored: StoredBytes, names: dict[str, str]) -> Iterator[Range]:
+    """Yield the ranges of a file, each block under the first of its locators.
+
+    A block with several signatures would be in the text several times, and give it another
+    portable data hash.
+    """
+    for each in stored.ranges:
+        if each.length:
+            name = names.setdefault(each.locator.stripped(), str(each.locator))
+            yield each.as_range()._replace(locator=name)
 
 
 def _open_read_only(catalog: Path) -> sqlite3.Connection:

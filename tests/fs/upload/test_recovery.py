@@ -19,6 +19,7 @@ from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.recovery import Spills
 from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.fs.upload.storing import State
 from keepfs.fs.upload.unsaved import About, Piece
 from keepfs.keep import KeepLocator, KeepWriteError, Receipt
@@ -343,7 +344,8 @@ async def test_an_unstored_version_of_another_one_is_restored_beside(
 async def test_what_was_stored_before_the_crash_is_no_second_file(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         stored = await bench.stored("name", b"01234567abc\0\0")
-        first, _ = stored.place.receipts(stored.number) if stored.place else ()
+        assert stored.place is not None
+        first = stored.place.version_of(stored.number).slice(0, BLOCK)
         bench.record("name", [Piece(BLOCK, first), Piece(5, staged=b"abc")])
         bench.record("name", [Piece(BLOCK, staged=b"01234567"), Piece(5, staged=b"abc\0")])
 
@@ -356,7 +358,7 @@ async def test_a_short_block_with_zeros_behind_it_is_not_taken_for_zeros(tmp_pat
     async with open_bench(tmp_path) as bench:
         short = await bench.blocks.put(b"abc", 3).wait()
         await bench.stored("name", bytes(5))
-        bench.record("name", [Piece(5, short)])
+        bench.record("name", [Piece(5, StoredBytes.of_blocks([short]))])
 
         assert await bench.restore() == ["name", "name~unsaved"]
         assert await bench.content("name~unsaved") == b"abc\0\0"
@@ -437,7 +439,10 @@ async def test_a_hole_and_a_stored_block_are_restored_without_their_bytes(tmp_pa
     async with open_bench(tmp_path) as bench:
         block = await bench.blocks.put(b"01234567", BLOCK).wait()
         assert block == Receipt(KeepLocator.of_block(b"01234567"), 1, ("dict:",))
-        bench.record("name", [Piece(BLOCK), Piece(BLOCK, block), Piece(2, staged=b"xy")])
+        bench.record(
+            "name",
+            [Piece(BLOCK), Piece(BLOCK, StoredBytes.of_blocks([block])), Piece(2, staged=b"xy")],
+        )
 
         await bench.restore()
 

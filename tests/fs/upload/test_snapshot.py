@@ -11,6 +11,7 @@ import pytest
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.snapshot import StoredNode, manifest_of, open_snapshot
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.keep import KeepLocator, Receipt
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def catalog(path: Path) -> Iterator[Catalog]:
     with closing(Catalog(path, "store")) as it:
         with it.change():
             it.add_root(DIRECTORY)
-            it.add_file(ROOT, "two", FILE, [FOO, BAR])
+            it.add_file(ROOT, "two", FILE, StoredBytes.of_blocks([FOO, BAR]))
             inner = it.add(ROOT, "d", DIRECTORY)
-            it.add_file(inner, "e m p t y", FILE, [EMPTY])
+            it.add_file(inner, "e m p t y", FILE, StoredBytes.of_blocks([EMPTY]))
             it.add(inner, "none", DIRECTORY)
             it.add(ROOT, "link", Metadata(stat.S_IFLNK | 0o777, 1, 2, 3), 3, b"two")
         yield it
@@ -52,7 +53,7 @@ def test_all_nodes_come_directories_first(catalog: Catalog, path: Path) -> None:
     found = nodes_of(path)
 
     assert list(found) == ["d", "link", "two", "d/e m p t y", "d/none"]
-    assert found["two"].receipts == (FOO, BAR)
+    assert found["two"].stored == StoredBytes.of_blocks([FOO, BAR])
     assert found["two"].metadata == FILE
     assert found["link"].target == b"two"
     assert found["d"].kind == stat.S_IFDIR
@@ -65,7 +66,7 @@ def test_a_snapshot_does_not_see_later_changes_and_holds_up_none(
         first = next(nodes)
         with catalog.change():
             catalog.remove(ROOT, "two")
-            catalog.add_file(ROOT, "new", FILE, [BAR])
+            catalog.add_file(ROOT, "new", FILE, StoredBytes.of_blocks([BAR]))
         rest = {node.path for node in nodes}
 
     assert first.path == "d"

@@ -10,6 +10,7 @@ import pytest
 
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.fs.upload.failed_journal import FailedJournal
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.fs.upload.unsaved import About, Piece, UnsavedError
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator, Receipt
 
@@ -35,7 +36,7 @@ def piece(**fields: object) -> dict[str, object]:
 
 
 def test_a_record_has_what_was_spilled(tmp_path: Path) -> None:
-    pieces = [Piece(MAX_BLOCK_SIZE), Piece(5, FOO)]
+    pieces = [Piece(MAX_BLOCK_SIZE), Piece(5, StoredBytes.of_blocks([FOO]))]
     about = About("name", MAX_BLOCK_SIZE + 5, 0o100600, 1, 2, -3, 4, "v", "e", is_partial=True)
 
     written = unsaved.spill(tmp_path, about, pieces)

@@ -80,7 +80,7 @@ def test_what_was_put_in_is_there_when_it_is_opened_again(path: Path) -> None:
     assert entry is not None
     assert (entry.number, entry.name, entry.size) == (number, "f\udcff", 6)
     assert entry.metadata == metadata(**times)
-    assert receipts == RECEIPTS
+    assert receipts == STORED
     assert target == b"\xff/x"
 
 

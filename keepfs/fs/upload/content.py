@@ -121,8 +121,7 @@ class Content:
         number, begin = divmod(offset, self._staging.block_size)
         slot = self.used.get(number)
         stored, begin = (self.base, offset) if slot is None else (slot.stored, begin)
-        left = self._staging.block_size - offset % self._staging.block_size
-        return next(iter(stored.parts(begin, begin + left)), None)
+        return stored.range_at(begin, self._staging.block_size - offset % self._staging.block_size)
 
     def locators(self, number: int) -> list[KeepLocator]:
         """Return the locators of the blocks with stored bytes of a slot."""

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.place import OnStored, Place, Spilled
     from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
+    from keepfs.fs.upload.stored import StoredRange
     from keepfs.fs.upload.unsaved import Piece
     from keepfs.keep.locator import KeepLocator
-
-_T = TypeVar("_T")
 
 #: Largest file, in bytes: 65,536 blocks, whose locators take 6 MB.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
@@ -209,60 +208,81 @@ class UploadFile(StoringFile):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _read_at(self, content: Content, offset: int, end: int) -> bytes | memoryview:
-        """Return the bytes from `offset` up to `end`, or to the end of their block or slot."""
+        """Return the bytes from `offset` up to `end`, or to the end of their block or slot.
 
-        def locators() -> list[KeepLocator]:
+        Raises:
+            KeepReadError: The block couldn't be read; `Cause.OTHER` if no service has it.
+        """
+        part = content.stored_at(offset)
+        try:
+            return await self._read_part(content, offset, end, part)
+        except KeepReadError as error:
+            before = [] if part is None else [part.locator]
             part = content.stored_at(offset)
-            return [] if part is None else [part.locator]
+            await self._renewed(error, before, [] if part is None else [part.locator])
+        return await self._read_part(content, offset, end, content.stored_at(offset))
 
-        return await self._readable(locators, lambda: self._read_once(content, offset, end))
+    async def _read_part(
+        self, content: Content, offset: int, end: int, part: StoredRange | None
+    ) -> bytes | memoryview:
+        if part is not None:
+            if self._reader is None:
+                self._reader = BlockReader(self._staging.blocks, content.locator_of)
+            last = part.offset + min(part.length, end - offset)
+            block, size = content.block_at(offset), part.locator.size or 0
+            return await self._reader.read(block, part.locator, size, part.offset, last)
+        block_size = self._staging.block_size
+        number, begin = divmod(offset, block_size)
+        stop = min(block_size, begin + end - offset)
+        if not content.may_have_bytes(number):
+            return zeros(stop - begin)
+        return await content.slot(number).read(begin, stop)
 
     async def _readable(
-        self, locators: Callable[[], list[KeepLocator]], call: Callable[[], Awaitable[_T]]
-    ) -> _T:
-        """Make a call that may read blocks; repeat it once if new signatures help.
-
-        Args:
-            locators: Returns the locators of those blocks.
-            call: The call.
+        self, content: Content, number: int, change: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Change a slot, which may read its stored bytes; repeat it once if that helps.
 
         Raises:
             KeepReadError: A block couldn't be read; `Cause.OTHER` if no service has it.
         """
-        before, renewal = locators(), self._staging.renewal
+        before = content.locators(number)
         try:
-            return await call()
+            return await change()
         except KeepReadError as error:
-            if error.cause is Cause.NOT_FOUND:
-                renewal.missing(self.number, str(error))
-                raise KeepReadError(f"a block is lost: {error}", cause=Cause.OTHER) from error
-            if error.cause is not Cause.DENIED:
-                raise
-            is_newer = locators() != before  # since the call began
-            if not is_newer:
-                # Most likely all are of another token; the error doesn't say which was refused.
-                asked = [await renewal.refused(each, self.number) for each in before]
-                if not any(asked):
-                    raise
-        return await call()
+            await self._renewed(error, before, content.locators(number))
+        return await change()
+
+    async def _renewed(
+        self, error: KeepReadError, before: list[KeepLocator], now: list[KeepLocator]
+    ) -> None:
+        """Return when there are new signatures after a refusal; raise if nothing helps.
+
+        Args:
+            error: The failure of a read.
+            before: The locators of its blocks when it began.
+            now: Those that they have now.
+
+        Raises:
+            KeepReadError: There are none, or the error is another; `Cause.OTHER` if no service
+                has the block.
+        """
+        renewal = self._staging.renewal
+        if error.cause is Cause.NOT_FOUND:
+            renewal.missing(self.number, str(error))
+            raise KeepReadError(f"a block is lost: {error}", cause=Cause.OTHER) from error
+        if error.cause is not Cause.DENIED:
+            raise error
+        if now == before:
+            # The error doesn't say which was refused; most likely all are of another token.
+            asked = [await renewal.refused(each, self.number) for each in before]
+            if not any(asked):
+                raise error
 
     def take_locators(self, relabelled: Relabelled) -> None:
         """Use newer locators of the same blocks."""
         if self._content is not None:
             self._content.take_locators(relabelled)
-
-    async def _read_once(self, content: Content, offset: int, end: int) -> bytes | memoryview:
-        number, begin, stop = next(content.spans(offset, end))
-        if not content.may_have_bytes(number):
-            return zeros(stop - begin)
-        part = content.stored_at(offset)
-        if part is None:
-            return await content.slot(number).read(begin, stop)
-        if self._reader is None:
-            self._reader = BlockReader(self._staging.blocks, content.locator_of)
-        last = part.offset + min(part.length, stop - begin)
-        block, size = content.block_at(offset), part.locator.size or 0
-        return await self._reader.read(block, part.locator, size, part.offset, last)
 
     async def write(self, offset: int, content: bytes) -> None:
         """Write bytes at `offset`; start to store each block that is full.
@@ -281,10 +301,7 @@ class UploadFile(StoringFile):
                 slot, start = held.slot(number), number * block_size
                 taken = start + begin - offset
                 piece = view[taken : taken + stop - begin]
-                await self._readable(
-                    functools.partial(held.locators, number),
-                    functools.partial(slot.write, begin, piece),
-                )
+                await self._readable(held, number, functools.partial(slot.write, begin, piece))
                 held.note_written(start + begin, start + stop)
                 self._changed()
                 if stop == block_size and slot.is_full:
@@ -312,10 +329,8 @@ class UploadFile(StoringFile):
             if size < held.size:
                 last, length = divmod(size, self._staging.block_size)
                 if length and held.may_have_bytes(last):
-                    await self._readable(
-                        functools.partial(held.locators, last),
-                        functools.partial(held.slot(last).cut, length),
-                    )
+                    cut = functools.partial(held.slot(last).cut, length)
+                    await self._readable(held, last, cut)
                 held.cut(size)
             self._changed()
 

@@ -120,6 +120,14 @@ class StoredBytes:
         """Return the offset at which a range begins."""
         return self._ends[number - 1] if number else 0
 
+    def range_at(self, offset: int, most: int) -> StoredRange | None:
+        """Return the bytes from `offset` on in its range, `most` at most; None beyond the end."""
+        number = bisect_right(self._ends, offset)
+        if number == len(self.ranges):
+            return None
+        begin = offset - self.start_of(number)
+        return self.ranges[number].part(begin, begin + most)
+
     def slice(self, begin: int, end: int) -> StoredBytes:
         """Return the bytes from `begin` up to `end`; fewer where they end before.
 

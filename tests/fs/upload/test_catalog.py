@@ -16,7 +16,8 @@ import pytest
 
 from keepfs.fs.nodes import Metadata
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
-from keepfs.fs.upload.stored import NOTHING, StoredBytes
+from keepfs.fs.upload.schema import MIGRATIONS
+from keepfs.fs.upload.stored import NOTHING, StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
 
@@ -302,6 +303,46 @@ def test_an_empty_one_is_anybodys(path: Path) -> None:
 
     with pytest.raises(CatalogError, match="not in http://one/"):
         Catalog(path, "http://one/")
+
+
+@pytest.mark.parametrize("version", range(len(MIGRATIONS)))
+def test_one_of_an_older_version_is_brought_up_to_date(path: Path, version: int) -> None:
+    path.parent.mkdir(mode=0o700)
+    old = json.dumps([[str(each.locator), each.copies, each.services] for each in RECEIPTS])
+    with closing(sqlite3.connect(path)) as database, database:
+        for each in MIGRATIONS[:version]:
+            database.executescript(each)
+        database.execute(f"PRAGMA user_version = {version}")
+        if version:
+            database.execute(
+                "INSERT INTO entries VALUES (2, 1, CAST('old' AS BLOB), ?, 0, 0, 0, 0, 0, 6, ?)",
+                (FILE, old.encode()),
+            )
+    part = StoredBytes([StoredRange(RECEIPTS[0], 1, 2)])
+
+    with closing(Catalog(path)) as catalog:
+        if version:
+            assert catalog.version(2) == STORED
+        with catalog.change():
+            number = catalog.add_file(ROOT, "part", metadata(), part)
+        assert not catalog.lost(number)
+    with closing(Catalog(path)) as catalog:
+        assert catalog.version(number) == part
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_parts_of_blocks_are_recorded(path: Path) -> None:
+    other = StoredRange(RECEIPTS[1], 1, 1)
+    stored = StoredBytes([StoredRange(RECEIPTS[0], 1, 2), other, other, *STORED.ranges])
+    with closing(Catalog(path)) as catalog, catalog.change():
+        number = catalog.add_file(ROOT, "part", metadata(), stored)
+
+    with closing(Catalog(path)) as catalog:
+        assert catalog.version(number) == stored
+        entry = catalog.child(ROOT, "part")
+        assert entry is not None
+        assert entry.size == 10
 
 
 def test_one_of_a_newer_version_is_left_alone(path: Path) -> None:

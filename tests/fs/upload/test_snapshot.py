@@ -11,7 +11,7 @@ import pytest
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.snapshot import StoredNode, manifest_of, open_snapshot
-from keepfs.fs.upload.stored import StoredBytes
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep import KeepLocator, Receipt
 
 if TYPE_CHECKING:
@@ -101,3 +101,22 @@ def test_what_is_no_catalog_is_refused_in_one_line(path: Path, content: bytes | 
 
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_has_files_in_their_blocks_each_block_under_one_signature(
+    catalog: Catalog, path: Path
+) -> None:
+    later = Receipt(KeepLocator(FOO.locator.stripped() + f"+A{2:040x}@23456789"), 0, ())
+    with catalog.change():
+        catalog.remove(ROOT, "link")
+        for name, receipt, begin, length in (
+            ("b", FOO, 1, 2), ("c", later, 0, 2), ("e", later, 0, 3),
+        ):  # fmt: skip
+            stored = StoredBytes([StoredRange(receipt, begin, length)])
+            catalog.add_file(ROOT, name, FILE, stored)
+    manifest, left_out = manifest_of(
+        node for node in nodes_of(path).values() if node.path in {"b", "c", "e"}
+    )
+
+    assert left_out == []
+    assert manifest.text() == f". {FOO.locator} 1:2:b 0:2:c 0:3:e\n"

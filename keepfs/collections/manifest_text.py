@@ -1,4 +1,4 @@
-"""What a request needs of a manifest's text, without parsing it: its hash, its JSON."""
+"""The hash of a manifest's text, and its JSON in a request, computed without parsing it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _HINTS = re.compile(rb"( [0-9a-f]{32}\+[0-9]+)\+[^ \n]*")
 
 
 def hash_of_text(manifest: str | bytes) -> str:
-    """Return the portable data hash of a manifest as it stands: nothing is normalised.
+    """Return the portable data hash of a manifest's text, without normalising it.
 
-    That is what the API server computes: MD5 and length of the text whose locators
-    are cut to digest and size. Memory: some pieces of 1 MiB.
+    The API server computes the same: the MD5 and the length of the text in which each
+    locator is cut to digest and size. It takes a few MiB of memory.
     """
     digest, length = hashlib.md5(usedforsecurity=False), 0
     for piece in _slices(manifest):
@@ -30,7 +30,7 @@ def hash_of_text(manifest: str | bytes) -> str:
 
 
 def _slices(manifest: str | bytes) -> Iterator[bytes]:
-    """Cut a text before blanks, so that no word is divided."""
+    """Cut a text before blanks, so that no token is divided."""
     pending = b""
     for start in range(0, len(manifest), PIECE):
         piece = manifest[start : start + PIECE]
@@ -46,12 +46,12 @@ def request_body(
     manifest: str | bytes | None,
     options: Mapping[str, object],
 ) -> bytearray:
-    """Write the JSON of a request; the manifest in pieces.
+    """Return the JSON of a request; the manifest is encoded in pieces.
 
     Args:
         attributes: The attributes of the collection, without its manifest.
-        manifest: Its text; None leaves it as it is.
-        options: Parameters beside the collection.
+        manifest: The text of the manifest; None: not sent.
+        options: The parameters of the request besides the collection.
 
     Raises:
         ValueError: The manifest isn't UTF-8.

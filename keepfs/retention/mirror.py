@@ -1,8 +1,9 @@
 """Mirror: the stored tree of a mount, as one or several collections of its user.
 
-Blocking; for one thread at a time. A collection is created empty, recorded in the catalog,
-and filled by the first update. So a refusal to create is never mistaken for one of the
-contents, and a crash in between leaves a collection that is found by its name and property.
+Every call blocks. It is for one thread at a time, except for `fetch_during_update` and
+`uuid_of`. A collection is created empty, recorded in the catalog, and filled by the first
+update. So a refusal to create is never mistaken for a refusal of the contents, and a crash in
+between leaves a collection that is found by its name and property.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The property of a collection that names the mount it is of.
+#: The property of a collection that has the id of its mount.
 PROPERTY = "keepfs:mount"
 #: Names that are tried for one collection.
 _MOST_NAMES = 100
@@ -51,12 +52,12 @@ class CreationRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the collections of a mount are to be.
+    """The requested attributes of a mount's collections.
 
     Attributes:
         name: The name of the first collection, or the uuid of an existing one.
-        copies: Copies of each block; None for the cluster's default.
-        classes: Storage classes; None for the cluster's default.
+        copies: Copies of each block; None: the cluster's default.
+        classes: Storage classes; None: the cluster's default.
     """
 
     name: str
@@ -67,12 +68,12 @@ class Wishes:
 class Mirror:
     """Brings the collections of a mount up to date, and reads their signatures.
 
-    Each call raises a `CollectionError` where the API server refuses or is away, and a
-    `CatalogError` where the catalog can't be read.
+    Each call but `uuid_of` raises a `CollectionError` if the API server refuses the request
+    or can't be reached, a `CatalogError` if the catalog can't be read, and what `save` raises.
 
     Args:
         remote: The API server's collections.
-        catalog: The path of the mount's catalog; read by a connection of its own.
+        catalog: The path of the mount's catalog; read through a separate connection.
         ledger: The record of the collections, from the catalog.
         save: Records a ledger in the catalog, from this thread. May raise `OSError`.
         wishes: Names, copies and storage classes of the collections.
@@ -97,7 +98,8 @@ class Mirror:
     def update(self) -> bool:
         """Bring all collections up to date; return whether any was changed.
 
-        A collection that is unchanged is read all the same.
+        The records of unchanged collections are requested, too: another client may have
+        changed them.
 
         Raises:
             CreationRefusedError: The token may not create collections.
@@ -105,19 +107,21 @@ class Mirror:
         pieces = self._pieces()
         if not self.ledger.parts and not any(piece.has_files for piece in pieces):
             return False
-        # The last first: what is cut off a part is in its new collection before it leaves.
+        # The last part first: entries cut off a part are in their new collection before
+        # they are removed from the old one.
         changed = [self._bring(piece) for piece in reversed(pieces)]
         return any(changed)
 
     def fetch(self) -> signatures.Signatures:
-        """Read the collections: fresh signatures for all their blocks, one request each.
+        """Return fresh signatures for the blocks of all collections, by one request for each.
 
-        A collection that is gone is forgotten: the next update creates another one.
+        A collection that doesn't exist any more is removed from the ledger: the next update
+        creates another one.
         """
         return self._fetched(is_noting=True)
 
     def fetch_during_update(self) -> signatures.Signatures:
-        """Do the same and change nothing: another thread may be in `update`."""
+        """Do the same without changing the ledger: another thread may be in `update`."""
         return self._fetched(is_noting=False)
 
     def _fetched(self, *, is_noting: bool) -> signatures.Signatures:
@@ -178,7 +182,7 @@ class Mirror:
         return _Part(first, manifest)
 
     def _nodes(self) -> Iterator[StoredNode]:
-        # A signature that has ended would have the server refuse all the others with it.
+        # The server refuses a manifest with an expired signature, so such files are left out.
         now = signatures.wall_clock()
         with open_snapshot(self._catalog) as nodes:
             for node in nodes:
@@ -210,13 +214,13 @@ class Mirror:
                 part.uuid, expected=Expected(part.hash), manifest=piece.manifest.text()
             )
         except ChangedMeanwhileError:
-            return self._bring(piece)  # it is recognized now, or replaced
+            return self._bring(piece)  # recognize or replace the changed collection
         self._put(dataclasses.replace(part, hash=wanted, pending=""))
         _log.debug("collection %s has upload/ as of now", part.uuid)
         return True
 
     def _recognized(self, part: Part, record: CollectionRecord, wanted: str) -> Part:
-        """Return the part as it is found; without a uuid if it is not to be used any more."""
+        """Return the part with the hash of the record; a new part if the mount can't use it."""
         found = record.portable_data_hash
         if record.trash_at:
             _log.warning(
@@ -225,7 +229,7 @@ class Mirror:
             )
         elif found == part.hash:
             return part
-        elif found and found in {part.pending, wanted}:  # an update of which no answer came
+        elif found and found in {part.pending, wanted}:  # an update whose answer was lost
             return dataclasses.replace(part, hash=found)
         else:
             _log.warning(
@@ -279,13 +283,13 @@ class Mirror:
         with contextlib.suppress(CollectionNotFoundError):
             record = self._remote.get(uuid, with_manifest=False)
             is_mine = record.properties.get(PROPERTY) == self.ledger.mount
-            # One with files is an old one of this mount that somebody else has changed.
+            # A collection with files is an earlier one that another client has changed.
             if is_mine and not record.file_count and not record.trash_at:
                 return record
         return None
 
     def _taken_over(self, part: Part) -> Part:
-        """Use the collection that the user named, if nothing of others is in it."""
+        """Use the collection that the user named, if it is empty and no other mount's."""
         record = self._remote.get(self._wishes.name, with_manifest=False)
         owner = record.properties.get(PROPERTY)
         if record.file_count or owner not in {None, self.ledger.mount}:
@@ -320,11 +324,11 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one collection is to have.
+    """The contents of one collection.
 
     Attributes:
-        first: The part's first number.
-        manifest: The contents, signed.
+        first: The first number of the part.
+        manifest: The signed manifest.
     """
 
     first: int
@@ -332,5 +336,5 @@ class _Part:
 
     @property
     def has_files(self) -> bool:
-        """Whether there is anything but directories."""
+        """Whether it has files."""
         return self.manifest.file_count > 0

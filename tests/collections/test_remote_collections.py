@@ -1,4 +1,4 @@
-"""Collections are asked for over real sockets, from a server that fails in many ways."""
+"""Requests about collections, over real sockets, to a server that fails in many ways."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_collection_is_created_found_and_read(
         remote.get(made.uuid)
 
 
-def test_user_project_and_limit_are_asked_for(remote: RemoteCollections) -> None:
+def test_user_project_and_limit_are_requested(remote: RemoteCollections) -> None:
     assert remote.current_user().uuid == USER
     assert (remote.project(WRITABLE).name, remote.project(WRITABLE).can_write) == ("ours", True)
     assert remote.project(READABLE).can_write is False
@@ -223,7 +223,7 @@ def test_a_kept_connection_that_has_ended_makes_no_second_one(
     assert server.counts()["POST"] == 1
 
 
-def test_somebody_else_s_collection_is_not_taken_for_ours(
+def test_a_collection_of_another_client_is_not_taken_for_the_created_one(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     first = remote.create("", CollectionAttributes(name="same", properties={"host": "a"}))
@@ -272,7 +272,7 @@ def test_many_threads_create_one_each(remote: RemoteCollections, server: ApiCont
 # --- updates ---
 
 
-def test_an_update_changes_what_is_as_expected(
+def test_an_update_changes_a_collection_that_is_as_expected(
     remote: RemoteCollections, server: ApiControls, manifest: str
 ) -> None:
     made = remote.create("", CollectionAttributes(name="a"))
@@ -293,7 +293,7 @@ def test_an_update_changes_what_is_as_expected(
     assert again.manifest is not None
 
 
-def test_an_update_of_what_was_changed_says_what_by_whom(
+def test_an_update_of_a_changed_collection_names_the_change_and_its_user(
     remote: RemoteCollections, server: ApiControls, api: ApiClient, manifest: str
 ) -> None:
     made = remote.create("", CollectionAttributes(name="a", owner_uuid=WRITABLE))
@@ -396,7 +396,7 @@ def test_failures_are_retried_and_then_reported(
     assert TEST_TOKEN not in str(caught.value)
 
 
-def test_a_server_that_is_away_is_unreachable(
+def test_a_server_that_is_down_is_unreachable(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     server.go_down()
@@ -434,7 +434,7 @@ def test_answers_that_cannot_be_read_are_errors(
         call()
 
 
-def test_what_cannot_be_sent_is_refused_before(
+def test_invalid_arguments_are_refused_without_a_request(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     for bad in (b". d41d8cd98f00b204e9800998ecf8427e+0 0:0:\xff\n", "./\udcff"):

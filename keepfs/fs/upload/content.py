@@ -168,10 +168,21 @@ class Content:
         """Return the content of each slot; staged bytes aren't copied."""
         slots = self.slots_to_store()
         block_size = self._staging.block_size
-        return [
-            slots[number].piece() if number in slots else Piece(block_size, self._base_at(number))
-            for number in range(self.count)
-        ]
+        hole, pieces = Piece(block_size), []
+        whole: dict[int, Piece] = {}  # by the range: a sparse file has one for all its holes
+        for number in range(self.count):
+            part = self.base.range_at(number * block_size, block_size)
+            if number in slots:
+                piece = slots[number].piece()
+            elif part is None:
+                piece = hole
+            elif part.length < block_size:
+                piece = Piece(block_size, self._base_at(number))
+            else:
+                piece = whole.get(id(part)) or Piece(block_size, StoredBytes([part]))
+                whole[id(part)] = piece
+            pieces.append(piece)
+        return pieces
 
     def assembled(
         self,

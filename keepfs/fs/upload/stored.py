@@ -89,7 +89,14 @@ class StoredBytes:
     @classmethod
     def of_blocks(cls, receipts: Iterable[Receipt]) -> StoredBytes:
         """Make the bytes of whole blocks."""
-        return cls(StoredRange(each, 0, each.locator.size or 0) for each in receipts)
+        runs = itertools.groupby(receipts, id)
+        return cls(
+            each
+            for first, run in ((next(run), run) for _, run in runs)
+            for each in itertools.repeat(
+                StoredRange(first, 0, first.locator.size or 0), 1 + sum(1 for _ in run)
+            )
+        )
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
@@ -137,15 +144,16 @@ class StoredBytes:
             return self
         return StoredBytes(self.parts(begin, end))
 
-    def parts(self, begin: int, end: int) -> Iterable[StoredRange]:
-        """Yield where the bytes from `begin` up to `end` are; fewer where they end before."""
-        number = self.number_at(begin)
-        while begin < min(end, self.size):
-            start = self.start_of(number)
-            part = self.ranges[number].part(begin - start, end - start)
-            yield part
-            begin += part.length
-            number += 1
+    def parts(self, begin: int, end: int) -> list[StoredRange]:
+        """Return where the bytes from `begin` up to `end` are; fewer where they end before."""
+        end = min(end, self.size)
+        if begin >= end:
+            return []
+        first, last = self.number_at(begin), self.number_at(end - 1)
+        found = list(self.ranges[first : last + 1])
+        found[-1] = found[-1].part(0, end - self.start_of(last))
+        found[0] = found[0].part(begin - self.start_of(first), found[0].length)
+        return found
 
     def is_same_as(self, other: StoredBytes) -> bool:
         """Return whether they are the same ranges of the same blocks, whatever the signatures."""
@@ -157,32 +165,42 @@ class StoredBytes:
 
     def whole_blocks(self) -> Iterable[Receipt]:
         """Return the distinct receipt objects of whole blocks: all holes of a file have one."""
-        whole = (each.receipt for each in self.ranges if each.is_whole)
-        return {id(receipt): receipt for receipt in whole}.values()
+        return {id(it.receipt): it.receipt for it in self._distinct() if it.is_whole}.values()
 
     def receipts(self) -> Iterable[Receipt]:
         """Return the distinct receipt objects."""
-        return {id(each.receipt): each.receipt for each in self.ranges}.values()
+        return {id(each.receipt): each.receipt for each in self._distinct()}.values()
+
+    def _distinct(self) -> Iterable[StoredRange]:
+        """Return the distinct range objects: equal slots of a sparse file have one."""
+        return {id(each): each for each in self.ranges}.values()
 
     def with_receipts(self, newer: Callable[[Receipt], Receipt]) -> StoredBytes:
         """Return the same bytes with other receipts of the same blocks."""
         if all(newer(each) is each for each in self.receipts()):
             return self
-        return StoredBytes(
-            StoredRange(newer(each.receipt), each.offset, each.length) for each in self.ranges
-        )
+        new = {
+            id(each): StoredRange(newer(each.receipt), each.offset, each.length)
+            for each in self._distinct()
+        }
+        return StoredBytes(new[id(each)] for each in self.ranges)
 
 
 def _joined(ranges: Iterable[StoredRange]) -> list[StoredRange]:
     found: list[StoredRange] = []
+    last: StoredRange | None = None
     for each in ranges:
-        if found and found[-1].goes_on_with(each):
-            last = found[-1]
-            found[-1] = StoredRange(last.receipt, last.offset, last.length + each.length)
+        if each is last and each.length:  # no range goes on with itself; of a sparse file
+            found.append(each)
+            continue
+        if last is not None and last.goes_on_with(each):
+            last = StoredRange(last.receipt, last.offset, last.length + each.length)
+            found[-1] = last
         elif each.length or not found:
-            if found and not found[0].length:  # an empty block before others
+            if last is not None and not last.length:  # an empty block before others
                 found.clear()
             found.append(each)
+            last = each
     return found
 
 
@@ -197,15 +215,15 @@ def as_rows(stored: StoredBytes) -> list[list[Any]]:
     blocks in a row. A part of a block has 1 there, and then offset and length.
     """
     rows: list[list[Any]] = []
-    for (_, offset, length), run in itertools.groupby(
-        stored.ranges, lambda it: (id(it.receipt), it.offset, it.length)
-    ):
+    for _, run in itertools.groupby(stored.ranges, id):
         first, *others = run
         row = [str(first.locator), first.receipt.copies, list(first.receipt.services)]
         if not first.is_whole:
-            rows += [[*row, 1, offset, length]] * (1 + len(others))
+            rows += [[*row, 1, first.offset, first.length]] * (1 + len(others))
+        elif others:
+            rows.append([*row, 1 + len(others)])
         else:
-            rows.append([*row, 1 + len(others)] if others else row)
+            rows.append(row)
     return rows
 
 

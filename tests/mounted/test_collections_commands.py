@@ -546,8 +546,8 @@ def test_arv_ls_and_arv_get_read_what_was_committed(
     assert differences(tree, tmp_path / "got") == ""
 
 
-def test_what_arv_put_stored_is_in_collections(
-    cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
+def test_what_arv_put_stored_is_in_collections_and_imported_without_reading_it(
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls], tmp_path: Path
 ) -> None:
     mount, _ = cluster
     source = tmp_path / "source"
@@ -557,9 +557,16 @@ def test_what_arv_put_stored_is_in_collections(
     (source / "sub" / "deep" / "a b").write_bytes(b"odd")
 
     uuid = run_sdk("arv-put", "--no-progress", "--no-resume", f"{source}/").strip()
+    for store in stores:
+        store.clear_log()
+    run(mount, "import", uuid, mount.upload / "it")
+    _, again = commit(mount, mount.upload / "it", "--name", "again")
+    assert [entry for store in stores for entry in store.log()] == []
 
+    assert differences(source, mount.upload / "it") == ""
     assert differences(source, mount.path / "collections" / uuid) == ""
     name = os.getxattr(mount.path / "collections" / uuid, "user.keep.pdh").decode()
+    assert name == again
     assert differences(source, mount.path / "collections" / name) == ""
 
 

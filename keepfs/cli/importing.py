@@ -1,4 +1,4 @@
-"""keepfs import: the files of a collection become names in upload/ of a mount."""
+"""keepfs import: adds the files of a collection to upload/ of a mount."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.mount.uploaded import UploadedPath
 
-#: Files, and ranges, that the mount records in one transaction: some milliseconds.
+#: Most files, and ranges, of one request: the mount records them within some milliseconds.
 _BATCH_FILES, _BATCH_RANGES = 200, 2000
 
 
@@ -116,7 +116,7 @@ def _parsed(record: CollectionRecord) -> Manifest:
 
 
 def _folder_name(record: CollectionRecord, name: str) -> str:
-    """Choose the name of a folder for a collection: its own, if that can be one."""
+    """Return the collection's name if it can be a file name, else its uuid or the given name."""
     own = record.name
     return own if own not in {"", ".", ".."} and "/" not in own else record.uuid or name
 
@@ -124,7 +124,7 @@ def _folder_name(record: CollectionRecord, name: str) -> str:
 def _imported(
     manifest: Manifest, above: UploadedPath, target: Path, store: StoreOptions
 ) -> tuple[int, int]:
-    """Make the folder; return how many files, and bytes, were stored anew."""
+    """Make the folder; return the numbers of files and bytes that were stored anew."""
     part = target.with_name(f".{target.name[:200]}.part")
     if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
         raise click.ClickException(
@@ -167,7 +167,7 @@ def _imported(
 
 
 def _add_names(directory: Directory, mount: ControlConnection, below: str) -> Iterator[File]:
-    """Have the mount record a folder's files; yield those in too many pieces."""
+    """Add a folder's files through the mount; yield the files in too many pieces."""
     umask = os.umask(0o022)
     os.umask(umask)
     path = f"{below}/{directory.path}".rstrip("/")

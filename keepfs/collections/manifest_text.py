@@ -1,44 +1,14 @@
-"""The hash of a manifest's text, and its JSON in a request, computed without parsing it."""
+"""The text of a manifest as JSON in a request."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from typing import TYPE_CHECKING
 
-from keepfs.keep.services.long_json import PIECE, escaped
+from keepfs.keep.services.long_json import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-_HINTS = re.compile(rb"( [0-9a-f]{32}\+[0-9]+)\+[^ \n]*")
-
-
-def hash_of_text(manifest: str | bytes) -> str:
-    """Return the portable data hash of a manifest's text, without normalising it.
-
-    The API server computes the same: the MD5 and the length of the text in which each
-    locator is cut to digest and size. It takes a few MiB of memory.
-    """
-    digest, length = hashlib.md5(usedforsecurity=False), 0
-    for piece in _slices(manifest):
-        stripped = _HINTS.sub(rb"\1", piece)
-        digest.update(stripped)
-        length += len(stripped)
-    return f"{digest.hexdigest()}+{length}"
-
-
-def _slices(manifest: str | bytes) -> Iterator[bytes]:
-    """Cut a text before blanks, so that no token is divided."""
-    pending = b""
-    for start in range(0, len(manifest), PIECE):
-        piece = manifest[start : start + PIECE]
-        pending += piece.encode() if isinstance(piece, str) else piece
-        cut = max(0, pending.rfind(b" "))
-        yield pending[:cut]
-        pending = pending[cut:]
-    yield pending
+    from collections.abc import Mapping
 
 
 def request_body(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_HINTS = re.compile(rb"( [0-9a-f]{32}\+[0-9]+)(?:\+[A-Z][-A-Za-z0-9@_]*)+(?=[ \n])")
+_HINTS = re.compile(rb"( [0-9a-f]{32}\+[0-9]+)\+[^ \n]*")
+# Bytes or characters of a text that are stripped at once.
+_PIECE = 1 << 20
 
 
 def portable_data_hash(text: str | bytes | Iterable[bytes]) -> str:
@@ -20,7 +22,8 @@ def portable_data_hash(text: str | bytes | Iterable[bytes]) -> str:
     normal form (`Manifest.portable_data_hash`), which the Python SDK computes.
 
     Args:
-        text: A manifest; as bytes it is UTF-8. Pieces may be cut anywhere.
+        text: A manifest; as bytes it is UTF-8. Pieces may be cut anywhere. The call takes a few
+            MiB of memory, or twice the largest piece.
     """
     md5 = hashlib.md5(usedforsecurity=False)
     length = 0
@@ -32,14 +35,18 @@ def portable_data_hash(text: str | bytes | Iterable[bytes]) -> str:
 
 def stripped(text: str | bytes | Iterable[bytes]) -> Iterator[bytes]:
     """Yield a manifest's text with each locator cut to digest and size, in pieces."""
-    if isinstance(text, str):
-        text = text.encode()
     rest = b""
-    for piece in [text] if isinstance(text, bytes) else text:
+    for piece in _sliced(text) if isinstance(text, str | bytes) else text:
         rest += piece
         # The separator stays with the token after it: the expression begins with it.
         end = max(rest.rfind(b" "), rest.rfind(b"\n"))
         if end > 0:
             yield _HINTS.sub(rb"\1", rest[: end + 1])[:-1]
             rest = rest[end:]
-    yield rest
+    yield _HINTS.sub(rb"\1", rest)
+
+
+def _sliced(text: str | bytes) -> Iterator[bytes]:
+    for start in range(0, len(text), _PIECE):
+        piece = text[start : start + _PIECE]
+        yield piece.encode() if isinstance(piece, str) else piece

@@ -28,7 +28,9 @@ from keepfs.collections.api_requests import (
     quoted_path_part,
     reason_of,
 )
-from keepfs.collections.manifest_text import hash_of_text, request_body
+from keepfs.collections.manifest_text import request_body
+from keepfs.collections.names import is_uuid
+from keepfs.collections.portable import portable_data_hash
 from keepfs.collections.records import FIELDS, CollectionRecord, ProjectRecord, User
 from keepfs.collections.remote_errors import InvalidRequestError, NameTakenError
 from keepfs.collections.wishes import CollectionAttributes, Expected, compare, is_as
@@ -49,7 +51,6 @@ _PATH = "arvados/v1/collections"
 #: Most further names that are tried if a name is taken.
 _MOST_NAMES = 5
 _HASH = re.compile(r"[0-9a-f]{32}\+[0-9]+(\+\S+)?\Z", re.ASCII)
-_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
 
 
 class RemoteCollections:
@@ -115,7 +116,7 @@ class RemoteCollections:
         Raises:
             InvalidRequestError: `name` is neither.
         """
-        if not _UUID.match(name) and not _HASH.match(name):
+        if not is_uuid(name) and not _HASH.match(name):
             raise InvalidRequestError(f"{name!r} is neither a collection's uuid nor a hash")
         name = "+".join(name.split("+")[:2])
         asked = query(select=_selected(with_manifest=with_manifest))
@@ -175,7 +176,7 @@ class RemoteCollections:
         wish = _Wish(
             attributes.name,
             owner,
-            hash_of_text(_as_utf8(manifest)),
+            portable_data_hash(_as_utf8(manifest)),
             attributes.as_json() | {"owner_uuid": owner},
         )
         other = reason = ""
@@ -224,7 +225,7 @@ class RemoteCollections:
         given = (attributes or CollectionAttributes()).as_json()
         wanted = dict(given)
         if manifest is not None:
-            wanted["portable_data_hash"] = hash_of_text(_as_utf8(manifest))
+            wanted["portable_data_hash"] = portable_data_hash(_as_utf8(manifest))
         select = {"select": _selected(with_manifest=with_manifest)}
         body = request_body(given, manifest, select)
         what = f"change collection {uuid}"

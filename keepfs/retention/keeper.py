@@ -15,7 +15,7 @@ from keepfs.retention import losses, rows, signatures
 from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
 from keepfs.retention.put_again import store_missing
-from keepfs.retention.timing import Timing, Updated, in_words
+from keepfs.retention.timing import Timing, Updated, in_words, time_of
 from keepfs.retention.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -152,9 +152,13 @@ class Keeper:
         return True
 
     def missing(self, number: int | None, reason: str) -> None:
-        """Record that no service has a block of a file. May raise `OSError`."""
-        if number is not None:
+        """Record that no service has a block of a file; log it if the catalog can't be written."""
+        if number is None:
+            return
+        try:
             self._mark_lost({number: reason})
+        except OSError as error:
+            _log.warning("a lost file can't be recorded: %s", error)
 
     def lost(self, number: int | None) -> str:
         """Return why a file can't be read any more; empty if it isn't recorded as lost."""
@@ -175,7 +179,7 @@ class Keeper:
         if self.mode is Mode.OFF:
             if not self._is_local:  # where nothing is signed
                 async with self._working:
-                    await self._find_expired()
+                    await self._guarded(self._find_expired)
             return
         while True:
             if trio.current_time() >= self._retry_at:
@@ -403,7 +407,7 @@ class Keeper:
             return
         now, half = signatures.wall_clock(), self._timing.half
         is_token_new, is_wanted = self._is_token_new, self._is_round_wanted
-        last = float(self._catalog.about(_ROUND_KEY) or 0)
+        last = time_of(self._catalog.about(_ROUND_KEY))
         is_due_by_time = is_wanted or now - last >= half
         if not is_token_new and not is_due_by_time and self._earliest - half > now:
             return

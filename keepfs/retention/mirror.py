@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keepfs.collections.names import is_uuid
 from keepfs.collections.remote_errors import (
     ChangedMeanwhileError,
     CollectionNotFoundError,
@@ -23,7 +23,7 @@ from keepfs.collections.remote_errors import (
     NameTakenError,
 )
 from keepfs.collections.wishes import CollectionAttributes, Expected
-from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
+from keepfs.fs.upload.snapshot import SnapshotManifest, open_snapshot
 from keepfs.retention import parts, signatures
 from keepfs.retention.ledger import Part
 
@@ -43,7 +43,6 @@ _log = logging.getLogger(__name__)
 PROPERTY = "keepfs:mount"
 #: Names that are tried for one collection.
 _MOST_NAMES = 100
-_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
 
 
 class CreationRefusedError(Exception):
@@ -107,10 +106,12 @@ class Mirror:
         pieces = self._pieces()
         if not self.ledger.parts and not any(piece.has_files for piece in pieces):
             return False
-        # The last part first: entries cut off a part are in their new collection before
-        # they are removed from the old one.
-        changed = [self._bring(piece) for piece in reversed(pieces)]
-        return any(changed)
+        is_changed = False
+        while pieces:
+            # The last part first: entries cut off a part are in their new collection before
+            # they are removed from the old one.
+            is_changed |= self._bring(pieces.pop())
+        return is_changed
 
     def fetch(self) -> signatures.Signatures:
         """Return fresh signatures for the blocks of all collections, by one request for each.
@@ -150,6 +151,7 @@ class Mirror:
     # --- the tree -------------------------------------------------------------
 
     def _pieces(self) -> list[_Part]:
+        """Return what each collection is to have: one pass over the catalog, two after a cut."""
         firsts = [part.first for part in self.ledger.parts] or [0]
         if self._limit is None:
             self._limit = parts.most_text(self._remote.max_request_size())
@@ -160,26 +162,23 @@ class Mirror:
                 sizes.append((node.number, parts.text_size(node)))
                 yield node
 
-        whole = self._piece(0, measured())
-        firsts = parts.cut(firsts, sizes, self._limit)
-        if len(firsts) == 1:
-            return [whole]
-        del whole
-        return [
-            self._piece(
-                first,
-                (n for n in self._nodes() if parts.part_of(firsts, n.number) == index),
-            )
-            for index, first in enumerate(firsts)
-        ]
+        pieces = self._split(firsts, measured())
+        fitting = parts.cut(firsts, sizes, self._limit)
+        if fitting != firsts:
+            del pieces, sizes[:]
+            pieces = self._split(fitting, self._nodes())
+        return pieces
 
-    def _piece(self, first: int, nodes: Iterator[StoredNode]) -> _Part:
-        manifest, left_out = manifest_of(nodes)
-        for path, reason in left_out:
+    def _split(self, firsts: list[int], nodes: Iterator[StoredNode]) -> list[_Part]:
+        made = [SnapshotManifest() for _ in firsts]
+        for node in nodes:
+            made[parts.part_of(firsts, node.number)].add(node)
+        for path, reason in (each for one in made for each in one.left_out):
             if path not in self._left_out and "symbolic links" not in reason:
                 self._left_out.add(path)
                 _log.warning("not retained: upload/%s: %s", path, reason)
-        return _Part(first, manifest)
+        made.reverse()
+        return [_Part(first, made.pop().build()) for first in firsts]  # a builder at a time
 
     def _nodes(self) -> Iterator[StoredNode]:
         # The server refuses a manifest with an expired signature, so such files are left out.
@@ -248,10 +247,10 @@ class Mirror:
 
     def _created(self, part: Part) -> Part:
         """Create an empty collection, or find the one that an earlier attempt created."""
-        if _UUID.match(self._wishes.name) and not self.ledger.last_number:
+        if is_uuid(self._wishes.name) and not self.ledger.last_number:
             return self._taken_over(part)
         name = self._wishes.name
-        if _UUID.match(name):
+        if is_uuid(name):
             name = f"keepfs upload/ beside {name}"
         for number in range(self.ledger.last_number + 1, self.ledger.last_number + _MOST_NAMES):
             attributes = CollectionAttributes(

@@ -84,22 +84,27 @@ class PutAgain:
             for text, _ in self._due(is_due)
         }
         rate = max(RATE, sum(sizes.values()) / max(seconds, 0.1))
-        fresh, done = signatures.Signatures(), set[str]()
+        fresh, outcomes = signatures.Signatures(), dict[str, str]()
         batch: list[Rewrite] = []
         flushed = time.monotonic()
         for number, content in rows.contents(self._catalog):
             for text in signatures.locators_of_row(content):
                 locator = KeepLocator(text.decode())
-                if is_due(locator) and locator.stripped() not in done:
-                    began = time.monotonic()
-                    done.add(locator.stripped())
-                    self._again(number, locator, fresh)
+                if self._stopped.is_set() or not is_due(locator):
+                    continue
+                began = time.monotonic()
+                if not self._has_outcome(locator, outcomes):
+                    self._again(locator, fresh, outcomes)
                     pause = (locator.size or 0) / rate - (time.monotonic() - began)
-                    if self._stopped.wait(max(0.0, pause)):
-                        return
+                    self._stopped.wait(max(0.0, pause))
+                reason = outcomes.get(locator.stripped()) or outcomes.get(str(locator), "")
+                if reason:
+                    self._lost(number, reason)
             new = fresh.rewritten(content)
             if new != content:
                 batch.append((number, content, new))
+            if self._stopped.is_set():
+                break
             if len(batch) >= rows.BATCH or time.monotonic() - flushed > _FLUSH:
                 yield batch, fresh
                 batch, flushed = [], time.monotonic()
@@ -111,18 +116,32 @@ class PutAgain:
                 if is_due(KeepLocator(text.decode())):
                     yield text, number
 
-    def _again(self, number: int, locator: KeepLocator, fresh: signatures.Signatures) -> None:
+    @staticmethod
+    def _has_outcome(locator: KeepLocator, outcomes: dict[str, str]) -> bool:
+        return locator.stripped() in outcomes or str(locator) in outcomes
+
+    def _again(
+        self, locator: KeepLocator, fresh: signatures.Signatures, outcomes: dict[str, str]
+    ) -> None:
+        """Store a block again, and add the outcome: why the block is lost; empty if it isn't.
+
+        An outcome of all locators of the block is under its digest and size, one of this
+        locator only is under its text.
+        """
         try:
             fresh.take(self._store.put_again(locator, self._copies))
         except KeepRequestError as error:
             if error.cause is Cause.NOT_FOUND:
-                self._lost(number, str(error))
+                outcomes[locator.stripped()] = str(error)
             elif signatures.is_expired(locator):
-                self._lost(number, expired(locator))
+                outcomes[str(locator)] = expired(locator)
             elif error.cause is Cause.DENIED:
+                outcomes[str(locator)] = ""
                 _log.warning("not stored again: %s", error)
             else:
                 raise
+        else:
+            outcomes[locator.stripped()] = ""
 
 
 def store_missing(

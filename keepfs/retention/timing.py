@@ -100,3 +100,11 @@ class Updated:
 
     ended: float
     duration: float = 0.0
+
+
+def time_of(text: str) -> float:
+    """Parse a recorded time, in seconds since the epoch; 0 if it is missing or damaged."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.collections.manifest_text import hash_of_text
+from keepfs.collections import portable
 from keepfs.collections.remote_collections import CollectionAttributes, Expected, RemoteCollections
 from keepfs.collections.remote_errors import (
     ApiUnreachableError,
@@ -100,7 +100,11 @@ def test_a_collection_is_created_found_and_read(
     made = remote.create(manifest, attributes, with_manifest=True)
 
     assert made.manifest is not None
-    assert made.portable_data_hash == portable_data_hash(manifest) == hash_of_text(manifest)
+    assert (
+        made.portable_data_hash
+        == portable_data_hash(manifest)
+        == portable.portable_data_hash(manifest)
+    )
     [kept] = server.collections()
     assert kept["trash_at"] == "2040-01-01T00:00:00.000000000Z" == made.trash_at
     assert kept["properties"]["x"] == {"y": ['"manifest_text":"']}
@@ -108,7 +112,7 @@ def test_a_collection_is_created_found_and_read(
     for name in (made.uuid, f"{made.portable_data_hash}+Zhint"):
         record = remote.get(name)
         assert record.manifest is not None
-        assert hash_of_text(record.manifest) == made.portable_data_hash
+        assert portable.portable_data_hash(record.manifest) == made.portable_data_hash
         assert b"+A" in record.manifest
     assert remote.get(made.uuid, with_manifest=False).manifest is None
     for found in (
@@ -157,8 +161,12 @@ def test_hashes_of_texts_are_right_wherever_they_are_cut() -> None:
 
     digest = hashlib.md5(plain, usedforsecurity=False).hexdigest()
 
-    assert hash_of_text(text) == hash_of_text(text.encode()) == f"{digest}+{len(plain)}"
-    assert hash_of_text("") == "d41d8cd98f00b204e9800998ecf8427e+0"
+    assert (
+        portable.portable_data_hash(text)
+        == portable.portable_data_hash(text.encode())
+        == f"{digest}+{len(plain)}"
+    )
+    assert portable.portable_data_hash("") == "d41d8cd98f00b204e9800998ecf8427e+0"
 
 
 # --- creating is idempotent ---

@@ -109,7 +109,11 @@ class Slot:
         return isinstance(content, StagedBytes) and content.size == self._staging.block_size
 
     async def read(self, begin: int, end: int) -> bytes | memoryview:
-        """Return the bytes from `begin` up to `end`, both within the length."""
+        """Return the bytes from `begin` up to `end`, both within the length.
+
+        Raises:
+            KeepReadError: The stored block can't be read.
+        """
         content = self._content
         if isinstance(content, StagedBytes):
             # A copy: the reply may be written after the next change.
@@ -122,7 +126,12 @@ class Slot:
         return found
 
     async def write(self, begin: int, content: memoryview) -> None:
-        """Write bytes at `begin`; extend the slot if necessary."""
+        """Write bytes at `begin`; extend the slot if necessary. Waits for memory.
+
+        Raises:
+            KeepReadError: The stored block, whose other bytes are kept, can't be read.
+            KeepWriteError: There is no memory, since storing other slots failed.
+        """
         end = begin + len(content)
         staged = await self._stage(end)
         staged.write(begin, content)
@@ -130,7 +139,7 @@ class Slot:
         self._account()
 
     async def cut(self, length: int) -> None:
-        """Cut the slot to `length` bytes."""
+        """Cut the slot to `length` bytes; raises as `write` does."""
         if not self._content:
             self._note(SlotEvent.RESIZE)
         else:
@@ -180,6 +189,7 @@ class Slot:
 
         Raises:
             KeepWriteError: They couldn't be stored; they stay staged, and `failure` is set.
+            KeepReadError: A stored block that must be padded with zeros can't be read.
         """
         wanted = self._version
         while self._state not in GONE:
@@ -241,7 +251,7 @@ class Slot:
     async def _stage(self, size: int) -> StagedBytes:
         """Wait for memory for `size` bytes; return it, to be changed before the next await.
 
-        For a dropped slot it is memory that nothing refers to.
+        For a dropped slot the memory belongs to no slot.
         """
         while True:
             content, version = self._content, self._version
@@ -324,7 +334,11 @@ class Slot:
 
 
 async def store_slots(slots: list[Slot]) -> list[StoredBytes | None]:
-    """Store slots concurrently, equal holes once; return where they are, None if dropped."""
+    """Store slots concurrently, equal holes once; return where they are, None if dropped.
+
+    Raises:
+        Exception: The first failure, raised when all stores have ended.
+    """
     failures: list[Exception] = []
     stored: dict[Slot, StoredBytes | None] = {}
     holes: dict[int, Future[Receipt] | None] = {}

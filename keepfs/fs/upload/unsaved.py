@@ -53,7 +53,8 @@ class Piece:
     Attributes:
         length: Its length, in bytes.
         stored: Where its bytes are, or the first of them; nothing for a hole.
-        staged: Its unstored bytes, to be padded with zeros to `length`, or None.
+        staged: Its unstored bytes, to be padded with zeros to `length`. None for a hole, or
+            if bytes are stored.
     """
 
     length: int

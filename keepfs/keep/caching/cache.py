@@ -94,7 +94,7 @@ class KeepBlockCache:
 
     def __init__(
         self,
-        cache_max: int = DEFAULT_CACHE_MAX,
+        cache_max: int = 0,
         max_slots: int = 0,  # noqa: ARG002 - the SDK's
         disk_cache: object = False,  # noqa: FBT002 - the SDK's
         disk_cache_dir: str | os.PathLike[str] | None = None,

@@ -397,7 +397,8 @@ class KeepService:
         declared = content_length(answer)
         if method == "HEAD":
             receive_text(answer)  # empty; makes the connection reusable
-            if declared and locator.size is not None and declared != locator.size:
+            if declared is not None and locator.size not in {None, declared}:
+                self._report_bad_copy(locator, f"it has {declared} bytes")
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)

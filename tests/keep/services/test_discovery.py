@@ -165,8 +165,9 @@ def test_a_record_with_an_invalid_host_is_left_out(
     assert "no proper host" in caplog.text
 
 
-def test_a_record_with_an_invalid_port_is_left_out() -> None:
-    assert Services.of_list([announced(service_port="x")]).records == ()
+@pytest.mark.parametrize("port", ["x", 0, -1, 65536])
+def test_a_record_with_an_invalid_port_is_left_out(port: object) -> None:
+    assert Services.of_list([announced(service_port=port)]).records == ()
 
 
 # --- lists ---

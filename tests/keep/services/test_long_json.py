@@ -54,6 +54,23 @@ def test_a_text_read_in_pieces_equals_the_written_one(
     assert reader.parsed() == with_bytes(value)
 
 
+@pytest.mark.parametrize("text", [b'{"a": {"\\u0000": 0}}', b'{"\\u0000": "x"}'])
+def test_no_key_of_an_answer_is_taken_for_an_extracted_text(text: bytes) -> None:
+    reader = LongTexts("manifest_text", 100)
+
+    reader.feed(text)
+
+    assert reader.parsed() == json.loads(text)
+
+
+def test_a_long_text_without_a_blank_is_refused() -> None:
+    reader = LongTexts("manifest_text", 100)
+
+    reader.feed(b'{"manifest_text": "')
+    with pytest.raises(ValueError, match="without a blank"):
+        reader.feed(b"x" * (PIECE + 1))
+
+
 @given(TEXTS)
 def test_what_is_escaped_is_json(text: str) -> None:
     assert json.loads(b'"' + b"".join(escaped(text)) + b'"') == text

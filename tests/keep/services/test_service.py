@@ -111,6 +111,21 @@ def test_head_is_true_or_the_locator_that_the_service_gave(
     assert service.get(locator, "HEAD", PATIENT) == "x"
 
 
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_head_of_another_size_is_a_damaged_copy(
+    service: KeepService, store: KeepstoreControls, counters: Counters, size: int
+) -> None:
+    locator = KeepLocator(store.store_block(b"foo"))
+    store.always(Fault(length=size), method="HEAD")
+
+    assert not service.get(locator, "HEAD", PATIENT)
+    outcome = service.outcome()
+
+    assert outcome is not None
+    assert outcome.cause is Cause.CORRUPT
+    assert counters.bad_copies.get() == {f"{store.url}/": 1}
+
+
 def test_a_locator_without_a_size_fails_like_its_get_if_the_head_has_no_size(
     service: KeepService, store: KeepstoreControls
 ) -> None:

@@ -79,3 +79,6 @@ def test_the_sdk_s_arguments_enable_the_disk_cache(tmp_path: Path) -> None:
     assert cache.disk.directory == tmp_path
     assert cache.disk.statistics().maxsize == 123456789
     assert KeepBlockCache().disk is None
+    automatic = KeepBlockCache(disk_cache=True, disk_cache_dir=str(tmp_path)).disk
+    assert automatic is not None
+    assert automatic.statistics().maxsize > 2**28  # that of the memory, which is no default

@@ -25,12 +25,13 @@ from keepfs.fs.upload.slot_state import (
 from keepfs.fs.upload.staged import StagedBytes, zeros
 from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.fs.upload.unsaved import Piece
-from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
+from keepfs.keep.errors import fresh_copy
 
 if TYPE_CHECKING:
     from keepfs.fs.future import Future
     from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
+    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
 
 
@@ -287,19 +288,23 @@ class Slot:
     async def _fetched(self, stored: StoredBytes) -> bytearray | memoryview:
         """Return stored bytes: a view of a whole block, else a copy without a hold on blocks.
 
+        Each block is fetched once, and one at a time, also if its ranges are among others.
+
         Raises:
-            KeepReadError: A block couldn't be read, or has fewer bytes than its locator says.
+            KeepReadError: A block couldn't be read, or has another size than its locator says.
         """
-        copied = bytearray()
-        for each in stored.ranges:
-            block = await self._staging.blocks.get(each.locator)
-            if len(block) != each.locator.size:
-                raise KeepReadError(
-                    f"{each.locator.stripped()} has {len(block)} bytes", cause=Cause.CORRUPT
-                )
-            if each.is_whole and len(stored) == 1:
+        copied = bytearray(stored.size)
+        numbers: dict[KeepLocator, list[int]] = {}
+        for number, each in enumerate(stored.ranges):
+            numbers.setdefault(each.locator, []).append(number)
+        for locator, of_block in numbers.items():
+            block = await self._staging.blocks.get(locator)
+            if len(stored) == 1 and stored.ranges[0].is_whole:
                 return block
-            copied += block[each.offset : each.offset + each.length]
+            for number in of_block:
+                each, begin = stored.ranges[number], stored.start_of(number)
+                part = block[each.offset : each.offset + each.length]
+                copied[begin : begin + each.length] = part
         return copied
 
     def _staged(self, content: bytearray | memoryview) -> StagedBytes:

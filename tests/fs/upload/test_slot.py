@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staging import Staging
-from keepfs.fs.upload.stored import StoredBytes
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.unsaved import Piece
-from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError
+from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError, Receipt
 from tests.fakes.loops import Loop, Task
 from tests.fakes.slots import staged
 from tests.fakes.store import DictStore, FailingStore, GatedStore
@@ -383,3 +383,35 @@ async def test_a_stored_slots_piece_is_its_block() -> None:
 
     assert stored is not None
     assert slot.piece() == Piece(3, stored)
+
+
+async def test_a_change_fetches_each_block_of_a_slot_once() -> None:
+    store = DictStore()
+    first, second = [store.put_block(it, 1) for it in (b"0123456789", b"abcdefghij")]
+    stored = StoredBytes(
+        StoredRange(block, begin, 3) for begin in (0, 4) for block in (first, second)
+    )
+    async with open_blocks(store, copies=1) as blocks:
+        slot = Slot(Staging(blocks, block_size=BLOCK), stored.size, stored)
+        store.forget_cached()
+        store.calls.clear()
+
+        await slot.write(1, memoryview(b"X"))
+
+        assert bytes(await slot.read(0, 12)) == b"0X2abc456efg"
+        assert [call for call, _ in store.calls] == ["get_block"] * 2
+
+
+async def test_a_block_of_another_size_than_its_locator_says_is_no_content() -> None:
+    store = DictStore()
+    receipt = store.put_block(b"0123", 1)
+    longer = Receipt(KeepLocator(f"{receipt.locator.md5sum}+8"), 0, ())
+    stored = StoredBytes([StoredRange(longer, 2, 4)])
+    async with open_blocks(store, copies=1) as blocks:
+        slot = Slot(Staging(blocks, block_size=BLOCK), 4, stored)
+
+        with pytest.raises(KeepReadError, match="has another size") as caught:
+            await slot.write(0, memoryview(b"X"))
+
+        assert caught.value.cause is Cause.CORRUPT
+        assert slot.stored == stored

@@ -23,6 +23,8 @@ _BESIDE = 16 * 1024
 _ESCAPED, _WIDE = bytes(range(33)) + b":\\", bytes(range(127, 256))
 #: Further bytes of a file: the empty block's locator, position and size of a segment.
 _FIXED = 80
+#: What each further segment takes beside the name: position and size, of 20 digits at most.
+_PLACE = 43
 
 
 def most_text(max_request_size: int) -> int:
@@ -44,8 +46,10 @@ def text_size(node: StoredNode) -> int:
     escaped = len(path) - len(path.translate(None, _ESCAPED))
     wide = len(path) - len(path.translate(None, _WIDE))
     name = len(path) + 4 * escaped + 2 * wide
-    blocks = sum(len(str(each.locator)) + 1 for each in node.receipts)
-    return 2 * name + blocks + _FIXED
+    blocks = sum(len(str(each.locator)) + 1 for each in node.stored.ranges)
+    # The name is once with each part of a block; whole blocks may be joined.
+    parts = sum(not each.is_whole for each in node.stored.ranges)
+    return 2 * name + blocks + _FIXED + max(0, parts - 1) * (name + _PLACE)
 
 
 def part_of(firsts: Sequence[int], number: int) -> int:

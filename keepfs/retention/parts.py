@@ -35,8 +35,8 @@ def most_text(max_request_size: int) -> int:
 def text_size(node: StoredNode) -> int:
     """Return the most bytes that a node takes in the JSON of a manifest.
 
-    More are possible if a file has the same block several times: each time its name is
-    written again.
+    More are possible if files of one directory have the same blocks in another order: the
+    name is then written once for each change of the order.
     """
     if node.kind not in {stat.S_IFREG, stat.S_IFDIR}:
         return 0
@@ -47,9 +47,13 @@ def text_size(node: StoredNode) -> int:
     wide = len(path) - len(path.translate(None, _WIDE))
     name = len(path) + 4 * escaped + 2 * wide
     blocks = sum(len(str(each.locator)) + 1 for each in node.stored.ranges)
-    # The name is once with each part of a block; whole blocks may be joined.
-    parts = sum(not each.is_whole for each in node.stored.ranges)
-    return 2 * name + blocks + _FIXED + max(0, parts - 1) * (name + _PLACE)
+    # The name is once with each sequence of blocks. A part of a block may begin and end one, and
+    # so may a block that the file has already.
+    digests = [each.locator.md5sum for each in node.stored.ranges]
+    breaks = sum(not each.is_whole for each in node.stored.ranges)
+    breaks += 2 * (len(digests) - len(set(digests)))
+    sequences = min(len(digests), 1 + breaks)
+    return 2 * name + blocks + _FIXED + max(0, sequences - 1) * (name + _PLACE)
 
 
 def part_of(firsts: Sequence[int], number: int) -> int:

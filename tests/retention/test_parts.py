@@ -62,9 +62,10 @@ def test_no_part_is_too_large_and_none_is_cut_twice(sizes: dict[int, int], limit
     ),
     st.integers(0, 3),
     st.lists(st.integers(0, 2), max_size=9),
+    st.lists(st.integers(0, 3), max_size=12),
 )
 def test_a_file_takes_no_more_than_was_estimated(
-    names: list[str], blocks: int, parts: list[int]
+    names: list[str], blocks: int, parts: list[int], others: list[int]
 ) -> None:
     if any(name in {".", ".."} for name in names):
         return
@@ -72,7 +73,11 @@ def test_a_file_takes_no_more_than_was_estimated(
     size = receipt.locator.size or 0
     whole = StoredRange(receipt, 0, size)
     # From the last to the first, they can't be joined.
-    stored = StoredBytes([whole] * blocks + [StoredRange(receipt, n, 1) for n in parts])
+    ranges = [whole] * blocks + [StoredRange(receipt, n, 1) for n in parts]
+    for each in others:  # of blocks that occur several times
+        other = Receipt(KeepLocator(f"{each}{SIGNED[1:]}"), 2, ())
+        ranges.append(StoredRange(other, 0, size))
+    stored = StoredBytes(ranges)
     file = StoredNode("/".join(names), 2, Metadata(file_mode(0o644), 0, 0, 0), stored)
     folders = [
         StoredNode("/".join(path), 3, Metadata(directory_mode(0o755), 0, 0, 0))

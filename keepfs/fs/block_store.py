@@ -12,16 +12,19 @@ if TYPE_CHECKING:
 
 
 class BlockStore(Protocol):
-    """The store interface of the file system. Calls may block; any thread may make them."""
+    """The store interface of the file system. Calls may block; any thread may make them.
+
+    A call that fails raises KeepRequestError.
+    """
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block from the cache without waiting, else None.
 
-        `keep_for`: seconds for which the caller expects to go on reading it.
+        `keep_for`: seconds for which the caller expects to continue reading it.
         """
 
     def release(self, locator: KeepLocator) -> None:
-        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+        """End the effect of `keep_for` on a cached block, when its reader has left it."""
 
     def has_disk_cache(self) -> bool:
         """Return whether parts of blocks may be on the disk, without waiting."""

@@ -2,7 +2,7 @@
 
 A `BlockStore` blocks; the file system may not. Requests that memory can answer are
 answered in the trio thread. The rest runs in worker threads, and tasks wait for an
-event. So any handler can be cancelled while its thread runs on: a fetch fills the
+event. So any handler can be cancelled while its thread continues: a fetch fills the
 cache, a store is completed.
 """
 
@@ -19,7 +19,9 @@ import trio
 
 from keepfs.fs.future import Future
 from keepfs.fs.limits import YieldingLimiter
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,8 +49,8 @@ DEFAULT_MAX_WRITES = 4
 #: stalled write costs a thread; its bytes count against the staging area. Guessed: a block
 #: takes about 2 s over 1 Gbit/s, with the service's disk.
 _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
-#: Most threads that fetch collections and parse manifests at once, which takes the
-#: interpreter's lock; and how many times as many, where some are stalled.
+#: Most threads that fetch collections and parse manifests concurrently: parsing holds the
+#: interpreter's lock. The second is the factor by which the limit grows with stalled calls.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
 #: Bytes after which the disk is asked again to read ahead of a sequential reader.
 _STRIDE = 8 * 1024 * 1024
@@ -129,7 +131,7 @@ class AsyncBlocks:
 
         Args:
             locator: The block's locator.
-            keep_for: Seconds for which a sequential reader expects to go on reading
+            keep_for: Seconds for which a sequential reader expects to continue reading
                 the block. Until then it is evicted after other blocks.
 
         Raises:
@@ -216,11 +218,11 @@ class AsyncBlocks:
         return True
 
     def release(self, locator: KeepLocator) -> None:
-        """Let a block be evicted like any other: the reader that it was kept for has gone on."""
+        """End the effect of `keep_for` on a block, when its reader has left it."""
         self._store.release(locator)
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds a lookup should wait, from usual answer times; `most` at most."""
+        """Return the seconds that a lookup should wait, by usual answer times; `most` at most."""
         return self._store.lookup_wait(most)
 
     def probe(self, locator: KeepLocator, wait: float) -> Future[int | None]:
@@ -232,7 +234,7 @@ class AsyncBlocks:
     def head(
         self, locator: KeepLocator, then: Callable[[Future[int]], None] = lambda _: None
     ) -> Future[int]:
-        """Request a block's size."""
+        """Start to request a block's size; `then` is called when the request has ended."""
         future = Future(then)
         self._start(lambda: self._store.head_block(locator), self._lookups, future)
         return future
@@ -298,13 +300,16 @@ class AsyncBlocks:
                 self._awaited.discard(scope)
 
     def abandon_writes(self) -> None:
-        """Allow `open_blocks` to end without waiting for stores and disk work: data is safe."""
+        """Let `open_blocks` end without waiting for stores and disk work.
+
+        Call it when no data depends on them any more.
+        """
         self._abandons_writes = True
         for scope in list(self._awaited):
             scope.shield = False
 
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Run work that only computes in a thread, one per CPU; then call `then`."""
+        """Run a computation in one of as many threads as there are CPUs; then call `then`."""
         self._start(work, self._hashes, Future[None](lambda _: then()))
 
     def ask(
@@ -313,8 +318,8 @@ class AsyncBlocks:
         """Begin to fetch a collection, in threads that do not delay reads and writes.
 
         Args:
-            work: Asks, and may block; abandoned when the mount ends.
-            then: Called in the trio thread when it has ended.
+            work: Sends the requests; may block. It is abandoned when the mount ends.
+            then: Called in the trio thread when the work has ended.
         """
         future = Future(then)
         self._start(work, self._questions, future)
@@ -341,17 +346,15 @@ class AsyncBlocks:
     async def spill(self, work: Callable[[], _T]) -> _T:
         """Run work that spills unstored bytes to the local disk, and return its result.
 
-        It has separate threads, so that it waits neither for stores nor for syncs. If no
-        thread can be started it blocks the trio thread: safe data matters more than latency.
+        Separate threads keep it from waiting for stores and syncs. If no thread can be started,
+        the work blocks the trio thread: safe data matters more than latency.
         Cancellation abandons the wait, not the work.
         """
         future = Future[_T]()
         self._start(work, self._spills, future)
         try:
             return await future.wait()
-        except RuntimeError as error:
-            if "thread" not in str(error):
-                raise
+        except NoThreadError:
             return work()
 
     async def free_space(self) -> tuple[int, int]:
@@ -389,10 +392,9 @@ class AsyncBlocks:
                 if awaited:
                     self._awaited.add(scope)
                 try:
-                    result = await trio.to_thread.run_sync(
+                    result = await run_in_thread(
                         work,
-                        limiter=cast("trio.CapacityLimiter", limiter),  # has its methods
-                        abandon_on_cancel=True,
+                        cast("trio.CapacityLimiter", limiter),  # has its methods
                     )
                 finally:
                     self._awaited.discard(scope)

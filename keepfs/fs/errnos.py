@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.keep.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,7 @@ class RefusedError(Exception):
         self.errno = number
 
 
-#: Has a row for every cause; a test checks that.
+#: The errno of each cause of a failed request; a test checks that none is missing.
 ERRNO_BY_CAUSE: Mapping[Cause, int] = {
     Cause.NOT_FOUND: errno.ENOENT,
     Cause.DENIED: errno.EACCES,
@@ -47,7 +48,7 @@ def errno_of(error: BaseException) -> int:
             return error.errno
         case KeepRequestError():
             return ERRNO_BY_CAUSE[error.cause]
-        case MemoryError():
+        case MemoryError() | NoThreadError():
             return errno.ENOMEM
         case OSError(errno=int(number)) if number in errno.errorcode:  # 0 would mean success
             return number

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.keep.errors import fresh_copy
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import BusyError, NoThreadError, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,17 +45,15 @@ class Background:
             self._threads.add(thread)
         try:
             thread.start()
-        except (RuntimeError, MemoryError) as error:
-            self._forget(thread)
-            raise NoThreadError(f"no thread can be started: {error}") from error
         except BaseException:
             self._forget(thread)
             raise
 
     def call(self, work: Callable[[], _T], deadline: float) -> _T | None:
-        """Run `work` in a thread and return its result, or None at the deadline.
+        """Run `work` in a thread and return its result. Blocks, also for a free thread.
 
-        Blocks, also for a free thread. Work that has begun goes on after the deadline.
+        Returns None at the deadline, after `close`, and if no thread can be started. Work
+        that has begun goes on after the deadline.
 
         Args:
             work: The function to run.
@@ -119,11 +117,3 @@ class Background:
         with self._changed:
             self._threads.discard(thread)
             self._changed.notify_all()
-
-
-class BusyError(RuntimeError):
-    """No thread is free for more work."""
-
-
-class NoThreadError(BusyError):
-    """The system can't start a thread: waiting for a free one would not help."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 
 if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.services.service import KeepService
 
-#: Seconds to connect. Shorter than for reads: a survey reports, it need not succeed.
+#: Seconds to connect. Shorter than for reads: a failure is a result of the survey.
 _CONNECT = 5.0
 #: Seconds that a service may take to hash a block. Guessed: at 1 MB/s.
 DEFAULT_TIMEOUT = 75.0
@@ -84,7 +84,7 @@ def survey(
         thread = Thread(target=ask, args=(root,), daemon=True)
         try:
             thread.start()
-        except (RuntimeError, MemoryError):  # no thread can be started
+        except NoThreadError:
             ask(root)
         else:
             threads.append(thread)

@@ -13,6 +13,7 @@ import trio
 
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The signals that end a mount, and the others that are handled.
+#: The signals that end a mount, and the other handled signals.
 ENDS = (signal.SIGTERM, signal.SIGINT)
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -37,10 +38,10 @@ class Signals:
     files and renews the stored ones at once, SIGUSR2 logs the stack of every task.
 
     Args:
-        signals: The signal numbers, until the end of the mount.
+        signals: Yields the numbers of signals as they arrive.
         store: The store whose token SIGHUP reloads.
         failed: The failed files that SIGUSR1 retries.
-        renew: Renews everything that is stored at once.
+        renew: Renews the retention of all stored files at once.
         drain: Stores and spills unstored files.
         serving: Cancelled to end serving.
     """
@@ -85,7 +86,7 @@ class Signals:
 
     async def _renew(self) -> None:
         # A token file on a disk that hangs must not delay later signals.
-        await trio.to_thread.run_sync(self._store.renew, abandon_on_cancel=True)
+        await run_in_thread(self._store.renew)
 
     async def _end(self) -> None:
         systemd.notify(stopping(self._drain.timeout))

@@ -1,4 +1,4 @@
-"""Where the system gives no more threads: the work is done without, or one call fails."""
+"""If the system can't start threads, calls work without them, or one call fails."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ def client(stores: list[KeepstoreControls]) -> Iterator[KeepClient]:
 
 
 @contextlib.contextmanager
-def no_threads() -> Iterator[None]:
+def no_threads(
+    reason: Exception = RuntimeError("can't start new thread"),  # noqa: B008 - raised only
+) -> Iterator[None]:
     """Let no thread be started meanwhile."""
 
     def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise reason
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
@@ -63,7 +65,7 @@ def test_a_block_is_stored_and_read(client: KeepClient, block: bytes) -> None:
     assert client.block_cache.statistics().in_flight == 0
 
 
-def test_every_service_is_asked_whether_it_has_a_block(client: KeepClient) -> None:
+def test_a_survey_asks_every_service(client: KeepClient) -> None:
     locator = KeepLocator(client.put(b"foo", copies=2))
 
     with no_threads():
@@ -79,7 +81,7 @@ def test_an_error_that_answers_a_survey_is_no_failure_of_the_service(client: Kee
     assert client.counters.failures.by_cause() == {}
 
 
-def test_a_block_that_was_to_be_fetched_ahead_is_fetched_when_it_is_read(
+def test_a_block_whose_prefetch_found_no_thread_is_fetched_when_read(
     client: KeepClient,
 ) -> None:
     locator = KeepLocator(client.put(b"foo", copies=2))

@@ -1,4 +1,4 @@
-"""A thread whose start ends: one that has no memory to begin with is an error, not a hang."""
+"""A thread that has no memory to start is an error, not a hang."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 from keepfs.mount import fuse
 
 
@@ -38,11 +38,11 @@ def test_a_thread_runs_its_work() -> None:
 
 
 def test_a_thread_that_does_not_begin_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="can't start new thread: it does not begin"):
+    with pytest.raises(NoThreadError, match="no thread can be started: it does not begin"):
         Stillborn(target=print, daemon=True, patience=0.01).start()
 
 
-def test_work_that_was_given_up_is_not_done_later() -> None:
+def test_work_of_a_thread_that_failed_to_start_is_never_done() -> None:
     done: list[int] = []
     late = Late(target=done.append, args=(1,), daemon=True, patience=0.01)
     with pytest.raises(RuntimeError):
@@ -64,7 +64,7 @@ def test_a_tick_ends_a_start_that_hangs_in_the_main_thread() -> None:
             """Do nothing."""
 
     with fuse.ticking(start_patience=0.1):
-        with pytest.raises(RuntimeError, match="can't start new thread: it does not begin"):
+        with pytest.raises(RuntimeError, match="it does not begin"):
             Plain(daemon=True).start()
         waits = threading.Event()
         waits.wait(0.5)  # other waits of the main thread go on

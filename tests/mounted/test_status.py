@@ -73,7 +73,7 @@ def has_ended(pid: int) -> bool:
 # --- status ------------------------------------------------------------------------
 
 
-def test_a_mount_that_is_well_shows_what_it_has_done(mount: KeepfsMount) -> None:
+def test_a_working_mount_shows_its_figures(mount: KeepfsMount) -> None:
     (mount.upload / "file").write_bytes(b"hello")
     (mount.upload / "file").read_bytes()
     with pytest.raises(FileNotFoundError):
@@ -101,7 +101,7 @@ def test_without_a_mount_point_it_lists_all_mounts_of_the_user(
     with mounted(tmp_path / "second") as second:
         done = keepfs("status", env=mount.environment)
 
-        said = done.stdout.decode()
+        said = os.fsdecode(done.stdout)  # other mounts of this user may have any names
         assert f"{mount.path}: serving\n" in said
         assert f"{second.path}: serving\n" in said
         assert [each for each in said.split("\n\n") if f"{mount.path}: " in each] != []
@@ -367,7 +367,7 @@ def test_the_missing_directory_of_a_metrics_file_is_named(unmounted: KeepfsMount
     assert not unmounted.is_mounted()
 
 
-def test_a_metrics_file_that_nobody_reads_is_refused(unmounted: KeepfsMount) -> None:
+def test_a_metrics_file_of_the_wrong_name_is_refused(unmounted: KeepfsMount) -> None:
     unmounted.options = ("--metrics-file", "metrics.txt")
 
     done = unmounted.try_mount()
@@ -376,7 +376,7 @@ def test_a_metrics_file_that_nobody_reads_is_refused(unmounted: KeepfsMount) -> 
     assert b"does not end in .prom" in done.stderr
 
 
-def test_an_event_loop_that_runs_tells_the_service_manager(unmounted: KeepfsMount) -> None:
+def test_a_running_event_loop_notifies_the_service_manager(unmounted: KeepfsMount) -> None:
 
     unmounted.path.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -1,10 +1,12 @@
-"""The collections of a mount, over real sockets, from a server with faults."""
+"""The collections of a mount, over real sockets, at a server with faults."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import datetime as dt
+import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ from keepfs.collections.remote_errors import (
 )
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.api import ApiClient
@@ -53,7 +56,17 @@ class Mounted:
         locator = self._store.store_block(content, token=token)
         receipt = Receipt(KeepLocator(locator), 2, ())
         with self.catalog.change():
-            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), [receipt])
+            stored = StoredBytes.of_blocks([receipt])
+            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), stored)
+
+    def add_ranges(self, name: str, ranges: list[tuple[KeepLocator, int, int]]) -> None:
+        """Add a file of parts of blocks."""
+        stored = StoredBytes(
+            StoredRange(Receipt(locator, 0, ()), begin, length)
+            for locator, begin, length in ranges
+        )
+        with self.catalog.change():
+            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), stored)
 
     def mirror(self, name: str = "kept", retries: int = 0) -> Mirror:
         """Make one as a mount does at its start."""
@@ -111,7 +124,7 @@ def test_the_first_file_makes_a_collection_and_further_ones_change_it(
     assert Ledger.of(mounted.catalog.about(KEY)) == mirror.ledger
 
 
-def test_the_next_mount_goes_on_with_it(mounted: Mounted, api: ApiControls) -> None:
+def test_the_next_mount_uses_the_same_collection(mounted: Mounted, api: ApiControls) -> None:
     mounted.add("a")
     mounted.mirror().update()
     mounted.add("b")
@@ -157,7 +170,7 @@ def test_a_request_without_an_answer_makes_no_second_collection(
     assert kept["file_count"] == 2
 
 
-def test_a_collection_that_somebody_changed_stays_and_another_is_made(
+def test_a_collection_changed_by_another_client_stays_and_another_is_made(
     mounted: Mounted, api: ApiControls, caplog: pytest.LogCaptureFixture
 ) -> None:
     mirror = mounted.mirror()
@@ -235,7 +248,9 @@ def test_fresh_signatures_come_in_one_request(
     assert newer.perm_sig != locator.perm_sig
 
 
-def test_a_token_that_may_not_create_is_told_apart(mounted: Mounted, api: ApiControls) -> None:
+def test_a_token_that_may_not_create_raises_a_separate_error(
+    mounted: Mounted, api: ApiControls
+) -> None:
     api.configure(tokens=(), read_only_tokens=(TEST_TOKEN,))
     mounted.add("a")
 
@@ -258,7 +273,7 @@ def test_a_signature_of_another_token_is_refused_and_nothing_is_changed(
     assert kept["file_count"] == 1
 
 
-def test_files_whose_signature_has_ended_do_not_keep_the_others_out(
+def test_files_with_expired_signatures_do_not_exclude_others(
     mounted: Mounted, api: ApiControls, store: KeepstoreControls
 ) -> None:
     store.set_clock(10**18)  # 2001: what it signs has ended long ago
@@ -276,7 +291,7 @@ def test_files_whose_signature_has_ended_do_not_keep_the_others_out(
     ("status", "error"),
     [(401, UnauthorizedError), (422, InvalidRequestError), (503, ApiUnreachableError)],
 )
-def test_what_the_server_refuses_is_raised_and_done_later(
+def test_a_refused_update_raises_and_is_made_later(
     mounted: Mounted, api: ApiControls, status: int, error: type[Exception]
 ) -> None:
     mirror = mounted.mirror()
@@ -353,3 +368,23 @@ def test_a_lost_record_of_a_collection_is_found_by_its_property(
 
     assert [each["uuid"] for each in api.collections()] == [made.uuid]
     assert dataclasses.replace(mirror.ledger.parts[0], hash="").uuid == made.uuid
+
+
+def test_files_in_one_block_and_a_block_with_two_signatures_are_kept_as_they_are(
+    mounted: Mounted, api: ApiControls, store: KeepstoreControls
+) -> None:
+    mirror = mounted.mirror()
+    locator = KeepLocator(store.store_block(b"one-two"))
+    mounted.add_ranges("one", [(locator, 0, 3)])
+    mounted.add_ranges("two", [(locator, 4, 3), (locator, 0, 1)])
+    mirror.update()
+    time.sleep(1.1)  # signatures count seconds
+    mounted.add_ranges("all", [(KeepLocator(store.store_block(b"one-two")), 0, 7)])
+
+    assert mirror.update()
+    assert not mirror.update()
+
+    [kept] = api.collections()  # it is recognized: its hash is as was expected
+    assert re.sub(r"\+A[0-9a-f@]+", "", kept["manifest_text"]) == (
+        f". {locator.stripped()} 0:7:all 0:3:one 4:3:two 0:1:two\n"
+    )

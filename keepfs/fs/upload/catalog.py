@@ -1,10 +1,10 @@
-"""The catalog of upload/: names, modes, times and locators, in a database that outlives the mount.
+"""The catalog of upload/: names, modes, times and ranges of blocks, in a lasting database.
 
 Every change is one transaction, committed before the call returns: a crash of
 keepfs leaves the old version or the new one. A commit goes to the operating
 system, not to the disk: that survives a crash of keepfs, and takes some 50 µs,
 so the trio thread may wait for it. `sync` makes what is committed survive a
-power cut; it takes as long as the disk does, so it is for worker threads.
+power cut; it waits for the disk, so it is called in worker threads.
 
 Only the stored version of a file is recorded. A file that isn't stored yet has no
 entry, or the entry of the version before.
@@ -30,29 +30,29 @@ from keepfs.fs.upload.entries import (
     damage_of,
     damaged_entry,
     entry_of,
-    receipts_as_text,
-    receipts_of,
+    stored_as_text,
+    stored_of,
     values_of,
 )
 from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.sqlite_errors import as_os_errors, reason
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from keepfs.fs.nodes import Metadata
-    from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
 
 #: The number of upload/ itself.
 ROOT = 1
 
-#: Directories above an entry that are read, in a catalog that may be damaged.
+#: Most directories above an entry that are read: a damaged catalog may have a cycle.
 _DEEPEST = 100_000
-#: Bytes of the log after which it is worth a checkpoint.
+#: Bytes of the log beyond which `checkpoint` does anything.
 _LONG_LOG = 4 * 2**20
 
 
@@ -63,7 +63,9 @@ class CatalogError(Exception):
 class Catalog:
     """The names of one mount's upload/.
 
-    For one thread at a time, except `sync` and `checkpoint`.
+    For one thread at a time, except `sync` and `checkpoint`. A method that changes entries
+    must be called within `change`, unless its description names a transaction. Reads raise
+    OSError, EIO or ENOSPC, if the database can't be read.
 
     Args:
         path: The database, created if missing. None for one in memory.
@@ -137,7 +139,7 @@ class Catalog:
         return self._database.execute(query, (ROOT,)).fetchone() is not None
 
     def close(self) -> None:
-        """Close the database; all commits are on the disk then."""
+        """Close the database. SQLite syncs all commits, unless another connection is open."""
         self._database.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -145,9 +147,8 @@ class Catalog:
     # --- reading ------------------------------------------------------------
 
     def root(self) -> Metadata | None:
-        """Return the metadata of upload/ itself; None if the catalog is new."""
+        """Return the metadata of upload/ itself; None if it has no entry, or a damaged one."""
         row = self._one(f"SELECT {COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
-        # A damaged one is replaced.
         return None if row is None or damage_of(row) else self._entry(row).metadata
 
     def child(self, parent: int, name: str) -> Entry | None:
@@ -167,23 +168,23 @@ class Catalog:
         return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
     def access(self, number: int) -> object:
-        """Return an entry's mode and group, to compare; None if there is no such entry."""
+        """Return (mode, group) of an entry, to detect changes; None if there is none."""
         row = self._one("SELECT mode, gid FROM entries WHERE number = ?", number)
         return None if row is None else tuple(row)
 
-    def receipts(self, number: int) -> tuple[Receipt, ...]:
-        """Return the receipts of a file's blocks.
+    def version(self, number: int) -> StoredBytes:
+        """Return where the bytes of a file are; nothing if there is no such entry.
 
         Raises:
             OSError: EIO, the entry is damaged.
         """
         row = self._one(f"SELECT {COLUMNS}, content FROM entries WHERE number = ?", number)  # noqa: S608
         if row is None:
-            return ()
+            return NOTHING
         damage = damage_of(row[:-1])
         if not damage:
             try:
-                return receipts_of(row[-1], size=row[8])
+                return stored_of(row[-1], size=row[8])
             except ValueError as error:
                 damage = str(error)
         self._report(number, row[1], damage)
@@ -250,28 +251,26 @@ class Catalog:
             (ROOT, *values_of(metadata)),
         )
 
-    def add_file(
-        self, parent: int, name: str, metadata: Metadata, receipts: Sequence[Receipt]
-    ) -> int:
+    def add_file(self, parent: int, name: str, metadata: Metadata, stored: StoredBytes) -> int:
         """Add a stored file, in place of an entry with this name; return its number."""
-        size = sum(receipt.locator.size or 0 for receipt in receipts)
-        number = self.add(parent, name, metadata, size, receipts_as_text(receipts))
+        number = self.add(parent, name, metadata, stored.size, stored_as_text(stored))
         self.on_version(number)
         return number
 
-    def set_version(self, number: int, metadata: Metadata, receipts: Sequence[Receipt]) -> None:
+    def set_version(self, number: int, metadata: Metadata, stored: StoredBytes) -> None:
         """Record a file's new version."""
-        size = sum(receipt.locator.size or 0 for receipt in receipts)
         self._database.execute(
             "UPDATE entries SET size = ?, content = ? WHERE number = ?",
-            (size, receipts_as_text(receipts), number),
+            (stored.size, stored_as_text(stored), number),
         )
         self.set_metadata(number, metadata)
         self._database.execute("DELETE FROM lost WHERE number = ?", (number,))
         self.on_version(number)
 
     def replace_contents(self, rows: Iterable[tuple[int, bytes, bytes]]) -> None:
-        """Replace contents by ones that name the same blocks; skip entries that changed.
+        """Replace contents in one transaction, with new locators of the same blocks.
+
+        Entries that were changed since they were read are skipped.
 
         Args:
             rows: Number of the entry, its content as it was read, and the new one.
@@ -285,7 +284,7 @@ class Catalog:
             )
 
     def mark_lost(self, reasons: Iterable[tuple[int, str]]) -> None:
-        """Record which files can't be read any more, by number, and why."""
+        """Record why files can't be read any more, by their numbers, in a transaction."""
         with self.change():
             self._database.executemany("INSERT OR REPLACE INTO lost VALUES (?, ?)", reasons)
 
@@ -301,7 +300,7 @@ class Catalog:
         return 0 if row is None else int(row[0])
 
     def forget_lost(self) -> None:
-        """Forget what is lost: it is to be tried again."""
+        """Remove all marks of `mark_lost`, in a transaction: the files are tried again."""
         with self.change():
             self._database.execute("DELETE FROM lost")
 
@@ -314,7 +313,7 @@ class Catalog:
         return "" if row is None else str(row[0])
 
     def set_about(self, key: str, value: str) -> None:
-        """Record a text that belongs to the catalog as a whole."""
+        """Record a text that belongs to the catalog as a whole, in a transaction."""
         with self.change():
             self._database.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
 
@@ -368,7 +367,7 @@ class Catalog:
             return {name for (name,) in self._database.execute("SELECT * FROM obsolete_spills")}
 
     def forget_obsolete(self, spilled: Iterable[str]) -> None:
-        """Remove the marks of spill records that were deleted."""
+        """Remove the marks of spill records that were deleted, in a transaction."""
         with self.change():
             self._database.executemany(
                 "DELETE FROM obsolete_spills WHERE name = ?", ((each,) for each in spilled)

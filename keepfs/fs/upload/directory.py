@@ -1,6 +1,6 @@
 """upload/: its directories; closed files are stored, and the next mount lists them again.
 
-The catalog has the entries. A node is in memory while the kernel knows it, while it
+The catalog has the entries. A node is in memory until the kernel forgets it, while it
 is open, or until it is stored; it takes precedence over the catalog's version of its
 name. The catalog is changed first, then memory, without an await in between.
 
@@ -31,7 +31,6 @@ from keepfs.fs.upload.catalog import ROOT
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.place import Place
 from keepfs.fs.upload.symlink import UploadSymlink
-from keepfs.fs.upload.version import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.failed import FailedFiles
     from keepfs.fs.upload.place import OnStored
     from keepfs.fs.upload.staging import Staging
-    from keepfs.keep.store import Receipt
+    from keepfs.fs.upload.stored import StoredBytes
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
@@ -88,7 +87,7 @@ class UploadDirectory(DirectoryNode):
     def mounted(
         cls, metadata: Metadata, staging: Staging, on_stored: OnStored, catalog: Catalog
     ) -> UploadDirectory:
-        """Make upload/ itself from the catalog; `metadata` is used if the catalog is new."""
+        """Make upload/ itself from the catalog; `metadata` is used if the catalog has none."""
         known = catalog.root()
         if known is None:
             with catalog.change():
@@ -127,7 +126,7 @@ class UploadDirectory(DirectoryNode):
             after = last
 
     def entry_nowait(self, name: str) -> UploadNode | None:
-        """Return an entry, or None."""
+        """Return an entry, from memory or from the catalog, or None."""
         node = self._nodes.get(name)
         if node is None:
             entry = self.catalog.child(self._number, name)
@@ -172,16 +171,16 @@ class UploadDirectory(DirectoryNode):
         file = UploadFile(self._owned(metadata), self._staging, self.on_stored)
         return self._add(name, file)
 
-    def add_stored(self, files: Mapping[str, tuple[Metadata, Sequence[Receipt]]]) -> None:
-        """Put files in whose blocks are stored already, all of them or none.
+    def add_stored(self, files: Mapping[str, tuple[Metadata, StoredBytes]]) -> None:
+        """Add files whose bytes are stored already: all of them, or none.
 
         Args:
-            files: By name: what `stat` says but for owner and group, which become this
-                directory's, and the receipts of the blocks; all but the last are full.
+            files: By name: the metadata, whose owner and group are set to this directory's,
+                and where the bytes are.
 
         Raises:
-            RefusedError: EEXIST, ENAMETOOLONG, or ENOENT where this directory was removed.
-            OSError: They couldn't be written.
+            RefusedError: EEXIST, ENAMETOOLONG, or ENOENT if this directory was removed.
+            OSError: The catalog couldn't be written.
         """
         if not self.links:
             raise RefusedError(errno.ENOENT)
@@ -191,10 +190,10 @@ class UploadDirectory(DirectoryNode):
                 raise RefusedError(errno.EEXIST)
             metadata.uid, metadata.gid = self.metadata.uid, self.metadata.gid
         with self._recording():
-            for name, (metadata, receipts) in files.items():
-                self.catalog.add_file(self._number, name, metadata, receipts)
-        for metadata, receipts in files.values():
-            for receipt in distinct(receipts):
+            for name, (metadata, stored) in files.items():
+                self.catalog.add_file(self._number, name, metadata, stored)
+        for metadata, stored in files.values():
+            for receipt in stored.whole_blocks():
                 self.on_stored(receipt, metadata)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
@@ -372,7 +371,7 @@ class UploadDirectory(DirectoryNode):
     def _recording(
         self, *others: UploadDirectory, moved: Sequence[UploadNode] = ()
     ) -> Iterator[None]:
-        """Change the catalog's entries in the body; then update the times of the directories."""
+        """Run the body in a transaction of the catalog; update the times of the changed nodes."""
         with self.catalog.change():
             yield
             times = []
@@ -396,7 +395,7 @@ UploadNode = UploadDirectory | UploadFile | UploadSymlink
 
 
 def _prepare_to_forget(node: UploadNode) -> None:
-    """Load a file's receipts before its entry is removed from the catalog: it may be open."""
+    """Load a file's version before its entry is removed from the catalog: it may be open."""
     if isinstance(node, UploadFile):
         with contextlib.suppress(OSError):  # the blocks of a damaged entry are unknown
             node.load()

@@ -84,7 +84,7 @@ class Grants:
         self.received(locator)
 
     def received(self, locator: KeepLocator) -> None:
-        """Record the locator in the receipt of a put."""
+        """Record a locator that the services will accept, such as that in a receipt."""
         if not self._are_needed:
             return
         with self._lock:
@@ -97,7 +97,7 @@ class Grants:
             self._names.popitem(last=False)
 
     def signed(self, manifest: bytes) -> None:
-        """Record the names that the API server signed for this token, in a manifest.
+        """Record the locators in a manifest that the API server signed for this token.
 
         All of them, up to a million names of all manifests; names of other clusters are left
         out. Takes 2 µs for each.

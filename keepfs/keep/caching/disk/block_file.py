@@ -50,7 +50,7 @@ _CHUNK = 4 * 1024 * 1024
 
 
 class DamagedError(Exception):
-    """A file isn't what its name says; the message has the reason."""
+    """A file isn't the intact file of its block; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class PieceTable:
 
     Attributes:
         size: Bytes of the block.
-        seed: What the seeds of the checksums are made of.
+        seed: The first 64 bits of the block's MD5; the seed of piece n is `seed ^ n`.
         sums: The checksum of each piece, in order; 8 bytes each.
     """
 
@@ -94,7 +94,7 @@ def file_size(size: int) -> int:
 
 
 def tail_of(md5sum: str, block: Buffer) -> bytes:
-    """Return what follows a block's bytes in its file: the table and the footer."""
+    """Return the bytes after a block in its file: the table and the footer."""
     view = memoryview(block).cast("B")
     seed = _seed(md5sum)
     digest = xxhash.xxh3_64_intdigest
@@ -158,8 +158,8 @@ def read_part(
     Args:
         file: The file's descriptor.
         table: The file's table.
-        begin: The first byte.
-        end: The end of the range, at most the block's size.
+        begin: The offset of the first byte.
+        end: The offset after the last byte, at most the block's size.
         lend: Lends memory of a size; see `part_memory`.
 
     Raises:

@@ -119,7 +119,7 @@ def cache_command(action: str, disk_cache_dir: Path | None) -> None:
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
         clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
         for each in damaged:
-            click.echo(f"damaged, removed: {each}", err=True)
+            click.echo(of_stores.DISK_CACHE_FILE_REMOVED(path=each), err=True)
     if damaged:
         raise SystemExit(1)
 

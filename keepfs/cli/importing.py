@@ -159,7 +159,8 @@ def _imported(
             of_uploads.IMPORT_INCOMPLETE(path=part, reason=error)
         ) from error
     except BaseException:
-        click.echo(f"keepfs: {part} is incomplete: remove it", err=True)
+        said = of_uploads.IMPORT_INCOMPLETE(path=part, reason="the import ended early")
+        click.echo(f"keepfs: {said}", err=True)
         raise
     return len(packed), sum(file.size for _, file in packed)
 

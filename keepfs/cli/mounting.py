@@ -244,7 +244,8 @@ def mount_command(
     if reason is not None:
         if is_new:
             _remove_state(path, told.state_dir)
-        raise click.ClickException(reason)
+        click.echo(f"Error: {reason}", err=True)
+        raise SystemExit(daemon.exit_status_of(reason))
     if words:
         raise SystemExit(_execute(words, path))
 

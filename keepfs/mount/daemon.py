@@ -12,12 +12,15 @@ import select
 import sys
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from keepfs.messages import of_mounts
+from keepfs.messages import of_mounts, of_running
+from keepfs.messages.message import ids_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READY = "ready"
+#: The messages of a wrong configuration that only the start of a mount can find.
+_FINAL = {each.id for each in (of_running.METRICS_NOT_SERVED, of_running.NO_METRICS_FILE)}
 #: Seconds after which a mount that isn't ready yet is reported as slow.
 _SLOW = 2.0
 
@@ -98,6 +101,14 @@ def run_in_background(
             warned(warning)
         return None
     return text.decode(errors="replace") or of_mounts.MOUNT_DIED()
+
+
+def exit_status_of(reason: str) -> int:
+    """Return the exit status for the text of a failed start: 2 if a retry can't help, else 1.
+
+    systemd does not restart a service that exits with 2 (RestartPreventExitStatus of the unit).
+    """
+    return 2 if set(ids_in(reason)) & _FINAL else 1
 
 
 def _become_daemon(run: Callable[[PipeReporter], int], reporter: PipeReporter) -> NoReturn:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs import privacy
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,10 +117,11 @@ def report_uncaught() -> None:
 
     def in_thread(error: threading.ExceptHookArgs) -> None:
         if error.exc_value is not None:
-            log.error("a thread failed unexpectedly", exc_info=error.exc_value)
+            log.error("%s", of_commands.UNEXPECTED(what="a thread"), exc_info=error.exc_value)
 
     def unraisable(error: sys.UnraisableHookArgs) -> None:
-        log.error("an exception was lost in %r", error.object, exc_info=error.exc_value)
+        said = of_commands.UNEXPECTED(what=f"{error.object!r}")
+        log.error("%s", said, exc_info=error.exc_value)
 
     threading.excepthook = in_thread
     sys.unraisablehook = unraisable

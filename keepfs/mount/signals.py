@@ -13,6 +13,7 @@ import trio
 
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.drain import GRACE
+from keepfs.messages import of_running
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Signals:
                 elif number == signal.SIGUSR2:
                     _log.info("what every task waits for:\n%s", logs.describe_tasks())
                 elif self._was_told_to_end:
-                    _log.warning("%s again: not waiting", name)
+                    _log.warning("%s", of_running.NOT_WAITING(signal=name))
                     self._drain.hurry()
                 else:
                     self._was_told_to_end = True

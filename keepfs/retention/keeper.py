@@ -11,6 +11,7 @@ from keepfs.collections.remote_errors import CollectionError, ForbiddenError, Un
 from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.renewal import Relabelled
 from keepfs.keep.errors import KeepRequestError
+from keepfs.messages import of_retention
 from keepfs.retention import losses, rows, signatures
 from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
@@ -197,11 +198,7 @@ class Keeper:
             async with self._working:
                 await self._guarded(self._update)
         if scope.cancelled_caught or self._trouble.failures:
-            _log.warning(
-                "the collection of upload/ has not the last changes: they are kept until %s"
-                " after they were stored; the next mount, or keepfs renew, completes it",
-                in_words(self._timing.ttl),
-            )
+            _log.warning("%s", of_retention.RETENTION_BEHIND(time=in_words(self._timing.ttl)))
 
     async def once(self) -> None:
         """Do everything at once: bring collections up to date, renew all signatures.
@@ -231,7 +228,7 @@ class Keeper:
         try:
             self._catalog.forget_lost()
         except OSError as error:
-            _log.warning("what is lost can't be forgotten: %s", error)
+            _log.warning("%s", of_retention.LOST_NOT_FORGOTTEN(reason=error))
 
     @property
     def _timing(self) -> Timing:
@@ -249,7 +246,7 @@ class Keeper:
             self._retry_at = 0.0
 
     def _fall_back(self, error: CreationRefusedError) -> None:
-        _log.warning("--retain collection is not possible, put is used instead: %s", error)
+        _log.warning("%s", of_retention.RETAINED_BY_PUT(reason=error))
         self.mode, self._mirror, self._is_token_new = Mode.PUT, None, False
         self._earliest = 0.0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
+from keepfs.messages import of_retention
 from keepfs.retention import rows, signatures
 from keepfs.retention.losses import expired
 
@@ -119,7 +120,7 @@ class PutAgain:
             elif signatures.is_expired(locator):
                 self._lost(number, expired(locator))
             elif error.cause is Cause.DENIED:
-                _log.warning("not stored again: %s", error)
+                _log.warning("%s", of_retention.NOT_STORED_AGAIN(reason=error))
             else:
                 raise
 
@@ -144,5 +145,5 @@ def store_missing(
                     fresh.take(store.put_again(locator, copies))
                 except KeepRequestError as error:
                     are_all_signed = False
-                    _log.warning("not stored again: %s", error)
+                    _log.warning("%s", of_retention.NOT_STORED_AGAIN(reason=error))
     return are_all_signed

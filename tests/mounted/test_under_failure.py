@@ -18,6 +18,7 @@ import pytest
 from keepfs.config.options import MountOptions
 from keepfs.fs.upload.drain import GRACE
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ def test_half_of_an_overwrite_is_kept_beside_the_good_version(over: KeepfsMount)
             file.close()
 
     assert "its writer had not closed it" in over.log_file.read_text()
+    assert_shows(over.log_file.read_text(), "spilled")
     over.mount()
 
     assert path.read_bytes() == b"the good version"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.messages import of_commands, of_stores, of_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -151,11 +152,11 @@ class Drain:
             try:
                 await file.attempt_store()
             except KeepRequestError as error:
-                _log.error("not stored: %s: %s", file.path, error)
+                _log.error("%s", of_uploads.NOT_STORED(path=file.path, reason=error))
                 if error.cause is Cause.UNREACHABLE:
                     storing.cancel()  # no service is reachable: the others would fail alike
             except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
-                _log.exception("not stored: %s", file.path)
+                _log.exception("%s", of_commands.UNEXPECTED(what=f"storing {file.path}"))
             finally:
                 ended.set()
 
@@ -178,7 +179,7 @@ class Drain:
             except (
                 RuntimeError
             ) as error:  # no thread: it only shuts sockets, but may wait for some
-                _log.warning("can't close the client: %s", error)
+                _log.warning("%s", of_stores.CLIENT_NOT_CLOSED(reason=error))
 
     async def finish(self) -> tuple[int, list[UploadFile]]:
         """Spill the rest; call it when no file can be changed any more.
@@ -208,5 +209,5 @@ class Drain:
             self._blocks.abandon_writes()
         lost = [file for file in left if file.has_unstored_changes and file not in safe]
         for file in lost:
-            _log.error("LOST, as neither Keep nor the disk took it: %s", file.path)
+            _log.error("%s", of_uploads.LOST_AT_END(path=file.path))
         return sum(file.has_unstored_changes for file in left), lost

@@ -11,6 +11,7 @@ import trio.testing
 
 from keepfs.fs.upload.drain import GRACE, Drain
 from keepfs.keep import Cause, KeepWriteError
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,14 +90,17 @@ class Blocks:
 
     Attributes:
         hangs: Whether work never ends.
+        refuses: Whether there is no thread for work.
         abandoned: Whether stores were.
     """
 
     def __init__(self) -> None:
-        self.hangs = False
+        self.hangs = self.refuses = False
         self.abandoned = False
 
     async def run_alone(self, work: Callable[[], None]) -> None:
+        if self.refuses:
+            raise RuntimeError("can't start new thread")
         if self.hangs:
             await trio.sleep_forever()
         work()
@@ -327,6 +331,19 @@ async def test_what_hangs_has_its_requests_ended_by_closing_the_client(
     assert bench.blocks.abandoned
 
 
+async def test_where_no_thread_can_be_had_the_rest_is_spilled_all_the_same(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    bench = Bench(autojump_clock, File("hangs", seconds=1e9))
+    bench.blocks.refuses = True
+
+    await bench.drain.store()
+    await bench.drain.finish()
+
+    assert bench.spilled() == ["hangs"]
+    assert_shows(caplog.text, "client-not-closed")
+
+
 async def test_what_the_disk_does_not_take_is_lost_and_said(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
@@ -340,7 +357,8 @@ async def test_what_the_disk_does_not_take_is_lost_and_said(
     count, lost = await bench.drain.finish()
 
     assert (count, [file.path for file in lost]) == (2, ["refused"])
-    assert caplog.messages == ["LOST, as neither Keep nor the disk took it: refused"]
+    assert caplog.messages == ["LOST, as neither Keep nor the disk took it: refused [lost-at-end]"]
+    assert_shows(caplog.text, "lost-at-end")
 
 
 async def test_what_is_stored_at_the_last_moment_is_not_lost(autojump_clock: MockClock) -> None:

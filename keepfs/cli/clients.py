@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import json
 import os
 import signal
 import stat
@@ -21,7 +22,7 @@ from keepfs.keep.locator import KeepLocator, parse_list
 from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from keepfs.config.options import StoreOptions
@@ -39,6 +40,11 @@ zero_option = click.option(
     "null",
     is_flag=True,
     help="End each line of output with a NUL byte instead of a newline.",
+)
+
+
+json_option = click.option(
+    "--json", "is_json", is_flag=True, help="Print a JSON object on each line (docs/json.md)."
 )
 
 
@@ -150,6 +156,15 @@ def print_line(text: str, *, null: bool = False) -> None:
     with writing():
         sys.stdout.buffer.write(os.fsencode(text) + (b"\0" if null else b"\n"))
         sys.stdout.buffer.flush()
+
+
+def print_json(found: Mapping[str, object], *, null: bool = False) -> None:
+    """Print an object as JSON on a line; undecodable bytes of names are lone surrogates.
+
+    Raises:
+        click.ClickException: The line can't be written.
+    """
+    print_line(json.dumps(found), null=null)
 
 
 def check_name(name: str, *, null: bool) -> None:

@@ -44,9 +44,15 @@ _MOST_FILES, _MOST_BLOCKS = 200, 2000
 @setting("--keep-services", metavar="URI...", help="As given to mount.")
 @token_setting
 @config_file
+@clients.json_option
 @progress.progress_option
 def import_command(
-    name: str, path: Path | None, keep_services: str | None, token_file: Path | None
+    name: str,
+    path: Path | None,
+    keep_services: str | None,
+    token_file: Path | None,
+    *,
+    is_json: bool,
 ) -> None:
     """Put the files of a collection into DIR, in upload/ of a mount, as names.
 
@@ -82,6 +88,17 @@ def import_command(
             Origins(above.state_dir).note(
                 below, record.uuid, record.portable_data_hash, record.modified_at
             )
+    if is_json:
+        found = {
+            "uuid": record.uuid or None,
+            "portable_data_hash": record.portable_data_hash,
+            "folder": str(target),
+            "files": manifest.file_count,
+            "stored_anew": moved,
+            "stored_anew_size": size,
+        }
+        clients.print_json(found)
+        return
     clients.print_line(f"{record.portable_data_hash}\t{target}")
     click.echo(
         f"keepfs: {manifest.file_count} files imported;"

@@ -10,6 +10,7 @@ import click
 
 from keepfs.cli import clients
 from keepfs.cli.settings import FilledPath
+from keepfs.keep.locator import KeepLocator
 from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import mountpoint
 
@@ -23,9 +24,10 @@ from keepfs.mount import mountpoint
     help="Write the locators of one FILE in upload/ to this file, a line each; any number.",
 )
 @click.option("--manifest", "is_manifest", is_flag=True, help="With --output: write a manifest.")
+@clients.json_option
 @clients.zero_option
 def locate_command(
-    files: tuple[str, ...], output: Path | None, *, is_manifest: bool, null: bool
+    files: tuple[str, ...], output: Path | None, *, is_manifest: bool, is_json: bool, null: bool
 ) -> None:
     """Print the locator of each FILE in a mount.
 
@@ -38,6 +40,10 @@ def locate_command(
                 text="--manifest goes with --output; see keepfs manifest, too"
             )
         )
+    if is_json and output is not None:
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(text="--output writes a list or a manifest, not --json")
+        )
     if output is not None:
         if len(files) > 1:
             raise click.UsageError(of_commands.OPTIONS_CONFLICT(text="--output takes one FILE"))
@@ -46,8 +52,15 @@ def locate_command(
     failed = clients.Failures()
     for name in files:
         with failed.noted():
-            clients.check_name(name, null=null)
-            clients.print_line(f"{locator_of(name)}\t{name}", null=null)
+            clients.check_name(name, null=null or is_json)
+            located = locator_of(name)
+            if is_json:
+                locators = located.split(",")
+                size = sum(KeepLocator(each).size or 0 for each in locators)
+                found = {"file": name, "size": size, "locators": locators}
+                clients.print_json(found, null=null)
+            else:
+                clients.print_line(f"{located}\t{name}", null=null)
     failed.exit()
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 
 import click
 
-from keepfs import stores
 from keepfs.cli import reporting, waiting
 from keepfs.keep.locator import KeepLocator, parse_list
 from keepfs.messages import of_commands
@@ -54,6 +53,9 @@ def command_client(store: StoreOptions) -> Iterator[KeepClient]:
 
     Failures become one-line messages. SIGTERM and SIGHUP raise, so that the command cleans up.
     """
+    # Here, not above: `locate` and others use this module and need no client.
+    from keepfs import stores  # noqa: PLC0415
+
     with reporting.in_one_line(), ended_by_signals():
         try:
             with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):

@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from keepfs.cli.status import status_of
-from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.messages import of_running
 from keepfs.mount import mountpoint, runtime
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import stores
 from keepfs.cli import clients, reporting, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
@@ -102,6 +101,8 @@ def export_command(
     NAME is the name that `list` prints. OUTPUT must not exist. It gets its
     name only when it is complete and synced to the disk.
     """
+    from keepfs import stores  # noqa: PLC0415 - 100 ms that `list` need not spend
+
     file = _named(path, state_dir, name)
     with reporting.in_one_line(), clients.ended_by_signals():
         pieces = file.pieces()

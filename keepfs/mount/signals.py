@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs.fs.supervision import supervised
-from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.messages import of_running
 from keepfs.mount import logs, systemd
 

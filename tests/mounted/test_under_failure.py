@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.config.options import MountOptions
-from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.upload.unsaved import GRACE
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until

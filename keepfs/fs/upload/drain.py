@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.messages import of_commands, of_stores, of_uploads
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after the deadline in which the client is closed and the rest is spilled. The
-#: service manager must wait for --drain-timeout plus GRACE; systemd/keepfs@.service does.
-GRACE = 25.0
 #: Seconds of GRACE for closing the client, which only shuts sockets.
 _CLOSING = 5.0
 #: Seconds after which a store that has not ended counts as hung: its file is spilled

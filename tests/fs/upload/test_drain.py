@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.upload.drain import GRACE, Drain
+from keepfs.fs.upload.drain import Drain
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.keep import Cause, KeepWriteError
 from tests.messages.provoking import assert_shows
 

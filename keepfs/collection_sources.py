@@ -1,4 +1,4 @@
-"""Where the collections of a mount come from: a local store, or the API server with its token."""
+"""Sources of collections: a local store, or the API server with the token of the mount."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.renewing_store import RenewingStore
 
-#: Rounds after the first of requests to the API server for a collection, and seconds that all
-#: may take: the program that looks it up waits.
+#: Retry rounds of a request for a collection, and seconds for all rounds: the program that
+#: looks the collection up waits.
 _COLLECTION_RETRIES, _COLLECTION_TIMEOUT = 2, 60.0
 
 
 class RenewingCollections:
     """The collections of a cluster, with the token of a `RenewingStore`.
 
-    Any thread may use it. What is asked for is asked with the store's latest token.
+    Any thread may use it. Requests have the latest token of the store.
 
     Args:
-        api: Asks the API server.
-        client: The store's.
+        api: Sends the requests; closed by `close`.
+        client: The client of the store.
         store: Reads the token again when it is refused.
     """
 
@@ -48,7 +48,7 @@ class RenewingCollections:
         """Return a collection by uuid or portable data hash. Blocks.
 
         Raises:
-            CollectionError: It couldn't be had; the cause says why.
+            CollectionError: It couldn't be read; the cause has the reason.
         """
         token = self._api.api_token = self._client.api_token
         try:
@@ -62,7 +62,7 @@ class RenewingCollections:
         return self._trusted(self._remote.get(name, with_manifest=with_manifest))
 
     def _trusted(self, record: CollectionRecord) -> CollectionRecord:
-        """Have the blocks read from the disk cache without asking about each name."""
+        """Let reads of the record's blocks use the disk cache without a request for each name."""
         if record.manifest is not None and self._api.api_token == self._client.api_token:
             self._client.trust_signed(record.manifest)
         return record
@@ -76,7 +76,7 @@ class RenewingCollections:
 def collections_of(
     options: StoreOptions, client: KeepClient, store: RenewingStore
 ) -> Iterator[LocalCollections | RenewingCollections | None]:
-    """Have where collections come from for a while; None where only services are known.
+    """Open the source of collections; None if there is neither a local store nor an API server.
 
     Args:
         options: Where the blocks are.

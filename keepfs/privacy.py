@@ -35,7 +35,7 @@ def make_directory(path: Path) -> None:
     A new directory survives a power cut.
 
     Raises:
-        NotPrivateError: It, or a symbolic link to it, belongs to another user.
+        NotPrivateError: It belongs to another user, or is a link of another user than root.
         OSError: It can't be created.
     """
     made = [each for each in (path, *path.parents) if not each.exists()]

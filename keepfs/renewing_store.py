@@ -31,25 +31,26 @@ _T = TypeVar("_T")
 
 #: Seconds between two warnings about a refused token.
 _COMPLAINT_INTERVAL = 60.0
-#: Tokens that are remembered, in memory only, after others have replaced them.
+#: Most former tokens that are kept, in memory only.
 _MOST_FORMER = 3
 
 
 class RenewingStore:
     """A store that reloads its token and retries once when the token is refused.
 
-    Satisfies the file system's `BlockStore`. Any thread may use it.
+    Satisfies the file system's `BlockStore`. Any thread may use it. The methods that read or
+    store blocks wait for the services, and raise KeepRequestError.
 
     Args:
         client: The client of the store.
-        options: Name the source of the token.
+        options: The options of the store, with the source of the token.
     """
 
     def __init__(self, client: KeepClient, options: StoreOptions) -> None:
         self._client = client
         self._options = options
         self._renewing = threading.Lock()
-        #: The tokens before this one: signatures that were made for them hold until they end.
+        #: The tokens before this one: signatures made for them are valid until they expire.
         self._former: list[str] = []
         self._complained = -_COMPLAINT_INTERVAL
         self._token_read = time.monotonic()
@@ -102,10 +103,10 @@ class RenewingStore:
         return self._client.api_token
 
     def put_again(self, locator: KeepLocator, copies: int) -> KeepLocator:
-        """Read a block and store it again, which keeps it for as long as a new one. Blocks.
+        """Read a block and store it again, so that Keep retains it like a new one. Blocks.
 
-        A signature that a former token of this process got is used with that token:
-        keepstore checks signatures, not tokens.
+        A locator that was signed for a former token of this process is read with that token:
+        keepstore checks the signature, and not whether the token is still valid.
 
         Raises:
             KeepRequestError: It couldn't be read or stored.
@@ -163,7 +164,7 @@ class RenewingStore:
         return self._renewed(lambda: self._client.head_block(locator))
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds a lookup should wait, from usual answer times; `most` at most."""
+        """Return the seconds that a lookup should wait, by usual answer times; `most` at most."""
         return self._client.lookup_wait(most)
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 #: Replicas of each block if the cluster has no default.
 DEFAULT_COPIES = 2
-#: Seconds that a service may take to answer the check at the start.
+#: Seconds that a service may take to answer the check at the start. Guessed.
 _CHECK_TIMEOUT = 10.0
 _REFUSALS = frozenset({401, 403})
 
@@ -42,7 +42,7 @@ class StoreError(Exception):
 
 
 def identity(options: StoreOptions) -> str:
-    """Return a name for the store, to match saved data with it; empty if it isn't certain."""
+    """Return a name of the store, recorded with saved data; empty for a list of addresses."""
     if options.local_store is not None:
         return f"local:{options.local_store.resolve()}"
     settings = load_settings()
@@ -52,16 +52,16 @@ def identity(options: StoreOptions) -> str:
 
 
 def knows_api() -> bool:
-    """Tell whether Arvados's own settings name an API server."""
+    """Return whether Arvados's own settings name an API server."""
     return bool(load_settings().api_host)
 
 
 def open_api(options: StoreOptions, token: str) -> ApiClient | None:
-    """Make a client of the API server; None where the settings name none.
+    """Make a client of the API server; None with a local store, or if no setting names one.
 
     Args:
         options: Where the blocks are.
-        token: The user's.
+        token: The API token.
 
     Raises:
         ArgumentError: The server's address can't be used.
@@ -106,7 +106,7 @@ def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteC
 
     Args:
         identity: The result of `identity` for the mount's store: a cluster, or empty.
-        token_file: Where the token is; None for Arvados's own settings.
+        token_file: The file of the token; None for Arvados's own settings.
 
     Raises:
         StoreError: The settings name another cluster than the mount's, or no API server.
@@ -132,15 +132,15 @@ def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteC
 
 
 def check_services(client: KeepClient, options: StoreOptions) -> None:
-    """Check that the token is valid and that a service answers. Blocks.
+    """Check that the token is valid and a service answers, or that a local store can be read.
 
-    Logs a warning if a proxy refuses reads with the token.
+    Blocks. Creates a missing local store. Logs a warning if a proxy refuses the token.
 
     Raises:
         StoreError: A check failed; the message names the settings to look at.
     """
     if options.local_store is not None:
-        _check_writable(options.local_store)
+        _check_readable(options.local_store)
         return
     where = where_from(options)
     try:
@@ -204,7 +204,7 @@ def copies_of(client: KeepClient, options: StoreOptions) -> int:
     return options.copies or client.default_copies() or DEFAULT_COPIES
 
 
-def _check_writable(path: Path) -> None:
+def _check_readable(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         next(path.iterdir(), None)

@@ -1,4 +1,4 @@
-"""The command line: the table of commands; a command's module is imported on use."""
+"""The command line: the table of commands, whose modules are imported on use."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ _COMMANDS = {
         "Print the script that completes keepfs's commands and options in SHELL.",
     ),
 }
-#: Commands that run although a variable is misspelt: they tell.
+#: Commands that run although a variable is misspelt: they report it, or read none.
 _ANY_VARIABLES = frozenset(("check", "bugreport", "explain", "completion"))
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
@@ -140,7 +140,10 @@ def keepfs(context: click.Context) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 success, 1 failure, 2 usage error, 130 interrupted."""
+    """Run the command line and exit: 0 success, 1 failure, 2 usage error, 130 interrupted.
+
+    A command may exit with another code: `check` with 3, `mount --exec` with that of its program.
+    """
     _read_names_as_bytes()
     _open_what_is_closed()
     try:
@@ -163,7 +166,7 @@ def main() -> NoReturn:
 
 
 def _show(error: click.ClickException) -> None:
-    """Print an error, with the id of its message; those of click itself get one here."""
+    """Print an error with the id of its message; an error of click itself gets its id here."""
     text = error.format_message()
     if not ids_in(text):
         is_value = isinstance(error, click.BadParameter)

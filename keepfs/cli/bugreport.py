@@ -1,4 +1,4 @@
-"""keepfs bugreport: one file with what a developer needs, without secrets."""
+"""keepfs bugreport: one file with the facts that a developer needs, without secrets."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from keepfs.mount.runtime import RunningMount
 
-#: Bytes of the end of each log.
+#: Most bytes of each log in a report, from its end.
 _MOST_LOG = 512 * 1024
 _LIBRARIES = ("pyfuse3", "trio", "requests", "urllib3", "cachetools", "click", "rich")
-#: Variables whose values are part of a report.
+#: Prefixes of variables whose values are part of a report.
 _NAMES = ("KEEP", "ARVADOS_", "XDG_", "SSL_CERT", "LANG", "LC_", "JOURNAL_STREAM", "PYTHON")
 
 
@@ -138,7 +138,7 @@ def _log_of(running: RunningMount) -> str:
 
 
 def _token_files(words: tuple[str, ...]) -> list[Path]:
-    """Return the files that may have a token: those of the settings and of the options."""
+    """Return the files that may have a token: from options, variables and configuration files."""
     from keepfs.config import options  # noqa: PLC0415 - here alone
 
     found = [os.environ.get("KEEPFS_TOKEN_FILE", "")]

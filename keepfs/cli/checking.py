@@ -1,4 +1,4 @@
-"""keepfs check: tests what a mount needs, step by step, and says what to do."""
+"""keepfs check: tests the requirements of a mount, step by step, and gives advice."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.keep.services.service import KeepService
 
-#: Seconds that the clock may differ from a service's: an expiry is compared with ours.
+#: Seconds by which the clock may differ from a service's, since expiries are compared with it.
 _MOST_SKEW = 60.0
+#: A block that doesn't exist.
 _NOBODYS = KeepLocator("0" * 32 + "+1")
 _EMPTY = KeepLocator("d41d8cd98f00b204e9800998ecf8427e+0")
-#: Stands for a mount point where none is given.
+#: Replaces a missing mount point in the arguments.
 _NO_MOUNT_POINT = "/"
 
 
 @dataclass
 class _Told:
-    """What the settings say.
+    """The settings, and the findings of earlier steps.
 
     Attributes:
         mountpoint: The mount point; None if none is given.
         store: Where the blocks are; None if the settings can't be used.
         others: The other options of a mount.
         skews: Seconds by which each service's clock is ahead of ours.
-        written: Whether each service that was asked took a block.
-        misuse: Why the options can't be parsed.
+        written: Whether each service has stored the empty block, if it was sent.
+        misuse: The error of an option that doesn't exist, or None.
     """
 
     mountpoint: Path | None = None

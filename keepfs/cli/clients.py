@@ -1,4 +1,4 @@
-"""Shared by the commands on blocks: a client, concurrent lists, output with errors."""
+"""Parts of the commands on blocks: a client, concurrent calls, output, counted failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-#: Concurrent requests for blocks.
+#: Concurrent requests for blocks. Guessed.
 _AT_ONCE = 8
 
 zero_option = click.option(
@@ -104,7 +104,7 @@ class Failures:
             self.note(error.message)
 
     def exit(self) -> None:
-        """Exit with 1 if any failed."""
+        """Exit with 1 if an item failed."""
         if self._count:
             raise SystemExit(1)
 
@@ -132,7 +132,7 @@ def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
 def side_by_side(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R]]:
     """Call a function for the items concurrently; yield the results in the order of the items.
 
-    The function must not raise expected errors.
+    An exception of the function ends the iteration, and calls that have not begun are dropped.
     """
     pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE)
     ahead: deque[tuple[_T, concurrent.futures.Future[_R]]] = deque()
@@ -243,7 +243,7 @@ def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
     except BrokenPipeError:
         raise
-    except OSError as error:  # with the requested name, not that of the part
+    except OSError as error:  # the message has the requested name, not that of the part
         raise click.ClickException(
             of_commands.OUTPUT_FAILED(output=output, reason=error.strerror)
         ) from error

@@ -1,4 +1,4 @@
-"""keepfs manifest and commit: files in upload/ as text, and as collections."""
+"""keepfs manifest and commit: files in upload/ as a manifest, and as a collection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _path = path_argument("PATH")
 
 
 class _Moment(click.ParamType[dt.datetime]):
-    """A moment to come, as ISO 8601."""
+    """A future time, in ISO 8601."""
 
     name = "time"
 
@@ -298,7 +298,7 @@ def _attributes(wanted: dict[str, Any]) -> CollectionAttributes:
 
 @contextlib.contextmanager
 def _remote(identity: str, token_file: Path | None) -> Iterator[RemoteCollections]:
-    """Have the collections of the mount's cluster."""
+    """Open the collections of the mount's cluster; turn failures into messages."""
     with uploaded_files.upload_failures_in_one_line():
         try:
             with stores.open_collections(identity, token_file) as collections:

@@ -1,4 +1,4 @@
-"""keepfs completion: the script by which a shell completes commands and options."""
+"""keepfs completion: prints the script with which a shell completes commands and options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 _SHELLS = ("bash", "zsh", "fish")
-#: The variable by which a shell asks keepfs for completions.
+#: The variable that such a script sets when it runs keepfs for completions.
 VARIABLE = "_KEEPFS_COMPLETE"
 
 

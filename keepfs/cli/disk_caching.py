@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import StoreOptions
 
-#: Seconds to wait for the disk before a block is given up.
+#: Most seconds to wait for the disk, for each block and at the end.
 _PATIENCE = 600.0
 
 
@@ -156,7 +156,7 @@ def _open(directory: Path, damaged: list[str]) -> BlockFolder:
 
 
 def _locators_of(listed: TextIO) -> Iterator[str]:
-    """Yield the words of a file that are locators; a line without any is yielded whole."""
+    """Yield the words of a file that are locators; a line without a locator is yielded whole."""
     for line in listed:
         words = line.split()
         found = [word for word in words if _is_locator(word)]

@@ -1,4 +1,4 @@
-"""keepfs mount --exec: a program that runs in a mount, and whose exit status is kept."""
+"""keepfs mount --exec: runs a program in a mount and exits with its status."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _FLAG = "--exec"
-#: Where the context of a command keeps the words behind --exec.
+#: Key of a context's `meta`: the words behind --exec.
 _WORDS = "keepfs.exec"
-#: Sent on to the program. The terminal sends SIGINT and SIGQUIT to both processes itself.
+#: Signals sent on to the program. The terminal sends SIGINT and SIGQUIT to both processes.
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 _LEFT_TO_PROGRAM = (signal.SIGINT, signal.SIGQUIT)
-#: Exit statuses of shells: a program that can't be run, and one that isn't there.
+#: Exit statuses of shells for a program that can't be run, and for one that doesn't exist.
 _NOT_EXECUTABLE, _NOT_THERE = 126, 127
 
 
@@ -30,7 +30,7 @@ class ExecutingCommand(click.Command):
     """A command whose last option is --exec: the words behind it are a program's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Set the program's words aside, and parse the others."""
+        """Store the program's words in the context, and parse the others."""
         if _FLAG in args:
             at = args.index(_FLAG)
             words = args[at + 1 :]
@@ -45,12 +45,12 @@ class ExecutingCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Name --exec last."""
+        """Return the pieces with --exec as the last."""
         return [*super().collect_usage_pieces(ctx), f"[{_FLAG} PROGRAM ARGUMENT...]"]
 
 
 def executing_option(command: Any) -> Any:  # noqa: ANN401 - click's own
-    """Give a command the option --exec, for its help; its words are in `words_of`."""
+    """Add the option --exec to a command's help; `words_of` returns the words behind it."""
     return click.option(
         _FLAG,
         is_flag=True,
@@ -61,7 +61,7 @@ def executing_option(command: Any) -> Any:  # noqa: ANN401 - click's own
 
 
 def words_of(context: click.Context) -> list[str]:
-    """Return the program and its arguments; nothing without --exec."""
+    """Return the program and its arguments; empty without --exec."""
     words: list[str] = context.meta.get(_WORDS, [])
     return words
 
@@ -77,7 +77,7 @@ def run_program(words: Sequence[str], directory: Path) -> int:
 
     Returns:
         Its exit status; 128 and the number of the signal that ended it; 126 or 127, with a
-        message, if it can't be run or isn't there.
+        message, if it can't be run or doesn't exist.
     """
     with _Forwarding() as forwarding:
         try:
@@ -92,7 +92,7 @@ def run_program(words: Sequence[str], directory: Path) -> int:
 
 
 class _Forwarding:
-    """Sends signals on to a program, those too that come before it runs."""
+    """Forwards signals to a program; those that arrive before it runs are sent at its start."""
 
     def __init__(self) -> None:
         self._program: subprocess.Popen[bytes] | None = None
@@ -103,7 +103,7 @@ class _Forwarding:
         for number in _FORWARDED:
             self._stack.enter_context(_handled(number, self._forward))
         for number in _LEFT_TO_PROGRAM:
-            # A handler, since a program inherits what is ignored.
+            # A handler, not SIG_IGN, which the program would inherit.
             self._stack.enter_context(_handled(number, lambda *_: None))
         return self
 
@@ -111,7 +111,7 @@ class _Forwarding:
         self._stack.close()
 
     def to(self, program: subprocess.Popen[bytes]) -> None:
-        """Send them to this program from now on."""
+        """Forward to this program from now on, the earlier signals first."""
         self._program = program
         for number in self._early:
             program.send_signal(number)

@@ -1,12 +1,12 @@
 """keepfs unmount --force: end a mount that is busy, hangs or is stopped, and lose no spilled file.
 
-Each step has a limit, and none touches the mount:
+Each step has a time limit, and none accesses the mount:
 
 1. SIGTERM and SIGINT: the process stops storing, spills what is not stored, and unmounts. A
    stopped process is continued, because only it has the unstored bytes.
-2. After a while the kernel's connection is aborted: all requests fail, and the process notices
-   that its mount has ended.
-3. After another while the mount is detached lazily. The process is never killed: it may be
+2. If the process has not ended after the time limit, the kernel's connection is aborted: all
+   requests fail, and the process ends its mount.
+3. The mount is detached lazily, wherever it is left. The process is never killed: it may be
    spilling.
 """
 
@@ -24,8 +24,8 @@ from keepfs.fs.upload.unsaved import GRACE
 from keepfs.messages import of_running
 from keepfs.mount import mountpoint, runtime
 
-#: Seconds for each of the steps 1 and 2, if the process answers: the drain's own limit for
-#: spilling, with a margin for what the ends of its parts take.
+#: Seconds for each of the steps 1 and 2, if the process answers: the drain's limit for
+#: spilling, and a margin for the end of the other parts.
 _SPILLING = GRACE + 10.0
 #: The same if it does not answer, or its event loop is stuck. Guessed: a stopped process that
 #: is continued needs less.
@@ -36,7 +36,7 @@ def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount |
     """End a mount. Blocks, for some 75 s at most.
 
     Args:
-        entry: The mount; None if the kernel has none, while its process still runs.
+        entry: The mount; None if the kernel has none, and only its process is left.
         running: Its process; None without one, or for another user's.
 
     Raises:

@@ -15,11 +15,11 @@ _IGNORED_WORDS = frozenset(
     (
         *("rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail"),
         *("_netdev", "defaults", "comment", "exec", "silent"),
-        # Always the case.
+        # True of each keepfs mount.
         *("nosuid", "nodev", "noatime", "nodiratime", "relatime", "async", "nomand"),
     )
 )
-#: Words that are refused, with what to do.
+#: Words that are refused, with the reason and what to do.
 _REFUSED_WORDS = {
     "remount": "a keepfs mount can't be changed; unmount it and mount it again",
     "suid": "programs on a keepfs mount never get their owner's rights; omit it",
@@ -32,7 +32,11 @@ _WORDS = {"ro": ("read_only", True)}
 
 
 def read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
-    """Read options in the form of mount(8): -o allow_other,cache-size=1G."""
+    """Read options in the form of mount(8): -o allow_other,cache-size=1G.
+
+    Raises:
+        click.UsageError: A word is unknown or refused, lacks a value, or has one in excess.
+    """
     by_name = {
         parameter.name: parameter
         for parameter in context.command.params

@@ -1,4 +1,4 @@
-"""keepfs import: the files of a collection become names in upload/ of a mount."""
+"""keepfs import: adds the files of a collection to upload/ of a mount."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
     from keepfs.mount.uploaded import UploadedPath
 
-#: Files, and blocks, that the mount records in one transaction: some milliseconds.
+#: Most files, and blocks, of one request: the mount records them within some milliseconds.
 _MOST_FILES, _MOST_BLOCKS = 200, 2000
 
 
@@ -133,7 +133,7 @@ def _parsed(record: CollectionRecord) -> Manifest:
 
 
 def _folder_name(record: CollectionRecord, name: str) -> str:
-    """Choose the name of a folder for a collection: its own, if that can be one."""
+    """Return the collection's name if it can be a file name, else its uuid or the given name."""
     own = record.name
     return own if own not in {"", ".", ".."} and "/" not in own else record.uuid or name
 
@@ -141,7 +141,7 @@ def _folder_name(record: CollectionRecord, name: str) -> str:
 def _imported(
     manifest: Manifest, above: UploadedPath, target: Path, client: KeepClient
 ) -> tuple[int, int]:
-    """Make the folder; return how many files, and bytes, were stored anew."""
+    """Make the folder; return the numbers of files and bytes that were stored anew."""
     part = target.with_name(f".{target.name[:200]}.part")
     if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
         raise click.ClickException(
@@ -183,7 +183,7 @@ def _imported(
 
 
 def _add_whole(directory: Directory, mount: ControlConnection, below: str) -> Iterator[File]:
-    """Have the mount name a folder's files of whole blocks; yield the others."""
+    """Add a folder's files of whole blocks through the mount; yield the other files."""
     umask = os.umask(0o022)
     os.umask(umask)
     path = f"{below}/{directory.path}".rstrip("/")
@@ -203,7 +203,7 @@ def _add_whole(directory: Directory, mount: ControlConnection, below: str) -> It
 
 
 def _whole_blocks(file: File) -> list[str] | None:
-    """Return the blocks of a file, if it consists of whole ones, all but the last full."""
+    """Return the locators of a file of whole blocks, all but the last full; None for others."""
     if not file.size:
         return [str(EMPTY_BLOCK)]
     found = []

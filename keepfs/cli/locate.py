@@ -65,7 +65,7 @@ def locate_command(
 
 
 def _write_list(path: Path, output: Path, *, is_manifest: bool) -> None:
-    """Write the locators of a stored file, as the catalog has them."""
+    """Write the locators of a file, read from the catalog once the file is stored."""
     from keepfs.cli import uploaded_files  # noqa: PLC0415 - 30 ms that `locate FILE` needn't spend
 
     where = uploaded_files.path_in_upload(path, is_following=True)
@@ -89,7 +89,7 @@ def locator_of(name: str) -> str:
 
     Raises:
         click.ClickException: It isn't in a mount, not stored yet, or its list is too long.
-        OSError: It can't be asked.
+        OSError: Its attributes can't be read.
     """
     device = os.stat(name).st_dev  # noqa: PTH116 - a name may be undecodable in this locale
     # On other file systems the attributes may be copies that do not match the bytes.

@@ -22,7 +22,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def write(directory: Path) -> list[Path]:
-    """Write the man pages into a directory, which is made; return their paths.
+    """Write the man pages into a directory, created if missing; return their paths.
 
     Raises:
         OSError: They can't be written.

@@ -14,7 +14,7 @@ import keepfs.cli
 from keepfs.config.arvados import load_settings
 from keepfs.messages import of_commands
 
-#: Sources that name no store: the settings do.
+#: Sources that name no store: the settings name it.
 _NO_SOURCES = frozenset({"", "none", "keepfs"})
 _USAGE = "usage: mount.keepfs SOURCE MOUNTPOINT [-fnsv] [-o OPTIONS] [-t TYPE]"
 #: The exit code of mount(8) for a wrong call.
@@ -60,7 +60,7 @@ def _mount_call(arguments: list[str]) -> list[str]:
             of_commands.USAGE(text="can't mount in another namespace; use nsenter")
         )
     if any(flag == "-f" for flag, _ in flags):
-        sys.exit(0)  # everything but the mount itself
+        sys.exit(0)  # fake: do everything except the mount itself
     words = [value for flag, value in flags if flag == "-o"]
     if any(flag == "-s" for flag, _ in flags):
         words = _known(words)
@@ -70,7 +70,7 @@ def _mount_call(arguments: list[str]) -> list[str]:
 
 
 def _store_of(source: str, words: str) -> list[str]:
-    """Return the options that a source stands for; a host goes to the environment.
+    """Return the options that a source stands for; for a host, set the environment.
 
     Raises:
         click.UsageError: The settings have the token of another cluster.
@@ -97,7 +97,7 @@ def _store_of(source: str, words: str) -> list[str]:
 
 
 def _known(words: list[str]) -> list[str]:
-    """Return the options that mount has, for `mount -s`."""
+    """Return the options that `keepfs mount` has or ignores; `mount -s` drops the others."""
     from keepfs.cli.fstab_words import is_known_word, split_words  # noqa: PLC0415 - on use
     from keepfs.cli.mounting import mount_command  # noqa: PLC0415 - on use
 
@@ -110,7 +110,7 @@ def _known(words: list[str]) -> list[str]:
 
 
 def _unmount_call(arguments: list[str]) -> list[str]:
-    """Return the call of `keepfs unmount`; with -l or -f, unmount by the kernel's own means.
+    """Return the call of `keepfs unmount`; with -l or -f, replace this process by umount(8).
 
     Raises:
         click.UsageError: The call is wrong.

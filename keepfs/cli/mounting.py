@@ -26,14 +26,14 @@ _IDS = click.IntRange(0, 2**32 - 2)
 
 
 def _check_collection(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
-    """See that a collection is named as collections are."""
+    """Refuse a name that is neither a uuid nor a portable data hash."""
     if name is not None and not (is_uuid(name) or is_hash(name)):
         raise click.BadParameter(of_commands.BAD_COLLECTION(name=name))
     return name
 
 
 def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """See that the text collector reads a file of this name."""
+    """Refuse a file that the text collector does not read; return the absolute path."""
     if path is not None and path.suffix != ".prom":
         raise click.BadParameter(
             of_commands.BAD_VALUE(
@@ -253,7 +253,7 @@ def mount_command(
 def _execute(words: list[str], path: Path) -> int:
     """Run a program in a mount, unmount, and return the exit status.
 
-    It is the program's, or 1 if that is 0 and not everything is stored.
+    It is the program's, or 1 if that is 0 and the unmount fails or a file isn't stored.
     """
     status = executing.run_program(words, path)
     running, entry = runtime.find(path), mountpoint.mounted_at(path)
@@ -262,7 +262,7 @@ def _execute(words: list[str], path: Path) -> int:
             try:
                 mountpoint.detach(path, lazy=False)
             except mountpoint.MountpointError as error:
-                # What the program left behind loses the mount; nothing of it waits for ever.
+                # Processes that the program has left lose the mount: no wait for them.
                 click.echo(f"Warning: {unmounting.who_holds(entry) or error}", err=True)
                 mountpoint.detach(path, lazy=True)
         if running is not None:
@@ -285,7 +285,7 @@ def _serve_telling(serve: Callable[[Reporter], int], pipe: daemon.PipeReporter) 
 
 
 def _remove_state(path: Path, state_dir: Path) -> None:
-    """Remove the state directory that a failed mount has made, if it has only a log."""
+    """Remove the state directory that a failed mount has created, if it has only a log."""
     with contextlib.suppress(OSError):
         if runtime.find(path) is None and {it.name for it in state_dir.iterdir()} <= {"log"}:
             (state_dir / "log").unlink(missing_ok=True)
@@ -303,7 +303,7 @@ class _Foreground:
         return not (self.was_ready or self._has_failed)
 
     def ready(self) -> None:
-        """Print nothing: the log has a line."""
+        """Record it; print nothing, since the log has a line."""
         self.was_ready = True
 
     def failed(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress of long commands: on standard error, on a terminal only, unless an option says so."""
+"""Progress of long commands, on standard error; by default only if it is a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _note(context: click.Context, _: click.Parameter, wanted: bool | None) -> No
 
 
 def progress_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options --progress and --no-progress."""
+    """Add the options --progress and --no-progress to a command."""
     return click.option(
         "--progress/--no-progress",
         default=None,
@@ -54,11 +54,11 @@ def shown(what: str, total: int | None = None, *, is_bytes: bool = False) -> Ite
 
     Args:
         what: The work, as text for people.
-        total: How much there is to do; None if that isn't known.
+        total: The amount of all work; None if it isn't known.
         is_bytes: Whether amounts are bytes.
 
     Yields:
-        A function that reports what is done.
+        A function that reports an amount of finished work.
     """
     if not is_wanted():
         yield _nothing

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import StoreOptions
 
-#: Bytes at the beginning of a block that are checked for text.
+#: Bytes of the beginning of a block that are examined for text. Guessed.
 _LOOKED_AT = 64 * 1024
 
 
 def _size_of(names: tuple[str, ...]) -> int | None:
-    """Return the bytes of files, for the progress; None if that isn't known."""
+    """Return the total size of files, in bytes, for the progress; None if it isn't known."""
     total = 0
     for name in names:
         try:

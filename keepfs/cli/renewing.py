@@ -1,4 +1,4 @@
-"""keepfs renew: what is stored in upload/ is kept for longer."""
+"""keepfs renew: renews the retention and the signatures of stored files of upload/."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def renew_command(
             retain=retain,
             retain_as=retain_as,
         )
-        # Here, not above: asking a mount needs neither trio nor requests.
+        # Imported here: a signal to a running mount needs neither trio nor requests.
         from keepfs.mount import retaining  # noqa: PLC0415
 
         with progress.shown("renewing"):

@@ -22,6 +22,9 @@ def in_one_line(what: str = "") -> Iterator[None]:
 
     Args:
         what: Prefix of the message.
+
+    Raises:
+        click.ClickException: The body failed as can be expected; BrokenPipeError is passed on.
     """
     try:
         yield

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-#: What looks like a secret, whatever the settings say: tokens of version 2, signatures of
-#: locators, the credentials of a header, those of a URL, and fields named for a secret.
+#: Patterns of secrets: tokens of version 2, signatures of locators, the credentials of a
+#: header, those of a URL, and fields such as `token=`.
 _SECRETS = (
     (re.compile(r"v2/[0-9a-z]{5}-[0-9a-z]{5}-[0-9a-z]{15}/[0-9A-Za-z]+"), "[token]"),
     (re.compile(r"\+[AR][0-9A-Za-z-]*[0-9a-f]{8,}@[0-9a-f]+"), "+A[signature]"),
@@ -27,11 +27,12 @@ _SECRETS = (
         r"\1\2[secret]",
     ),
 )
+#: Least length of a value that is removed as a secret: a shorter one occurs in other words.
 _LEAST = 6
 
 
 class Scrubber:
-    """Removes secrets from texts: those of the settings, wherever they stand, and their kinds.
+    """Removes secrets from texts: values of secret settings and variables, and `_SECRETS`.
 
     Args:
         token_files: Files with tokens.

@@ -1,4 +1,4 @@
-"""keepfs service: units of systemd for a mount, and the helpers of mount(8)."""
+"""keepfs service: writes systemd units for a mount, and installs the helpers of mount(8)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from keepfs.messages import of_commands
 from keepfs.mount import mountpoint, units
 from keepfs.mount.units import ServicePlan
 
-#: Where mount(8) and umount(8) look for the helpers of a file system's type.
+#: The directory in which mount(8) and umount(8) find the helpers of a file system's type.
 _HELPERS = Path("/sbin")
-#: The names under which they look: by `keepfs` and `fuse.keepfs` in fstab, and by the type
-#: in the kernel's table when unmounting.
+#: The names of the helpers, for the types `keepfs` and `fuse.keepfs`, in fstab and in the
+#: kernel's table of mounts.
 _HELPER_NAMES = ("mount.keepfs", "mount.fuse.keepfs", "umount.keepfs", "umount.fuse.keepfs")
 _OTHERS_MAY_WRITE = 0o022
 
@@ -125,7 +125,7 @@ def mount_helper_command(*, remove: bool) -> None:
 def own_command() -> tuple[str, ...]:
     """Return the words that start this keepfs from anywhere; the first is an absolute path.
 
-    A link that leads to it, as pipx makes, is kept: it survives an upgrade.
+    A link to it, such as pipx makes, is not resolved: the link survives an upgrade.
     """
     given = shutil.which(sys.argv[0])
     if given is not None and Path(given).name == "keepfs":
@@ -152,7 +152,7 @@ def _units_directory(*, is_user: bool) -> Path:
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file in one step, and say so; a file with the same text is left alone."""
+    """Write a file atomically and print its name; a file with the same text is left alone."""
     try:
         if path.read_text() == text:
             click.echo(f"unchanged {path}")

@@ -1,4 +1,4 @@
-"""Options shared by several commands: types of values, and where the blocks are."""
+"""Options shared by several commands: the types of values, and the options of a store."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Octal(click.ParamType[int]):
 
 
 class Address(click.ParamType[tuple[str, int]]):
-    """A host and a port; a port alone is of the loopback address."""
+    """A host and a port: `HOST:PORT`; `PORT` on the loopback address; `:PORT` on all."""
 
     name = "address"
 
@@ -130,7 +130,7 @@ _FILE, _NAMES = "keepfs.config", "keepfs.mountpoints"
 
 
 def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Take defaults from the configuration file that is given, else from the default ones."""
+    """Take defaults from the configuration file that is given, else from the default files."""
     if path is not None and not path.exists():
         raise click.UsageError(
             of_commands.BAD_CONFIG(text=f"the configuration file {path} doesn't exist")
@@ -161,7 +161,7 @@ def _note_mountpoint(
     if path is None:
         return None
     with reporting.in_one_line():
-        # The name in the file may lead over a symlink, so both count.
+        # The name in the file may contain a symlink, so both names are used.
         names = {Path(os.path.normpath(path.absolute())), mountpoint.resolve(path)}
     if is_inside:
         names |= {parent for name in names for parent in name.parents}
@@ -172,7 +172,7 @@ def _note_mountpoint(
 
 
 def mountpoint_argument(name: str = "path") -> Callable[[Any], Any]:
-    """Make the argument MOUNTPOINT; its tables in the configuration files count."""
+    """Make the argument MOUNTPOINT, whose tables in the configuration files apply."""
     return click.argument(
         name,
         metavar="MOUNTPOINT",
@@ -183,7 +183,7 @@ def mountpoint_argument(name: str = "path") -> Callable[[Any], Any]:
 
 
 def path_argument(metavar: str, *, required: bool = True) -> Callable[[Any], Any]:
-    """Make an argument `path` in a mount, whose tables in the configuration files count."""
+    """Make an argument `path` in a mount, whose tables in the configuration files apply."""
     return click.argument(
         "path",
         metavar=metavar,
@@ -211,7 +211,7 @@ def _default_token_file() -> Path | None:
     """Return the credential of the service manager, else that of the service of the mount.
 
     The second is for a command in a shell, such as `keepfs check /mnt/keep`. A token in the
-    environment overrides it.
+    environment overrides the second, not the first.
     """
     given = credential()
     if given is not None or "ARVADOS_API_TOKEN" in os.environ:
@@ -233,7 +233,7 @@ token_setting = setting(
 
 
 def store_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options for where the blocks are, as one argument `store`.
+    """Add the options of a store to a command; it gets them as one argument `store`.
 
     The configuration file gives defaults for these and for the command's other settings.
     """
@@ -263,7 +263,7 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
                         " omit it"
                     )
                 )
-            copies = None  # from a source of lower precedence than the local store: for services
+            copies = None  # its source has lower precedence than the local store's
         store = options.StoreOptions(
             local_store=None if directory is None else absolute(directory),
             keep_services=keep_services,
@@ -379,7 +379,7 @@ def absolute(path: Path) -> Path:
 
 
 def _is_configured(store: options.StoreOptions) -> bool:
-    """Return whether a setting names a store, including Arvados's own settings."""
+    """Return whether an option or Arvados's own settings name a store."""
     arvados = load_settings()
     return bool(
         store.local_store

@@ -1,4 +1,4 @@
-"""keepfs status: what running mounts do, asked of their processes, never through the mount."""
+"""keepfs status: the state of running mounts, requested from their processes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class MountStatus:
     Attributes:
         mountpoint: Its path.
         pid: The process id of the mount.
-        state: `serving`; `draining`: it ends, and stores what is left; `starting`; `stuck`: its
+        state: `serving`; `draining`: it stores unstored files and ends; `starting`; `stuck`: its
             event loop does not run, or a request hangs for over a minute; `stopped`: the process
             is stopped by a signal or debugger; `silent`: it runs, and does not answer; `dead`:
-            it has ended, and the mount is left.
+            it has ended, and only the kernel's mount is left.
         reason: Why it is `stuck`, `stopped`, `silent` or `dead`; else empty.
-        kernel_waiting: Requests that the kernel waits for; null if it does not tell.
-        log_file: Its log; empty for standard error.
+        kernel_waiting: Requests that the kernel waits for; null if it can't be read.
+        log_file: The path of its log; empty for standard error.
         state_dir: Its state directory.
         figures: The figures that its process sent; null if it did not answer.
     """
@@ -102,7 +102,7 @@ def status_command(path: Path | None, interval: float | None, *, is_json: bool) 
 
 
 def status_of(running: runtime.RunningMount) -> MountStatus:
-    """Ask the process of a mount for its status. Blocks for 2 s at most."""
+    """Return the status of a mount, requested from its process. Blocks for 2 s at most."""
     figures: dict[str, Any] | None = None
     state, reason = "serving", ""
     if runtime.is_stopped(running.pid):
@@ -132,7 +132,7 @@ def status_of(running: runtime.RunningMount) -> MountStatus:
 
 
 def _mounts(path: Path | None) -> Iterator[MountStatus]:
-    """Yield the mounts of this user, or the one at a resolved path."""
+    """Yield the status of each mount of this user, or of the mount at a resolved path."""
     running = runtime.find_all()
     if path is not None:
         running = [each for each in running if each.mountpoint == str(path)]
@@ -168,7 +168,7 @@ def _without_process(entry: mountpoint.MountEntry) -> MountStatus:
 
 
 def _judged(figures: dict[str, Any]) -> tuple[str, str]:
-    """Return the state that the figures of a mount show, and what is wrong."""
+    """Return the state that the figures of a mount show, and the reason if it is bad."""
     stuck, oldest = figures["loop_stuck"], figures["oldest"]
     if stuck:
         return "stuck", f"the event loop has not run for {stuck:.0f} s; see the log"

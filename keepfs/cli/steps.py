@@ -1,4 +1,4 @@
-"""Steps of a check: each with a time limit, a verdict, and what to do."""
+"""Steps of a check: each has a time limit, a verdict, and advice."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Step:
     """The outcome of a step, as `--json` prints it.
 
     Attributes:
-        name: What was checked.
+        name: The subject of the check.
         verdict: Its result.
         found: What was found.
-        advice: What to do; empty if nothing.
-        seconds: How long it took.
+        advice: What to do; empty if nothing needs to be done.
+        seconds: Its duration.
         details: Values for programs.
     """
 
@@ -51,13 +51,13 @@ class Step:
 def run_step(name: str, work: Callable[[], Step], limit: float) -> Step:
     """Run a step in a thread of its own; after `limit` seconds the result is unknown.
 
-    A thread that hangs is left behind; it does not keep the process from ending.
+    A thread that hangs is abandoned; it is a daemon, so that the process can end.
     """
     return run_steps({name: work}, limit)[0]
 
 
 def run_steps(works: dict[str, Callable[[], Step]], limit: float) -> list[Step]:
-    """Run steps concurrently, each within `limit` seconds; return them in order."""
+    """Run steps concurrently, within `limit` seconds; return their outcomes in order."""
     found: dict[str, Step] = {}
     begin = time.monotonic()
 
@@ -91,7 +91,7 @@ def run_steps(works: dict[str, Callable[[], Step]], limit: float) -> list[Step]:
 
 
 def exit_code(steps: list[Step]) -> int:
-    """Return 1 if a step failed, 3 if one could not tell, else 0."""
+    """Return 1 if a step failed, 3 if the result of one is unknown, else 0."""
     verdicts = {step.verdict for step in steps}
     if CheckResult.FAILED in verdicts:
         return 1

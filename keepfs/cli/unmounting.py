@@ -15,7 +15,7 @@ from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.messages import of_mounts
 from keepfs.mount import mountpoint, runtime
 
-#: Seconds within which a process notices that its mount is gone.
+#: Seconds within which a process usually ends after its mount is gone; interval of checks.
 _NOTICES_AT_ONCE = 2.0
 #: Seconds between two looks at what is left, for the progress.
 _LOOKS = 0.5
@@ -143,7 +143,7 @@ def _report_unsaved(path: Path, state_dir: Path) -> None:
 
 
 def who_holds(entry: mountpoint.MountEntry) -> str | None:
-    """Return which processes or mounts keep a mount busy, as a message; None if none is found."""
+    """Return a message that names what keeps a mount busy; None if nothing is found."""
     held = mountpoint.holders(entry)
     for other in mountpoint.mounts():
         if other.mountpoint != entry.mountpoint and other.mountpoint.is_relative_to(

@@ -1,4 +1,4 @@
-"""Files in upload/ for commands: their manifest, or all reasons why there can't be one."""
+"""Files in upload/ for commands: their manifest, or a message that names refused files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.snapshot import StoredNode
     from keepfs.mount.uploaded import UploadedPath
 
-#: Seconds that files which are not stored yet are waited for.
+#: Default of --timeout: seconds to wait for files that are not stored yet.
 PATIENCE = 300.0
-#: Files that a refusal names.
+#: Most files that a refusal names.
 _MOST_NAMED = 20
 
 follow_option = click.option(
@@ -48,7 +48,7 @@ timeout_option = click.option(
 
 @contextlib.contextmanager
 def upload_failures_in_one_line() -> Iterator[None]:
-    """Turn what can be expected of paths and catalogs to fail into a message and exit code 1."""
+    """Turn expected failures of paths, catalogs and control requests into one message."""
     with reporting.in_one_line():
         try:
             yield
@@ -57,7 +57,7 @@ def upload_failures_in_one_line() -> Iterator[None]:
 
 
 def path_in_upload(path: Path, *, is_following: bool) -> UploadedPath:
-    """Return the file or folder of upload/ that a path means.
+    """Return the file or folder of upload/ at a path.
 
     Raises:
         click.ClickException: It is not in upload/ of a running mount.
@@ -71,16 +71,16 @@ def stored_manifest(
 ) -> Manifest:
     """Return the manifest of a file or folder, once all of it is stored. Blocks.
 
-    What is in a folder is at the top of the manifest; a file is there by its name.
+    The entries of a folder, or the file itself, are at the top of the manifest.
 
     Args:
         where: The file or folder.
         is_following: Whether symbolic links are replaced by what they point to.
         timeout: Seconds to wait for files that are not stored.
-        is_signed: Whether a signature that has ended is a reason to refuse.
+        is_signed: Whether files with an expired signature are refused.
 
     Raises:
-        click.ClickException: Something is not stored, or can't be in a manifest; by name.
+        click.ClickException: Files are not stored, or can't be in a manifest; it names them.
     """
     with upload_failures_in_one_line():
         _refuse("not stored", uploaded.store_all(where, timeout), "see keepfs unsaved list")
@@ -107,7 +107,7 @@ def stored_manifest(
 
 
 def _relative_nodes(nodes: Iterable[StoredNode], top: str) -> Iterator[StoredNode]:
-    """Name nodes by their paths below the top; the top itself is left out if it is a folder."""
+    """Make paths relative to the top; leave out the top itself if it is a folder."""
     for node in nodes:
         if node.path != top:
             cut = len(top) + 1 if top else 0
@@ -117,7 +117,7 @@ def _relative_nodes(nodes: Iterable[StoredNode], top: str) -> Iterator[StoredNod
 
 
 def _noted(nodes: Iterable[StoredNode], ended: list[tuple[str, str]]) -> Iterator[StoredNode]:
-    """Note the files that have a block whose signature has ended."""
+    """Yield the nodes; add files with a block whose signature has ended to `ended`."""
     now = dt.datetime.now(dt.UTC)
     for node in nodes:
         for receipt in node.receipts:
@@ -128,10 +128,10 @@ def _noted(nodes: Iterable[StoredNode], ended: list[tuple[str, str]]) -> Iterato
 
 
 def _refuse(what: str, names: list[tuple[str, str]], advice: str) -> None:
-    """Refuse files by their names, if there are any.
+    """Refuse named files.
 
     Raises:
-        click.ClickException: There are.
+        click.ClickException: There are such files; the message has names and reasons.
     """
     if not names:
         return

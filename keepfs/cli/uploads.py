@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.snapshot import StoredNode
     from keepfs.keep.client import KeepClient
 
-#: Why a block can never be read: another request doesn't help.
+#: Causes that a repeated request does not change.
 _LOST = frozenset({Cause.NOT_FOUND, Cause.DENIED})
 
 
@@ -38,16 +38,17 @@ class Upload:
     """A file of upload/, as `--json` prints it.
 
     Attributes:
-        path: Below upload/. Bytes that are not UTF-8 are lone surrogates, U+DC80 to U+DCFF.
-        size: Bytes.
-        state: `stored`, `failed` (not stored, or not its latest changes), `damaged` (its entry
-            in the catalog), `lost` (the mount has recorded it, or --check has found it), and
-            with --check `unknown` where a service can't tell.
-        copies: Confirmed of each block; None if it isn't stored, or was imported: then nothing
-            has confirmed them to this mount.
-        expires: When the first signature ends, as `user.keep.expires`; None without one.
+        path: The path below upload/. Bytes that are not UTF-8 are lone surrogates, U+DC80 to
+            U+DCFF.
+        size: Its size in bytes; 0 if its entry is damaged.
+        state: `stored`; `failed`: its latest changes are not stored; `damaged`: its entry in
+            the catalog is damaged; `lost`: the mount has recorded that a block can't be read, or
+            --check has found it; `unknown`: with --check, a service gave no answer.
+        copies: Confirmed copies of each block; None if it isn't stored, or if another client
+            stored its blocks.
+        expires: The time at which the first signature ends, in ISO 8601; None without one.
         locators: The locators of its blocks, in order; empty if it isn't stored.
-        error: Why it is in that state; empty if it is stored.
+        error: The reason of the state; empty if it is stored.
     """
 
     path: str
@@ -144,7 +145,7 @@ def _row(each: Upload, *, is_json: bool, null: bool) -> str:
 
 
 def _uploads(path: Path, state_dir: Path) -> Iterator[Upload]:
-    """Yield the files of the catalog; those that are not stored as they are now come last."""
+    """Yield the files of the catalog, then those whose latest changes are not stored."""
     if runtime.find(mountpoint.resolve(path)) is not None:
         about = failed_journal.read(state_dir)
     else:
@@ -177,7 +178,7 @@ def _of_node(node: StoredNode, lost: str) -> Upload:
 
 
 def _with_states(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Upload]:
-    """Ask for the blocks of each file, each block once."""
+    """Request each file's blocks by HEAD, concurrently; an answer serves later files too."""
     known: dict[str, KeepRequestError | None] = {}
 
     def ask(text: str) -> KeepRequestError | None:

@@ -1,4 +1,4 @@
-"""Variables KEEPFS_... of the environment that no option reads."""
+"""Finds variables KEEPFS_... of the environment that no option reads."""
 
 from __future__ import annotations
 

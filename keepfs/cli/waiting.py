@@ -1,4 +1,4 @@
-"""A notice on standard error when a command waits for a server for long."""
+"""A notice on standard error if a command waits for a server for over 2 seconds."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 def locators_of(
     source: str, collection: Callable[[str], CollectionRecord] | None, failed: Failures
 ) -> Iterator[str]:
-    """Yield the locators of a source; a text that is nothing else is yielded as it is. Blocks.
+    """Yield the locators of a source; any other text is yielded unchanged. Blocks.
 
     A name of the form MD5+size is a collection if there is one, else a block.
 
     Args:
         source: One or several locators, a collection's uuid or portable data hash, or the path
             of a file or folder in a mount.
-        collection: Returns a collection; None where only services are known.
-        failed: Notes what can't be read.
+        collection: Returns a collection; None if only Keep services are configured.
+        failed: Counts and prints the failures.
     """
     if collection is not None and (is_uuid(source) or is_hash(source)):
         found: CollectionRecord | None = None

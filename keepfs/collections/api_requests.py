@@ -1,4 +1,4 @@
-"""ApiRequests: requests to the API server, retried, and what its refusals are reported as."""
+"""ApiRequests: sends requests to the API server with retries, and makes errors of refusals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ADVICE = {
 
 
 class ApiRequests:
-    """Makes requests for `RemoteCollections`, whose arguments it takes. Any thread may use it."""
+    """Sends the requests of `RemoteCollections`; see its arguments. Any thread may use it."""
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class ApiRequests:
         self._sleep = sleep
 
     def ask(self, method: str, path: str, what: str, body: bytes | None = None) -> dict[str, Any]:
-        """Make a request that may be repeated, until there is an answer of use. Blocks.
+        """Send a request that may be repeated, with retries. Blocks.
 
         Raises:
-            CollectionError: The server refused it, or retries did not help.
+            CollectionError: The server refused it, or the retries failed.
         """
         started = time.monotonic()
         failure: ApiError | None = None
@@ -81,10 +81,10 @@ class ApiRequests:
     def once(
         self, method: str, path: str, body: bytes | bytearray | None, total: float | None
     ) -> dict[str, Any]:
-        """Make a request once, within `total` seconds. Blocks.
+        """Send a request without retries, within `total` seconds. Blocks.
 
         Raises:
-            ApiError: It didn't work.
+            ApiError: The request failed.
         """
         return self._api.request(method, path, body=body, long_text="manifest_text", total=total)
 
@@ -95,16 +95,16 @@ class ApiRequests:
         )
 
     def left(self, started: float) -> float | None:
-        """Return the seconds left of a call that started then; None for any number."""
+        """Return the seconds left of a call that began at `started`; None: no limit."""
         if self._total is None:
             return None
         return max(0.001, self._total - (time.monotonic() - started))
 
     def record(self, answer: object) -> CollectionRecord:
-        """Read the description of a collection.
+        """Parse the description of a collection.
 
         Raises:
-            ApiUnreachableError: It is none.
+            ApiUnreachableError: It can't be parsed.
         """
         try:
             return CollectionRecord.of(answer)  # type: ignore[arg-type] # what it isn't, raises
@@ -117,7 +117,14 @@ class ApiRequests:
     def translated(
         self, error: ApiError, what: str, name: str | None = None, size: int = 0
     ) -> CollectionError:
-        """Say in our words what a server's refusal means."""
+        """Return the error for a refusal of the server.
+
+        Args:
+            error: The refusal.
+            what: The refused action, for the message.
+            name: The name that the request gives a collection, or None.
+            size: Bytes of the request; 0: unknown.
+        """
         reason = reason_of(error)
         if name and is_name_taken(error):
             text = f"cannot {what}: another collection of the owner is named {name!r}"
@@ -132,7 +139,7 @@ class ApiRequests:
         return kind(message, status=status, reason=reason)
 
     def given_up(self, error: ApiError | None, what: str) -> ApiUnreachableError:
-        """Say that retries did not help; `error` is the last one."""
+        """Return the error after the last retry; `error` is the last failure, or None."""
         if error is None:  # no round began, or each found nothing: the time was up
             return ApiUnreachableError(f"cannot {what}: the time is up", cause=Cause.TIMED_OUT)
         return ApiUnreachableError(
@@ -144,24 +151,24 @@ class ApiRequests:
 
 
 def is_transient(error: ApiError) -> bool:
-    """Tell whether a failure may be over in a moment."""
+    """Return whether a retry may succeed."""
     return Verdict.of(error.status_code) is Verdict.TRANSIENT
 
 
 def is_name_taken(error: ApiError) -> bool:
-    """Tell whether the server refused a name because another collection has it."""
+    """Return whether the server refused a name because another collection has it."""
     said = " ".join(error.said)
     return error.status_code == 422 and any(each in said for each in _NOT_UNIQUE)  # noqa: PLR2004
 
 
 def reason_of(error: ApiError) -> str:
-    """Return what happened, with the server's own reasons."""
+    """Return the text of a failure, with the server's reasons."""
     said = "; ".join(error.said)
     return f"{error.reason}: {said}" if said else error.reason
 
 
 def query(**parameters: object) -> str:
-    """Write the query of a URL; values other than texts as JSON."""
+    """Return the query of a URL; values other than str are written as JSON."""
     given = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in parameters.items()

@@ -1,6 +1,6 @@
-"""Assembly: files and directories in any order become the sorted columns of a manifest.
+"""Assembly: takes files and directories in any order, and makes the columns of a manifest.
 
-Files that arrive in normal order, as those of most manifests do, are never sorted or copied.
+Files that arrive in normal order, as in most manifests, are not sorted or copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Assembly:
     """The columns of a manifest while entries are added.
 
-    A `place` is a number by which the caller finds again what it added; see `ConflictError`.
+    A `place` is any number that identifies an entry for the caller; see `ConflictError`.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Assembly:
 
         Args:
             path: Names joined by slashes; empty for the root.
-            place: Where the caller found it.
+            place: The caller's number for it.
 
         Returns:
             Its number, for `file`.
@@ -68,9 +68,9 @@ class Assembly:
         return number
 
     def file(self, directory: int, name: bytes, place: int = 0) -> None:
-        """Begin a file, or go on with it: segments added next are its.
+        """Begin a file, or continue it: the segments added next belong to it.
 
-        The caller has checked the name.
+        The caller must have checked the name.
         """
         if directory == self._directory:
             if name <= self._name:
@@ -91,8 +91,8 @@ class Assembly:
         """Add bytes at the end of the file that was begun last.
 
         Args:
-            start: An address, as `lay` returned it plus an offset.
-            length: How many bytes; 0 adds nothing.
+            start: An address: the result of `lay` plus an offset.
+            length: The number of bytes; 0 adds nothing.
 
         Raises:
             EntryError: The file would be too large.
@@ -120,8 +120,8 @@ class Assembly:
         """Lay a block at the end of the address space.
 
         Args:
-            locator: The block. One that was laid before has two places afterwards.
-            size: How many bytes it has.
+            locator: The locator of the block. A block may be laid several times.
+            size: The size of the block in bytes.
 
         Returns:
             The address of its first byte.
@@ -221,10 +221,10 @@ class Assembly:
 
 
 def checked_locator(text: str) -> tuple[bytes, int]:
-    """Return a locator as a manifest has it, and the size of the block.
+    """Return a locator as it is written in a manifest, and the size of the block.
 
     Raises:
-        EntryError: It is no locator, or has no size, or one of more than 63 bits.
+        EntryError: The text isn't a locator, or its size is missing or above 63 bits.
     """
     try:
         locator = KeepLocator(text)

@@ -1,4 +1,4 @@
-"""ManifestBuilder: a manifest from files and directories, in any order."""
+"""ManifestBuilder: makes a manifest from files and directories, in any order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 class ManifestBuilder:
-    """A manifest while it is made.
+    """A manifest under construction. For one thread at a time.
 
-    It takes some dozen bytes of memory for each file, beside its name, and for each block
-    its locator. A call that raises for a name, locator or range adds no file.
-    Not for use from several threads at once.
+    It takes some dozen bytes of memory and the name for each file, and the locator for each
+    block. A call that raises for a name, locator or range adds no file.
     """
 
     def __init__(self) -> None:
@@ -38,12 +37,12 @@ class ManifestBuilder:
         self._open().directory(encoded(path))
 
     def add_file(self, path: str, ranges: Iterable[tuple[str, int, int]] = ()) -> None:
-        """Add a file, or bytes to the end of the one of that path.
+        """Add a file; if the path has one already, append the bytes to it.
 
         Args:
             path: Names joined by slashes, as `os.fsdecode` returns them.
-            ranges: Where its bytes are: a locator with a size, an offset in that
-                block, and how many bytes. `Range` is such a tuple.
+            ranges: The bytes of the file, in order: a locator with a size, an offset in that
+                block, and a number of bytes. `Range` is such a tuple.
 
         Raises:
             EntryError: No manifest can hold a name, a locator or a range, or all blocks together

@@ -2,9 +2,10 @@ r"""Names in a manifest: which are possible, and how they are escaped.
 
 A name is bytes. In the text a backslash, a colon and each byte up to and including blank are
 written as a backslash and three octal digits (blank is `\040`); so are bytes that are not UTF-8,
-since a manifest's text is. When read, three octal digits up to 377 denote a byte and two
-backslashes denote one, as the API server and keep-web read them. Any other backslash is literal.
-The Python SDK differs: it takes the digits for a code point, and two backslashes for two.
+because a manifest is UTF-8. When a text is read, a backslash and three octal digits up to 377
+denote a byte, and two backslashes denote one, as for the API server and keep-web. Any other
+backslash is literal. The Python SDK differs: it reads the digits as a code point, and two
+backslashes as two.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def encoded(name: str) -> bytes:
 
 
 def check_component(name: bytes, path: bytes) -> None:
-    """Refuse one component of a path that no manifest can hold.
+    """Check one component of a path.
 
     Args:
         name: The component.

@@ -1,4 +1,4 @@
-"""LocalCollections: the manifests that a local store keeps, one file for each collection.
+"""LocalCollections: the manifests in a local store, one file for each collection.
 
 `DIR/collections/<portable data hash>.manifest` is the text in normal form, without hints. A
 manifest is written under a temporary name, synced and renamed, so a crash leaves all of it or
@@ -56,8 +56,8 @@ class LocalCollections:
 
         Raises:
             NotFoundError: There is none.
-            KeepReadError: The file can't be read, or has another content than its name
-                says (cause CORRUPT).
+            KeepReadError: The file can't be read, or its content doesn't match its name
+                (cause CORRUPT).
         """
         if not is_hash(name):
             raise NotFoundError(f"no collection {name} in {self.directory}: it has only hashes")
@@ -87,16 +87,16 @@ class LocalCollections:
         )
 
     def put(self, manifest: Manifest | str | bytes) -> CollectionRecord:
-        """Keep a manifest, in normal form and without hints. Blocks.
+        """Store a manifest, in normal form and without hints. Blocks.
 
-        When this returns it survives a power cut. The blocks are not read.
+        When this returns, the manifest survives a power cut. The blocks are not read.
 
         Returns:
             The record, without the manifest.
 
         Raises:
             ManifestError: The text is not a manifest.
-            KeepWriteError: The directory didn't take it; nothing is left behind.
+            KeepWriteError: The file couldn't be written; nothing is left behind.
         """
         kept = (parse(manifest) if isinstance(manifest, str | bytes) else manifest).stripped()
         name = portable_data_hash(kept.pieces())
@@ -111,7 +111,7 @@ class LocalCollections:
         return self.get(name, with_manifest=False)
 
     def names(self) -> list[str]:
-        """Return the portable data hashes, sorted; none where nothing is kept. Blocks.
+        """Return the portable data hashes, sorted; empty if there are none. Blocks.
 
         Raises:
             KeepReadError: The directory can't be read.
@@ -135,7 +135,7 @@ class LocalCollections:
         missing = [it for it in (self.directory, *self.directory.parents) if not it.exists()]
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for made in missing:
-            sync_directory(made.parent)  # a new directory is on the disk once its parent is
+            sync_directory(made.parent)  # makes the new directory durable
 
     def _write(self, path: Path, pieces: Iterable[bytes]) -> None:
         descriptor, temporary = tempfile.mkstemp(".tmp", "keepfs-", self.directory)
@@ -149,4 +149,4 @@ class LocalCollections:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink(missing_ok=True)
             raise
-        sync_directory(self.directory)  # the rename is on the disk once the directory is
+        sync_directory(self.directory)  # makes the rename durable

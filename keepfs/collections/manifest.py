@@ -1,6 +1,6 @@
 """Manifest: the files of a collection and where their bytes are, as an immutable value.
 
-It may be used by several threads at once.
+Any number of threads may use it concurrently.
 
 Names and paths are `str` as `os.fsdecode` returns them: bytes that are not UTF-8 are lone
 surrogates. Paths have neither `./` in front nor slashes at the ends; the root's is empty.
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class Range(NamedTuple):
-    """Bytes of a file that are in a row in one block.
+    """Consecutive bytes of a file in one block.
 
     Attributes:
-        locator: The block, with its size and all hints.
-        offset: The first byte, in the block.
-        length: How many, at least 1.
+        locator: The locator of the block, with its size and all hints.
+        offset: The offset of the first byte in the block.
+        length: The number of bytes, at least 1.
     """
 
     locator: str
@@ -65,26 +65,26 @@ class Manifest:
 
     @property
     def file_count(self) -> int:
-        """How many files there are."""
+        """The number of files."""
         return len(self._tables.files)
 
     @property
     def directory_count(self) -> int:
-        """How many directories there are, the root included."""
+        """The number of directories, including the root."""
         return len(self._tables.directories)
 
     @property
     def memory_size(self) -> int:
-        """Bytes of memory that it takes, estimated. Takes the same time for any manifest."""
+        """Bytes of memory, estimated in constant time."""
         return self._tables.memory_size
 
     @property
     def root(self) -> Directory:
-        """The directory that everything is in."""
+        """The root directory."""
         return Directory(self._tables, 0)
 
     def lookup(self, path: str) -> Directory | File | None:
-        """Return what is at a path, or None. The empty path is the root."""
+        """Return the directory or file at a path, or None. The empty path is the root."""
         found: Directory | File | None = self.root
         for name in path.split("/") if path else ():
             if not isinstance(found, Directory):
@@ -93,7 +93,7 @@ class Manifest:
         return found
 
     def directories(self) -> Iterator[Directory]:
-        """Yield all directories in normal order: each before its children, those sorted."""
+        """Yield all directories in normal order: each before its children, which are sorted."""
         for number in self._tables.depth_first():
             yield Directory(self._tables, number)
 
@@ -116,7 +116,7 @@ class Manifest:
                 yield block
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the text in normal form, in pieces of some 64 KiB that end anywhere."""
+        """Yield the text in normal form, in pieces of about 64 KiB that may end within a line."""
         return print_pieces(self._tables)
 
     def text(self) -> str:
@@ -135,12 +135,12 @@ class Manifest:
         """Return the same manifest with other hints, such as new signatures.
 
         Args:
-            locators: Locators that replace those of the same digest and size. The last one
-                counts. Those of blocks that the manifest hasn't are ignored; the
-                manifest's blocks that are not among them keep their hints.
+            locators: Locators that replace those of the same digest and size; of several for
+                one block, the last is used. Locators of other blocks are ignored. Blocks of
+                the manifest without a new locator keep theirs.
 
         Raises:
-            EntryError: One of them has no size.
+            EntryError: One of them isn't a locator, or has no size.
         """
         new: dict[bytes, bytes] = {}
         for text in locators:
@@ -149,7 +149,7 @@ class Manifest:
         return self._with(lambda locator: new.get(_portable(locator), locator))
 
     def counterpart(self, file: File) -> File:
-        """Return the file with its locators as this manifest has them, in constant time.
+        """Return the same file of this manifest, with its locators, in constant time.
 
         Args:
             file: A file of this manifest, or of the one from which `with_locators` made it.
@@ -223,7 +223,7 @@ class Directory:
         return len(children) + tables.last_files[self.number] - tables.first_files[self.number]
 
     def __bool__(self) -> bool:
-        """Return True, without entries too."""
+        """Return True, also for a directory without entries."""
         return True
 
     def entry(self, index: int) -> Directory | File:
@@ -309,17 +309,17 @@ class File:
 
     @property
     def size(self) -> int:
-        """How many bytes it has."""
+        """The size in bytes."""
         return self._tables.segments.size(self.number)
 
     def ranges(self, offset: int = 0, length: int | None = None) -> Iterator[Range]:
-        """Yield where the bytes are, in order.
+        """Yield the ranges of blocks that have the bytes, in order.
 
-        The first is found by bisection; no two in a row could be joined.
+        The first is found by bisection. Adjacent ranges are joined.
 
         Args:
-            offset: The first byte, at least 0; beyond the end nothing is yielded.
-            length: How many, at least 0; fewer where the file ends before. None is all.
+            offset: The first byte, at least 0; beyond the end of the file nothing is yielded.
+            length: The number of bytes, at least 0; the end of the file limits it. None: all.
         """
         size = self.size
         stop = size if length is None else min(size, offset + length)
@@ -333,7 +333,7 @@ def _portable(locator: bytes) -> bytes:
 
 
 def _joined(blocks: Blocks) -> Blocks:
-    """Give blocks of the same locator the same number; the address space stays as it is."""
+    """Return blocks in which equal locators have one number; the address space is unchanged."""
     numbers: dict[bytes, int] = {}
     sizes = array("Q")
     new = array("I")

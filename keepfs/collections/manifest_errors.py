@@ -1,4 +1,4 @@
-"""Errors of manifests: a text that is not one, an entry that no manifest can hold."""
+"""Errors of manifests: a text that is not a manifest, an entry that no manifest can hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class ManifestError(ValueError):
     """A text is not a manifest.
 
     Args:
-        reason: What is wrong at that place.
+        reason: The flaw at that place.
         line: The line, counted from 1.
         column: The byte of the line in UTF-8, counted from 1.
     """
@@ -31,7 +31,7 @@ class ConflictError(EntryError):
 
     Args:
         path: The path, as messages show it.
-        place: Where the later of the two was added, as its adder counts.
+        place: The `place` that was given to `Assembly` with the later of the two.
     """
 
     def __init__(self, path: str, place: int) -> None:

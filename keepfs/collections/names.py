@@ -9,10 +9,10 @@ _HASH = re.compile(r"[0-9a-f]{32}\+[0-9]{1,19}\Z", re.ASCII)
 
 
 def is_uuid(name: str) -> bool:
-    """Tell whether a name is the uuid of a collection."""
+    """Return whether a name is the uuid of a collection."""
     return _UUID.match(name) is not None
 
 
 def is_hash(name: str) -> bool:
-    """Tell whether a name is a portable data hash, without hints."""
+    """Return whether a name is a portable data hash, without hints."""
     return _HASH.match(name) is not None

@@ -1,15 +1,15 @@
-r"""Parsing: the text of a manifest, whole or in pieces, becomes a value, or one error.
+r"""Parsing: reads the text of a manifest, whole or in pieces; raises one error if it is none.
 
     stream = name 1*( SP locator ) 1*( SP position ":" size ":" path ) LF
 
 The text is read in pieces of a mebibyte, whatever the length of its lines. Time and
-memory are linear in its length: a segment is kept as it is written and mapped to blocks when
-it is asked for.
+memory are linear in its length: a segment is stored as it is written, and mapped to blocks
+when it is read.
 
 Beyond the grammar, colons and slashes in file names are accepted, as other readers accept them.
-A segment without bytes may lie anywhere. Unlike the Python SDK the parser refuses segments beyond
-the stream's blocks (the SDK shortens the file) and a last line without its newline: both are
-what a text looks like that was cut.
+A segment without bytes may have any position. Unlike the Python SDK the parser refuses segments
+beyond the stream's blocks (the SDK shortens the file) and a last line without its newline: both
+are signs of a text that was cut off.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PIECE = 1 << 20
 MAX_TOKEN = 1 << 20
 
 _HINTS = rb"(?:\+[B-Z][-A-Za-z0-9@_]*)*"
-# What `KeepLocator` accepts, with a size; as one expression, since it is read a million times.
+# The locators with a size that `KeepLocator` accepts; one expression is fast enough for millions.
 _LOCATOR = re.compile(
     rb"([0-9a-f]{32}\+([0-9]{1,19})%b(?:\+A[0-9a-f]{40}@[0-9A-Fa-f]{8}%b)?)([ \n])"
     % (_HINTS, _HINTS)
@@ -49,8 +49,8 @@ _CONTROL = re.compile(b"[%b]" % re.escape(_CONTROLS))
 def parse(text: str | bytes | Iterable[bytes]) -> Manifest:
     """Parse the text of a manifest.
 
-    It takes some microseconds for each file and block, and does no I/O except what iterating
-    `text` does. It does not block otherwise and can't be cancelled.
+    Takes a few microseconds for each file and block. The only I/O is that of iterating
+    `text`. It can't be cancelled.
 
     Args:
         text: The text; as bytes it is UTF-8. Pieces of bytes may be cut anywhere.
@@ -59,7 +59,7 @@ def parse(text: str | bytes | Iterable[bytes]) -> Manifest:
         The manifest, hints of locators included.
 
     Raises:
-        ManifestError: It is not a manifest; says where and why.
+        ManifestError: The text is not a manifest; the error has line, column and reason.
     """
     parser = _Parser()
     for piece in _pieces(text):
@@ -98,7 +98,7 @@ class _Parser:
         end = max(text.rfind(b" "), text.rfind(b"\n")) + 1
         self._rest = text[end:]
         text = text[:end]
-        # What stands before a wrong character is parsed first: errors come in order.
+        # Parse the text before an invalid character first, to report the first error.
         wrong = _wrong_character(text)
         if wrong:
             end = max(text.rfind(b" ", 0, wrong[0]), text.rfind(b"\n", 0, wrong[0])) + 1
@@ -228,7 +228,7 @@ class _Parser:
         return at
 
     def _odd_file(self, at: int, token: bytes, size: int) -> None:
-        """Begin a file whose name has an escape, a slash or a dot in front."""
+        """Begin a file whose name has an escape or a slash, or begins with a dot."""
         path = unescape(token)
         above, slash, name = path.rpartition(b"/")
         try:
@@ -258,8 +258,8 @@ class _Parser:
 
 
 def _wrong_character(text: bytes) -> tuple[int, str] | None:
-    """Return where a byte is that no manifest has, and what is wrong with it."""
-    # Deleting them takes a quarter of the time of searching for them.
+    """Return the offset of the first byte that no manifest has, and the reason; or None."""
+    # Deleting control characters takes a quarter of the time of searching for them.
     control = _CONTROL.search(text) if len(text.translate(None, _CONTROLS)) < len(text) else None
     end = control.start() if control else len(text)
     try:

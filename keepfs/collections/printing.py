@@ -1,8 +1,9 @@
 r"""Printing: the columns of a manifest as text in normal form.
 
-Directories come depth first and sorted, each once; in a directory the blocks come in order of
-first use, each once, then the files, sorted; segments that meet are joined. So does the Python
-SDK's `manifest_text(normalize=True)`. A directory without entries has `0:0:\056`.
+Directories come depth first, sorted, each once. In a directory the blocks come first, in order
+of first use, each once; then the files, sorted. Adjacent segments are joined. This is the order
+of the Python SDK's `manifest_text(normalize=True)`. A directory without entries, except the
+root, has `0:0:\056`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
     from keepfs.collections.tables import Tables
 
-#: Bytes that a piece has at least, the last one excepted.
+#: Least bytes of a piece, except for the last one.
 _PIECE = 1 << 16
 _EMPTY = str(EMPTY_BLOCK).encode()
 
 
 def print_pieces(tables: Tables) -> Iterator[bytes]:
-    """Yield the text in normal form, in pieces of some 64 KiB.
+    """Yield the text in normal form, in pieces of about 64 KiB.
 
-    Equal manifests yield equal pieces. The memory it needs is bounded by the number of
-    blocks of the largest directory.
+    Equal manifests yield equal pieces. The memory that this needs is proportional to the
+    number of blocks of the largest directory.
     """
     waiting: list[bytes] = []
     size = 0

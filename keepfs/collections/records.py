@@ -37,26 +37,26 @@ class CollectionRecord:
     Times are texts as the server writes them (ISO 8601, UTC), empty if there is none.
 
     Attributes:
-        uuid: Empty where the server was asked by portable data hash.
+        uuid: Empty if it was requested by portable data hash.
         portable_data_hash: The hash of the contents.
-        manifest: UTF-8, its locators signed for the asking token (until `trash_at` at
-            most); None if it wasn't asked for.
-        name: Unique among those of an owner that aren't trashed.
+        manifest: UTF-8, its locators signed for the token of the request (until `trash_at`
+            at most); None if it wasn't requested.
+        name: Unique among the untrashed collections of an owner.
         owner_uuid: The uuid of a user or a project.
         properties: Properties that users have set.
-        replication_desired: Copies; None for the cluster's default.
-        storage_classes_desired: Names.
+        replication_desired: Copies; None: the cluster's default.
+        storage_classes_desired: Names of storage classes.
         trash_at: When it is trashed.
-        delete_at: When it is deleted for good.
-        is_trashed: Whether it is.
-        created_at: When.
-        modified_at: When it was changed last.
-        modified_by: The user that did it.
-        version: Counts changes, where the cluster keeps versions.
-        file_count: Files.
+        delete_at: When it is deleted permanently.
+        is_trashed: Whether it is in the trash.
+        created_at: When it was created.
+        modified_at: When it was last changed.
+        modified_by: The uuid of the user that changed it last.
+        version: The number of the version, if the cluster keeps versions.
+        file_count: The number of files.
         file_size_total: Bytes of all files.
-        etag: The etag of this description. The server takes it over the columns that it read,
-            so it compares only with one of the same request.
+        etag: The etag of the answer. The server computes it from the columns that it read, so
+            only etags of the same request can be compared.
     """
 
     uuid: str
@@ -80,10 +80,10 @@ class CollectionRecord:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> CollectionRecord:
-        """Make one of the server's answer; fields that it left out have their defaults.
+        """Make a record from the server's answer; missing fields have their defaults.
 
         Raises:
-            TypeError: A field has a value of a kind that it can't have.
+            TypeError: A field has a value of a wrong type.
             ValueError: The same.
         """
         copies = answer.get("replication_desired")
@@ -115,7 +115,7 @@ class User:
     """The user that a token is for.
 
     Attributes:
-        uuid: Also the owner of what is in the user's home project.
+        uuid: The uuid of the user, the owner of the user's home project.
         is_admin: Whether the user may do everything.
         is_active: Whether the user may do anything.
     """
@@ -132,8 +132,8 @@ class ProjectRecord:
     Attributes:
         uuid: The value for `owner_uuid`.
         name: The name that a user gave it.
-        can_write: Whether the token's user may change what is in it; None if the
-            server doesn't say.
+        can_write: Whether the token's user may change its contents; None if the server
+            doesn't report it.
     """
 
     uuid: str

@@ -1,16 +1,15 @@
 """RemoteCollections: requests to the API server about collections.
 
-Creating is idempotent. The server makes a new uuid for each request to create, and has
-no key to recognise a repeated one; but it keeps names unique among an owner's
-collections. So each collection has a name, the server is never asked to make a name
-unique (`ensure_unique_name`), and of two requests with one name at most one succeeds.
-After a failure that doesn't tell what happened (connection lost, time-out, 5xx) the name
-is looked up; what has the name, the contents and the properties is what was created.
-Where two programs might create equal collections under one name at the same moment,
-give them different properties.
+`create` is idempotent. The server makes a new uuid for each request to create, and can't
+recognise a repeated request; but it keeps names unique among an owner's collections. So
+each collection has a name, the server's option `ensure_unique_name` is never used, and of
+two requests with one name at most one succeeds. After a failure with an unknown outcome
+(connection lost, time-out, 5xx) the name is looked up. If a collection has the name, the
+contents and the properties, the request has created it. If two programs may create equal
+collections under one name at the same time, give them different properties.
 
-The server has no conditional update. `update` compares first, and a change that another
-client makes between the comparison and the update (one round trip) is not seen.
+The server has no conditional update. `update` compares first. A change that another client
+makes between the comparison and the update (one round trip) is not detected.
 """
 
 from __future__ import annotations
@@ -29,7 +28,9 @@ from keepfs.collections.api_requests import (
     quoted_path_part,
     reason_of,
 )
-from keepfs.collections.manifest_text import hash_of_text, request_body
+from keepfs.collections.manifest_text import request_body
+from keepfs.collections.names import is_uuid
+from keepfs.collections.portable import portable_data_hash
 from keepfs.collections.records import FIELDS, CollectionRecord, ProjectRecord, User
 from keepfs.collections.remote_errors import InvalidRequestError, NameTakenError
 from keepfs.collections.wishes import CollectionAttributes, Expected, compare, is_as
@@ -47,28 +48,26 @@ if TYPE_CHECKING:
 #: Rounds after the first.
 DEFAULT_RETRIES = 3
 _PATH = "arvados/v1/collections"
-#: Names that are tried when one is taken.
+#: Most further names that are tried if a name is taken.
 _MOST_NAMES = 5
 _HASH = re.compile(r"[0-9a-f]{32}\+[0-9]+(\+\S+)?\Z", re.ASCII)
-_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
 
 
 class RemoteCollections:
-    """The collections of a cluster, as one token sees them.
+    """The collections of a cluster that one token may use.
 
-    Any thread may use it. Each call blocks; `api.close()` ends the calls under way.
-    Failures that may be over in a moment (no answer, 5xx, 429, ...) are retried with
-    back-off, by `retry.Verdict`; others raise at once. Each call raises a
-    `CollectionError`: `UnauthorizedError`, `ForbiddenError`, `CollectionNotFoundError`,
-    `InvalidRequestError`, `TooLargeError`, or `ApiUnreachableError` when retries didn't help.
+    Any thread may use it. Each call blocks; `api.close()` ends the calls in progress.
+    Transient failures (`retry.Verdict`: no answer, 5xx, 429, ...) are retried with
+    back-off; others are raised at once. Each call raises a `CollectionError`:
+    `UnauthorizedError`, `ForbiddenError`, `CollectionNotFoundError`, `InvalidRequestError`,
+    `TooLargeError`, or `ApiUnreachableError` if the retries failed.
 
     Args:
-        api: Asks the server; its token may be replaced at any time.
+        api: Sends the requests; its token may be replaced at any time.
         retries: Rounds after the first.
-        backoff: Waits between rounds.
-        total: Seconds after which no call starts a further round, and at which one
-            under way ends; None for no such limit.
-        sleep: Instead of `time.sleep`.
+        backoff: The waits between rounds.
+        total: Seconds that a request may take, including its retries; None: no limit.
+        sleep: Replaces `time.sleep`.
     """
 
     def __init__(
@@ -112,12 +111,12 @@ class RemoteCollections:
     def get(self, name: str, *, with_manifest: bool = True) -> CollectionRecord:
         """Return a collection by uuid or portable data hash; hints of a hash are ignored.
 
-        The manifest takes its own size of memory, and twice that for a moment.
+        A manifest takes its size in memory, and twice that for a short time.
 
         Raises:
-            InvalidRequestError: It is neither.
+            InvalidRequestError: `name` is neither.
         """
-        if not _UUID.match(name) and not _HASH.match(name):
+        if not is_uuid(name) and not _HASH.match(name):
             raise InvalidRequestError(f"{name!r} is neither a collection's uuid nor a hash")
         name = "+".join(name.split("+")[:2])
         asked = query(select=_selected(with_manifest=with_manifest))
@@ -133,9 +132,9 @@ class RemoteCollections:
         properties: Mapping[str, Any] | None = None,
         limit: int = 100,
     ) -> list[CollectionRecord]:
-        """List collections that have all that is given, newest first, without manifests.
+        """List collections that match all arguments, newest first, without manifests.
 
-        Trashed ones are left out.
+        At most `limit` are returned. Trashed collections are left out.
         """
         given = {"name": name, "owner_uuid": owner_uuid, "portable_data_hash": portable_data_hash}
         filters = [[key, "=", value] for key, value in given.items() if value is not None]
@@ -161,7 +160,7 @@ class RemoteCollections:
         """Create one collection, however often a request must be repeated.
 
         Args:
-            manifest: Signed for the token. Its JSON takes once more its size of memory.
+            manifest: Signed for the token. Its JSON takes its size in memory once more.
             attributes: The attributes, with a name; see the module. Without an owner, it is
                 the token's user.
             unique_name: Append the time, as the server does, if the name is taken.
@@ -177,7 +176,7 @@ class RemoteCollections:
         wish = _Wish(
             attributes.name,
             owner,
-            hash_of_text(_as_utf8(manifest)),
+            portable_data_hash(_as_utf8(manifest)),
             attributes.as_json() | {"owner_uuid": owner},
         )
         other = reason = ""
@@ -209,14 +208,14 @@ class RemoteCollections:
     ) -> CollectionRecord:
         """Change a collection if it is as expected.
 
-        A request whose outcome is unknown is repeated only if the collection is still
-        as expected; if it is as wanted by then, the update has succeeded.
+        A request whose outcome is unknown is repeated only if the collection is still as
+        expected. If it already has the wanted attributes, the update has succeeded.
 
         Args:
             uuid: The uuid of the collection.
             attributes: The attributes to set.
-            expected: The state that the caller knows; the module describes the remaining race.
-            manifest: Signed for the token, unless the contents stay.
+            expected: The state before the change; the module describes the remaining race.
+            manifest: The new contents, signed for the token; None: unchanged.
             with_manifest: Whether the answer has the manifest, freshly signed.
 
         Raises:
@@ -226,7 +225,7 @@ class RemoteCollections:
         given = (attributes or CollectionAttributes()).as_json()
         wanted = dict(given)
         if manifest is not None:
-            wanted["portable_data_hash"] = hash_of_text(_as_utf8(manifest))
+            wanted["portable_data_hash"] = portable_data_hash(_as_utf8(manifest))
         select = {"select": _selected(with_manifest=with_manifest)}
         body = request_body(given, manifest, select)
         what = f"change collection {uuid}"
@@ -256,7 +255,10 @@ class RemoteCollections:
         raise self._api.given_up(failure, f"{what}; it may have been changed all the same")
 
     def trash(self, uuid: str) -> CollectionRecord:
-        """Move a collection to the trash. One that is there already raises not found or stays."""
+        """Move a collection to the trash.
+
+        If it is there already, it stays, or the server answers `CollectionNotFoundError`.
+        """
         path = f"{_PATH}/{quoted_path_part(uuid)}/trash"
         return self._api.record(self._api.ask("POST", path, f"trash collection {uuid}", b"{}"))
 
@@ -265,7 +267,7 @@ class RemoteCollections:
     def _create_named(
         self, wish: _Wish, manifest: str | bytes, *, with_manifest: bool
     ) -> CollectionRecord | tuple[str, str]:
-        """Create one if its name is free; else return the owner and the server's reason."""
+        """Create one; if its name is taken, return the other's uuid and the server's reason."""
         options = {"select": _selected(with_manifest=with_manifest)}
         body = request_body(wish.given, manifest, options)
         what = f"create collection {wish.name!r}"
@@ -285,7 +287,7 @@ class RemoteCollections:
                     continue
                 if not is_name_taken(error):
                     raise self._api.translated(error, what, None, len(body)) from error
-                # The first of our own requests may have been carried out only now.
+                # An earlier request of this call may have been carried out late.
                 if failure is not None and (made := self._made(wish, None)):
                     return self.get(made.uuid) if with_manifest else made
                 taken = self.find(name=wish.name, owner_uuid=wish.owner, limit=1)
@@ -299,7 +301,7 @@ class RemoteCollections:
         raise self._api.given_up(failure, f"{what}; it may have been created: look for its name")
 
     def _made(self, wish: _Wish, total: float | None) -> CollectionRecord | None:
-        """Look for what an earlier request has created."""
+        """Return the collection that an earlier request created, or None."""
         filters = [["name", "=", wish.name], ["owner_uuid", "=", wish.owner]]
         asked = query(filters=filters, select=_selected(with_manifest=False), count="none")
         found = self._api.once("GET", f"{_PATH}{asked}", None, total).get("items")
@@ -329,7 +331,7 @@ class _Wish:
 
 
 def _names(name: str, *, unique: bool) -> Iterator[str]:
-    """Yield the names to try: the one that was given, then with the time behind it."""
+    """Yield the names to try: the given one, then that with the time appended."""
     yield name
     for _ in range(_MOST_NAMES if unique else 0):
         now = dt.datetime.now(dt.UTC)

@@ -19,7 +19,7 @@ class CollectionError(KeepRequestError):
 
     Args:
         message: What failed, why, and what to do.
-        cause: Why; the class's own when not given.
+        cause: The reason; None: the default of the class.
         status: The HTTP status; 0 without an answer.
         reason: The server's reason; empty if it gave none.
     """
@@ -33,7 +33,7 @@ class CollectionError(KeepRequestError):
 
 
 class CollectionNotFoundError(CollectionError):
-    """There is no such collection or project, or it is in the trash, or may not be read."""
+    """The collection or project doesn't exist, is in the trash, or may not be read."""
 
     cause = Cause.NOT_FOUND
 
@@ -51,13 +51,13 @@ class ForbiddenError(CollectionError):
 
 
 class ChangedMeanwhileError(CollectionError):
-    """The collection isn't as the caller expects: somebody else changed it.
+    """The collection isn't as the caller expects: another client changed it.
 
     Args:
-        message: Says what was changed, when and by which user.
-        changed: Attribute to (expected, found).
-        modified_at: When it was changed last, as the server writes it.
-        modified_by: Uuid of the user that did it.
+        message: What was changed, when and by which user.
+        changed: The expected and the found value of each changed attribute.
+        modified_at: When it was last changed, as the server writes it.
+        modified_by: The uuid of the user that changed it last.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class NameTakenError(CollectionError):
     """Another collection of the same owner has the name.
 
     Args:
-        message: Names it.
-        uuid: The other collection's; empty if it can't be read.
-        reason: The server's reason; empty if it was not asked to create a collection.
+        message: What failed, with the name.
+        uuid: The uuid of the other collection; empty if it can't be read.
+        reason: The server's reason; empty if no request to create or change was sent.
     """
 
     def __init__(self, message: str, *, uuid: str, reason: str = "") -> None:
@@ -89,7 +89,7 @@ class NameTakenError(CollectionError):
 
 
 class InvalidRequestError(CollectionError):
-    """The server, or the check before it, refuses what was given (400, 422)."""
+    """The server, or a check before the request, refuses the arguments (400, 422)."""
 
 
 class TooLargeError(CollectionError):
@@ -97,9 +97,9 @@ class TooLargeError(CollectionError):
 
 
 class ApiUnreachableError(CollectionError):
-    """No answer of use came, and retries didn't help; it may be over soon.
+    """No usable answer came, also after retries; a later call may succeed.
 
-    `cause` tells whether it was away, too slow, or failed by itself.
+    `cause` distinguishes a server that is unreachable, too slow, or failing.
     """
 
     cause = Cause.UNREACHABLE

@@ -2,8 +2,8 @@
 
 The blocks of all streams are laid one after another in one *address space*. A file is a list of
 segments, each a start in the address space and an end in the file; so a segment over a
-thousand blocks takes as much memory as one inside a block. What is looked up is sorted, and
-found by bisection.
+thousand blocks takes as much memory as one inside a block. Names are sorted, and found by
+bisection.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Blocks:
 
 @dataclass(slots=True)
 class Segments:
-    """The segments of all files, those of one file in a row.
+    """The segments of all files; those of one file have consecutive numbers.
 
     Attributes:
         firsts: The number of each file's first segment, and the count of all.
@@ -93,8 +93,8 @@ class Segments:
 class Tables:
     """The columns of a manifest.
 
-    Directories are numbered breadth first, the root being 0: so the children of one are in a
-    row, sorted. The files of one directory are in a row, sorted.
+    Directories are numbered breadth first from the root, which is 0. So the children of a
+    directory have consecutive numbers, sorted by name. The same is true of its files.
 
     Attributes:
         directories: The directories' names; the root's is empty.
@@ -102,9 +102,9 @@ class Tables:
         children: The number of each directory's first child, and the count of directories.
         files: The files' names.
         first_files: The number of each directory's first file.
-        last_files: One more than that of its last.
+        last_files: One more than the number of each directory's last file.
         segments: The segments of each file.
-        blocks: Where the bytes are.
+        blocks: The blocks that have the bytes.
     """
 
     directories: Names
@@ -118,7 +118,7 @@ class Tables:
 
     @property
     def memory_size(self) -> int:
-        """Bytes of memory, estimated without a pass: all locators count as long as the first."""
+        """Bytes of memory, estimated in constant time: each locator counts as the first."""
         columns = (
             *(self.parents, self.children, self.first_files, self.last_files),
             *(self.segments.firsts, self.segments.starts, self.segments.ends),
@@ -130,7 +130,7 @@ class Tables:
         return self.directories.memory_size + self.files.memory_size + packed + of_locators
 
     def ranges(self, file: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield where the bytes `start` to `stop - 1` of a file are.
+        """Yield the blocks of the bytes `start` to `stop - 1` of a file.
 
         Args:
             file: The number of the file.
@@ -138,8 +138,8 @@ class Tables:
             stop: One more than the last, at most the size of the file.
 
         Yields:
-            The number of a block, an offset in it, and how many bytes (at least 1) are there. No
-            two in a row could be joined into one.
+            The number of a block, an offset in it, and a number of bytes, at least 1. Adjacent
+            ranges are joined.
         """
         block = offset = length = 0
         for piece, at, count in self._pieces(file, start, stop):
@@ -181,7 +181,7 @@ class Tables:
         return b"/".join(reversed(names))
 
     def depth_first(self) -> Iterator[int]:
-        """Yield all directories in normal order: each before its children, those sorted."""
+        """Yield all directories in normal order: each before its children, which are sorted."""
         stack = [0]
         while stack:
             directory = stack.pop()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """How a collection should be found. What is None isn't compared.
+    """The expected state of a collection. An attribute that is None isn't compared.
 
     Attributes:
         portable_data_hash: The hash of the contents.
@@ -34,15 +34,17 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionAttributes:
-    """What can be set of a collection. What is None stays, or has the cluster's default.
+    """The attributes of a collection that can be set.
+
+    An attribute that is None stays as it is, or gets the cluster's default.
 
     Attributes:
         name: Unique among its owner's collections.
         owner_uuid: A user or a project.
         properties: Any JSON object; replaces the old one.
         replication_desired: Copies, from 1.
-        storage_classes_desired: Names.
-        trash_at: When it is to be trashed; with a time zone.
+        storage_classes_desired: Names of storage classes.
+        trash_at: The time at which the server trashes it; with a time zone.
     """
 
     name: str | None = None
@@ -53,7 +55,7 @@ class CollectionAttributes:
     trash_at: dt.datetime | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is set, as the server takes it."""
+        """Return the attributes that are set, as JSON for the API server."""
         given: dict[str, Any] = {
             "name": self.name,
             "owner_uuid": self.owner_uuid,
@@ -72,7 +74,7 @@ class CollectionAttributes:
 
 
 def compare(record: CollectionRecord, expected: Expected) -> None:
-    """Accept a collection that is as expected.
+    """Check that a collection is as expected.
 
     Raises:
         ChangedMeanwhileError: It isn't.
@@ -96,5 +98,5 @@ def compare(record: CollectionRecord, expected: Expected) -> None:
 
 
 def is_as(answer: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Tell whether a collection is as an update would have made it; times aren't compared."""
+    """Return whether a collection has the wanted attributes; `trash_at` isn't compared."""
     return all(answer.get(name) == value for name, value in wanted.items() if name != "trash_at")

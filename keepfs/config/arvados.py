@@ -28,11 +28,11 @@ CA_FILES = (
     Path("/etc/pki/tls/certs/ca-bundle.crt"),
 )
 
-#: The machine's settings file, read where no other exists.
+#: The machine's settings file, read if no other exists.
 SYSTEM_FILE = Path("/etc/arvados/settings.conf")
 
-#: The file of the services, which find it by $CONFIGURATION_DIRECTORY. A command for one of
-#: their mounts is run in a shell, without that variable.
+#: The settings file of systemd services. A service finds it by $CONFIGURATION_DIRECTORY; a
+#: command in a shell for a service's mount lacks that variable, and reads this path.
 SERVICES_FILE = Path("/etc/keepfs/settings.conf")
 
 
@@ -93,7 +93,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def _is_used(path: Path) -> bool:
-    """Return whether a settings file exists; a user who may not read the services' has none."""
+    """Return whether a settings file exists; the services' file must be readable, too."""
     return os.access(path, os.R_OK) if path == SERVICES_FILE else path.is_file()
 
 

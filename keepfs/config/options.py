@@ -45,7 +45,7 @@ class StoreOptions:
         cache_size: Bytes of blocks kept in memory.
         disk_cache: Bytes of blocks kept on the disk; 0 for none, `AUTOMATIC` for a tenth of
             the disk or a quarter of what is free, whichever is less.
-        disk_cache_dir: Where; None for the user's cache directory.
+        disk_cache_dir: The directory of the disk cache; None for the default one of the user.
         retries: Retry rounds after the first; the default takes about a minute.
         token_file: A file with the token, read again when the token is
             refused; None for Arvados's own settings.
@@ -100,7 +100,7 @@ class MountOptions:
         gid: Group of everything; None for the creator's group.
         umask: Permission bits removed from the fixed directories.
         allow_other: Let other users access the mount, subject to permissions.
-        share_signatures: Let a name without a signature use one that this mount knows.
+        share_signatures: Let a name without a signature use one that this mount has seen.
         read_only: Refuse every change.
         noexec: Let no program of the mount be run.
         nonempty: Mount over a directory that has entries.
@@ -112,7 +112,7 @@ class MountOptions:
             default of the store.
         retain_as: Name of the collection, or uuid of an empty one; None for a name made of
             host and mount point.
-        read_ahead: Bytes the kernel may read ahead, if we may set it;
+        read_ahead: Bytes the kernel may read ahead, if this process may set it;
             0 leaves the kernel's value.
         core_dumps: Let the kernel write core dumps of the process.
         metrics: Host and port on which metrics are served; None: on none. Port 0: a free one.
@@ -166,7 +166,7 @@ CONFIG_KEYS = frozenset(
     for field in dataclasses.fields(kind)
     if field.name not in {"mountpoint", "store", "keep_services_from"}
 )
-#: The keys that say where the blocks are; one excludes the other.
+#: The keys that name the store; one excludes the other.
 _PLACES = frozenset(("local-store", "keep-services"))
 #: The keys whose values are paths.
 _PATHS = frozenset(
@@ -224,12 +224,12 @@ def default_config_files(system: Path = SYSTEM_DIRECTORY) -> list[Path]:
 def read_default_files(
     mountpoints: Container[Path] = (), system: Path = SYSTEM_DIRECTORY
 ) -> dict[str, object]:
-    """Read the default configuration files; the first that has a key decides.
+    """Read the default configuration files; the first file that has a key sets its value.
 
-    A user who may not read the machine's file has the user's alone.
+    A machine's file that this user may not read is skipped.
 
     Args:
-        mountpoints: The names of the mount point whose tables count; see `read_config_file`.
+        mountpoints: The names of the mount point whose tables apply; see `read_config_file`.
         system: The directory of the machine's file.
 
     Raises:
@@ -252,7 +252,7 @@ def read_config_file(path: Path, mountpoints: Container[Path] = ()) -> dict[str,
 
     Args:
         path: A TOML file with keys of `CONFIG_KEYS`.
-        mountpoints: The tables of these mount points count; all are checked.
+        mountpoints: The tables of these mount points apply; the keys of all tables are checked.
 
     Raises:
         OptionsError: The file can't be read or parsed, or has an unknown key.
@@ -295,7 +295,7 @@ def _check_keys(path: Path, settings: dict[str, object], where: str = "") -> Non
 
 
 def _overridden(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
-    """Return the settings of both; those of `above` decide, also on where the blocks are."""
+    """Return the settings of both; `above` overrides, and its store replaces that of `below`."""
     if _PLACES & above.keys():
         below = {key: value for key, value in below.items() if key not in _PLACES}
     return {**below, **above}

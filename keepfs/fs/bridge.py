@@ -2,7 +2,7 @@
 
 A `BlockStore` blocks; the file system may not. Requests that memory can answer are
 answered in the trio thread. The rest runs in worker threads, and tasks wait for an
-event. So any handler can be cancelled while its thread runs on: a fetch fills the
+event. So any handler can be cancelled while its thread continues: a fetch fills the
 cache, a store is completed.
 """
 
@@ -47,8 +47,8 @@ DEFAULT_MAX_WRITES = 4
 #: stalled write costs a thread; its bytes count against the staging area. Guessed: a block
 #: takes about 2 s over 1 Gbit/s, with the service's disk.
 _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
-#: Most threads that fetch collections and parse manifests at once, which takes the
-#: interpreter's lock; and how many times as many, where some are stalled.
+#: Most threads that fetch collections and parse manifests concurrently: parsing holds the
+#: interpreter's lock. The second is the factor by which the limit grows with stalled calls.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
 #: Most threads that sync the catalog or write other state to this machine's disk.
 _MAX_DISK_TASKS = 2
@@ -57,16 +57,19 @@ _MAX_SPILLS = 8
 
 
 class BlockStore(Protocol):
-    """The store interface of the file system. Calls may block; any thread may make them."""
+    """The store interface of the file system. Calls may block; any thread may make them.
+
+    A call that fails raises KeepRequestError.
+    """
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
         """Return a verified block from the cache without waiting, else None.
 
-        `keep_for`: seconds for which the caller expects to go on reading it.
+        `keep_for`: seconds for which the caller expects to continue reading it.
         """
 
     def release(self, locator: KeepLocator) -> None:
-        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+        """End the effect of `keep_for` on a cached block, when its reader has left it."""
 
     def has_disk_cache(self) -> bool:
         """Return whether parts of blocks may be on the disk, without waiting."""
@@ -178,7 +181,7 @@ class AsyncBlocks:
 
         Args:
             locator: The block's locator.
-            keep_for: Seconds for which a sequential reader expects to go on reading
+            keep_for: Seconds for which a sequential reader expects to continue reading
                 the block. Until then it is evicted after other blocks.
 
         Raises:
@@ -229,11 +232,11 @@ class AsyncBlocks:
         return True
 
     def release(self, locator: KeepLocator) -> None:
-        """Let a block be evicted like any other: the reader that it was kept for has gone on."""
+        """End the effect of `keep_for` on a block, when its reader has left it."""
         self._store.release(locator)
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds a lookup should wait, from usual answer times; `most` at most."""
+        """Return the seconds that a lookup should wait, by usual answer times; `most` at most."""
         return self._store.lookup_wait(most)
 
     def probe(self, locator: KeepLocator, wait: float) -> Future[int | None]:
@@ -245,7 +248,7 @@ class AsyncBlocks:
     def head(
         self, locator: KeepLocator, then: Callable[[Future[int]], None] = lambda _: None
     ) -> Future[int]:
-        """Request a block's size."""
+        """Start to request a block's size; `then` is called when the request has ended."""
         future = Future(then)
         self._start(lambda: self._store.head_block(locator), self._lookups, future)
         return future
@@ -311,13 +314,16 @@ class AsyncBlocks:
                 self._awaited.discard(scope)
 
     def abandon_writes(self) -> None:
-        """Allow `open_blocks` to end without waiting for stores and disk work: data is safe."""
+        """Let `open_blocks` end without waiting for stores and disk work.
+
+        Call it when no data depends on them any more.
+        """
         self._abandons_writes = True
         for scope in list(self._awaited):
             scope.shield = False
 
     def hash(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Run work that only computes in a thread, one per CPU; then call `then`."""
+        """Run a computation in one of as many threads as there are CPUs; then call `then`."""
         self._start(work, self._hashes, Future[None](lambda _: then()))
 
     def ask(
@@ -326,8 +332,8 @@ class AsyncBlocks:
         """Begin to fetch a collection, in threads that do not delay reads and writes.
 
         Args:
-            work: Asks, and may block; abandoned when the mount ends.
-            then: Called in the trio thread when it has ended.
+            work: Sends the requests; may block. It is abandoned when the mount ends.
+            then: Called in the trio thread when the work has ended.
         """
         future = Future(then)
         self._start(work, self._questions, future)
@@ -354,8 +360,8 @@ class AsyncBlocks:
     async def spill(self, work: Callable[[], _T]) -> _T:
         """Run work that spills unstored bytes to the local disk, and return its result.
 
-        It has separate threads, so that it waits neither for stores nor for syncs. If no
-        thread can be started it blocks the trio thread: safe data matters more than latency.
+        Separate threads keep it from waiting for stores and syncs. If no thread can be started,
+        the work blocks the trio thread: safe data matters more than latency.
         Cancellation abandons the wait, not the work.
         """
         future = Future[_T]()

@@ -4,8 +4,8 @@ A name that isn't a locator fails at once. The store is queried for a locator
 until its block was seen. After that, everything but the bytes follows from the
 name, until its signature expires.
 
-The listing shows names that were found or uploaded: to each user those that the
-user has looked up or may read in upload/.
+A listing shows names that were found or uploaded; each user sees those that the user
+has looked up or may read in upload/.
 
 For the trio thread only.
 """
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 NOT_FOUND_TIMEOUT = 1.0
 #: Seconds for which the kernel caches a name whose block was not seen yet.
 TRUSTED_TIMEOUT = 2.0
-#: Seconds for which the kernel caches the permissions of an uploaded block: those of its file
-#: may change.
+#: Seconds for which the kernel caches the permissions of an uploaded block: they follow those
+#: of its file, which may change.
 UPLOADED_TIMEOUT = 1.0
-#: The hints of a locator but its size: signatures, which are secrets of their user, and others.
+#: Any hint of a locator except the size. Signatures are secrets of their user.
 _HINTS = re.compile(r"\+[A-Z][^+,]*")
-#: Most names listed: those found last. They take 2 MB of memory.
+#: Most names listed, those used last. They take 2 MB of memory.
 MAX_KNOWN_NAMES = 10_000
 
 
@@ -67,7 +67,7 @@ class BlockFile(FileNode):
         locators: The locators of the blocks, in order.
         sizes: The size of each, in bytes.
         blocks: The block store.
-        owner: Gives user and group, unless the block was uploaded.
+        owner: Its user and group are used, unless the block was uploaded.
         owners: The owners of uploaded blocks.
 
     Attributes:
@@ -125,7 +125,10 @@ class BlockFile(FileNode):
         return self.is_seen and not any(it.permission_expired() for it in self._locators)
 
     def attributes(self) -> Attributes:
-        """Return the attributes: valid until a signature expires, 2 s if the block wasn't seen."""
+        """Return the attributes, valid until a signature expires.
+
+        2 s if the block wasn't seen; 1 s for the permissions of an uploaded block.
+        """
         uploaded = self._owners.metadata(self._locators)
         if uploaded is not None:
             self.metadata = uploaded
@@ -140,7 +143,7 @@ class BlockFile(FileNode):
         )
 
     def use(self, locators: tuple[KeepLocator, ...]) -> None:
-        """Read by these locators of the same blocks from now on: signatures may be newer."""
+        """Use these locators of the same blocks from now on; their signatures may be newer."""
         self._locators = locators
 
     def found_by(self, caller: Caller) -> None:
@@ -196,9 +199,9 @@ class ByIdDirectory(DirectoryNode):
     Args:
         metadata: Its owner, mode and times.
         blocks: The block store.
-        lookups: Looks names up; None: `Lookups` with its defaults.
-        signatures: Signatures for names without one; None: such names are asked for as they
-            are, which services that sign refuse.
+        lookups: Looks names up; None for `Lookups` with its defaults.
+        signatures: Signatures for names without one. None: such names are requested unsigned,
+            which services that sign refuse.
     """
 
     def __init__(
@@ -250,7 +253,8 @@ class ByIdDirectory(DirectoryNode):
         if self._signatures is not None:
             locators = tuple(map(self._signatures.signed, locators))
         try:
-            # Of a list only the first block is fetched: all of them might fill the cache.
+            # Of a list only the first block is fetched, and the size of blocks without one is
+            # requested: all blocks might fill the cache.
             findings = [
                 await self._lookups.find(locator)
                 for number, locator in enumerate(locators)
@@ -303,7 +307,7 @@ class ByIdDirectory(DirectoryNode):
     def _remember(
         self, name: str, locators: tuple[KeepLocator, ...], sizes: tuple[int, ...]
     ) -> BlockFile:
-        # A concurrent lookup may have made the file: the kernel must see a single one.
+        # A concurrent lookup may have made the file: a name must have one inode.
         file = self._known.get(name)
         if file is None:
             file = BlockFile(locators, sizes, self._blocks, self.metadata, self._owners)

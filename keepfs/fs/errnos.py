@@ -26,7 +26,7 @@ class RefusedError(Exception):
         self.errno = number
 
 
-#: Has a row for every cause; a test checks that.
+#: The errno of each cause of a failed request; a test checks that none is missing.
 ERRNO_BY_CAUSE: Mapping[Cause, int] = {
     Cause.NOT_FOUND: errno.ENOENT,
     Cause.DENIED: errno.EACCES,

@@ -10,7 +10,8 @@ from keepfs.messages.message import ids_in
 def failure_text(error: BaseException) -> str:
     """Return the text of a failure in one line, with the file's name if it has one.
 
-    The text of an exception that is none of the client's or the system's is returned as it is.
+    The id of a message is added, except for exceptions of other parts than the client and the
+    operating system.
     """
     text = str(error)
     if ids_in(text):

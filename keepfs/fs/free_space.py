@@ -17,8 +17,8 @@ class Space(NamedTuple):
     """The capacity of a store, in bytes.
 
     Attributes:
-        size: Total.
-        free: Free.
+        size: The capacity.
+        free: The free part of it.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""Future: the result or failure of work that a task or thread does.
+"""Future: the result or failure of work in a task or thread.
 
 For the trio thread only.
 """

@@ -28,7 +28,7 @@ class InodeTable:
     """The nodes that the kernel has looked up, by inode number.
 
     Invariant: a node is in the table from its first `remember` until `forget` has
-    taken back every lookup; the root is always in it.
+    subtracted every lookup; the root is always in it.
 
     Args:
         root: The mount's root directory.
@@ -131,8 +131,8 @@ class Listing:
     Attributes:
         node: The directory.
         caller: The user that reads it.
-        names: All of them, or those gone through so far: a reader may go back to any.
-        rest: Those that follow; None where `names` has all.
+        names: All names, or those read so far, since a reader may return to any of them.
+        rest: The names that follow; None if `names` has all.
     """
 
     node: DirectoryNode

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that a lookup waits at most.
+#: Most seconds that a lookup waits.
 DEFAULT_LOOKUP_WAIT = 2.0
 #: Seconds for which a late answer is kept for the next lookup of the name.
 _LATE_ANSWER = 30.0
@@ -88,9 +88,9 @@ class Lookups:
         """Find a block, within the time that a lookup may take.
 
         Raises:
-            KeepReadError: The store reports a permanent failure. Or its name has
-                no size and there is no answer yet (cause TIMED_OUT): the request
-                continues, and a later call gets the answer.
+            KeepReadError: The store reports a permanent failure. For a name without a
+                size, any failure is raised, and a missing answer is one (cause TIMED_OUT):
+                the request continues, and a later call gets the answer.
         """
         if locator.size is None:
             return await self._find_size(locator)
@@ -152,5 +152,5 @@ def _is_definite(error: KeepRequestError) -> bool:
     """Return whether the failure is permanent, so that a retry can't help."""
     if error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
         return True
-    # Another copy may be intact. But without a service's answer the locator itself is wrong.
+    # Another copy may be intact. Without a service's answer the locator itself is invalid.
     return error.cause is Cause.CORRUPT and not error.request_errors()

@@ -1,7 +1,7 @@
 """Nodes: the interface of files, directories and symlinks.
 
-`keepfs.fs.operations` calls nodes; a node knows neither requests nor handles.
-Operations that a node doesn't override fail with EROFS.
+`keepfs.fs.operations` calls nodes; a node refers to neither requests nor handles.
+Operations that a node doesn't override raise RefusedError with EROFS.
 For the trio thread only.
 """
 
@@ -33,8 +33,8 @@ ENDLESS = 365 * 24 * 3600.0
 #: (1.7 times as fast as with 4 KiB).
 BLOCK_SIZE_HINT = 1024 * 1024
 
-#: The time of what has none, in nanoseconds since 1970: the first that every archive format can
-#: hold (1980-01-01 UTC). One that moves would make the kernel drop its pages.
+#: The times of nodes without times, in nanoseconds since 1970: 1980-01-01 UTC, the first time
+#: that every archive format can hold. A time that changes would make the kernel drop its pages.
 TIMELESS_NS = 315_532_800 * 10**9
 
 #: The inode number of the mount's root, FUSE_ROOT_ID of the protocol.
@@ -95,7 +95,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Caller:
-    """The process that makes a request.
+    """The process that made a request.
 
     Attributes:
         uid: Its user id.
@@ -250,7 +250,7 @@ class Node:
         return True
 
     def forgotten(self) -> None:
-        """Handle that the kernel has forgotten it. Must not raise."""
+        """Release resources after the kernel's last forget. Must not raise."""
 
     async def sync(self) -> None:
         """Wait until its stored content and its names survive a power cut."""
@@ -271,7 +271,7 @@ class FileNode(Node):
 
     @property
     def path(self) -> str:
-        """The path below upload/; empty if it has none."""
+        """The path for the log, below upload/ or collections/; empty if it has none."""
         return ""
 
     @property
@@ -307,7 +307,7 @@ class FileNode(Node):
 
     @property
     def has_untried_changes(self) -> bool:
-        """Whether there are changes that no attempt to store has included."""
+        """Whether there are changes that no finished attempt to store has covered."""
         return False
 
     async def store(self) -> None:
@@ -344,8 +344,8 @@ class SymlinkNode(Node):
 class DirectoryNode(Node):
     """A directory; read-only unless a subclass overrides the changes.
 
-    Its link count is 1, which programs understand as: the number of
-    subdirectories is unknown.
+    A change raises RefusedError with the errno for the caller, or OSError if it can't be
+    recorded. The link count is 1: by convention the number of subdirectories is unknown.
     """
 
     __slots__ = ()
@@ -374,8 +374,8 @@ class DirectoryNode(Node):
     def names(self) -> Iterable[str]:
         """Iterate over the names to list; entries may change meanwhile.
 
-        One that is there all the while comes once. A sequence is asked for its items by
-        number, and not kept in another form.
+        An entry that exists during the whole iteration is returned once. A sequence that
+        this returns is used by index, without a copy.
         """
 
     @abc.abstractmethod
@@ -424,7 +424,7 @@ def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
     changed = replace(metadata)
     if changes.gid is not None and changes.gid != metadata.gid:
         changed.gid = changes.gid
-        if stat.S_ISREG(metadata.mode):  # as chown(2): the new group gets no rights by it
+        if stat.S_ISREG(metadata.mode):  # as chown(2): the new group gets no such rights
             changed.mode &= ~stat.S_ISUID
             changed.mode &= ~stat.S_ISGID if metadata.mode & stat.S_IXGRP else ~0
     if changes.mode is not None:

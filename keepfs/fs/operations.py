@@ -1,7 +1,7 @@
 """Handlers of pyfuse3: decode a request, call a node, encode the reply.
 
-A protocol adapter only. Every handler except `forget` is guarded, so that no
-failure ends the mount.
+This module only adapts the protocol. Every handler except `forget` is guarded, so
+that no failure ends the mount.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 #: Most names checked for one readdir, about 5 ms: the kernel may request 6,000, and all other
 #: requests wait meanwhile.
 _MOST_LISTED = 256
-#: By the flags of renameat2(2).
+#: Modes of a rename by the flags of renameat2(2).
 _RENAME_MODES = {
     0: RenameMode.REPLACE,
     pyfuse3.RENAME_NOREPLACE: RenameMode.NO_REPLACE,
@@ -67,7 +67,7 @@ class Operations(pyfuse3.Operations):
 
     Args:
         root: The root directory.
-        blocks: The block store; gives the free space.
+        blocks: The block store, for the free space.
         requests: The register of requests in progress.
         ownership: The owner and group of new nodes.
         read_only: Refuse all changes.
@@ -250,7 +250,7 @@ class Operations(pyfuse3.Operations):
         node = self._inodes[inode]
         changes = replies.changes(attr, fields)
         if self._ownership.gid is not None and changes.gid not in {None, self._ownership.gid}:
-            raise RefusedError(errno.EPERM)  # the group of everything is an option's
+            raise RefusedError(errno.EPERM)  # --gid sets the group of all nodes
         if isinstance(node, FileNode):
             self.requests.about(node)
         with self._resizing(node):
@@ -349,7 +349,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        """Close a handle; a task of the mount stores what mmap wrote since the last flush."""
+        """Close a handle; start to store the bytes that mmap wrote since the last flush."""
         node = self._files.remove(fh).node
         try:
             if node.has_untried_changes:
@@ -366,7 +366,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """List entries from number `start_id` on: as many as fit, at most 256 names checked."""
+        """List entries from number `start_id` on; check 256 names, more if none is listed."""
         listing = self._listings[fh]
         if start_id == 0:
             listing.begin()
@@ -419,7 +419,7 @@ class Operations(pyfuse3.Operations):
             raise
 
     def _told(self, node: Node) -> EntryAttributes:
-        """Return the attributes of a node for a reply, and count the lookup."""
+        """Return a node's attributes for a reply that passes the node, and count the lookup."""
         attributes = replies.entry(node.attributes())
         self._inodes.remember(node)
         return attributes

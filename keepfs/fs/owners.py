@@ -2,8 +2,9 @@
 
 A block that was stored from upload/ has the owner, group and read permissions of
 its file under every name in by_id/: with other hints, without a size, or as a
-part of a list. Only names with the same signature count, since another signature
-gives its holder a right of its own. Without signatures the digest alone counts.
+part of a list. This applies to names with the same signature only, since another
+signature gives its holder a separate right. Blocks without signatures are matched by
+the digest alone.
 For the trio thread only.
 """
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 MAX_BLOCKS = 10_000
 
 _ALL_MAY_READ = 0o444
-# Group and read permissions of the file that has a block, by its user: a user's last file
-# counts, or a new group would look like a second owner.
+# Group and read permissions of the last file with a block, by the owner of the file. Earlier
+# files of the owner are dropped: a changed group must not count as a second owner.
 _Permissions: TypeAlias = "dict[int, tuple[int, int]]"
 
 
@@ -53,7 +54,7 @@ class Owners:
     def metadata(self, locators: Iterable[KeepLocator]) -> Metadata | None:
         """Return owner and mode of a name of these blocks; None if none was stored here.
 
-        A block that several owners have doesn't restrict the name: each of them knows
+        A block that several owners have stored doesn't restrict the name: each of them has
         its content. If the other blocks have different owners, all users may read the
         name if others may read each of these blocks, else only root may.
         """

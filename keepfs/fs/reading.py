@@ -1,8 +1,8 @@
 """BlockReader: reads of a file of several blocks, with read-ahead.
 
-Sequential readers get read-ahead; random readers do not. If the kernel has most pages of
-the file, only the reads of the others arrive here: a sequential reader is then recognized
-by the blocks that it reads from, one after the other.
+Sequential readers get read-ahead; random readers do not. If the kernel has cached most pages
+of the file, only reads of the other pages arrive here. A sequential reader is then recognized
+by the consecutive blocks that it reads from.
 For the trio thread only.
 """
 
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from keepfs.fs.bridge import AsyncBlocks
     from keepfs.keep.locator import KeepLocator
 
-#: Blocks fetched ahead: 2, so that two are received and hashed concurrently.
+#: Number of blocks fetched ahead: two are received and hashed concurrently.
 _DEPTH = 2
 #: Bytes by which a sequential read may miss the end of the last: the kernel reads
 #: ahead by 1 MiB, and its requests may arrive out of order.
 _SLACK = 4 * 1024 * 1024
-#: Bytes of a block after which a sequential reader is expected to go on.
+#: Bytes read of a block after which a sequential reader is expected to continue.
 _PROOF = 2 * 1024 * 1024
-#: Seconds for which a block is kept before that: some programs read only heads of files.
+#: Seconds for which a block is kept for a reader before `_PROOF` bytes were read: some
+#: programs read only the beginnings of files.
 _UNPROVEN_PATIENCE = 0.1
 #: Consecutive blocks, of which any part was read, that make a sequential reader.
 _RUN = 3
@@ -97,18 +98,19 @@ class BlockReader:
         return block[begin:end]
 
     def _enter(self, number: int) -> None:
-        """Note the first read of a block, and release the blocks that its reader has left.
+        """Record the first read of a block, and release the blocks that its reader has left.
 
-        The block before it and that of the last read are kept: reads of their ends may
-        arrive later. So are the blocks of other readers, unless this one is new.
+        The block before it and the block of the last read are kept, since reads of their ends
+        may arrive later. If the block was not fetched ahead, only blocks that were fetched
+        ahead elsewhere and not read are released.
         """
         if number in self._kept and number not in self._unread:
-            return  # readers take turns
+            return  # concurrent readers alternate
         previous, self._current = self._current, number
         self._run = self._run + 1 if number == previous + 1 else 1
         if number in self._kept:
             passed = [*range(number - 1 - _DEPTH, number - 1)]
-        else:  # the kernel had what was fetched ahead, or this is another reader
+        else:  # the kernel had cached the blocks fetched ahead, or this is another reader
             ahead = range(number - 1, number + 1 + _DEPTH)
             passed = [each for each in self._unread if each not in ahead]
         for each in passed:

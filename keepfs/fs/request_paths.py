@@ -1,4 +1,4 @@
-"""Request paths: which file a request in progress is about, for diagnosis."""
+"""Request paths: the path of the file of a request in progress, for diagnosis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BY_NAME = frozenset(
     ("lookup", "create", "mknod", "mkdir", "symlink", "unlink", "rmdir", "rename")
 )
-#: Handlers whose first argument is the handle of a file, and of a directory.
+#: Handlers whose first argument is the handle of a file; those with one of a directory follow.
 _BY_FILE = frozenset(("read", "write", "flush", "fsync", "release"))
 _BY_LISTING = frozenset(("readdir", "releasedir", "fsyncdir"))
 
@@ -32,7 +32,7 @@ def path_of(
 
     Args:
         request: The request.
-        inodes: The nodes that the kernel knows.
+        inodes: The nodes that the kernel has looked up.
         files: The open files.
         listings: The open directories.
     """

@@ -2,8 +2,8 @@
 
 pyfuse3 doesn't support interrupts: a client that waits in a lookup or a close can't
 be killed until the handler answers. So every request is registered here, and a watch
-checks the waiting requests: ten times a second while they are young, once a second at
-last. A request older than the deadline is answered ETIMEDOUT; a request whose caller has
+checks the waiting requests: ten times a second while they are young, later down to
+once a second. A request older than the deadline is answered ETIMEDOUT; a request whose caller has
 a fatal signal pending is answered EINTR. Without requests the watch sleeps.
 
 This cancels the handler, not the work that it waits for: threads that fetch or
@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 #: A check reads a file of /proc for each process that waits, in some 40 µs. Guessed.
 WATCH_INTERVAL = 0.1
 #: An older request is checked again after this fraction of its age, and at least once per
-#: `_LONGEST_INTERVAL` seconds. A killed client that has waited for 10 s waits for 1 s more.
+#: `_LONGEST_INTERVAL` seconds: a client killed after 10 s waits for at most 1 s more.
 _AGE_FRACTION, _LONGEST_INTERVAL = 0.1, 1.0
 
 #: Seconds within which the kernel retries a range whose read was given up.
@@ -67,8 +67,8 @@ class _Request:
 
     Attributes:
         name: The name of its handler.
-        arguments: Those of the handler.
-        scope: Cancelled to give it up.
+        arguments: The arguments of the handler.
+        scope: The scope of the handler; the watch cancels it to give the request up.
         since: Its start time.
         pid: The caller; 0 if unknown.
         opener: The process that opened the file, if pyfuse3 doesn't report the caller. They
@@ -106,7 +106,7 @@ class RequestInProgress:
 
     Attributes:
         kind: The name of its handler.
-        arguments: Those of the handler; `Operations.path_of` finds the path.
+        arguments: The arguments of the handler, from which `Operations.path_of` finds the path.
         since: Its start, on trio's clock, in seconds.
         pid: The process that waits for it, as far as it is known; else 0.
     """
@@ -121,8 +121,9 @@ class OperationCounts(NamedTuple):
     """The answered requests of one kind.
 
     Attributes:
-        durations: From the start of each handler to its end.
-        errors: Failed ones, by errno. A lookup that finds nothing is one of them (ENOENT).
+        durations: The histogram of the times from the start of each handler to its end.
+        errors: Numbers of failed requests, by errno. A lookup that finds no entry is a failure,
+            with ENOENT.
     """
 
     durations: HistogramCounts
@@ -147,7 +148,7 @@ class RequestStatistics:
         under_way: Requests not answered yet.
         oldest: Age of the oldest of them, in seconds; 0.0 without any.
         answered: Requests answered since the start.
-        given_up: Those of them that the watch answered with ETIMEDOUT or EINTR.
+        given_up: Answered requests that the watch gave up, with ETIMEDOUT or EINTR.
     """
 
     under_way: int
@@ -183,7 +184,7 @@ class Requests:
             name: The handler's name, for the log and the counts.
             handling: The handler's coroutine.
             pid: The caller; 0 if unknown.
-            arguments: The handler's, for `in_progress`.
+            arguments: The arguments of the handler, for `in_progress`.
         """
         request = _Request(name, arguments, trio.CancelScope(), trio.current_time(), pid)
         try:
@@ -204,7 +205,7 @@ class Requests:
         except Exception as error:  # a bug: with its traceback
             _log.exception("%s", of_commands.UNEXPECTED(what=f"{name}{request.of_file}"))
             raise self._failed(name, errno_of(error)) from error
-        # Only a scope that the watch cancelled gets here.
+        # Reached only if the watch has cancelled the scope.
         self._given_up += 1
         said = of_running.REQUEST_TIMED_OUT(
             what=f"{name}{request.of_file}",
@@ -219,7 +220,7 @@ class Requests:
         raise self._failed(name, request.given_up)
 
     def _failed(self, name: str, number: int) -> FUSEError:
-        """Count a failure, and return what the kernel gets."""
+        """Count a failure, and return the error for the kernel."""
         self.count_error(name, number)
         return FUSEError(number)
 

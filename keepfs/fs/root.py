@@ -59,7 +59,7 @@ def readme_text(
 
     Args:
         version: The version of keepfs.
-        copies: The copies of each block.
+        copies: The confirmed copies of each block.
         settings: The settings of the mount, without a token.
         kept: How long the blocks are kept: a few lines.
         is_local: Whether the blocks are in a local store, whose collections have no uuids.
@@ -81,7 +81,7 @@ class TextFile(FileNode):
 
     Args:
         text: Its content.
-        owner: Gives user, group and times.
+        owner: Its user, group and times are used.
     """
 
     def __init__(self, text: str, owner: Metadata) -> None:
@@ -108,8 +108,8 @@ class RootDirectory(DirectoryNode):
 
     Args:
         entries: The entries by name.
-        owner: Gives user, group and times.
-        permissions: Who may read and enter it.
+        owner: Its user, group and times are used.
+        permissions: The permission bits of the root.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """KnownSignatures: signed locators that this mount has used, for names without a signature.
 
 A Keep service accepts a signature of the mount's token from every user of the mount. With
-`--share-signatures` a user who knows only the digest of a block gets it with a signature that
-another user has brought. For the trio thread only.
+`--share-signatures` a name without a signature is read with a signature that another user of
+the mount has used. For the trio thread only.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class KnownSignatures:
     def signed(self, locator: KeepLocator) -> KeepLocator:
         """Return the known signed locator of a block, or `locator` itself.
 
-        A locator with hints, another size or an own signature is returned as it is: a forged
-        or expired signature is never replaced.
+        A locator with hints, another size or a signature is returned unchanged: a forged or
+        expired signature is never replaced.
         """
         if locator.hints or locator.perm_sig is not None:
             return locator

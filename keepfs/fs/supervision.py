@@ -1,4 +1,4 @@
-"""Supervision: tasks of the mount that an unexpected exception does not end.
+"""Supervision: restarts the tasks of the mount after unexpected exceptions.
 
 For the trio thread only.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: How long to wait before a failed task is restarted.
+#: The waits before a failed task is restarted.
 RESTART_BACKOFF = Backoff(first=0.2, factor=2.0, cap=30.0)
 #: Seconds without a failure after which the back-off is reset.
 _STEADY = 60.0
@@ -38,7 +38,7 @@ async def supervised(
         name: The task's name in the log.
         work: The task; called anew for each start.
         most: Failures in a row after which the exception is raised; None for any number.
-        backoff: How long to wait before a restart.
+        backoff: The waits before restarts.
 
     Raises:
         Exception: The last of `most` failures.

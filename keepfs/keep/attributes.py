@@ -70,7 +70,7 @@ class ClientAttributes:
         return self._remote.defaults.all_classes(_PATIENCE) if self._remote else frozenset()
 
     def is_waiting(self) -> bool:
-        """Return whether the services have yet to be requested from an API server."""
+        """Return whether the list of services isn't known yet; doesn't block."""
         return self._remote is not None and self._remote.roster.known() is None
 
     def _known(self) -> Services | None:

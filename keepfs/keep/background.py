@@ -53,9 +53,10 @@ class Background:
             raise
 
     def call(self, work: Callable[[], _T], deadline: float) -> _T | None:
-        """Run `work` in a thread and return its result, or None at the deadline.
+        """Run `work` in a thread and return its result. Blocks, also for a free thread.
 
-        Blocks, also for a free thread. Work that has begun goes on after the deadline.
+        Returns None at the deadline, after `close`, and if no thread can be started. Work
+        that has begun goes on after the deadline.
 
         Args:
             work: The function to run.

@@ -1,8 +1,7 @@
-"""BlockClient: blocks by their locators, through the cache; what the mount uses.
+"""BlockClient: reads and writes blocks by their locators, through the cache.
 
-It speaks in locators, buffers and receipts, over one store, whichever that
-is. Every call blocks unless it says otherwise, ends within `total_timeout`
-seconds, and may be made from any thread.
+It works over any `Store`; the mount uses it. Every call blocks unless its docstring says
+otherwise, ends within `total_timeout` seconds, and may be made from any thread.
 """
 
 from __future__ import annotations
@@ -35,16 +34,17 @@ if TYPE_CHECKING:
     from keepfs.keep.caching.in_flight import Fetch
     from keepfs.keep.store import Receipt, Store
 
-#: Fetches at once that nobody waits for; their memory is the cache's.
+#: Most concurrent fetches in the background; the cache's budget includes their memory.
 _MOST_BACKGROUND = 32
 #: Most concurrent lookups that send HEAD, and the seconds that each may take.
 _MOST_ASKING, _ASKING = 32, 30.0
-#: A fetch that a lookup begins makes less effort than any read: its failure is no read's.
+#: The effort of a fetch that a lookup starts: less than a read's, so that a read which
+#: joins the fetch does not share its failure.
 _LOOKUP_EFFORT = -1
-#: Bytes of the cache for each name that may be answered from it: names take 2 % of it at most.
+#: Bytes of the cache for each recorded locator; the records take 2 % of it at most.
 _CACHE_PER_NAME = 16 * 1024
 _LEAST_NAMES = 10_000
-#: Seconds that closing waits for them; they were cancelled.
+#: Seconds that `close` waits for background threads; their exchanges were cancelled.
 _CLOSING = 5.0
 #: Most copies of a block that a caller can request: more is a mistake.
 _MOST_COPIES = 1000
@@ -54,18 +54,18 @@ class BlockClient:
     """Reads and writes blocks of one store.
 
     Args:
-        store: Where the blocks are. The client closes it.
-        block_cache: Shared with other clients if given; else one of 256 MiB.
-        num_retries: Rounds after the first, where a call doesn't say.
-        counters: To count in.
+        store: The store of the blocks. The client closes it.
+        block_cache: Shared with other clients; None: a new one of 256 MiB.
+        num_retries: Rounds after the first, the default of all calls.
+        counters: The counters of the calls; None: new ones.
         signs: Whether the store may check signatures; see `keepfs.keep.caching.grants`.
 
     Raises:
         TypeError: `block_cache` is another kind of cache.
 
     Attributes:
-        total_timeout: Seconds after which a call gives up whatever happens.
-        backoff: How long to wait between rounds.
+        total_timeout: Seconds after which a call fails at the latest.
+        backoff: The waits between rounds.
     """
 
     def __init__(
@@ -98,7 +98,10 @@ class BlockClient:
         self.close()
 
     def close(self) -> None:
-        """End what is under way, and close all connections. Further requests fail."""
+        """End the calls in progress, and close all connections. Further requests fail.
+
+        Blocks until background threads have ended, for 20 s at most.
+        """
         self._background.close()
         self._asking.close()
         self._store.close()
@@ -110,19 +113,18 @@ class BlockClient:
     # --- reading ----------------------------------------------------------
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Return a verified block if it can be had without waiting, else None.
+        """Return a verified block if it is in memory, else None. Doesn't block.
 
-        A name that the services might refuse is not answered from memory: one
-        whose signature has expired, or that they have not answered to
-        (`keepfs.keep.caching.grants`).
+        Returns None too if the services might refuse the locator: its signature has
+        expired, or they have not accepted it yet (`keepfs.keep.caching.grants`).
 
         Args:
-            locator: The block's name.
-            keep_for: Seconds in which the caller will read on in the block,
-                going through it in order: so long others go before it.
+            locator: The block's locator.
+            keep_for: Seconds for which a sequential reader expects to go on reading the
+                block; other blocks are evicted before it until then.
 
         Raises:
-            KeepReadError: The cached block hasn't the size the locator says.
+            KeepReadError: The cached block has another size than the locator.
         """
         if _is_empty(locator):
             return memoryview(b"")
@@ -132,7 +134,7 @@ class BlockClient:
         return None if block is None else _of_hinted_size(locator, block)
 
     def release(self, locator: KeepLocator) -> None:
-        """End the effect of `keep_for` on a cached block: its reader has gone on."""
+        """End the effect of `keep_for` on a cached block: its reader has finished it."""
         self.block_cache.release(locator.md5sum)
 
     def has_room(self, size: int) -> bool:
@@ -152,18 +154,18 @@ class BlockClient:
         """Return a block, verified, from the cache or the store. Blocks.
 
         Args:
-            locator: The block's name.
-            num_retries: Further rounds; the client's own when None.
-            request_id: Goes with the requests; a new one when None.
-            headers: Go with the requests too.
-            timeout: Seconds that the call may take; `total_timeout` when None.
-            keep_for: Seconds in which the caller will go through the block in parts.
-            pool: The pool of the buffer that a block is fetched into; None: the cache chooses.
-                A block that is cached, or that another call is fetching, stays where it is.
+            locator: The block's locator.
+            num_retries: Rounds after the first; None: the client's default.
+            request_id: Sent with the requests; None: a new one.
+            headers: Further headers of the requests.
+            timeout: Seconds that the call may take; None: `total_timeout`.
+            keep_for: As for `cached_block`.
+            pool: Provides the buffer that a block is fetched into; None: the cache does. It
+                isn't used if the block is cached or another call is fetching it.
 
         Raises:
             NotFoundError: No service has it.
-            KeepReadError: It couldn't be read; `cause` says why.
+            KeepReadError: It couldn't be read; `cause` has the reason.
         """
         if _is_empty(locator):
             return memoryview(b"")
@@ -187,27 +189,27 @@ class BlockClient:
         finally:
             (self.counters.misses if fetched else self.counters.hits).add(1)
         if not fetched:
-            self._ensure_granted(locator, call)  # the block may have come under another name
+            self._ensure_granted(locator, call)  # it may have been read by another locator
         return _of_hinted_size(locator, block)
 
     def has_disk_cache(self) -> bool:
-        """Return whether parts of blocks may be on the disk. Doesn't wait."""
+        """Return whether there is a disk cache. Doesn't block."""
         return self.block_cache.disk is not None
 
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block from the disk tier, without the rest of it. Blocks.
 
         Args:
-            locator: The block's name.
-            begin: The first byte.
-            end: The end of the range.
+            locator: The block's locator.
+            begin: The offset of the first byte.
+            end: The offset after the last byte.
             size: The size that the block should have, in bytes.
 
         Returns:
             None if the block isn't on the disk: `get_block` fetches it.
 
         Raises:
-            KeepReadError: The services refuse the name, or don't answer.
+            KeepReadError: The services refuse the locator, or don't answer.
         """
         disk = self.block_cache.disk
         if disk is None or locator.permission_expired() or not disk.has(locator.md5sum):
@@ -222,34 +224,36 @@ class BlockClient:
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.
 
-        Root URLs, or the local store's name; of the last 10,000 blocks. Doesn't wait.
+        They are root URLs, or the local store's name. Only the last 10,000 blocks are
+        recorded. Doesn't block.
         """
         return self._sources.of(locator)
 
     def lookup_wait(self, most: float) -> float:
-        """Return the seconds for which a lookup should wait: for services by their usual time."""
+        """Return the seconds, at most `most`, for which a lookup should wait for an answer.
+
+        For services it depends on their usual time; see `AnswerTimes.wait`.
+        """
         return self._answer_times.wait(most) if self._signs else most
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
-        """Tell whether a block is there, by beginning to fetch it, and return its size in bytes.
+        """Find out whether a block exists: start to fetch it, and return its size in bytes.
 
-        The fetch makes one round, in a thread of the client, and runs on into
-        the cache; whoever reads the block meanwhile joins it. Where nothing can
-        be fetched (no thread is free) or the block is here under another name,
-        the services are asked with HEAD instead.
+        The fetch makes one round in a thread of the client and goes on after the return; a
+        read of the block joins it. If no thread is free, or the block was read by another
+        locator, the services get a HEAD instead.
 
         Args:
-            locator: The block's name.
-            wait: Seconds to wait for the first good answer; 0 begins the
-                fetch and returns at once.
+            locator: The block's locator.
+            wait: Seconds to wait for the first success; 0: return at once.
 
         Returns:
-            The size as soon as a service began to send the block; None if it
-            isn't known yet.
+            The size as soon as a service begins to send the block; None if it isn't known
+            after `wait` seconds.
 
         Raises:
             NotFoundError: No service has it.
-            KeepReadError: None gave it; `cause` says why.
+            KeepReadError: No service sent it; `cause` has the reason.
         """
         if _is_empty(locator):
             return 0
@@ -269,7 +273,7 @@ class BlockClient:
             except Exception:
                 if is_mine or time.monotonic() >= deadline:
                     raise
-                continue  # it failed for others' hints, perhaps; ours may do
+                continue  # the hints of its locator may be the reason
             if size is not None and locator.size not in {None, size}:
                 raise _wrong_size(locator, size)
             return size
@@ -277,7 +281,7 @@ class BlockClient:
         return self._asking.call(lambda: self._find(locator, call), deadline)
 
     def prefetch_block(self, locator: KeepLocator) -> None:
-        """Begin to fetch a block into the cache, if there is a thread for it. Doesn't wait."""
+        """Start to fetch a block into the cache, if a thread is free. Doesn't block."""
         if not (_is_empty(locator) or locator.permission_expired()):
             with contextlib.suppress(BusyError):
                 self._begin(locator)
@@ -287,7 +291,7 @@ class BlockClient:
 
         Raises:
             NotFoundError: No service has it.
-            KeepReadError: They couldn't say; `cause` says why.
+            KeepReadError: No service could answer; `cause` has the reason.
         """
         if _is_empty(locator):
             return 0
@@ -309,18 +313,19 @@ class BlockClient:
 
         Args:
             block: At most 64 MiB.
-            copies: Replicas to be confirmed; a local store makes one, synced.
-            classes: Storage classes, each to have all the copies; the
-                cluster's default when None.
-            num_retries: Further rounds; the client's own when None.
-            request_id: Goes with the requests; a new one when None.
-            timeout: Seconds that the call may take; `total_timeout` when None.
-            locator: The block's own, where the caller has computed it
-                already; the services refuse a wrong one.
+            copies: Replicas to be confirmed, at most 1,000; a local store makes one, synced.
+            classes: Storage classes, each of which gets all the copies; None: the
+                cluster's defaults.
+            num_retries: Rounds after the first; None: the client's default.
+            request_id: Sent with the requests; None: a new one.
+            timeout: Seconds that the call may take; None: `total_timeout`.
+            locator: The block's unsigned locator, if it was computed already. The services
+                refuse a wrong one.
 
         Raises:
-            ArgumentError: More copies are wanted than can be.
-            KeepWriteError: Not stored as wanted; `cause` says why.
+            ArgumentError: `copies` is too large.
+            KeepWriteError: The block is too large, or too few copies are confirmed;
+                `cause` has the reason.
         """
         view = memoryview(block).cast("B")
         if view.nbytes > MAX_BLOCK_SIZE:
@@ -339,7 +344,7 @@ class BlockClient:
         return receipt
 
     def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes, all and free; nominal figures for services."""
+        """Return capacity and free space of the store, in bytes; nominal for services."""
         return self._store.free_space()
 
     # --- inside -----------------------------------------------------------
@@ -362,7 +367,7 @@ class BlockClient:
         )
 
     def _request_id(self) -> str:
-        """Return the id of a call that has none."""
+        """Return the id for a call without a given one."""
         return new_request_id()
 
     def _begin(self, locator: KeepLocator) -> memoryview | Fetch:
@@ -375,7 +380,7 @@ class BlockClient:
     def _fetch(
         self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None = None
     ) -> bytes | memoryview:
-        """Read a block for the cache, from the disk if it is there, and keep it there."""
+        """Read a block for the memory cache: from the disk, else from the store onto the disk."""
         disk = self.block_cache.disk
         if disk is None:
             return self._receive(locator, call, pool)
@@ -390,7 +395,7 @@ class BlockClient:
         )
 
     def _ensure_granted(self, locator: KeepLocator, call: CallOptions) -> None:
-        """Ask the services about a name that they have not accepted, in any process."""
+        """Send a HEAD unless the services accepted the locator before, in any process."""
         if not self._grants.allows(locator):
             disk, record = self.block_cache.disk, record_of(locator, self._token())
             if disk is not None and disk.accepts(locator.md5sum, record):
@@ -406,7 +411,7 @@ class BlockClient:
             self.block_cache.disk.note_refused(refused.md5sum, record)
 
     def _token(self) -> str:
-        """Return the token that signatures are made for; empty if there is none."""
+        """Return the token that signatures are valid for; empty if there is none."""
         return ""
 
     def _allocate(self, locator: KeepLocator, size: int, pool: BufferPool | None) -> Allocation:
@@ -428,7 +433,7 @@ class BlockClient:
         return block
 
     def _find(self, locator: KeepLocator, call: CallOptions) -> int:
-        """Ask for a block's size with HEAD."""
+        """Return a block's size, found with HEAD."""
         with self._grants.judged(locator), self._answer_times.measured() as answered:
             size = self._store.find(locator, call).size
             answered()
@@ -437,7 +442,7 @@ class BlockClient:
 
 
 def _is_empty(locator: KeepLocator) -> bool:
-    """Tell whether this is the empty block, which is read without asking anybody."""
+    """Return whether this is the empty block, which is read without a request."""
     return locator.md5sum == EMPTY_BLOCK.md5sum and not locator.size
 
 

@@ -1,11 +1,10 @@
 """Memory for received blocks: newly allocated, or reused from a pool.
 
-A fresh buffer of 64 MiB costs about 32 ms in page faults, as much as the
-whole transfer; 7 ms where the kernel gives huge pages, which it is asked for. A
-GET from a service that hashes took 144 ms before, and 119 with that.
-Whoever reads blocks for long, a mount, uses each buffer again as soon as
-nobody looks at it any more. A program that calls `KeepClient` wants `bytes`,
-which can't be used again.
+A new buffer of 64 MiB costs about 32 ms of page faults, as much as the whole
+transfer, and 7 ms with huge pages, which are requested from the kernel. With huge
+pages a GET from a service that hashes took 119 ms instead of 144. A mount reuses
+each buffer as soon as no view of it is left. `KeepClient.get` returns `bytes`, whose
+memory can't be reused.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: Buffers kept though nobody uses them: what two transfers begin with.
+#: Most idle buffers that are kept: enough for two transfers.
 _MOST_IDLE = 2
-#: Bytes beyond which glibc maps `bytes` by themselves, unless its heap happens to have
-#: so much in one piece: so what the kernel is told of their pages holds for nobody else.
+#: Size in bytes above which glibc maps an allocation separately, unless its heap has a
+#: free piece of that size. `madvise` then affects no other memory.
 _MAPPED = 32 * 1024 * 1024
-#: Of libc; None where it has none. `mmap` asks for its own memory, not for that of `bytes`.
+#: `madvise` of libc, or None. `mmap.madvise` of Python can't be used for `bytes`.
 _madvise = getattr(ctypes.CDLL(None), "madvise", None)
 
 
@@ -37,14 +36,14 @@ class Allocation(Protocol):
 
     @property
     def view(self) -> memoryview:
-        """The memory, to be written to."""
+        """The writable memory."""
 
     def first(self, size: int) -> bytes | memoryview:
-        """Return the first `size` bytes, without a copy; nothing may be written after that."""
+        """Return the first `size` bytes, without a copy; `view` must not be used afterwards."""
 
 
 class FreshAllocation:
-    """New memory, whose content becomes `bytes`."""
+    """New memory of `size` bytes, whose content is returned as `bytes`."""
 
     def __init__(self, size: int) -> None:
         self._content = io.BytesIO(bytes(size))
@@ -53,7 +52,7 @@ class FreshAllocation:
             _ask_for_huge_pages(self.view)
 
     def first(self, size: int) -> bytes:
-        """Return the first `size` bytes; without a copy, since nobody else has them."""
+        """Return the first `size` bytes, without a copy; releases `view`."""
         self.view.release()
         self._content.truncate(size)
         return self._content.getvalue()
@@ -64,14 +63,14 @@ def _ask_for_huge_pages(view: memoryview) -> None:
     if _madvise is None or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     address = ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
-    # Its neighbours in the first and the last page aren't ours.
+    # Leave out the first and the last page if they are shared with other memory.
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
 
 
 class _LentAllocation:
-    """Memory of a pool, which it goes back to when the last view of it is gone."""
+    """Memory of a pool; it returns to the pool when its last view is gone."""
 
     def __init__(self, view: memoryview) -> None:
         self.view = view
@@ -82,10 +81,14 @@ class _LentAllocation:
 
 
 def _mapped(size: int) -> mmap.mmap:
-    """Map memory, whose pages are made as they are touched: no caller waits for them all."""
+    """Map memory; its pages are allocated at first use, not all at once.
+
+    Raises:
+        MemoryError: There is no memory.
+    """
     try:
         buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:  # which would be taken for the network's
+    except OSError as error:  # callers take an OSError for a network failure
         raise MemoryError(f"no memory for a block: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
@@ -94,32 +97,36 @@ def _mapped(size: int) -> mmap.mmap:
 
 
 class BufferPool:
-    """Buffers of a whole block, each used again once nobody has a view of it.
+    """Buffers of a whole block, each reused once its last view is gone.
 
-    Any thread may use it. Smaller blocks get memory of their own: so what a
-    block takes is never more than its size.
+    Any thread may use it. Smaller blocks get separate memory, so a block never takes
+    more memory than its size.
 
     Args:
-        size: Bytes of a whole block.
-        most_idle: Buffers kept though nobody uses them.
+        size: Bytes of a buffer.
+        most_idle: Most idle buffers that are kept.
     """
 
     def __init__(self, size: int = MAX_BLOCK_SIZE, most_idle: int = _MOST_IDLE) -> None:
         self._size = size
-        # Appending and popping are atomic: a buffer may come back at any
-        # moment, from within any thread, so no lock could be held.
+        # Appending and popping are atomic. A lock could deadlock: a finalizer returns a
+        # buffer at any moment, in any thread.
         self._idle: collections.deque[mmap.mmap] = collections.deque(maxlen=most_idle)
         self._array = ctypes.c_ubyte * size
 
     def lend(self, size: int) -> memoryview:
-        """Return memory to be written to; what is in it is anything."""
+        """Return writable memory of `size` bytes; its content is arbitrary.
+
+        Raises:
+            MemoryError: There is no memory.
+        """
         if size != self._size:
             return memoryview(bytearray(size))
         try:
             buffer = self._idle.pop()
         except IndexError:
             buffer = _mapped(size)
-        # Every view keeps this object alive, and nothing else does.
+        # Only the views keep this object alive.
         loan = self._array.from_buffer(buffer)
         weakref.finalize(loan, self._idle.append, buffer).atexit = False
         return memoryview(loan).cast("B")
@@ -129,19 +136,20 @@ class BufferPool:
         return _LentAllocation(self.lend(size))
 
     def release_idle(self) -> None:
-        """Give the buffers that nobody uses back to the system."""
+        """Return the idle buffers to the system."""
         self._idle.clear()
 
     def idle(self) -> int:
-        """Count the buffers that nobody uses."""
+        """Return the number of idle buffers."""
         return len(self._idle)
 
 
 def as_buffer(data: Buffer | str) -> Buffer:
-    """Return what is to be stored as a buffer.
+    """Return data as a buffer; a str is encoded as UTF-8.
 
     Raises:
-        TypeError: It is neither bytes nor text.
+        TypeError: It is neither a buffer nor a str.
+        UnicodeEncodeError: A str has a lone surrogate.
     """
     if isinstance(data, str):
         return data.encode()
@@ -155,7 +163,7 @@ def as_buffer(data: Buffer | str) -> Buffer:
 
 
 def as_bytes(block: memoryview) -> bytes:
-    """Return the bytes behind a view, copied only where they aren't bytes already."""
+    """Return the bytes of a view; without a copy if the view is of a whole `bytes`."""
     whole = block.obj
     if isinstance(whole, bytes) and len(whole) == block.nbytes:
         return whole
@@ -163,10 +171,10 @@ def as_bytes(block: memoryview) -> bytes:
 
 
 def writable(buffer: Buffer) -> memoryview:
-    """Return a view of a caller's buffer, as bytes to be written to.
+    """Return a writable view of the bytes of a caller's buffer.
 
     Raises:
-        TypeError: It is no buffer, or read-only, or not contiguous.
+        TypeError: It isn't a buffer, is read-only, or isn't contiguous.
     """
     view = memoryview(buffer)
     if view.readonly:

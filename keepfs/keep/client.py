@@ -1,7 +1,7 @@
-"""KeepClient: the SDK's class of that name: its names, defaults and results.
+"""KeepClient: a replacement for the SDK's class, with its names, defaults and results.
 
-What they do is done below: blocks and their cache in `blocks`, the services
-in `remote`, a directory in `local`.
+Other modules do the work: `blocks` reads and writes through the cache, `remote` uses
+the services, `local` a directory.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ if TYPE_CHECKING:
 
 
 class KeepClient(ClientAttributes, ViewClient):
-    """Reads and writes blocks.
+    """Reads and writes blocks. Any thread may use it.
 
     Args:
-        api_client: Finds the services: ours, the SDK's, or any that acts like
-            them. Without one, it is made from Arvados's settings.
-        proxy: Keep proxies to use instead of finding services, blank-separated;
-            `ARVADOS_KEEP_SERVICES`, then `ARVADOS_KEEP_PROXY`, when None; an
-            empty string means none.
-        timeout: Seconds to connect, seconds of the interval over which the
-            speed is measured, bytes a second that it must reach; or the first
-            two; or one number for both. The connect part doubles each round.
-        proxy_timeout: The same, where any service is a proxy.
-        api_token: For proxies, without an API client; from the settings when None.
-        local_store: A directory instead of services; `$KEEP_LOCAL_STORE` when
-            None; an empty string means services.
-        block_cache: Shared with other clients if given; else one of 256 MiB.
-        num_retries: Default for get and put.
-        session: A session whose adapters, TLS and proxy settings are used.
-        num_prefetch_threads: Blocks that the SDK's file readers fetch ahead, 2 when
-            None; 0 turns `block_prefetch` off.
+        api_client: Finds the services: an `ApiClient`, the SDK's API client, or a
+            compatible object. None: made from the Arvados settings.
+        proxy: Base URLs of services to use instead of discovery, separated by blanks.
+            None: `ARVADOS_KEEP_SERVICES`, else `ARVADOS_KEEP_PROXY`. Empty: discovery.
+        timeout: Seconds to connect, seconds of the interval over which the rate is
+            measured, and the least rate in bytes per second; or the first two; or one
+            number for both. The connect timeout doubles with each round.
+        proxy_timeout: The same, used if any service is a proxy.
+        api_token: The token if `api_client` is None; None: from the settings.
+        local_store: A directory to use instead of services. None: `$KEEP_LOCAL_STORE`.
+            Empty: services.
+        block_cache: Shared with other clients; None: a new one of 256 MiB.
+        num_retries: Rounds after the first, the default of all calls.
+        session: Provides adapters, TLS and proxy settings; None: the defaults.
+        num_prefetch_threads: Blocks that the SDK's file readers fetch ahead; None: 2;
+            0 disables `block_prefetch`.
 
     Raises:
-        ArgumentError: Nothing says where the services are, or a proxy is no URL.
-        TypeError, ValueError: `block_cache` is the SDK's; both `api_client` and
-            `api_token` are given; a timeout or `num_prefetch_threads` can't be.
+        ArgumentError: The addresses of the services are unknown, or a proxy isn't a URL.
+        TypeError: `block_cache` is the SDK's.
+        ValueError: Both `api_client` and `api_token` are given, or a timeout or
+            `num_prefetch_threads` is invalid.
     """
 
     DEFAULT_TIMEOUT = DEFAULT_TIMEOUT
     DEFAULT_PROXY_TIMEOUT = DEFAULT_PROXY_TIMEOUT
 
-    # The SDK nests these classes here, and its users name, patch and replace
-    # them by that path. They live in modules of their own; the client makes
-    # services and pools through itself, so a replacement takes effect.
+    # The SDK nests these classes here, and programs use, patch and replace them by that
+    # path. They are defined in other modules. The client creates services and pools
+    # through these attributes, so a replacement takes effect.
     KeepService: TypeAlias = service.KeepService
     KeepWriterQueue: TypeAlias = writer_queue.KeepWriterQueue
     KeepWriterThread: TypeAlias = writers.KeepWriterThread
@@ -107,7 +107,7 @@ class KeepClient(ClientAttributes, ViewClient):
             self._remote.proxy_timeout = Timeouts.of(proxy_timeout)
             store = self._remote
         super().__init__(store, block_cache, num_retries, self.counters, signs=not directory)
-        # The SDK's names of them.
+        # The SDK's names of the counters.
         self.upload_counter = self.counters.upload
         self.download_counter = self.counters.download
         self.put_counter = self.counters.puts
@@ -119,7 +119,7 @@ class KeepClient(ClientAttributes, ViewClient):
         return f"KeepClient({self.local_store or self._remote!r})"
 
     def close(self) -> None:
-        """End what is under way, and close all connections. Further requests fail."""
+        """End the calls in progress, and close all connections; see `BlockClient.close`."""
         super().close()
         if isinstance(self._api_client, ApiClient):
             self._api_client.close()
@@ -128,7 +128,7 @@ class KeepClient(ClientAttributes, ViewClient):
 
     @property
     def api_token(self) -> str:
-        """The token of requests made from now on; it may be replaced at any time."""
+        """The token of later requests; it may be replaced at any time."""
         return self._remote.api_token if self._remote else ""
 
     @api_token.setter
@@ -140,7 +140,11 @@ class KeepClient(ClientAttributes, ViewClient):
             self._api_client.api_token = self.api_token
 
     def trust_signed(self, manifest: bytes) -> None:
-        """Accept the names of a manifest that the API server has signed, for the disk cache."""
+        """With a disk cache, record the locators of a manifest as accepted by the services.
+
+        Args:
+            manifest: A manifest that the API server has just signed for this token.
+        """
         if self.block_cache.disk is not None:
             self._grants.signed(manifest)
 
@@ -150,23 +154,23 @@ class KeepClient(ClientAttributes, ViewClient):
     # --- services ---------------------------------------------------------
 
     def _any_nondisk_services(self, service_list: Iterable[Mapping[str, Any]]) -> bool:
-        """Tell whether any of these service records is not a keepstore's."""
+        """Return whether any of these service records is not a keepstore's."""
         return any(record.get("service_type", "disk") != "disk" for record in service_list)
 
     def build_services_list(self, force_rebuild: bool = False) -> None:  # noqa: FBT001, FBT002 - the SDK's signature
-        """See to it that the services are known. Blocks.
+        """Fetch the list of services unless it is known. Blocks.
 
         Args:
-            force_rebuild: Ask for them though they are.
+            force_rebuild: Fetch it even if it is known.
 
         Raises:
-            NoKeepServersError: The API server didn't say.
+            NoKeepServersError: No list is known, and none could be fetched.
         """
         if self._remote:
             self._services(force=force_rebuild)
 
     def _service_weight(self, data_hash: str, service_uuid: str) -> str:
-        """Weigh a service against a block: the heaviest is probed first."""
+        """Return the weight of a service for a block: the heaviest is probed first."""
         return weight(data_hash, service_uuid)
 
     def weighted_service_roots(
@@ -177,7 +181,7 @@ class KeepClient(ClientAttributes, ViewClient):
     ) -> list[str]:
         """Return the roots to read a block from, or to store it at, in probe order. Blocks.
 
-        To read, the places that the locator's hints name come first, as in the SDK.
+        For a read, the services that the locator's hints name come first, as in the SDK.
 
         Raises:
             NoKeepServersError: The services aren't known.
@@ -195,9 +199,9 @@ class KeepClient(ClientAttributes, ViewClient):
         need_writable: bool,  # noqa: FBT001 - the SDK's signature
         headers: Mapping[str, str],
     ) -> list[str]:
-        """Add a service to `roots_map` for each root it lacks; return the roots, in their order.
+        """Add a service to `roots_map` for each root it lacks; return the roots in probe order.
 
-        `headers` go with the services' requests, and are not changed. Blocks.
+        The services send `headers` with their requests, and do not change them. Blocks.
 
         Raises:
             NoKeepServersError: The services aren't known.
@@ -227,8 +231,8 @@ class KeepClient(ClientAttributes, ViewClient):
         """Return the concatenation of one or several comma-separated blocks. Blocks.
 
         Raises:
-            NotFoundError: No service has one of them, or it isn't a locator.
-            KeepReadError: One couldn't be read.
+            NotFoundError: No service has one of them, or a part of `loc_s` isn't a locator.
+            KeepReadError: One couldn't be read; `cause` has the reason.
         """
         block = self._get_or_head(loc_s, "GET", num_retries, request_id, headers)
         if not isinstance(block, bytes):
@@ -242,11 +246,14 @@ class KeepClient(ClientAttributes, ViewClient):
         request_id: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> Literal[True] | str:
-        """Return True if a block is there, or the locator a service gave it. Blocks.
+        """Return the locator in the answer of a service that has the block; True without one.
+
+        Blocks. Of several comma-separated blocks, all are checked, and the answer is that
+        for the last.
 
         Raises:
-            NotFoundError: No service has it, or it isn't a locator.
-            KeepReadError: They couldn't say.
+            NotFoundError: No service has one of them, or a part of `loc_s` isn't a locator.
+            KeepReadError: No service could answer; `cause` has the reason.
         """
         found = self._get_or_head(
             loc_s, "HEAD", num_retries=num_retries, request_id=request_id, headers=headers
@@ -279,31 +286,35 @@ class KeepClient(ClientAttributes, ViewClient):
         return as_bytes(blocks[0]) if len(blocks) == 1 else b"".join(blocks)
 
     def get_from_cache(self, loc: str) -> bytes | None:
-        """Return a block if it is in the cache, else None. Never a request."""
+        """Return a block if it is in the memory cache, else None; sends no request.
+
+        Raises:
+            ValueError: `loc` isn't a locator.
+        """
         block = self.cached_block(KeepLocator(loc))
         return None if block is None else as_bytes(block)
 
     def is_cached(self, locator: str) -> bool:
-        """Tell whether a block is in the cache."""
+        """Return whether a block is in the memory cache; see `get_from_cache`."""
         return self.cached_block(KeepLocator(locator)) is not None
 
     def block_prefetch(self, locator: str) -> None:
-        """Begin to fetch a block into the cache, unless that is turned off. Doesn't wait."""
+        """Start to fetch a block into the cache, unless that is disabled. Doesn't block."""
         if self.num_prefetch_threads:
             self.prefetch_block(KeepLocator(locator))
 
     def stop_prefetch_threads(self) -> None:
-        """Wait until no fetch is under way that nobody waits for. Blocks."""
+        """Wait until no background fetch is in progress, for `total_timeout` at most. Blocks."""
         self._background.wait_until_idle(self.total_timeout)
 
     def refresh_signature(self, loc: str) -> str:
-        """Have a remote cluster's block copied here, and return its local, signed locator. Blocks.
+        """Copy a block of another cluster to this one, and return its local, signed locator.
 
-        A locator of this cluster is returned as it is: nothing gives it a new
-        signature but storing it again, or the API server.
+        Blocks. A locator of this cluster is returned unchanged: only the API server, or
+        storing the block again, renews its signature.
 
         Raises:
-            KeepReadError: It couldn't be had.
+            KeepReadError: The block couldn't be copied; `cause` has the reason.
         """
         now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         found = self.head(loc, headers={"X-Keep-Signature": f"local, {now}"})
@@ -323,15 +334,17 @@ class KeepClient(ClientAttributes, ViewClient):
 
         Args:
             data: At most 64 MiB; a str is encoded as UTF-8.
-            copies: Replicas to be confirmed. Under 1: nothing is stored, and
+            copies: Replicas to be confirmed, at most 1,000. Below 1 nothing is stored, and
                 the unsigned locator is returned.
-            num_retries: Further rounds; the client's own when None.
-            request_id: Goes with the requests.
-            classes: Storage classes; the cluster's default when None or empty.
+            num_retries: Rounds after the first; None: the client's default.
+            request_id: Sent with the requests; None: a new one.
+            classes: Storage classes; None or empty: the cluster's defaults.
 
         Raises:
-            TypeError: `data` is no block.
-            KeepWriteError: Not stored as wanted.
+            TypeError: `data` is neither a buffer nor a str.
+            ArgumentError: `copies` is too large.
+            KeepWriteError: The block is too large, or too few copies are confirmed;
+                `cause` has the reason.
         """
         block = as_buffer(data)
         if copies < 1:
@@ -349,19 +362,19 @@ class KeepClient(ClientAttributes, ViewClient):
         request_id: str | None = None,
         classes: Iterable[str] | None = None,
     ) -> str:
-        """Store a block in the local store; `put` does the same where there is one."""
+        """Store a block, as `put` does; at least one copy. The SDK's method for a local store."""
         return self.put(data, max(copies, 1), num_retries, request_id, classes)
 
     def local_store_get(
         self, loc_s: str, num_retries: int | None = None, request_id: str | None = None
     ) -> bytes:
-        """Read from the local store; `get` does the same where there is one."""
+        """Read blocks, as `get` does. The SDK's method for a local store."""
         return self.get(loc_s, num_retries, request_id)
 
     def local_store_head(
         self, loc_s: str, num_retries: int | None = None, request_id: str | None = None
     ) -> Literal[True] | str:
-        """Ask the local store; `head` does the same where there is one."""
+        """Check blocks, as `head` does. The SDK's method for a local store."""
         return self.head(loc_s, num_retries, request_id)
 
     # --- inside -----------------------------------------------------------
@@ -373,15 +386,14 @@ class KeepClient(ClientAttributes, ViewClient):
 
     @staticmethod
     def _check_loop_result(result: tuple[object, int]) -> bool | None:
-        """Judge a round, as the SDK's loops do.
+        """Classify the result of a round, as the SDK's loops do.
 
         Args:
-            result: What the round brought, None being nothing, and how many
-                services it asked.
+            result: The result of the round, or None; and the number of services asked.
 
         Returns:
-            True if it brought something, False if there was nobody to ask,
-            None if another round may help.
+            True if there is a result other than an exception; False if no service was
+            asked; None if another round may help.
         """
         brought, asked = result
         if brought is not None and not isinstance(brought, Exception):

@@ -1,6 +1,6 @@
 """Counters of a client: numbers that only grow. Any thread may add to them and read them.
 
-Each number has one owner. What reports them (`keepfs.mount.figures`) only reads.
+Each number is increased by one part only. `keepfs.mount.figure_sources` reads them.
 """
 
 from __future__ import annotations
@@ -84,24 +84,24 @@ class Counter:
         self._lock = threading.Lock()
 
     def add(self, amount: int) -> None:
-        """Add to it."""
+        """Add `amount`."""
         with self._lock:
             self._value += amount
 
     def get(self) -> int:
-        """Return it."""
+        """Return the number."""
         return self._value
 
 
 class Sum(Counter):
-    """The sum of the numbers of a `CounterByName`, as a number of its own."""
+    """The sum of the numbers of a `CounterByName`, plus what is added to this counter."""
 
     def __init__(self, parts: CounterByName) -> None:
         super().__init__()
         self._parts = parts
 
     def get(self) -> int:
-        """Return the sum, and what was added to it alone."""
+        """Return the sum, including what was added to this counter."""
         return super().get() + sum(self._parts.get().values())
 
 
@@ -201,9 +201,11 @@ class Counters:
 
     Attributes:
         puts: Calls that stored a block.
-        gets: Calls that read a block, from the cache too.
-        hits: Those of `gets` answered from memory, or by another call's fetch.
-        misses: Those of `gets` that fetched the block.
+        gets: Calls that read a block, or a part of it from the disk. `cached_block` and
+            `get_from_cache` aren't counted.
+        hits: Those of `gets` answered from memory, by another call's fetch, or with a part
+            from the disk.
+        misses: Those of `gets` that fetched the block, from the disk or the services.
         retries: Rounds of requests after the first of a call.
         requests: Requests sent, by service root.
         sent: Bytes of blocks sent, counted once for each PUT that succeeded, by root.
@@ -212,8 +214,8 @@ class Counters:
             have is one of them.
         answers: Times from the start of a request to the head of its answer. For a PUT they
             include the sending of the block.
-        bad_copies: Copies received whose content doesn't match the locator, by root; with a
-            local store, damaged files.
+        bad_copies: Copies whose content doesn't match the locator, or that the service
+            reports as damaged, by root; with a local store, damaged files.
         upload: The sum of `sent`.
         download: The sum of `received`.
     """

@@ -1,6 +1,6 @@
-"""FetchObserver: what a client notes while the store reads a block for its cache.
+"""FetchObserver: observes the reads that a client makes for its cache.
 
-A plain read that goes past the cache has a `SourceObserver`, which notes less.
+A read that bypasses the cache has a `SourceObserver`, which only records the service.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from keepfs.keep.caching.grants import Grants
     from keepfs.keep.locator import KeepLocator
 
-#: Blocks whose sources are remembered; some 2 MB.
+#: Most blocks whose services are recorded; these take about 2 MB.
 _MOST_REMEMBERED = 10_000
 
 
 class Sources:
-    """The services that sent or confirmed a block last, of the last 10,000 blocks.
+    """The services that last sent or confirmed a block, for the last 10,000 blocks.
 
     Any thread may use it. No method blocks.
     """
@@ -35,22 +35,22 @@ class Sources:
         self._lock = threading.Lock()
 
     def note(self, locator: KeepLocator, *services: str) -> None:
-        """Remember the services of a block: root URLs, or the local store's name."""
+        """Record the services of a block: root URLs, or the local store's name."""
         with self._lock:
             self._services[locator.md5sum] = services
 
     def of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return the services of a block; empty where none are remembered."""
+        """Return the services of a block; empty if none are recorded."""
         with self._lock:
             return self._services.get(locator.md5sum, ())
 
 
 class SourceObserver(ReadObserver):
-    """Remembers the service that sends a block.
+    """Records the service that sent a block.
 
     Args:
-        locator: The block's name.
-        sources: Where it is remembered.
+        locator: The block's locator.
+        sources: The record of services.
     """
 
     def __init__(self, locator: KeepLocator, sources: Sources) -> None:
@@ -58,20 +58,20 @@ class SourceObserver(ReadObserver):
         self._sources = sources
 
     def received_from(self, name: str) -> None:
-        """Remember the service."""
+        """Record the service."""
         self._sources.note(self._locator, name)
 
 
 class FetchObserver(SourceObserver):
-    """Follows a fetch for the cache, in memory of the cache.
+    """Observes a fetch for the cache, and provides memory within the cache's budget.
 
     Args:
-        locator: The block's name.
-        sources: Where the service that sends the block is remembered.
+        locator: The block's locator.
+        sources: The record of services.
         cache: The cache that the block is fetched for.
-        grants: Which names may be answered from it.
+        grants: The locators that may be answered from the cache.
         first_answer: Called as soon as a service begins to send the block.
-        pool: The pool of the buffer that the block is received into; None: the cache chooses.
+        pool: Provides the buffer that the block is received into; None: the cache does.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class FetchObserver(SourceObserver):
         self._pool = pool
 
     def began(self, size: int) -> None:
-        """Grant the name, and wake the lookups that wait for the block's size."""
+        """Grant the locator, and wake the lookups that wait for the block's size."""
         self._first_answer()
         self._grants.answered(self._locator)
         self._cache.announce(self._locator, size)

@@ -224,13 +224,15 @@ class LocalStore:
 
     @staticmethod
     def _renewed(path: Path, view: memoryview) -> bool:
-        """If the block is stored and intact, sync it, set its time to now and return True."""
+        """If the block is stored and intact, make it durable, set its time and return True."""
         try:
             with path.open("rb") as file:
                 if file.read(view.nbytes + 1) != view:
                     return False
                 os.fsync(file.fileno())
                 os.utime(file.fileno())
+            # Another writer may have renamed the file without syncing the directory yet.
+            sync_directory(path.parent)
         except OSError:
             return False  # missing, damaged, or another user's: write it again
         return True

@@ -119,7 +119,7 @@ class KeepLocator:
         return cls(f"{md5sum}+{memoryview(block).nbytes}")
 
     def with_size(self, size: int) -> KeepLocator:
-        """Return a copy, of a locator without a size, that has this size (bytes)."""
+        """Return a copy with this size, in bytes. The locator must not have a size."""
         digest, plus, hints = str(self).partition("+")
         return KeepLocator(f"{digest}+{size}{plus}{hints}")
 

@@ -1,4 +1,4 @@
-"""Store: the one interface to where blocks are, with its values; Receipt: what a store confirmed.
+"""Store: the interface of all block stores, and the values of its calls.
 
 Calls may block, and any thread may make them.
 """
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 
 class ReadObserver:
-    """Follows the read of one block, and provides its memory. This one does nothing more.
+    """Observes the read of one block, and provides its memory. This class ignores the events.
 
-    A store calls the methods in the thread that receives the block. Where several services
-    are asked for it, that is several threads, and a service that fails after it began to
-    send the block is followed by another: each method can be called more than once. What
-    a method raises ends the read.
+    A store calls the methods in the thread that receives the block. If several services
+    are asked for it, these are several threads. A service that fails after it began to
+    send the block is followed by another, so each method can be called more than once.
+    An exception of a method ends the read.
     """
 
     def began(self, size: int) -> None:
-        """Note that a service begins to send the block, of `size` bytes. Must not block.
+        """Handle the start of the transfer of `size` bytes. Must not block.
 
         A local store does not call it.
         """
 
     def allocate(self, size: int) -> Allocation:
-        """Return memory for at least `size` bytes, which the block is received into.
+        """Return memory for at least `size` bytes, into which the block is received.
 
-        May block until there is memory.
+        May block until memory is free.
 
         Raises:
-            KeepReadError: There is none in time.
+            KeepReadError: No memory became free in time.
         """
         return FreshAllocation(size)
 
     def received_from(self, name: str) -> None:
-        """Note the name of the service that sent the block, now that it is verified.
+        """Handle the end of the read: the block was received and verified.
 
         Args:
             name: The root URL of the service, or the name of the local store.
@@ -56,15 +56,15 @@ class ReadObserver:
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """How one call of a `Store` is to be made: the same for all requests that it takes.
+    """The options of one call of a `Store`, the same for all its requests.
 
     Attributes:
-        deadline: When the call ends whatever happens: seconds on the monotonic clock.
+        deadline: The end of the call, on the monotonic clock, in seconds.
         retries: Rounds after the first.
-        request_id: Goes with the requests.
+        request_id: Sent with the requests.
         headers: Further headers of the requests.
-        backoff: How long to wait between rounds.
-        observer: Follows a read. Other calls do not use it.
+        backoff: The waits between rounds.
+        observer: Observes a read. Other calls do not use it.
     """
 
     deadline: float
@@ -87,13 +87,13 @@ class CallOptions:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a store confirmed of one block.
+    """What a store confirmed for one put.
 
     Attributes:
-        locator: The block's name, signed where the store signs.
+        locator: The block's locator, signed if the store signs.
         copies: Confirmed copies, summed over the services.
         services: The services that confirmed them: root URLs, or the local store's name.
-        classes: Confirmed copies by storage class; empty where nobody says.
+        classes: Confirmed copies by storage class; empty if the services report none.
     """
 
     locator: KeepLocator
@@ -102,17 +102,17 @@ class Receipt:
     classes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def names_block_of(self, other: Receipt) -> bool:
-        """Tell whether both are of one block, whatever the signatures are."""
+        """Return whether both are for the same block; signatures are ignored."""
         return self.locator.stripped() == other.locator.stripped()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be confirmed of a block that is stored.
+    """The confirmations that a put requires.
 
     Attributes:
         copies: Replicas, at least 1.
-        classes: Storage classes; None for the cluster's default.
+        classes: Storage classes; None: the cluster's defaults.
     """
 
     copies: int = 1
@@ -125,7 +125,7 @@ class Found:
 
     Attributes:
         size: Bytes.
-        locator: A name that the store gave it just now, or None.
+        locator: The locator in the store's answer, or None.
     """
 
     size: int
@@ -133,20 +133,21 @@ class Found:
 
 
 class Store(Protocol):
-    """Where blocks are."""
+    """A store of blocks."""
 
     def read(self, locator: KeepLocator, call: CallOptions) -> bytes | memoryview:
         """Return a block, verified.
 
         Raises:
-            KeepReadError: It couldn't be read; `cause` says why.
+            KeepReadError: It couldn't be read; `cause` has the reason.
         """
 
     def find(self, locator: KeepLocator, call: CallOptions) -> Found:
-        """Tell what is known of a block without reading it.
+        """Return the size of a block without receiving it.
 
         Raises:
-            KeepReadError: It isn't there, or can't be asked for; `cause` says why.
+            KeepReadError: The store doesn't have it, or can't be asked; `cause` has the
+                reason.
         """
 
     def write(
@@ -155,11 +156,11 @@ class Store(Protocol):
         """Store a block, which must not change meanwhile.
 
         Raises:
-            KeepWriteError: Not stored as wanted; `cause` says why.
+            KeepWriteError: The required copies aren't confirmed; `cause` has the reason.
         """
 
     def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free."""
+        """Return the capacity and the free space of the store, in bytes."""
 
     def close(self) -> None:
-        """End what is under way. Further calls are refused."""
+        """End the calls in progress; a store of services refuses further calls."""

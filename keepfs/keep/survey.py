@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.services.service import KeepService
 
-#: Seconds to connect. Shorter than for reads: a survey reports, it need not succeed.
+#: Seconds to connect. Shorter than for reads: a failure is a result of the survey.
 _CONNECT = 5.0
 #: Seconds that a service may take to hash a block. Guessed: at 1 MB/s.
 DEFAULT_TIMEOUT = 75.0

@@ -52,7 +52,7 @@ class Thread(threading.Thread):
         work = self.run
 
         def run() -> None:
-            del self.run  # a reference cycle
+            del self.run  # breaks a reference cycle
             with self._deciding:
                 if self._is_given_up:
                     return

@@ -1,4 +1,4 @@
-"""ViewClient: blocks in memory that is used again, and in buffers of the caller."""
+"""ViewClient: reads blocks into reused memory, or into buffers of the caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ViewClient(BlockClient):
-    """Reads blocks without fresh memory for each of them.
+    """Reads blocks without newly allocated memory for each of them.
 
     Args:
         store: See `BlockClient`.
@@ -49,22 +49,22 @@ class ViewClient(BlockClient):
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> memoryview:
-        """Return one block, verified, as a read-only view of memory that is used again. Blocks.
+        """Return one block, verified, as a read-only view of reused memory. Blocks.
 
-        Faster than `get` for whole blocks: a buffer of 64 MiB whose last view is gone, and
-        which the cache has evicted, is used for the next block, so its pages are not
+        Faster than `get` for whole blocks: a buffer of 64 MiB that the cache has evicted,
+        and whose last view is gone, is reused for the next block, so its pages are not
         allocated again. The client keeps up to two such buffers. The view stays valid
         after `close()`. `close()` in another thread ends the call with an error.
 
         Args:
             loc_s: One locator, not a list.
-            num_retries: Further rounds; the client's own when None.
-            request_id: Goes with the requests; a new one when None.
-            headers: Go with the requests too.
+            num_retries: Rounds after the first; None: the client's default.
+            request_id: Sent with the requests; None: a new one.
+            headers: Further headers of the requests.
 
         Raises:
             NotFoundError: No service has the block, or `loc_s` is not one locator.
-            KeepReadError: It couldn't be read; `cause` says why.
+            KeepReadError: It couldn't be read; `cause` has the reason.
         """
         try:
             locator = KeepLocator(loc_s)
@@ -84,27 +84,27 @@ class ViewClient(BlockClient):
         """Write one or several comma-separated blocks to the start of a buffer. Blocks.
 
         Bytes are written to the buffer only after their block is verified, at the cost of
-        one copy (about 15 ms for 64 MiB). If a call fails, the buffer has its old bytes,
-        after whole blocks of a list that were verified before the failure. No thread
-        writes to the buffer after the call. `close()` in another thread ends it with an error.
+        one copy (about 15 ms for 64 MiB). If a call fails, the buffer has the blocks that
+        were verified before the failure; the rest of it is unchanged. No thread writes to
+        the buffer after the call. `close()` in another thread ends the call with an error.
 
         Args:
             loc_s: The locators.
             buffer: Writable and contiguous; at least as many bytes as the blocks have.
                 It must not change in size during the call.
-            num_retries: Further rounds; the client's own when None.
-            request_id: Goes with the requests; a new one when None.
-            headers: Go with the requests too.
+            num_retries: Rounds after the first; None: the client's default.
+            request_id: Sent with the requests; None: a new one.
+            headers: Further headers of the requests.
 
         Returns:
             The number of bytes written, the sum of the blocks' sizes.
 
         Raises:
             TypeError: The buffer is read-only or not contiguous. No request was sent.
-            ArgumentError: The buffer is too small. No request was sent for blocks
-                whose locators have sizes.
-            NotFoundError: No service has one of the blocks, or it isn't a locator.
-            KeepReadError: One couldn't be read; `cause` says why.
+            ArgumentError: The buffer is too small. If the locators have sizes, no request
+                was sent.
+            NotFoundError: No service has one of the blocks, or a part isn't a locator.
+            KeepReadError: One couldn't be read; `cause` has the reason.
         """
         try:
             locators = parse_list(loc_s)

@@ -1,4 +1,4 @@
-"""A message: what a user can see of a failure, with an id, a cause and a cure."""
+"""A message: the text of a failure that a user can see, with an id, a cause and a cure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import string
 from dataclasses import dataclass
 
-#: How a text shows the id of its message: ` [not-mounted]`, at the end of its first line.
+#: The id of a message in a text: ` [not-mounted]`, usually at the end of its first line.
 _MARK = re.compile(r" \[([a-z]+(?:-[a-z]+)*)\](?=\n|\Z|[;:,. )])")
 
 
@@ -17,7 +17,7 @@ class Message:
     Attributes:
         id: Words joined by dashes. It never changes, and is never used for another message.
         text: What failed, why, and what to do; `{name}` stands for a field.
-        cause: What leads to it, for `keepfs explain` and docs/troubleshooting.md.
+        cause: Its causes, for `keepfs explain` and docs/troubleshooting.md.
         cure: What to do about it.
     """
 

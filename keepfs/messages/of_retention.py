@@ -115,6 +115,12 @@ RETENTION_WORKS_AGAIN = Message(
     "After [retention-failed], the collection of upload/ is up to date again.",
     "Nothing.",
 )
+LOST_NOT_RECORDED = Message(
+    "lost-not-recorded",
+    "a lost file can't be recorded: {reason}",
+    "No service has a block of a file, and the catalog can't be written. The read failed.",
+    "Make room in the state directory, or check its disk. The next read of the file records it.",
+)
 LOST_NOT_FORGOTTEN = Message(
     "lost-not-forgotten",
     "lost files are not tried again: {reason}",

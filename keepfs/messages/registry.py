@@ -1,4 +1,4 @@
-"""The registry: every message by its id, and the text that explains one."""
+"""The registry: every message by its id, and the explanation of a message."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _MODULES = (of_commands, of_stores, of_mounts, of_running, of_uploads, of_retention)
+#: Columns of an explanation.
 _WIDTH = 88
 
 
@@ -45,7 +46,7 @@ def sections() -> list[tuple[str, list[Message]]]:
 
 
 def find(text: str) -> Message | None:
-    """Return the message that an id, or the text of a message, means; None without one."""
+    """Return the message of an id, or of a text that contains an id; None if there is none."""
     text = text.strip()
     if text.strip("[]") in MESSAGES:
         return MESSAGES[text.strip("[]")]

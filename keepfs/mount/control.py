@@ -1,7 +1,7 @@
-"""Control: what other processes of the user may ask of upload/ of a running mount.
+"""Control: carries out the requests of other processes of the user that concern upload/.
 
-`control_requests` says what requests look like; `control_server` takes them. For the trio
-thread only.
+`control_requests` defines the format of requests; `control_server` receives them. For the
+trio thread only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Control:
 
     Args:
         upload: The directory upload/ of the mount.
-        drain: Once it has begun, the mount ends and nothing is changed.
+        drain: Once it has begun, changes are refused.
         is_read_only: Whether changes are refused.
     """
 
@@ -44,7 +44,7 @@ class Control:
         self._is_read_only = is_read_only
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what a request asks for; return the answer. Never raises."""
+        """Carry out a request; return the answer, with `error` after a failure. Never raises."""
         try:
             return self._carried_out(request)
         except (ValueError, TypeError, KeyError) as error:
@@ -127,10 +127,10 @@ class Control:
 
 
 def _check_entry_name(name: object) -> None:
-    """See that a name can be one.
+    """Check that a name is valid for an entry of a directory.
 
     Raises:
-        ValueError: It can't.
+        ValueError: It isn't.
     """
     if not isinstance(name, str) or name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} is no name")

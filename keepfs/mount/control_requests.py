@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-#: Bytes of the longest request, or answer: that of one file of 65,536 signed blocks fits.
+#: Most bytes of a request or an answer. The request for a file of 65,536 signed blocks fits.
 MOST_BYTES = 16 * 1024 * 1024
-#: Paths that an answer has at most.
+#: Most paths in an answer.
 MOST_NAMES = 2000
-#: Seconds that an answer may take; a mount that takes longer hangs. Guessed.
+#: Seconds that an answer may take; a mount that takes longer counts as hung. Guessed.
 _TIMEOUT = 60.0
 
 
@@ -40,7 +40,7 @@ class ControlError(Exception):
 
 
 class ControlConnection:
-    """A connection to a running mount, for one thread; as a context manager it is closed.
+    """A connection to a running mount, for one thread; a context manager that closes it.
 
     Args:
         path: The control socket.
@@ -73,11 +73,11 @@ class ControlConnection:
         self._socket.close()
 
     def add_files(self, directory: str, files: Iterable[tuple[str, int, int, list[str]]]) -> None:
-        """Put files into a directory of upload/ whose blocks are stored; all or none. Blocks.
+        """Add files with stored blocks to a directory of upload/: all of them or none. Blocks.
 
         Args:
-            directory: Below upload/.
-            files: Name, permissions, mtime in nanoseconds, and locators of each.
+            directory: Its path below upload/.
+            files: (name, permissions, mtime in nanoseconds since 1970, locators) of each.
 
         Raises:
             ControlError: The mount refused, or did not answer.
@@ -85,7 +85,7 @@ class ControlConnection:
         self._ask({"do": "add_files", "directory": directory, "files": list(files)})
 
     def unstored(self, path: str) -> list[str]:
-        """Return the paths of files that are not stored as they are now. Blocks.
+        """Return the paths of files whose latest changes are not stored. Blocks.
 
         Args:
             path: The path of a file or directory, relative to upload/.
@@ -99,7 +99,7 @@ class ControlConnection:
         return list(self._ask({"do": "unstored", "path": path}).get("paths", ()))
 
     def status(self) -> dict[str, Any]:
-        """Return the figures of the mount as JSON has them. Blocks.
+        """Return the figures of the mount, decoded from JSON. Blocks.
 
         Raises:
             ControlError: The mount did not answer, or is of an older version.

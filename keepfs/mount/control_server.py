@@ -1,7 +1,7 @@
 """Control server: takes control requests on a socket of the mount, in threads.
 
-The status is answered by these threads alone, so a stuck event loop does not delay it. Other
-requests are carried out in the trio thread.
+These threads answer a request for the status without the event loop, so that a stuck loop
+does not delay it. Other requests are carried out in the trio thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Connections that wait to be accepted, and those that are served at once. Guessed.
+#: Most connections that wait to be accepted, and most that are served concurrently. Guessed.
 _BACKLOG, _MOST_CONNECTIONS = 64, 64
 #: Seconds that a connection may be idle: a client that hangs must not keep a thread for ever.
 _IDLE = 600.0
@@ -60,7 +60,7 @@ class ControlServer:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """Serve until exit; without a socket or a thread, log why."""
+        """Serve until exit; if the socket or the thread can't be created, log the reason."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._path.unlink(missing_ok=True)
@@ -137,10 +137,10 @@ class ControlServer:
 
 
 def as_json(value: object) -> Any:  # noqa: ANN401 - JSON
-    """Return figures as what JSON has: objects, arrays, texts, numbers and null.
+    """Convert figures to the types of JSON: objects, arrays, texts, numbers and null.
 
-    Durations become an object of `count`, `total`, `mean`, `median` and `p99`, in seconds. The
-    last two are upper bounds of classes; null above the last bound.
+    A histogram becomes an object of `count`, and of `total`, `mean`, `median` and `p99` in
+    seconds. The last two are upper bounds of buckets; null above the last bound.
     """
     if isinstance(value, HistogramCounts):
         found = {"count": value.number, "total": value.total, "mean": value.mean}

@@ -1,4 +1,4 @@
-"""Daemon: start a mount in the background and wait for its result.
+"""Daemon: starts a mount in the background and waits for its result.
 
 The child reports once, over a pipe: ready, or the reason of a failure. The
 parent waits for this report, so that a script continues with a ready mount.
@@ -77,8 +77,8 @@ def run_in_background(
 
     Args:
         run: Serves the mount to its end; returns the exit code.
-        slow: Called once if there is no report after 2 seconds.
-        warned: Called with each warning of a mount that is ready.
+        slow: Called once, in the parent, if there is no report after 2 seconds.
+        warned: Called, in the parent, with each warning of a mount that is ready.
 
     Returns:
         None if the mount is ready, else the reason of the failure.

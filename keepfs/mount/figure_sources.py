@@ -1,8 +1,8 @@
 """Figure sources: the owners of a mount's counters, from which its figures are read.
 
-The one place where figures of a mount are read. Each counter has its owner, which counts;
-`FigureSources.read` only reads. It may be called from any thread, and neither waits for the trio
-thread nor touches the mount, so it works while the event loop is stuck.
+All figures of a mount are read here; the owner of a counter counts. `FigureSources.read` may
+be called from any thread. It neither waits for the trio thread nor accesses the mount, so it
+works while the event loop is stuck.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from keepfs.renewing_store import RenewingStore
     from keepfs.retention.kept import KeeperStatistics
 
-#: Failed files that are listed; the number of all is given too.
+#: Most failed files that are listed; the number of all is a separate figure.
 _MOST_FAILED = 20
 
 
@@ -57,12 +57,12 @@ class FigureSources:
         mountpoint: Its path.
         clock: trio's clock, callable from any thread, in seconds.
         requests: The requests of the kernel.
-        operations: Knows their paths.
-        store: The client; its caches, counters and token.
+        operations: Returns the paths of requests.
+        store: The client, with its caches, counters and token.
         staging: The bytes that are not stored.
         failed: The files that could not be stored.
         retention: Returns the state of retention.
-        watchdog: Watches the event loop; samples what only the trio thread may ask.
+        watchdog: Watches the event loop; samples the number of lost files.
         is_draining: Returns whether the mount ends.
         started_ns: When the mount started, in nanoseconds since 1970.
         started: The same on the monotonic clock, in seconds.
@@ -82,7 +82,7 @@ class FigureSources:
     started: float = field(default_factory=time.monotonic)
 
     def read(self) -> MountFigures:
-        """Return the figures. For any thread; waits for nothing."""
+        """Return the figures. For any thread; doesn't wait."""
         waiting = self._waiting()
         oldest = max((it.oldest for it in waiting.values()), key=lambda it: it.age, default=None)
         counters = self.store.counters

@@ -1,8 +1,7 @@
 """Figures: the state of a mount at one time, for `keepfs status` and the metrics.
 
-Values only; `figure_sources` reads them.
-
-The field names are those of the JSON of `keepfs status`, which stays stable: fields may be added.
+`figure_sources` makes these values. The field names are those of the JSON of `keepfs status`,
+which is stable: fields may be added.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ class RequestFigures:
     """One request of the kernel that is not answered yet.
 
     Attributes:
-        kind: `lookup`, `read`, `flush` ...: as the handlers of FUSE are named.
-        path: From the mount's root; locators without signatures; empty if unknown.
+        kind: The name of the handler of FUSE, such as `lookup`, `read` or `flush`.
+        path: The path from the mount's root, its locators unsigned; empty if unknown.
         age: Seconds since its start.
-        pid: The process that waits; 0 if unknown.
+        pid: The id of the process that waits; 0 if unknown.
     """
 
     kind: str
@@ -36,7 +35,7 @@ class WaitingFigures:
     """The requests of one kind that are not answered yet.
 
     Attributes:
-        count: How many.
+        count: Their number.
         oldest: The oldest of them.
     """
 
@@ -49,8 +48,8 @@ class OperationFigures:
     """The answered requests of one kind.
 
     Attributes:
-        durations: How long they took.
-        errors: Failed ones, by the name of the errno.
+        durations: The histogram of their durations.
+        errors: Numbers of failed requests, by the name of the errno.
     """
 
     durations: HistogramCounts
@@ -62,11 +61,11 @@ class CacheFigures:
     """One tier of the block cache.
 
     Attributes:
-        size: Bytes of cached blocks. On the disk: of the files of all processes, as this
-            mount last listed them, and of those it added since; 0 before it first lists.
+        size: Bytes of cached blocks. For the tier `disk`: bytes of all files when this mount
+            last listed them, plus those that it added since; 0 before the first listing.
         capacity: Most bytes, blocks being fetched included.
         in_flight: Bytes reserved for blocks being fetched.
-        blocks: Number of cached blocks; on the disk as for `size`.
+        blocks: Number of cached blocks; for the tier `disk` determined like `size`.
         hits: Calls that found their block.
         misses: Calls that did not.
         joined: Calls that waited for another call's fetch.
@@ -85,7 +84,7 @@ class CacheFigures:
 
 @dataclass(frozen=True, slots=True)
 class DiskCacheFigures:
-    """What a mount does with the disk cache, beside the figures of the tier `disk`.
+    """The use of the disk cache by a mount, in addition to the figures of the tier `disk`.
 
     Attributes:
         directory: Its path.
@@ -94,8 +93,8 @@ class DiskCacheFigures:
         written: Bytes of their files.
         skipped: Blocks not written: the disk was slower than the services, full, or failed.
         evictions: Blocks that this mount evicted.
-        damaged: Files that this mount threw out because they were damaged.
-        problem: Why the disk can't be used at the moment; empty if it can.
+        damaged: Damaged files that this mount removed.
+        problem: The reason that the disk can't be used at the moment; empty if it can.
     """
 
     directory: str
@@ -132,8 +131,8 @@ class FailedFigures:
     """A file that could not be stored.
 
     Attributes:
-        path: From the mount's root.
-        error: Why.
+        path: The path from the mount's root.
+        error: The reason.
     """
 
     path: str
@@ -147,8 +146,8 @@ class UploadFigures:
     Attributes:
         staged: Bytes in memory.
         capacity: Most bytes; a faster writer waits.
-        slots: Blocks to be, staged in memory.
-        storing: Those of them that are being stored.
+        slots: Slots with staged bytes; each becomes a block.
+        storing: The number of these slots that are being stored.
         unsaved: Files that could not be stored, and are retried.
         failed: The first of these files; at most 20.
     """
@@ -169,7 +168,8 @@ class RetentionFigures:
         mode: `collection`, `put`, `off`; or `local` for a local store.
         collections: Uuids of the collections that keep the blocks.
         last_update: Seconds since they were brought up to date; null if never.
-        next_expiry: When the first signature ends, in seconds since 1970; null if unknown.
+        next_expiry: The time at which the first signature ends, in seconds since 1970; null if
+            unknown.
         waiting: Stored files that no collection has yet.
         failures: Failed attempts in a row.
         lost: Files that can't be read any more.
@@ -191,13 +191,13 @@ class ServiceFigures:
     Attributes:
         root: Its base URL; `local:DIR` for a local store.
         requests: Requests sent to it.
-        failures: Failed ones, by cause. `not_found` is no error of the service.
+        failures: Numbers of failed requests, by cause. `not_found` is no error of the service.
         corrupt: Copies it sent whose content does not match the locator.
         sent: Bytes of blocks that it confirmed.
         received: Bytes of verified blocks that it sent.
         answers: Times to the heads of its answers, by method. Those of PUT include the sending.
         last_failure: The text of its last failure; empty without one.
-        last_failure_age: Seconds since then; null without one.
+        last_failure_age: Seconds since the last failure; null without one.
     """
 
     root: str
@@ -213,7 +213,7 @@ class ServiceFigures:
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """The API token, without the token.
+    """The age of the API token, and whether it is refused.
 
     Attributes:
         age: Seconds since it was read.
@@ -261,7 +261,7 @@ class MountFigures:
         oldest: The oldest of them; null without any.
         operations: Answered requests, by kind.
         cache: The tiers of the block cache, by name: `memory`, and `disk` if there is one.
-        disk_cache: More about the disk cache; null if it is off.
+        disk_cache: Further figures of the disk cache; null if it is off.
         blocks: Calls for blocks.
         uploads: The files that are not stored.
         retention: How stored files are kept.

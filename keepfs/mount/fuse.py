@@ -1,4 +1,4 @@
-"""Kernel's side of a mount: mount through libfuse, its settings, a timer against stuck reads."""
+"""FUSE: mounts through libfuse, sets the kernel's limits, interrupts reads that are stuck."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def mounted(operations: pyfuse3.Operations, options: MountOptions) -> Iterator[N
 
 
 def _source(options: StoreOptions) -> str:
-    """Return where the blocks are, as the mount's source in /proc/mounts; never empty.
+    """Return the name of the store, for the mount's source in /proc/mounts; never empty.
 
     It is the directory of a local store, the addresses of Keep services, or the host of the
     API server.
@@ -111,7 +111,7 @@ def _escaped(text: str) -> str:
 
 
 def set_read_ahead(device: int, size: int) -> None:
-    """Set the kernel's read-ahead, in bytes; without root nothing changes. 0: keep it."""
+    """Set the kernel's read-ahead, in bytes; 0 keeps it. Without root nothing changes."""
     if size:
         with contextlib.suppress(OSError):
             Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
@@ -156,7 +156,7 @@ def _kernel_setting(path: Path) -> int:
 
 
 def resend_requests() -> bool:
-    """Have the kernel resend the requests that were read and not answered.
+    """Notify the kernel to resend the requests that were read and not answered.
 
     If pyfuse3 fails while it handles a request, that request is never answered and its
     caller can't even be killed. Needs Linux 6.9.

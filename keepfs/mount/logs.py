@@ -34,7 +34,7 @@ _PRIORITIES = (
     (logging.INFO, 6),
 )
 _DEBUG_PRIORITY = 7
-#: Bytes after which a log file is rotated, and how many rotated files are kept.
+#: Bytes after which a log file is rotated, and the number of rotated files that are kept.
 _MAX_BYTES, _KEPT = 10 * 2**20, 3
 
 
@@ -130,9 +130,9 @@ def report_uncaught() -> None:
 
 
 def describe_tasks(root: trio.lowlevel.Task | None = None) -> str:
-    """Return the stack of every trio task, to diagnose what the mount waits for.
+    """Return the stack of every trio task, to find out what the mount waits for.
 
-    Files, lines and functions only; no values, so no data and no token.
+    It has files, lines and functions, but no values: no data and no token.
 
     Args:
         root: The root task, for callers in other threads; None: the current one.
@@ -173,7 +173,7 @@ def _awaited_frames(coroutine: object) -> Iterator[FrameType]:
 
 
 def describe_threads() -> str:
-    """Return the stack of every thread, the innermost call first. As `describe_tasks`."""
+    """Return the stack of every thread, the innermost call first, without values."""
     names = {each.ident: each.name for each in threading.enumerate()}
     lines = []
     for number, top in sys._current_frames().items():  # noqa: SLF001 - documented, for this use

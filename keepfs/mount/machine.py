@@ -1,4 +1,4 @@
-"""Checks of the machine: what a mount needs of the kernel, of fuse3 and of AppArmor.
+"""Checks of the machine: the requirements of a mount on the kernel, fuse3 and AppArmor.
 
 Nothing here accesses a mount.
 """
@@ -14,12 +14,12 @@ from keepfs.mount import mountpoint
 
 _KERNEL_SETTINGS = Path("/proc/sys/fs/fuse")
 _APPARMOR = Path("/sys/kernel/security/apparmor/profiles")
-#: Where the profile of Ubuntu for fusermount3 allows mounts.
+#: Directories below which Ubuntu's AppArmor profile for fusermount3 allows mounts.
 _ALLOWED = ("/mnt", "/media", "/tmp", "/cvmfs")  # noqa: S108 - a place to mount
 
 
 def kernel_timeouts(settings: Path = _KERNEL_SETTINGS) -> dict[str, int]:
-    """Return the kernel's limits on the time of a FUSE request that are set, in seconds."""
+    """Return the kernel's time limits on FUSE requests, in seconds, by sysctl; only set ones."""
     found = {}
     for name in ("default_request_timeout", "max_request_timeout"):
         try:
@@ -32,7 +32,7 @@ def kernel_timeouts(settings: Path = _KERNEL_SETTINGS) -> dict[str, int]:
 
 
 def fusermount() -> str:
-    """Return the path of fusermount3, and whether it can mount for users; empty without it."""
+    """Return the path of fusermount3, with a note if it isn't setuid root; empty without it."""
     path = shutil.which("fusermount3")
     if path is None:
         return ""
@@ -52,7 +52,7 @@ def allows_other(settings: Path = Path("/etc/fuse.conf")) -> bool:
 
 
 def apparmor(path: Path | None, profiles: Path = _APPARMOR) -> str:
-    """Return why AppArmor may refuse a mount by this user on `path`; empty if it does not."""
+    """Return why AppArmor may refuse a mount by this user on `path`; empty if it allows it."""
     if os.geteuid() == 0:
         return ""
     try:

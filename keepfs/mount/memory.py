@@ -1,4 +1,4 @@
-"""Memory: what a mount gives back to the system when it has been idle for a while."""
+"""Memory: returns the unused memory of an idle mount to the system; limits malloc's arenas."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 #: Seconds without an answered request after which memory is given back. Guessed: longer than
 #: the pauses of a job, since the next block then needs new pages, about 32 ms for 64 MiB.
 IDLE_SECONDS = 20.0
-#: Memory arenas of glibc's malloc. It makes up to eight for each processor core and keeps
-#: the freed pages of each. Measured after 1 GiB written and read by four programs: 465 MiB
+#: Most arenas of glibc's malloc. By default it makes up to eight for each processor core and
+#: keeps the freed pages of each. Measured after 1 GiB written and read by four programs: 465 MiB
 #: with eight arenas, 250 MiB with two. Python's own small objects do not use them.
 _ARENAS = 2
 _M_ARENA_MAX = -8  # malloc.h
@@ -30,12 +30,12 @@ def limit_arenas() -> None:
 async def trim_when_idle(
     answered: Callable[[], int], give_back: Callable[[], None], idle: float = IDLE_SECONDS
 ) -> None:
-    """Give memory back once after each busy time; runs until cancelled.
+    """Return memory to the system once after each busy time; runs until cancelled.
 
     Args:
         answered: Returns the number of requests answered since the start.
-        give_back: Releases unused buffers; called in a worker thread, then the pages that
-            malloc keeps are returned to the kernel.
+        give_back: Releases unused buffers. Called in a worker thread, which then returns the
+            free pages of malloc to the kernel.
         idle: Seconds without an answered request.
     """
     seen, is_trimmed = answered(), True

@@ -1,6 +1,6 @@
-"""Metrics: the definitions of all metrics, and how each is read from the figures of a mount.
+"""Metrics: the definitions of all metrics, each with its function of a mount's figures.
 
-Nothing is counted here: a scrape reads `figures.MountFigures` once. docs/metrics.md is made
+Counters are elsewhere: a scrape reads `figures.MountFigures` once. docs/metrics.md is made
 from `METRICS` by scripts/document-metrics.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class MetricKind(enum.Enum):
-    """The types of Prometheus that are used."""
+    """The types of metrics of Prometheus that are used."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -45,8 +45,8 @@ class MetricDefinition:
         name: The name that Prometheus shows; a counter ends in `_total`.
         kind: Its type.
         help: One sentence, with the unit.
-        labels: Beside `mountpoint`, which every metric has.
-        read: Returns the values of the labels with the value; None: no sample.
+        labels: The names of its labels, without `mountpoint`, which every metric has.
+        read: Returns samples: (values of the labels, value); a value of None is left out.
     """
 
     name: str
@@ -56,7 +56,7 @@ class MetricDefinition:
     read: Callable[[MountFigures], _Samples]
 
     def family(self, figures: MountFigures) -> Metric:
-        """Return the samples of a mount."""
+        """Return the metric with the samples of a mount."""
         labels = ("mountpoint", *self.labels)
         samples = [
             ((figures.mountpoint, *values), value)
@@ -415,7 +415,7 @@ METRICS = tuple(
 
 
 class _FiguresCollector:
-    """Makes the samples when they are asked for."""
+    """Makes the samples at each scrape."""
 
     def __init__(self, read: Callable[[], MountFigures]) -> None:
         self._read = read

@@ -33,11 +33,11 @@ class MetricsError(Exception):
 
 @contextlib.contextmanager
 def exporting(read: Callable[[], MountFigures], options: MountOptions) -> Iterator[None]:
-    """Export metrics as the options say, until exit; in threads, not in the trio thread.
+    """Export metrics until exit, by HTTP and to a file as the options say; in separate threads.
 
     Args:
         read: Returns the figures; called in threads.
-        options: `metrics` and `metrics_file`.
+        options: The options of the mount; `metrics` and `metrics_file` are used.
 
     Raises:
         MetricsError: The address or the file can't be used.

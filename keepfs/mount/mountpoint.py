@@ -42,7 +42,7 @@ class MountEntry:
         mountpoint: Its path.
         device: `major:minor`; the minor number identifies a FUSE connection.
         kind: The file system's type.
-        root: What is mounted there, as a path in the file system: `/` but for bind mounts.
+        root: The path in the file system that is mounted there: `/` except for bind mounts.
     """
 
     mountpoint: Path
@@ -58,7 +58,7 @@ class BusyProcess:
     Attributes:
         pid: The process id.
         command: The name of its command.
-        path: A path that it uses: an open file or its working directory.
+        path: A path that it uses: an open or mapped file, or a directory.
     """
 
     pid: int
@@ -105,7 +105,7 @@ def mounts() -> list[MountEntry]:
 def containing(path: Path) -> tuple[MountEntry, Path] | None:
     """Return the mount that a resolved path is in, and the path in its file system, or None.
 
-    A bind mount leads to the path in the file system that is bound.
+    For a path in a bind mount, the second is the path below the bound directory's own.
     """
     found = None
     for entry in mounts():
@@ -143,7 +143,7 @@ def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
     """Check that a resolved path can be mounted on; no keepfs mount may be there.
 
     Raises:
-        MountpointError: It can't be used; the message says what to do.
+        MountpointError: It can't be used; the message has a remedy.
     """
     try:
         status = mountpoint.stat()
@@ -165,7 +165,7 @@ def check_fuse() -> None:
     """Check that this machine can mount FUSE file systems.
 
     Raises:
-        MountpointError: It can't; the message says what to do.
+        MountpointError: It can't; the message has a remedy.
     """
     if not Path("/dev/fuse").exists():
         raise MountpointError(of_mounts.NO_FUSE_DEVICE())
@@ -198,7 +198,7 @@ def waiting_requests(device: int) -> int | None:
         device: The minor number of its device.
 
     Returns:
-        None if the kernel does not tell.
+        None if the kernel does not report them.
     """
     try:
         return int((_CONNECTIONS / str(device) / "waiting").read_text())
@@ -207,7 +207,7 @@ def waiting_requests(device: int) -> int | None:
 
 
 def is_ours(entry: MountEntry) -> bool:
-    """Return whether this user has mounted a mount, as far as the kernel tells."""
+    """Return whether this user has mounted a mount; True if the kernel does not report it."""
     try:
         owner = (_CONNECTIONS / entry.device.partition(":")[2]).stat().st_uid
     except OSError:
@@ -216,9 +216,10 @@ def is_ours(entry: MountEntry) -> bool:
 
 
 def abort(entry: MountEntry) -> bool:
-    """End the kernel's connection of a mount: all its requests fail at once. Doesn't block.
+    """End the kernel's connection of a mount: all its requests fail at once.
 
-    Without the kernel's control files, as in a container, root aborts by `umount -f`.
+    Doesn't block, unless the kernel's control files are missing, as in a container: then
+    root aborts by `umount -f`, which takes at most 30 s.
 
     Returns:
         Whether the connection was ended.
@@ -233,7 +234,7 @@ def abort(entry: MountEntry) -> bool:
 
 
 def detach(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmount; with `lazy`, at once, while open files keep working.
+    """Unmount; with `lazy`, even if the mount is busy: open files can still be used.
 
     Blocks, at most 30 s, also if the mount hangs.
 
@@ -251,7 +252,7 @@ def detach(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def _run(command: list[str]) -> str:
-    """Run a program for at most 30 s; return its complaint, or an empty text."""
+    """Run a program for at most 30 s; return its error, or an empty text for success."""
     try:
         process = subprocess.Popen(  # noqa: S603 - fixed commands
             command,
@@ -277,7 +278,7 @@ def _run(command: list[str]) -> str:
 def holders(entry: MountEntry) -> list[BusyProcess]:
     """Return the processes with open files or working directories in a mount.
 
-    Only root sees the processes of other users.
+    Without root, the processes of other users are left out.
     """
     found = []
     for process in Path("/proc").iterdir():

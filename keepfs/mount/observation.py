@@ -1,4 +1,4 @@
-"""Observation: what shows a mount to others: figures, control socket, watchdog, metrics."""
+"""Observation: the figures, control socket, watchdog and metrics of a mount, as one part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Owners(NamedTuple):
-    """The parts of a mount that count what they do."""
+    """The parts of a mount that have counters or state for the figures."""
 
     requests: Requests
     operations: Operations
@@ -40,12 +40,12 @@ class Owners(NamedTuple):
 
 
 class Observation:
-    """Shows a mount to others. Make it in the trio thread.
+    """Makes the state of a mount available to other processes. Make it in the trio thread.
 
     Args:
         options: The options of the mount.
         catalog: The catalog of the mount.
-        owners: The parts that the figures are read from.
+        owners: The parts from which the figures are read.
         control: Carries out control requests other than the status.
     """
 

@@ -1,4 +1,4 @@
-"""Retaining: chooses from a mount's options how its stored files are kept."""
+"""Retaining: sets up, by the options of a mount, how its stored files are retained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Rounds after the first of one request: the keeper retries with a back-off of its own.
+#: Retry rounds and back-off of one request; the keeper itself retries later.
 _RETRIES, _BACKOFF = 1, Backoff(first=0.5, cap=2.0)
 
 _IN_WORDS = {
@@ -54,10 +54,10 @@ removes them."""
 
 
 def mode_of(options: MountOptions) -> Mode:
-    """Return how stored blocks are kept: by the options, else by the kind of store.
+    """Return how stored blocks are retained: as the options say, else by the kind of store.
 
     Raises:
-        StoreError: A collection is asked for, and no API server is known.
+        StoreError: The options demand a collection, and no API server is configured.
     """
     if options.store.local_store is not None:
         return Mode.OFF
@@ -74,21 +74,22 @@ def mode_of(options: MountOptions) -> Mode:
 
 
 def retention_in_words(options: MountOptions) -> str:
-    """Say for the mount's README how long blocks are kept."""
+    """Return a text for the mount's README on how long blocks are kept."""
     return _LOCAL if options.store.local_store is not None else _IN_WORDS[mode_of(options)]
 
 
 class Keeping:
-    """The keeper of a mount, and what it works with.
+    """The keeper of a mount, and the parts that it uses.
 
     Args:
         options: The options of the mount.
         catalog: The catalog of the mount.
-        store: Where the blocks are.
+        store: The store of the blocks.
         copies: Replicas of each block.
 
     Raises:
-        StoreError: The options can't be followed.
+        StoreError: As `mode_of`.
+        OSError: The catalog can't be written.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Keeping:
         )
 
     def begin(self, upload: KeptFiles) -> Keeper:
-        """Return the keeper of the files in upload/."""
+        """Set up the keeper for the files in upload/, and return it. Sends no request."""
         mirror = api = None
         if self._keeper.mode is Mode.COLLECTION:
             api = stores.open_api(self._options.store, self._store.api_token)
@@ -145,7 +146,7 @@ class Keeping:
         return self._keeper
 
     async def run(self) -> None:
-        """Keep what is stored; runs until cancelled."""
+        """Retain the stored files; runs until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 if self._keeper.mode is Mode.PUT:
@@ -159,13 +160,13 @@ class Keeping:
         return self._keeper.statistics()
 
     def renew_now(self) -> None:
-        """Have everything renewed at once."""
+        """Start to renew all stored files now. Doesn't wait."""
         self._keeper.renew_now()
 
     async def finish(self, drain: Drain) -> None:
         """Bring the collection up to date, before the drain's deadline or its `hurry`.
 
-        Raises nothing: an unexpected error is logged, and the drain goes on.
+        An unexpected error is logged and not raised, so that the drain continues.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -202,20 +203,20 @@ class Keeping:
 
 
 class _NoFiles:
-    """upload/ of a mount that is down: nothing is in memory."""
+    """The files of a mount that is down: none are in memory."""
 
     def files(self) -> Iterable[UploadFile]:
-        """Go through nothing."""
+        """Return no files."""
         return ()
 
 
 def renew(options: MountOptions) -> None:
-    """Renew what a mount that is down has stored. Blocks.
+    """Renew the stored files of a mount that is down. Blocks.
 
     Raises:
         StoreError: The services or the API server don't answer, or refuse the token.
         CatalogError: The catalog can't be used, or a mount uses it.
-        CollectionError: The API server refused it, or is away.
+        CollectionError: The API server refused a request, or can't be reached.
         KeepRequestError: Blocks could not be stored again.
     """
     path = options.state_dir / CATALOG

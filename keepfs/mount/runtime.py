@@ -1,7 +1,7 @@
-"""Run files: which mounts run on this machine, and which process serves each.
+"""Run files: record which mounts of this user run, and which process serves each.
 
 Each mount has a file in the runtime directory, named for its mount point. The
-mount's process locks the file while it lives, so the lock, not the text, shows
+mount's process locks the file while it runs, so the lock, not the text, shows
 whether it runs. Reading a run file never accesses the mount.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# Seconds between two attempts to lock a run file that another process is checking.
+#: Seconds between two attempts to lock a run file that another process is checking.
 _LOOKING = 0.01
 
 

@@ -62,8 +62,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two checkpoints of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
-#: The part of `--cache-size` that manifests of unused collections may take in addition: 64 MiB
-#: by default, 600,000 small files.
+#: Manifests of unused collections may take, in addition to `--cache-size`, one part in this
+#: many of it: 64 MiB by default, 600,000 small files.
 _MANIFESTS_SHARE = 4
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
@@ -77,7 +77,7 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
 
     Args:
         options: The mount's options.
-        reporter: Called once: when the mount answers, or when mounting failed.
+        reporter: Called when the mount answers, or with the reason when it fails.
         foreground: Log to standard error, unless a log file is set.
 
     Returns:
@@ -87,7 +87,7 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
     try:
         return _serve(options, reporter, foreground=foreground)
     except BaseException:
-        # In the background the traceback can be seen in the log only.
+        # In the background only the log shows the traceback.
         _log.critical("%s", of_commands.UNEXPECTED(what="the mount"), exc_info=True)
         raise
 
@@ -183,14 +183,14 @@ class _Mount:
     """One mount, from its first request to its last.
 
     Args:
-        options: How to mount.
-        store: Where the blocks are.
-        collections: Where collections come from; None where only services are known.
-        buffers: Memory for whole blocks, of the store's cache and of what is written.
+        options: The options of the mount.
+        store: The store of the blocks.
+        collections: The source of collections; None if only Keep services are configured.
+        buffers: Memory for whole blocks, for the store's cache and for staged bytes.
         copies: Replicas to be confirmed of each block.
-        catalog: Where the names in upload/ are.
-        claim: Where others learn of the mount.
-        reporter: Told once that the mount answers, or why it can't.
+        catalog: The persistent names in upload/.
+        claim: The run file of the mount, which other processes read.
+        reporter: Called when the mount answers.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class _Mount:
     async def _tree(
         self, blocks: AsyncBlocks, staging: Staging
     ) -> tuple[Operations, UploadDirectory]:
-        """Build the directories and the handlers; fetch the collection that is mounted alone."""
+        """Build the directories and the handlers; with --collection, load that collection."""
         options = self._options
         owner = Metadata(
             directory_mode(0),
@@ -374,8 +374,8 @@ class _Mount:
         """Return a collection as the root of the mount.
 
         Raises:
-            StoreError: Nobody can be asked for it.
-            KeepRequestError: It couldn't be had.
+            StoreError: Collections need an API server, and none is configured.
+            KeepRequestError: The collection couldn't be read.
         """
         if self._collections is None:
             raise stores.StoreError(
@@ -410,8 +410,8 @@ class _Mount:
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         fuse.allow_background(status.st_dev)
-        # Modules and the other objects of now live until exit. Freezing them saves the
-        # full collections 20 ms each, in which no request is answered.
+        # The present objects, such as modules, exist until exit. Frozen, they save each full
+        # garbage collection 20 ms, during which no request is answered.
         gc.collect()
         gc.freeze()
         _log.info("the mount on %s answers", self._options.mountpoint)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The signals that end a mount, and the others that are handled.
+#: The signals that end a mount, and the other handled signals.
 ENDS = (signal.SIGTERM, signal.SIGINT)
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -38,10 +38,10 @@ class Signals:
     files and renews the stored ones at once, SIGUSR2 logs the stack of every task.
 
     Args:
-        signals: The signal numbers, until the end of the mount.
+        signals: Yields the numbers of signals as they arrive.
         store: The store whose token SIGHUP reloads.
         failed: The failed files that SIGUSR1 retries.
-        renew: Renews everything that is stored at once.
+        renew: Renews the retention of all stored files at once.
         drain: Stores and spills unstored files.
         serving: Cancelled to end serving.
     """

@@ -1,7 +1,8 @@
-"""Units: the text of the systemd units of a mount, and of its example configuration. Pure.
+"""Units: the text of the systemd units of a mount, and of its example configuration.
 
-A unit is for one mount point or, with the specifiers `%f` (mount point) and `%i` (its
-escaped name), for all: the units in systemd/ are of the second kind.
+A unit is for one mount point. Without one it is for all, by the specifiers `%f` (mount point)
+and `%i` (its escaped name): so are the units in systemd/. Nothing is read from the machine,
+except by `token_of_service`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ UMask=0077
 
 @dataclass(frozen=True, slots=True)
 class ServicePlan:
-    """What the units of a mount contain.
+    """The parameters of the units of a mount.
 
     Attributes:
         command: The words that start keepfs: an absolute path, and more if needed.
@@ -90,7 +91,7 @@ class ServicePlan:
         )
 
     def _service(self) -> str:
-        # The words of `env` fail with 127 if keepfs isn't there.
+        # `env` fails with 127 if there is no keepfs.
         final = "2 127" if self.command[0] == "/usr/bin/env" else "2"
         lines = [
             "[Service]",
@@ -201,7 +202,7 @@ def example_configuration(mountpoint: Path, token_file: str) -> str:
 
     Args:
         mountpoint: The mount's absolute path.
-        token_file: Where the token belongs, in words.
+        token_file: The place for the token, as text for people.
     """
     return f"""\
 # Settings of keepfs: each option of `keepfs mount --help` is a key. Keys outside tables are
@@ -249,7 +250,7 @@ def token_of_service(path: Path, directory: Path = SYSTEM_DIRECTORY) -> Path | N
 
     Args:
         path: The mount point.
-        directory: Where the files of tokens are.
+        directory: The directory of token files.
     """
     file = directory / f"{escaped(path)}.token"
     try:

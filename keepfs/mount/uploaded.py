@@ -1,4 +1,4 @@
-"""Paths in upload/ of running mounts, for commands: found, and stored before they are read."""
+"""Finds the mount of a path in upload/, and has its unstored files stored, for commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keepfs.messages import of_uploads
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
 
-#: Files that are stored at once.
+#: Files stored concurrently. Guessed.
 _AT_ONCE = 8
 
 
@@ -29,7 +29,7 @@ class UploadedPath:
     """A file or directory in upload/ of a running mount.
 
     Attributes:
-        path: Absolute, without symbolic links but perhaps the last name.
+        path: Absolute, without symbolic links except perhaps in the last name.
         below: The path below upload/; empty for upload/ itself.
         mountpoint: The mount point.
         state_dir: The state directory of the mount.
@@ -49,11 +49,11 @@ class UploadedPath:
 def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
     """Find the mount whose upload/ has a path, also through a bind mount.
 
-    It looks at the path, so it waits for a mount that hangs.
+    It accesses the path, so it blocks while the mount hangs.
 
     Args:
         path: The path of a file, directory or symbolic link.
-        follow: Whether to take what a symbolic link points to.
+        follow: Whether a symbolic link is replaced by what it points to.
 
     Raises:
         UploadedError: The path is not in upload/ of a running mount of this user.
@@ -79,19 +79,19 @@ def find_uploaded(path: Path, *, follow: bool = False) -> UploadedPath:
 
 
 def store_all(where: UploadedPath, timeout: float) -> list[tuple[str, str]]:
-    """Have each file of a path stored that is not. Blocks.
+    """Store the unstored files of a path, through the mount. Blocks.
 
-    Files that are changed meanwhile are stored as they are at some moment of the call.
+    A file that is changed meanwhile is stored with its content at some moment of the call.
 
     Args:
-        where: A file, or a directory with all that is in it.
-        timeout: Seconds until no more is waited for. The requests go on in the mount.
+        where: A file, or a directory with all files below it.
+        timeout: Seconds to wait. After them the mount continues to store the files.
 
     Returns:
-        (path, reason) of what is not stored; paths below `where`, which itself is ".".
+        (path, reason) of each file that is not stored; paths below `where`, which itself is ".".
 
     Raises:
-        ControlError: The mount does not say what is not stored.
+        ControlError: The mount refused to list its unstored files, or did not answer.
     """
     deadline = time.monotonic() + timeout
     failures: list[tuple[str, str]] = []
@@ -112,7 +112,7 @@ def _relative(name: str, top: str) -> str:
 
 
 def _store_each(path: Path, names: list[str], deadline: float) -> dict[str, str]:
-    """Have files stored, several at once; return why each is not, of those done in time."""
+    """Store files concurrently; return the error of each that ended in time, empty if stored."""
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     results: dict[str, str] = {}
     done = threading.Semaphore(0)
@@ -126,7 +126,7 @@ def _store_each(path: Path, names: list[str], deadline: float) -> dict[str, str]
         waiting.put(name)
     for _ in range(min(_AT_ONCE, len(names))):
         waiting.put(None)
-        # A daemon: one that waits for a hung mount must not keep the command from ending.
+        # A daemon thread, so that the command can end while the thread waits for a hung mount.
         threading.Thread(target=work, daemon=True).start()
     for _ in names:
         if not done.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -135,7 +135,7 @@ def _store_each(path: Path, names: list[str], deadline: float) -> dict[str, str]
 
 
 def _store(path: Path) -> str:
-    """Have a file stored; return why it is not."""
+    """Store a file by fsync; return the error, empty if it is stored or was removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

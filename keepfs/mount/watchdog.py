@@ -1,7 +1,7 @@
 """Watchdog: detects an event loop or a request that is stuck, and logs every stack once.
 
-A task of the loop notes each second that the loop runs, and sends WATCHDOG=1 to the service
-manager. A thread of its own looks at these notes, since a stuck loop can't.
+A task of the loop records each second that the loop runs, and sends WATCHDOG=1 to the
+service manager. A separate thread checks these records: a stuck loop could not.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: Seconds for which the loop, or a request past its deadline, may be stuck before the stacks
-#: are logged. Given by the requirements of operators: longer than a slow disk takes.
+#: are logged. Required by operators; slow disks take less.
 LIMIT = 60.0
-#: Seconds between two notes of the loop, and between two looks at them.
+#: Seconds between two records of the loop, and between two checks of them.
 _INTERVAL = 1.0
-#: If the thread itself is later than this many intervals, the process was stopped or had no
-#: processor: that time is not the loop's fault.
+#: If the thread itself is late by more than this many intervals, the process was stopped or
+#: had no processor, and the time before does not count.
 _LATE = 5.0
-#: Seconds without a note from which on the loop is reported as stuck in the figures.
+#: Seconds without a record after which the figures report the loop as stuck.
 _STUCK = 3.0
-#: Seconds between two samples of what only the trio thread may ask.
+#: Seconds between two samples of the figure that only the trio thread may read.
 _SAMPLED = 5.0
 
 
@@ -46,10 +46,10 @@ class Watchdog:
 
     Args:
         requests: The requests in progress, with their deadline.
-        ask: Returns a figure that only the trio thread may ask for; called every 5 s.
+        ask: Returns a figure that only the trio thread may read; called every 5 s.
         limit: Seconds after which the stacks are logged. For the loop it is shortened to half
             of the service manager's limit, so that the log has the reason of a restart.
-        interval: Seconds between two notes of the loop.
+        interval: Seconds between two records of the loop.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Watchdog:
         return age if age >= _STUCK else 0.0
 
     def sample(self) -> int:
-        """Return the last figure that was asked for. For any thread."""
+        """Return the last figure that `ask` returned. For any thread."""
         return self._sampled
 
     async def run(self) -> None:
-        """Note that the loop runs, until cancelled. Starts the thread, and ends it."""
+        """Record that the loop runs, until cancelled. Starts the thread, and ends it."""
         root = trio.lowlevel.current_root_task()
         clock = trio.lowlevel.current_clock().current_time
         self._ended.clear()
@@ -104,11 +104,11 @@ class Watchdog:
             self._ended.set()
 
     def _watch(self, root: trio.lowlevel.Task | None, clock: Callable[[], float]) -> None:
-        """Look once in an interval, until `run` ends. In a thread."""
+        """Check once in an interval, until `run` ends. In a thread."""
         while not self._ended.wait(self._interval):
             try:
                 self._look(time.monotonic(), root, clock())
-            except Exception:  # noqa: BLE001 - it must go on watching
+            except Exception:  # noqa: BLE001 - the thread must continue
                 _log.exception("%s", of_commands.UNEXPECTED(what="the watchdog"))
 
     def _look(self, now: float, root: trio.lowlevel.Task | None, on_trios_clock: float) -> None:
@@ -145,19 +145,18 @@ class Watchdog:
 
 
 def keep_stacks_of_crash(log_file: Path | None) -> None:
-    """Have the stacks of all threads written if a signal such as SIGABRT ends the process.
+    """Write the stacks of all threads if a signal such as SIGABRT ends the process.
 
-    The service manager sends SIGABRT when WATCHDOG=1 is missing. The stacks have file names,
-    lines and functions; no values.
+    The service manager sends SIGABRT when WATCHDOG=1 is missing. The stacks have the names of
+    files and functions, and line numbers, but no values.
 
     Args:
-        log_file: They are appended to it; None: to standard error.
+        log_file: The file that they are appended to; None for standard error.
     """
     import faulthandler  # noqa: PLC0415 - for mounts only
 
     if log_file is None:
         faulthandler.enable(sys.stderr)
     else:
-        # A descriptor of its own, for the life of the process: the log's is replaced when the
-        # file is rotated.
+        # A separate descriptor that stays open: the log's is closed when the file is rotated.
         faulthandler.enable(os.open(log_file, os.O_WRONLY | os.O_APPEND))

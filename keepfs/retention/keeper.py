@@ -16,7 +16,7 @@ from keepfs.retention import losses, rows, signatures
 from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
 from keepfs.retention.put_again import store_missing
-from keepfs.retention.timing import Timing, Updated, in_words
+from keepfs.retention.timing import Timing, Updated, in_words, time_of
 from keepfs.retention.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: When the last round of `put` began, in the catalog: unsigned blocks have no date.
+#: The catalog's key for the start of the last round of `put`: unsigned blocks have no expiry.
 _ROUND_KEY = "retention-put"
-#: Files in memory that take new locators before other tasks have their turn.
+#: Files in memory that get new locators between two checkpoints of trio.
 _AT_ONCE = 100
-#: Seconds in which further refusals do not fetch new signatures again.
+#: Seconds after new signatures or a failure in which further refusals don't request any.
 _FRESH = 1.0
 _FAILURES = (CollectionError, KeepRequestError, CatalogError, OSError)
 
 
 class Keeper:
-    """Keeps stored files: mirrors them into collections or stores their blocks again.
+    """Keeps stored files: mirrors them into collections, or stores their blocks again.
 
     Args:
-        mode: The way blocks are kept.
+        mode: How blocks are kept.
         catalog: The catalog of the mount.
-        path: The catalog's, for connections of worker threads.
+        path: The path of the catalog, for connections of worker threads.
         store: The store of the blocks; its token is used for the API server too.
         copies: Replicas of each block.
         ledger: The record of the collections, from the catalog.
@@ -81,23 +81,23 @@ class Keeper:
         self._api: ApiClient | None = None
         self._put: PutAgain | None = None
         self._working = trio.Lock()
-        # Of reads with a refused signature: they don't wait for an update that hangs.
+        # For reads with a refused signature: they must not wait for an update that hangs.
         self._refreshing = trio.Lock()
-        # Files whose version no update has had yet, with a count of their versions.
+        # Files whose last version is in no update yet; the values distinguish versions.
         self._unretained: dict[int, int] = {}
         self._versions = self._renewals = 0
         self._is_known = False
-        # What the next update is decided by; wall-clock and monotonic times are not mixed.
+        # These decide when the next update is made, on trio's clock.
         self._changes = catalog.changes
         self._changed_at: float | None = None
         self._updated: Updated | None = None
         self._retry_at = 0.0
         self._trouble = Trouble()
-        self._earliest = 0.0  # until the catalog has been read
+        self._earliest = 0.0  # the first expiry, on the wall clock; 0 until it is known
         self._is_token_new = self._is_round_wanted = False
-        #: Whether all blocks have signatures for the token, as far as is known.
+        #: False if storing a block again for a new token has failed.
         self._are_all_signed = True
-        self._renewed_at, self._renewed_for = float("-inf"), ""  # for which token
+        self._renewed_at, self._renewed_for = float("-inf"), ""  # the time and the token
 
     def begin(
         self,
@@ -106,7 +106,7 @@ class Keeper:
         mirror: Mirror | None = None,
         api: ApiClient | None = None,
     ) -> None:
-        """Take up what it works with; call it before `run`.
+        """Set the parts that it uses; must be called before `run`.
 
         Args:
             files: upload/, for locators in memory.
@@ -120,7 +120,7 @@ class Keeper:
     # --- called by files ----------------------------------------------------------
 
     def retained(self, number: int | None) -> str:
-        """Say what keeps a file: a collection's uuid, `put` or `no`; empty if nothing need."""
+        """Return what keeps a file: collection uuid, `put` or `no`; empty for a local store."""
         if self._is_local:
             return ""
         if self.mode is Mode.PUT:
@@ -130,13 +130,13 @@ class Keeper:
         return "no" if number in self._unretained else self._mirror.uuid_of(number) or "no"
 
     async def refused(self, locator: KeepLocator, number: int | None) -> bool:
-        """Get new signatures; return whether there are any."""
+        """Get new signatures after a refusal; return whether there are any. Cancellable."""
         if self.mode is Mode.OFF:
             return False
         before = self._renewals
         async with self._refreshing:
             if self._renewals != before:
-                return True  # while this one waited
+                return True  # another call got them
             try:
                 await self._take_token()
                 if self.mode is Mode.PUT:
@@ -146,21 +146,23 @@ class Keeper:
                     return False
                 await self._refresh()
             except _FAILURES as error:
-                self._renewed_at, self._renewed_for = (
-                    trio.current_time(),
-                    self._token,
-                )  # others needn't ask at once
+                # Delay the requests of other readers.
+                self._renewed_at, self._renewed_for = trio.current_time(), self._token
                 self._failed(error)
                 return False
         return True
 
     def missing(self, number: int | None, reason: str) -> None:
-        """Record that a block of a file is in no service."""
-        if number is not None:
+        """Record that no service has a block of a file; log it if the catalog can't be written."""
+        if number is None:
+            return
+        try:
             self._mark_lost({number: reason})
+        except OSError as error:
+            _log.warning("%s", of_retention.LOST_NOT_RECORDED(reason=error))
 
     def lost(self, number: int | None) -> str:
-        """Return why a file can't be read any more; empty if nothing is known to be lost."""
+        """Return why a file can't be read any more; empty if it isn't recorded as lost."""
         return "" if number is None else self._catalog.lost(number)
 
     def statistics(self) -> KeeperStatistics:
@@ -174,11 +176,11 @@ class Keeper:
     # --- the task -------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep what is stored; runs until cancelled."""
+        """Keep the stored files until cancelled. In mode `OFF` only record lost files once."""
         if self.mode is Mode.OFF:
             if not self._is_local:  # where nothing is signed
                 async with self._working:
-                    await self._find_expired()
+                    await self._guarded(self._find_expired)
             return
         while True:
             if trio.current_time() >= self._retry_at:
@@ -187,10 +189,10 @@ class Keeper:
             await trio.sleep(self._timing.tick)
 
     async def finish(self, deadline: float) -> None:
-        """Have the collections as upload/ is at the end of the mount.
+        """Bring the collections up to date at the end of the mount; log a failure.
 
         Args:
-            deadline: When to give up, of trio's clock: the next mount does it then.
+            deadline: The end of the attempt, on trio's clock. The next mount completes it.
         """
         if self.mode is not Mode.COLLECTION or not (self._is_changed() or self._unretained):
             return
@@ -201,10 +203,10 @@ class Keeper:
             _log.warning("%s", of_retention.RETENTION_BEHIND(time=in_words(self._timing.ttl)))
 
     async def once(self) -> None:
-        """Do everything at once: bring collections up to date, renew all signatures.
+        """Bring the collections up to date and renew all signatures now. Cancellable.
 
         Raises:
-            CollectionError: The API server refused it, or is away.
+            CollectionError: The API server refused it, or can't be reached.
             KeepRequestError: Blocks could not be stored again.
             CatalogError: The catalog can't be read.
         """
@@ -279,7 +281,7 @@ class Keeper:
                 self._api.api_token = self._token
 
     async def _asked(self, ask: Callable[[], _T]) -> _T:
-        """Ask the API server in a thread, once more if a new token helps."""
+        """Run `ask` in a thread; if the token is refused, read it again and repeat it once."""
         try:
             return await _in_thread(ask)
         except UnauthorizedError:
@@ -308,7 +310,7 @@ class Keeper:
         try:
             await self._asked(mirror.update)
         except ForbiddenError:
-            # A signature is refused: of another token, most likely.
+            # A signature is refused, probably one of another token.
             self._is_token_new = True
             await self._renew()
             try:
@@ -330,7 +332,7 @@ class Keeper:
             self._earliest = min(self._earliest, signatures.wall_clock() + self._timing.ttl)
 
     async def _renew(self) -> None:
-        """Read the collections, and use the signatures that they have now."""
+        """Get the collections, and use their fresh signatures."""
         mirror = self._mirror
         if mirror is None:
             return
@@ -348,7 +350,7 @@ class Keeper:
         await self._find_expired()
 
     async def _refresh(self) -> None:
-        """Renew for a read; beside an update that is under way, without what it may change."""
+        """Renew for a read. During an update leave out what the update may change."""
         mirror = self._mirror
         if mirror is None or not self._working.locked():
             async with self._working:
@@ -361,7 +363,7 @@ class Keeper:
         self._renewals += 1
 
     async def _take(self, fresh: signatures.Signatures) -> None:
-        """Have the files in memory use new locators."""
+        """Give new locators to the files in memory."""
         relabelled = Relabelled(fresh.newer)
         for count, file in enumerate(list(self._files.files() if self._files else ())):
             file.take_locators(relabelled)
@@ -369,11 +371,11 @@ class Keeper:
                 await trio.lowlevel.checkpoint()
 
     def _rewrite(self, fresh: signatures.Signatures, *, with_missing: bool) -> None:
-        """Put new locators into the catalog. In a thread.
+        """Write new locators to the catalog. Blocks; runs in a worker thread.
 
         Args:
             fresh: The locators; gets those of blocks that are stored again.
-            with_missing: Store again the blocks that are not among them.
+            with_missing: Whether to store again the blocks that are not among them.
         """
         if with_missing:
             self._are_all_signed = store_missing(self._store, self._path, self._copies, fresh)
@@ -386,7 +388,7 @@ class Keeper:
         self._changes += self._catalog.changes - before
 
     async def _find_expired(self) -> None:
-        """Find the files that nothing can read any more, and record them."""
+        """Record the files with expired signatures as lost."""
         self._mark_lost(await _in_thread(lambda: losses.expired_files(self._path)))
 
     def _mark_lost(self, reasons: dict[int, str]) -> None:
@@ -402,7 +404,7 @@ class Keeper:
             return
         now, half = signatures.wall_clock(), self._timing.half
         is_token_new, is_wanted = self._is_token_new, self._is_round_wanted
-        last = float(self._catalog.about(_ROUND_KEY) or 0)
+        last = time_of(self._catalog.about(_ROUND_KEY))
         is_due_by_time = is_wanted or now - last >= half
         if not is_token_new and not is_due_by_time and self._earliest - half > now:
             return

@@ -1,4 +1,4 @@
-"""What is kept, and how: the modes of retention, and what it needs of store and files."""
+"""The modes of retention, its statistics, and its interfaces to store and files."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ class Mode(enum.Enum):
 
 
 class KeptStore(Protocol):
-    """The store, as far as its token goes."""
+    """The interface of the store for retention."""
 
     @property
     def api_token(self) -> str:
-        """The token at this moment."""
+        """The current token."""
 
     def put_again(self, locator: KeepLocator, copies: int) -> KeepLocator:
-        """Read a block and store it again. Blocks."""
+        """Read a block and store it again; return its new locator. Blocks.
+
+        Raises:
+            KeepRequestError: The block couldn't be read or stored.
+        """
 
     def renew(self) -> bool:
         """Read the token again; return whether it has changed. Blocks."""
 
 
 class KeptFiles(Protocol):
-    """upload/, as far as it is in memory."""
+    """The files of upload/ that are in memory."""
 
     def files(self) -> Iterable[UploadFile]:
-        """Go through the files."""
+        """Return the files."""
 
 
 class KeeperStatistics(NamedTuple):
@@ -49,10 +53,10 @@ class KeeperStatistics(NamedTuple):
         mode: A value of `Mode`, or `local`.
         collections: Uuids of the collections that keep the blocks.
         updated_at: When they were last brought up to date, on trio's clock; None if never.
-        next_expiry: When the first signature ends, in seconds since 1970; None if unknown or
-            without signatures.
-        waiting: Stored files that no collection has yet.
-        failures: Failed attempts in a row.
+        next_expiry: When the first signature expires, in seconds since 1970; None if unknown
+            or without signatures.
+        waiting: The number of stored files that no collection has yet.
+        failures: The number of consecutive failures.
     """
 
     mode: str
@@ -72,15 +76,15 @@ class KeeperStatistics(NamedTuple):
         waiting: int,
         failures: int,
     ) -> KeeperStatistics:
-        """Make one.
+        """Make statistics from the state of a keeper.
 
         Args:
-            mode: As `mode`.
+            mode: See the attribute.
             parts: The collections.
-            updated_at: As `updated_at`.
-            earliest: When the first signature ends; 0 if unknown, infinite without any.
-            waiting: As `waiting`.
-            failures: As `failures`.
+            updated_at: See the attribute.
+            earliest: When the first signature expires; 0 if unknown, infinite without any.
+            waiting: See the attribute.
+            failures: See the attribute.
         """
         uuids = tuple(each.uuid for each in parts if each.uuid)
         expiry = earliest if 0 < earliest < float("inf") else None

@@ -1,4 +1,4 @@
-"""Ledger: what a mount records of its collections, as a value with a text for the catalog."""
+"""Ledger: the record of a mount's collections, a value that the catalog stores as a text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ class Part:
     """One collection of a mount.
 
     Attributes:
-        first: The least number of an entry of the catalog that is in it.
+        first: The number of the first catalog entry in it.
         uuid: The uuid of the collection; empty until it is created.
-        hash: Portable data hash of what was put into it last.
-        pending: Hash of an update that was begun; its outcome is unknown until `hash` is
-            the same.
+        hash: The portable data hash of the contents that the mount last gave it.
+        pending: The hash of the contents of an update whose outcome is unknown; else empty.
     """
 
     first: int = 0
@@ -34,10 +33,11 @@ class Ledger:
     """The collections of a mount.
 
     Attributes:
-        mount: Identifies the mount: a property of its collections.
-        parts: By their first numbers, ascending.
-        ttl: BlobSigningTTL in seconds, as far as it is known; else 0.
-        last_number: The highest that a collection's name has; 0 without any.
+        mount: The id of the mount: 32 random hex digits, a property of its collections.
+        parts: The parts, sorted by their first numbers.
+        ttl: BlobSigningTTL in seconds; 0 if unknown.
+        last_number: The highest number of a created collection; see `parts.numbered`. 0
+            without any.
     """
 
     mount: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -47,7 +47,7 @@ class Ledger:
 
     @classmethod
     def of(cls, text: str) -> Ledger:
-        """Read one; an empty text is that of a new mount.
+        """Parse the text of a ledger; an empty text gives a new one.
 
         Raises:
             ValueError: The text is damaged.
@@ -62,15 +62,15 @@ class Ledger:
             raise ValueError(f"the record of collections is damaged: {error}") from error
 
     def as_text(self) -> str:
-        """Write it."""
+        """Return the text that `of` parses."""
         return json.dumps(dataclasses.asdict(self))
 
     def with_part(self, part: Part) -> Ledger:
-        """Return the same ledger with a part, in place of the one that begins there."""
+        """Return a copy with a part, which replaces one with the same first number."""
         others = [each for each in self.parts if each.first != part.first]
         parts = tuple(sorted([*others, part], key=lambda each: each.first))
         return dataclasses.replace(self, parts=parts)
 
     def part_at(self, first: int) -> Part:
-        """Return the part that begins at a number; a new one if there is none."""
+        """Return the part with this first number; a new one if there is none."""
         return next((each for each in self.parts if each.first == first), Part(first))

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Lost files that are named in the log one by one.
+#: Most lost files that are logged one by one.
 _MOST_NAMED = 20
 
 
 def expired(locator: KeepLocator) -> str:
-    """Say that nothing can read a block any more."""
+    """Return the reason why a block with an expired signature can't be read, as text."""
     expiry = locator.perm_expiry
     when = "" if expiry is None else f" at {expiry:%Y-%m-%d %H:%M:%S} UTC"
     return (
@@ -33,7 +33,7 @@ def expired(locator: KeepLocator) -> str:
 
 
 def expired_files(catalog: Path) -> dict[int, str]:
-    """Return, by number, why files can't be read whose signatures have ended. Blocks.
+    """Return the reason for each file with an expired signature, by its number. Blocks.
 
     Raises:
         CatalogError: The catalog can't be read.
@@ -50,9 +50,9 @@ def expired_files(catalog: Path) -> dict[int, str]:
 
 
 def first_expiry_after(catalog: Path, now: float) -> float:
-    """Return when the first signature of a file ends that holds at `now`; infinite without any.
+    """Return when the first signature expires of the files whose signatures are all valid.
 
-    Blocks.
+    Infinite without any. Times are in seconds since 1970. Blocks.
 
     Raises:
         CatalogError: The catalog can't be read.
@@ -62,9 +62,9 @@ def first_expiry_after(catalog: Path, now: float) -> float:
 
 
 def first_to_expire(catalog: Path) -> tuple[int, KeepLocator] | None:
-    """Return the locator whose signature ends first of those that hold now, and its file's number.
+    """Return the locator whose signature expires first, and the number of its file.
 
-    None if no file has a signature that holds. Blocks.
+    Only files whose signatures are all valid are considered; None if there are none. Blocks.
 
     Raises:
         CatalogError: The catalog can't be read.
@@ -83,13 +83,14 @@ def first_to_expire(catalog: Path) -> tuple[int, KeepLocator] | None:
 def warn_of_former_token(
     catalog: Path, head: Callable[[KeepLocator], object], path_of: Callable[[int], str]
 ) -> None:
-    """Log a warning if the services refuse a signature of a stored file that has not ended.
+    """Log a warning if the services refuse a signature of a stored file that hasn't expired.
 
-    The block whose signature ends first is requested by HEAD: it is the oldest, so that it
-    shows the token that signed it. Other failures than a refusal are ignored. Blocks.
+    The block whose signature expires first is requested by HEAD: it is the oldest, so it is
+    the likeliest to have the signature of a former token. Failures other than a refusal are
+    ignored. Blocks.
 
     Args:
-        catalog: The catalog of the mount.
+        catalog: The path of the mount's catalog.
         head: Requests a block by HEAD.
         path_of: Returns the path of a file in upload/, by its number.
 
@@ -116,7 +117,7 @@ def mark(catalog: Catalog, reasons: dict[int, str]) -> None:
     """Record and log lost files that aren't recorded yet. For the thread of the catalog.
 
     Raises:
-        OSError: It couldn't be written.
+        OSError: The catalog couldn't be written.
     """
     new = {number: reason for number, reason in reasons.items() if not catalog.lost(number)}
     if not new:

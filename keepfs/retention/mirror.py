@@ -1,8 +1,9 @@
 """Mirror: the stored tree of a mount, as one or several collections of its user.
 
-Blocking; for one thread at a time. A collection is created empty, recorded in the catalog,
-and filled by the first update. So a refusal to create is never mistaken for one of the
-contents, and a crash in between leaves a collection that is found by its name and property.
+Every call blocks. It is for one thread at a time, except for `fetch_during_update` and
+`uuid_of`. A collection is created empty, recorded in the catalog, and filled by the first
+update. So a refusal to create is never mistaken for a refusal of the contents, and a crash in
+between leaves a collection that is found by its name and property.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keepfs.collections.names import is_uuid
 from keepfs.collections.remote_errors import (
     ChangedMeanwhileError,
     CollectionNotFoundError,
@@ -22,7 +23,7 @@ from keepfs.collections.remote_errors import (
     NameTakenError,
 )
 from keepfs.collections.wishes import CollectionAttributes, Expected
-from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
+from keepfs.fs.upload.snapshot import SnapshotManifest, open_snapshot
 from keepfs.messages import of_retention
 from keepfs.retention import parts, signatures
 from keepfs.retention.ledger import Part
@@ -39,11 +40,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The property of a collection that names the mount it is of.
+#: The property of a collection that has the id of its mount.
 PROPERTY = "keepfs:mount"
 #: Names that are tried for one collection.
 _MOST_NAMES = 100
-_UUID = re.compile(r"[0-9a-z]{5}-4zz18-[0-9a-z]{15}\Z", re.ASCII)
 
 
 class CreationRefusedError(Exception):
@@ -52,12 +52,12 @@ class CreationRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the collections of a mount are to be.
+    """The requested attributes of a mount's collections.
 
     Attributes:
         name: The name of the first collection, or the uuid of an existing one.
-        copies: Copies of each block; None for the cluster's default.
-        classes: Storage classes; None for the cluster's default.
+        copies: Copies of each block; None: the cluster's default.
+        classes: Storage classes; None: the cluster's default.
     """
 
     name: str
@@ -68,12 +68,12 @@ class Wishes:
 class Mirror:
     """Brings the collections of a mount up to date, and reads their signatures.
 
-    Each call raises a `CollectionError` where the API server refuses or is away, and a
-    `CatalogError` where the catalog can't be read.
+    Each call but `uuid_of` raises a `CollectionError` if the API server refuses the request
+    or can't be reached, a `CatalogError` if the catalog can't be read, and what `save` raises.
 
     Args:
         remote: The API server's collections.
-        catalog: The path of the mount's catalog; read by a connection of its own.
+        catalog: The path of the mount's catalog; read through a separate connection.
         ledger: The record of the collections, from the catalog.
         save: Records a ledger in the catalog, from this thread. May raise `OSError`.
         wishes: Names, copies and storage classes of the collections.
@@ -98,7 +98,8 @@ class Mirror:
     def update(self) -> bool:
         """Bring all collections up to date; return whether any was changed.
 
-        A collection that is unchanged is read all the same.
+        The records of unchanged collections are requested, too: another client may have
+        changed them.
 
         Raises:
             CreationRefusedError: The token may not create collections.
@@ -106,19 +107,23 @@ class Mirror:
         pieces = self._pieces()
         if not self.ledger.parts and not any(piece.has_files for piece in pieces):
             return False
-        # The last first: what is cut off a part is in its new collection before it leaves.
-        changed = [self._bring(piece) for piece in reversed(pieces)]
-        return any(changed)
+        is_changed = False
+        while pieces:
+            # The last part first: entries cut off a part are in their new collection before
+            # they are removed from the old one.
+            is_changed |= self._bring(pieces.pop())
+        return is_changed
 
     def fetch(self) -> signatures.Signatures:
-        """Read the collections: fresh signatures for all their blocks, one request each.
+        """Return fresh signatures for the blocks of all collections, by one request for each.
 
-        A collection that is gone is forgotten: the next update creates another one.
+        A collection that doesn't exist any more is removed from the ledger: the next update
+        creates another one.
         """
         return self._fetched(is_noting=True)
 
     def fetch_during_update(self) -> signatures.Signatures:
-        """Do the same and change nothing: another thread may be in `update`."""
+        """Do the same without changing the ledger: another thread may be in `update`."""
         return self._fetched(is_noting=False)
 
     def _fetched(self, *, is_noting: bool) -> signatures.Signatures:
@@ -147,6 +152,7 @@ class Mirror:
     # --- the tree -------------------------------------------------------------
 
     def _pieces(self) -> list[_Part]:
+        """Return what each collection is to have: one pass over the catalog, two after a cut."""
         firsts = [part.first for part in self.ledger.parts] or [0]
         if self._limit is None:
             self._limit = parts.most_text(self._remote.max_request_size())
@@ -157,29 +163,26 @@ class Mirror:
                 sizes.append((node.number, parts.text_size(node)))
                 yield node
 
-        whole = self._piece(0, measured())
-        firsts = parts.cut(firsts, sizes, self._limit)
-        if len(firsts) == 1:
-            return [whole]
-        del whole
-        return [
-            self._piece(
-                first,
-                (n for n in self._nodes() if parts.part_of(firsts, n.number) == index),
-            )
-            for index, first in enumerate(firsts)
-        ]
+        pieces = self._split(firsts, measured())
+        fitting = parts.cut(firsts, sizes, self._limit)
+        if fitting != firsts:
+            del pieces, sizes[:]
+            pieces = self._split(fitting, self._nodes())
+        return pieces
 
-    def _piece(self, first: int, nodes: Iterator[StoredNode]) -> _Part:
-        manifest, left_out = manifest_of(nodes)
-        for path, reason in left_out:
+    def _split(self, firsts: list[int], nodes: Iterator[StoredNode]) -> list[_Part]:
+        made = [SnapshotManifest() for _ in firsts]
+        for node in nodes:
+            made[parts.part_of(firsts, node.number)].add(node)
+        for path, reason in (each for one in made for each in one.left_out):
             if path not in self._left_out and "symbolic links" not in reason:
                 self._left_out.add(path)
                 _log.warning("%s", of_retention.NOT_RETAINED(path=path, reason=reason))
-        return _Part(first, manifest)
+        made.reverse()
+        return [_Part(first, made.pop().build()) for first in firsts]  # a builder at a time
 
     def _nodes(self) -> Iterator[StoredNode]:
-        # A signature that has ended would have the server refuse all the others with it.
+        # The server refuses a manifest with an expired signature, so such files are left out.
         now = signatures.wall_clock()
         with open_snapshot(self._catalog) as nodes:
             for node in nodes:
@@ -209,13 +212,13 @@ class Mirror:
                 part.uuid, expected=Expected(part.hash), manifest=piece.manifest.text()
             )
         except ChangedMeanwhileError:
-            return self._bring(piece)  # it is recognized now, or replaced
+            return self._bring(piece)  # recognize or replace the changed collection
         self._put(dataclasses.replace(part, hash=wanted, pending=""))
         _log.debug("collection %s has upload/ as of now", part.uuid)
         return True
 
     def _recognized(self, part: Part, record: CollectionRecord, wanted: str) -> Part:
-        """Return the part as it is found; without a uuid if it is not to be used any more."""
+        """Return the part with the hash of the record; a new part if the mount can't use it."""
         found = record.portable_data_hash
         if record.trash_at:
             _log.warning(
@@ -224,7 +227,7 @@ class Mirror:
             )
         elif found == part.hash:
             return part
-        elif found and found in {part.pending, wanted}:  # an update of which no answer came
+        elif found and found in {part.pending, wanted}:  # an update whose answer was lost
             return dataclasses.replace(part, hash=found)
         else:
             _log.warning(
@@ -243,10 +246,10 @@ class Mirror:
 
     def _created(self, part: Part) -> Part:
         """Create an empty collection, or find the one that an earlier attempt created."""
-        if _UUID.match(self._wishes.name) and not self.ledger.last_number:
+        if is_uuid(self._wishes.name) and not self.ledger.last_number:
             return self._taken_over(part)
         name = self._wishes.name
-        if _UUID.match(name):
+        if is_uuid(name):
             name = f"keepfs upload/ beside {name}"
         for number in range(self.ledger.last_number + 1, self.ledger.last_number + _MOST_NAMES):
             attributes = CollectionAttributes(
@@ -278,13 +281,13 @@ class Mirror:
         with contextlib.suppress(CollectionNotFoundError):
             record = self._remote.get(uuid, with_manifest=False)
             is_mine = record.properties.get(PROPERTY) == self.ledger.mount
-            # One with files is an old one of this mount that somebody else has changed.
+            # A collection with files is an earlier one that another client has changed.
             if is_mine and not record.file_count and not record.trash_at:
                 return record
         return None
 
     def _taken_over(self, part: Part) -> Part:
-        """Use the collection that the user named, if nothing of others is in it."""
+        """Use the collection that the user named, if it is empty and no other mount's."""
         record = self._remote.get(self._wishes.name, with_manifest=False)
         owner = record.properties.get(PROPERTY)
         if record.file_count or owner not in {None, self.ledger.mount}:
@@ -319,11 +322,11 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one collection is to have.
+    """The contents of one collection.
 
     Attributes:
-        first: The part's first number.
-        manifest: The contents, signed.
+        first: The first number of the part.
+        manifest: The signed manifest.
     """
 
     first: int
@@ -331,5 +334,5 @@ class _Part:
 
     @property
     def has_files(self) -> bool:
-        """Whether there is anything but directories."""
+        """Whether it has files."""
         return self.manifest.file_count > 0

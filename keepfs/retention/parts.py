@@ -1,8 +1,9 @@
-"""Parts: the tree of a mount as one collection, or as several where one would be too large.
+"""Parts: divides the tree of a mount into several collections if one would be too large.
 
-Pure. A part has the entries whose numbers in the catalog are within a range. Numbers only
-grow, so what is new goes into the last part, and a change touches the part of its file
-only. A part that grows over the limit is cut; what is cut off goes into a new part.
+All functions are pure. A part has the entries whose numbers in the catalog are within a
+range. Numbers only grow, so new entries go into the last part, and a change affects only
+the part of its file. A part that exceeds the limit is cut; its later entries go into a new
+part.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.snapshot import StoredNode
 
-#: Bytes of a request beside the manifest: attributes, and JSON around them.
+#: Bytes of a request besides the manifest: the attributes and their JSON.
 _BESIDE = 16 * 1024
 _ESCAPED, _WIDE = bytes(range(33)) + b":\\", bytes(range(127, 256))
-#: What a file takes beside: the empty block's locator, position and size of a segment.
+#: Further bytes of a file: the empty block's locator, position and size of a segment.
 _FIXED = 80
 
 
 def most_text(max_request_size: int) -> int:
-    """Return how many bytes of JSON a manifest may take, at most, in one request."""
+    """Return the most bytes that the JSON of a manifest may have in one request."""
     return max(1, max_request_size - min(_BESIDE, max_request_size // 4))
 
 
 def text_size(node: StoredNode) -> int:
-    """Return how many bytes a node takes in a manifest's JSON, at most."""
+    """Return the most bytes that a node takes in the JSON of a manifest.
+
+    More are possible if a file has the same block several times: each time its name is
+    written again.
+    """
     if node.kind not in {stat.S_IFREG, stat.S_IFDIR}:
         return 0
     path = os.fsencode(node.path)
@@ -56,13 +61,13 @@ def part_of(firsts: Sequence[int], number: int) -> int:
 def cut(firsts: Sequence[int], sizes: Iterable[tuple[int, int]], limit: int) -> list[int]:
     """Return the first number of each part, so that none is larger than the limit.
 
-    Parts that are there stay; one that is too large is cut into several. An entry that
-    is larger by itself has a part of its own.
+    Existing parts stay; one that is too large is cut into several. An entry larger than
+    the limit gets a separate part.
 
     Args:
-        firsts: The present first entries, ascending; [0] at first.
+        firsts: The first numbers of the existing parts, ascending; [0] without any.
         sizes: Number and size of each entry, in any order.
-        limit: Bytes.
+        limit: The most bytes of a part.
     """
     found = list(firsts)
     current, filled = -1, 0
@@ -78,10 +83,10 @@ def cut(firsts: Sequence[int], sizes: Iterable[tuple[int, int]], limit: int) -> 
 
 
 def numbered(name: str, number: int) -> str:
-    """Return the name of a mount's n-th collection: the first has the plain one."""
+    """Return the name of a mount's n-th collection; the first has no number in it."""
     return name if number <= 1 else f"{name} ({number})"
 
 
 def default_name(host: str, mountpoint: str) -> str:
-    """Return the name of the collection of a mount."""
+    """Return the default name of a mount's collection."""
     return f"keepfs upload/ of {host}:{mountpoint}"

@@ -1,6 +1,6 @@
-"""Rows: the contents of a catalog's files, read beside a mount, and what is to replace them.
+"""Rows: reads the contents of a catalog's files while it is in use, and computes new ones.
 
-Blocking; not for the trio thread.
+All functions block; they are not for the trio thread.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 #: Number of an entry, its content as it was read, and the new one.
 Rewrite: TypeAlias = tuple[int, bytes, bytes]
 
-#: Rows of one transaction: it takes the trio thread some 2 ms.
+#: Most rows of one transaction, which takes about 2 ms of the trio thread.
 BATCH = 256
 
 
 def contents(catalog: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield number and content of each file.
+    """Yield number and content of each file, all from one state of the catalog.
 
     Raises:
         CatalogError: The catalog can't be read.
@@ -48,7 +48,11 @@ def contents(catalog: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def rewrites(catalog: Path, newer: Signatures) -> Iterator[list[Rewrite]]:
-    """Yield, in batches, the rows that have other locators now."""
+    """Yield the rows that get other locators, in batches of at most `BATCH`.
+
+    Raises:
+        CatalogError: The catalog can't be read.
+    """
     batch: list[Rewrite] = []
     for number, content in contents(catalog):
         new = newer.rewritten(content)

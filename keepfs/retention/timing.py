@@ -1,6 +1,6 @@
 """Timing: when the collection of a mount is brought up to date, and signatures are renewed.
 
-Pure: times are arguments, in seconds, of any one clock.
+Everything here is pure: times are arguments, in seconds on one clock.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from keepfs.keep.retry import Backoff
 
 #: Seconds after a change until the collection is updated, so that one update has many changes.
-#: Guessed: a copy of many small files stores some hundred in that time.
+#: Guessed: a copy of many small files stores hundreds in that time.
 DEBOUNCE = 3.0
 #: An update that took `n` seconds is followed by `n * REST` seconds without one: at most a
 #: tenth of the time is spent on updates.
 REST = 9.0
-#: Seconds between two looks at a collection that has not to be changed: it may be deleted.
+#: Seconds between two checks of a collection without changes: another client may delete it.
 LOOK_AGAIN = 600.0
 #: BlobSigningTTL in seconds if the cluster does not publish it: the default of Arvados.
 DEFAULT_TTL = 14 * 24 * 3600.0
@@ -24,7 +24,7 @@ _BACKOFF = Backoff(first=2.0, factor=2.0, cap=300.0)
 
 
 def in_words(seconds: float) -> str:
-    """Write a duration in days, or in seconds below one day."""
+    """Return a duration as text: in days, or in seconds below one day."""
     days = seconds / 86400
     return f"{days:.0f} days" if days >= 1 else f"{seconds:.0f} s"
 
@@ -34,8 +34,8 @@ class Timing:
     """The intervals that follow from BlobSigningTTL, in seconds.
 
     Attributes:
-        ttl: A block that no collection names may be trashed that long after its last
-            PUT, and its signature ends.
+        ttl: The time after its last PUT at which the signature of a block expires. A block
+            that no collection names may be trashed then.
     """
 
     ttl: float = DEFAULT_TTL
@@ -52,20 +52,20 @@ class Timing:
 
     @property
     def look_again(self) -> float:
-        """Seconds between two looks at a collection that has not to be changed."""
+        """Seconds between two checks of a collection without changes."""
         return min(LOOK_AGAIN, self.ttl / 8)
 
     @property
     def tick(self) -> float:
-        """Seconds between two looks at what is to be done."""
+        """Seconds between two checks whether work is due."""
         return min(1.0, self.ttl / 40)
 
     def back_off(self, failures: int, draw: float) -> float:
-        """Return the seconds to wait after a number of consecutive failures, at least 1.
+        """Return the seconds to wait after failures.
 
         Args:
-            failures: In a row, at least 1.
-            draw: From [0, 1), to spread retries.
+            failures: The number of consecutive failures, at least 1.
+            draw: A random number from [0, 1), to spread retries.
         """
         return min(_BACKOFF.wait(failures - 1, draw), self.ttl / 16)
 
@@ -73,19 +73,19 @@ class Timing:
         """Return when the collection is to be updated or checked.
 
         Args:
-            last: The update before.
-            changed: When the first change since then was noticed; None without one.
+            last: The last update.
+            changed: When the first change since then was detected; None without one.
         """
         looked = last.ended + self.look_again
         if changed is None:
             return max(looked, last.ended + REST * last.duration)
         rested = last.ended + REST * last.duration
-        # A tree whose update takes long is updated before its first block is due all the same.
+        # Even if updates take long, one is made before the first new block expires.
         latest = changed + self.half / 2
         return min(max(changed + self.debounce, rested), max(latest, last.ended))
 
     def renew_at(self, earliest_expiry: float) -> float:
-        """Return when signatures are to be renewed of which the first ends then."""
+        """Return when to renew signatures of which the first expires at `earliest_expiry`."""
         return earliest_expiry - self.half
 
 
@@ -94,9 +94,17 @@ class Updated:
     """The last update of a collection.
 
     Attributes:
-        ended: When.
-        duration: How long it took, in seconds.
+        ended: When it ended, in seconds.
+        duration: The seconds that it took.
     """
 
     ended: float
     duration: float = 0.0
+
+
+def time_of(text: str) -> float:
+    """Parse a recorded time, in seconds since the epoch; 0 if it is missing or damaged."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0

@@ -1,4 +1,4 @@
-"""Trouble: failures in a row of keeping upload/, logged once for each kind."""
+"""Trouble: consecutive failures of retention; equal failures in a row are logged once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Trouble:
         self._kind = ""
 
     def failed(self, error: Exception, timing: Timing) -> float:
-        """Log a failure if it is of another kind than the last; return the back-off in seconds."""
+        """Return the back-off in seconds; log a failure of another kind than the last."""
         self.failures += 1
         kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
         level = logging.DEBUG if kind == self._kind else logging.WARNING
@@ -31,7 +31,7 @@ class Trouble:
         return timing.back_off(self.failures, random.random())  # noqa: S311 - spread
 
     def over(self) -> None:
-        """Note a success."""
+        """Record a success, and log it after failures."""
         if self.failures:
             _log.warning("%s", of_retention.RETENTION_WORKS_AGAIN())
         self.failures, self._kind = 0, ""

@@ -50,7 +50,7 @@ def check(shell: Shell, *arguments: str | Path) -> tuple[int, dict[str, dict[str
     return done.returncode, {each["name"]: each for each in found["steps"]}
 
 
-def test_check_says_what_is_set_and_where(shell: Shell, tmp_path: Path) -> None:
+def test_check_shows_each_setting_and_its_source(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
     config = shell.home / ".config" / "keepfs"
     config.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_check_says_what_is_set_and_where(shell: Shell, tmp_path: Path) -> None:
     assert steps["local store"]["verdict"] == "ok"
 
 
-def test_check_names_what_is_wrong_and_goes_on(shell: Shell, tmp_path: Path) -> None:
+def test_check_reports_each_failure_and_continues(shell: Shell, tmp_path: Path) -> None:
     shell.environment["KEEPFS_CACHE_SISE"] = "1G"
 
     code, steps = check(shell, tmp_path / "none")
@@ -145,7 +145,7 @@ def test_a_clock_that_differs_is_a_warning(shell: Shell, keepstore: KeepstoreCon
     assert "NTP" in steps["clock"]["advice"]
 
 
-def test_a_step_that_hangs_is_left_behind() -> None:
+def test_a_step_that_hangs_is_abandoned() -> None:
     forever = threading.Event()
 
     def hang() -> Step:
@@ -197,9 +197,7 @@ def test_a_bugreport_needs_no_mount_point(shell: Shell) -> None:
     assert b"==== check" in done.stdout
 
 
-def test_a_mount_point_counts_even_if_the_settings_cannot_be_used(
-    shell: Shell, tmp_path: Path
-) -> None:
+def test_a_mount_point_is_checked_even_with_invalid_settings(shell: Shell, tmp_path: Path) -> None:
     del shell.environment["KEEP_LOCAL_STORE"]
 
     code, steps = check(shell, tmp_path / "none")

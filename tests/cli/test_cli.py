@@ -103,11 +103,11 @@ def stored(shell: Shell, block: bytes) -> str:
 # --- what there is ------------------------------------------------------------------
 
 
-def test_the_version_is_told(shell: Shell) -> None:
+def test_the_version_is_printed(shell: Shell) -> None:
     assert shell.run("--version").stdout.decode() == f"keepfs {__version__}\n"
 
 
-def test_the_version_is_told_without_loading_what_is_slow(shell: Shell) -> None:
+def test_the_version_is_printed_without_slow_imports(shell: Shell) -> None:
     code = (
         "import sys\nfrom keepfs.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
@@ -171,13 +171,13 @@ def test_every_command_has_help(shell: Shell, command: str) -> None:
     assert shell.run(command, "-h").stdout.startswith(f"Usage: keepfs {command} ".encode())
 
 
-def test_what_there_is_not_is_used_wrongly(shell: Shell) -> None:
+def test_unknown_commands_and_options_are_usage_errors(shell: Shell) -> None:
     assert "No such command 'fetch'" in shell.error("fetch", code=2)
     assert "No such option" in shell.error("put", "--fast", "x", code=2)
     assert "Missing argument" in shell.error("get", code=2)
 
 
-def test_nothing_configured_shows_both_ways_on(shell: Shell) -> None:
+def test_without_a_store_the_error_names_both_kinds(shell: Shell) -> None:
     del shell.environment["KEEP_LOCAL_STORE"]
     for command in (("mount", "m"), ("put", "x"), ("get", FOO), ("stat", FOO)):
         said = shell.error(*command, code=2)
@@ -236,7 +236,7 @@ def test_a_name_need_not_be_text(shell: Shell) -> None:
     assert shell.run("put", path).stdout == FOO.encode() + b"\t" + path + b"\n"
 
 
-def test_a_store_may_be_named_in_three_ways(shell: Shell, tmp_path: Path) -> None:
+def test_a_store_may_be_set_in_three_ways(shell: Shell, tmp_path: Path) -> None:
     path = shell.file("foo", b"foo")
     shell.environment["KEEPFS_LOCAL_STORE"] = str(tmp_path / "ours")
     shell.run("put", path)
@@ -272,14 +272,14 @@ def test_a_corrupt_block_is_not_written_out(shell: Shell) -> None:
     assert b"corrupt" in done.stderr
 
 
-def test_what_is_no_locator_is_used_wrongly(shell: Shell) -> None:
+def test_an_invalid_locator_is_a_usage_error(shell: Shell) -> None:
     for command in ("get", "stat", "verify", "where"):
         assert "not a locator" in shell.error(command, FOO.upper(), code=2)
     for text in (f"{FOO},", f"{FOO},foo", "\udcff"):
         assert "not a locator" in shell.error("get", text, code=2)
 
 
-def test_what_cannot_be_read_or_written_is_said_in_one_line(shell: Shell) -> None:
+def test_files_that_cannot_be_read_or_written_are_reported_in_one_line(shell: Shell) -> None:
     stored(shell, b"foo")
 
     assert "none: No such file or directory" in shell.error("put", "none")
@@ -289,7 +289,7 @@ def test_what_cannot_be_read_or_written_is_said_in_one_line(shell: Shell) -> Non
     assert "can't store" in shell.error("put", "--local-store", "file/x", "-", sent=b"foo")
 
 
-def test_files_before_one_that_fails_are_stored_and_said(shell: Shell) -> None:
+def test_files_before_one_that_fails_are_stored_and_printed(shell: Shell) -> None:
     path = shell.file("foo", b"foo")
 
     done = shell.run("put", path, "none", code=1)
@@ -297,7 +297,7 @@ def test_files_before_one_that_fails_are_stored_and_said(shell: Shell) -> None:
     assert done.stdout.decode() == f"{FOO}\t{path}\n"
 
 
-def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(shell: Shell) -> None:
+def test_a_closed_pipe_causes_no_traceback(shell: Shell) -> None:
     locator = stored(shell, bytes(1 << 22))
     command = f"'{sys.executable}' -m keepfs get {locator} | head -c 1"
     done = subprocess.run(
@@ -337,14 +337,14 @@ def test_verify_and_where_read_a_local_block(shell: Shell) -> None:
     assert name in shell.run("where", FOO).stdout.decode()
 
 
-def test_locate_refuses_what_is_in_no_mount(shell: Shell) -> None:
+def test_locate_refuses_files_outside_mounts(shell: Shell) -> None:
     path = shell.file("foo", b"foo")
 
     assert "isn't in a keepfs mount" in shell.error("locate", path)
     assert "none: No such file" in shell.error("locate", "none")
 
 
-def test_locate_does_not_believe_attributes_that_were_copied_elsewhere(shell: Shell) -> None:
+def test_locate_ignores_attributes_copied_elsewhere(shell: Shell) -> None:
     path = shell.file("copied", b"")
     try:
         os.setxattr(path, "user.keep.state", b"stored")
@@ -381,7 +381,7 @@ def configure(tmp_path: Path, content: str) -> None:
     path.write_text(content)
 
 
-def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+def test_the_command_line_overrides_the_environment_and_the_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options_of: Callable[..., dict[str, object]],
@@ -429,7 +429,7 @@ def test_options_may_be_written_as_in_fstab(options_of: Callable[..., dict[str, 
         ("umask=1777", "'1777' isn't an octal umask"),
     ],
 )
-def test_words_that_cannot_be_meant_are_refused(
+def test_invalid_words_of_fstab_are_refused(
     options_of: Callable[..., dict[str, object]], words: str, message: str
 ) -> None:
     with pytest.raises(click.UsageError) as caught:
@@ -452,7 +452,7 @@ def test_words_that_cannot_be_meant_are_refused(
         ("lookup = 'guess'", "'guess' is not one of"),
     ],
 )
-def test_a_configuration_file_that_cannot_be_meant_is_refused(
+def test_an_invalid_configuration_file_is_refused(
     tmp_path: Path,
     options_of: Callable[..., dict[str, object]],
     content: str,
@@ -465,7 +465,7 @@ def test_a_configuration_file_that_cannot_be_meant_is_refused(
     assert message in caught.value.format_message()
 
 
-def test_numbers_in_the_file_may_be_paths_too(
+def test_a_number_in_the_file_may_be_a_path(
     tmp_path: Path, options_of: Callable[..., dict[str, object]]
 ) -> None:
     configure(tmp_path, "local-store = 5")
@@ -473,7 +473,7 @@ def test_numbers_in_the_file_may_be_paths_too(
     assert options_of()["local_store"] == "5"
 
 
-def test_another_configuration_file_must_be_there(
+def test_a_given_configuration_file_must_exist(
     tmp_path: Path, options_of: Callable[..., dict[str, object]]
 ) -> None:
     path = tmp_path / "mine.toml"
@@ -508,7 +508,7 @@ def test_every_command_about_blocks_reads_the_configuration_file(shell: Shell) -
     assert "not found" in shell.error("get", "--config", str(other), locator)
 
 
-def test_the_file_says_where_unsaved_files_are(shell: Shell) -> None:
+def test_the_file_sets_the_state_directory_of_unsaved(shell: Shell) -> None:
     configuration = shell.home / ".config" / "keepfs" / "config.toml"
     configuration.parent.mkdir(parents=True)
     configuration.write_text('state-dir = "state"')
@@ -522,7 +522,7 @@ def test_the_file_says_where_unsaved_files_are(shell: Shell) -> None:
         assert f"{aside} is not a usable spill record" in said
 
 
-def test_copies_of_the_file_are_not_meant_for_a_local_store_that_is_named(shell: Shell) -> None:
+def test_copies_in_the_file_do_not_apply_to_a_given_local_store(shell: Shell) -> None:
     configuration = shell.home / ".config" / "keepfs" / "config.toml"
     configuration.parent.mkdir(parents=True)
     configuration.write_text("copies = 3")
@@ -535,7 +535,7 @@ def test_copies_of_the_file_are_not_meant_for_a_local_store_that_is_named(shell:
     )
 
 
-def test_an_unknown_key_is_one_message_for_the_user(shell: Shell) -> None:
+def test_an_unknown_key_is_one_message(shell: Shell) -> None:
     configuration = shell.home / ".config" / "keepfs" / "config.toml"
     configuration.parent.mkdir(parents=True)
     configuration.write_text("fast = true")
@@ -545,12 +545,12 @@ def test_an_unknown_key_is_one_message_for_the_user(shell: Shell) -> None:
     assert f"{configuration}: unknown key 'fast'; valid keys: " in " ".join(said.split())
 
 
-def test_unmounting_what_is_not_mounted_is_an_error(shell: Shell) -> None:
+def test_unmounting_an_unmounted_path_is_an_error(shell: Shell) -> None:
     assert "nothing is mounted on" in shell.error("unmount", shell.home)
     assert "isn't a keepfs mount but a proc mount" in shell.error("unmount", "/proc")
 
 
-def test_the_module_and_the_script_are_one() -> None:
+def test_the_module_and_the_script_are_equivalent() -> None:
     script = shutil.which("keepfs", path=str(Path(sys.executable).parent))
     if script is None:
         pytest.skip("keepfs isn't installed here")
@@ -598,7 +598,7 @@ def test_permissions_in_the_file_are_text(
     assert options_of()["umask"] == 0o077
 
 
-def test_the_environment_comes_before_the_file_for_the_place_of_blocks(shell: Shell) -> None:
+def test_the_environment_overrides_the_store_in_the_file(shell: Shell) -> None:
     configuration = shell.home / ".config" / "keepfs" / "config.toml"
     configuration.parent.mkdir(parents=True)
     configuration.write_text('keep-services = "http://127.0.0.1:1/"')
@@ -619,7 +619,7 @@ def test_every_mount_point_has_a_state_directory_of_its_own() -> None:
     assert max(map(len, names)) < 100
 
 
-def test_a_user_or_a_directory_that_is_not_there_is_one_message(shell: Shell) -> None:
+def test_a_missing_user_or_directory_is_one_message(shell: Shell) -> None:
     done = shell.run("stat", "--local-store", "~nosuchuser/x", "a" * 32, code=2)
 
     assert b"can't resolve" in done.stderr

@@ -113,7 +113,7 @@ def test_a_bad_locator_does_not_end_a_list(command: str, shell: Shell) -> None:
     assert f"not a locator: '{BAD}'" in errors
 
 
-def test_get_writes_nothing_where_one_locator_is_none(shell: Shell) -> None:
+def test_get_writes_nothing_if_one_locator_is_invalid(shell: Shell) -> None:
     stored(shell, b"foo")
 
     assert shell.run("get", FOO, BAD, code=2).stdout == b""
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_stored_does_not_end_a_list(shell: Shell) -> None:
     ]
 
 
-def test_locate_says_of_each_file_what_is_wrong(shell: Shell) -> None:
+def test_locate_reports_the_failure_of_each_file(shell: Shell) -> None:
     path = shell.file("foo", b"foo")
 
     _, errors = failing(shell, "locate", "", "none", path)
@@ -139,7 +139,7 @@ def test_locate_says_of_each_file_what_is_wrong(shell: Shell) -> None:
     assert len(errors.splitlines()) == 3
 
 
-def test_many_blocks_are_asked_about_at_once_and_told_in_order(
+def test_many_blocks_are_requested_concurrently_and_printed_in_order(
     over: Shell, stores: list[KeepstoreControls]
 ) -> None:
     locators = [stores[0].store_block(bytes([number])) for number in range(12)]
@@ -224,7 +224,7 @@ def test_names_and_mount_points_are_bytes_in_every_locale(
             shell.run("unmount", where)
 
 
-def test_a_home_that_nobody_knows_is_one_line(shell: Shell) -> None:
+def test_a_missing_home_directory_is_one_line(shell: Shell) -> None:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv")
     del shell.environment["HOME"]
@@ -295,7 +295,7 @@ def test_get_writes_to_standard_output_that_a_dash_names(shell: Shell) -> None:
     assert not (shell.home / "-").exists()
 
 
-def test_a_directory_that_is_not_there_is_named_as_it_was_given(shell: Shell) -> None:
+def test_a_missing_directory_is_named_as_it_was_given(shell: Shell) -> None:
     stored(shell, b"foo")
 
     said = shell.error("get", "-o", "/nonexistent/x", FOO)
@@ -320,7 +320,7 @@ def test_a_file_that_cannot_be_written_to_the_end_is_named(shell: Shell) -> None
 
 
 @pytest.mark.parametrize("block", [b"\0\1", b"\xff\xfe", b"\x1b[31m"])
-def test_a_terminal_is_not_shown_what_is_no_text(block: bytes, shell: Shell) -> None:
+def test_a_terminal_does_not_get_binary_data(block: bytes, shell: Shell) -> None:
     locator = stored(shell, block)
     for arguments, code in ((("get", locator), 1), (("get", "--force", locator), 0)):
         ours, theirs = pty.openpty()
@@ -337,7 +337,7 @@ def test_a_terminal_is_not_shown_what_is_no_text(block: bytes, shell: Shell) -> 
         assert (b"isn't text" in done.stderr) == bool(code)
 
 
-def test_a_terminal_is_shown_text(shell: Shell) -> None:
+def test_a_terminal_gets_text(shell: Shell) -> None:
     locator = stored(shell, "grüß\tGott\n".encode())
     ours, theirs = pty.openpty()
     subprocess.run(
@@ -412,7 +412,7 @@ def test_a_command_that_is_ended_leaves_no_part_file(
 # --- services ---------------------------------------------------------------------------------
 
 
-def test_verify_counts_copies_where_they_are_asked_for(
+def test_verify_counts_copies_if_copies_is_given(
     over: Shell, stores: list[KeepstoreControls]
 ) -> None:
     locator = next(it.store_block(b"foo") for it in stores[1:])
@@ -423,7 +423,9 @@ def test_verify_counts_copies_where_they_are_asked_for(
     assert f"{locator}: found 2 of 3 copies" in over.error("verify", "--copies", "3", locator)
 
 
-def test_a_refused_name_is_told_as_refused(over: Shell, stores: list[KeepstoreControls]) -> None:
+def test_a_refused_locator_is_reported_as_refused(
+    over: Shell, stores: list[KeepstoreControls]
+) -> None:
     stores[0].store_block(b"foo")
 
     for command in ("verify", "where"):
@@ -443,16 +445,14 @@ def test_put_with_a_wrong_token_fails(
     assert api.log() != []
 
 
-def test_put_does_not_fail_where_the_token_cannot_be_checked(
-    shell: Shell, api: ApiControls
-) -> None:
+def test_put_succeeds_if_the_token_cannot_be_checked(shell: Shell, api: ApiControls) -> None:
     api.always(Fault(status=503), target="users/current")
 
     assert shell.run("put", "-", sent=b"foo").stdout.startswith(FOO.encode())
 
 
 @pytest.mark.parametrize("command", ["get", "stat", "verify", "where"])
-def test_an_api_server_that_refuses_is_asked_once(
+def test_a_refusing_api_server_gets_one_request(
     command: str, shell: Shell, api: ApiControls
 ) -> None:
     api.always(Fault(status=401))
@@ -476,7 +476,7 @@ def test_an_api_host_may_be_written_as_an_url(shell: Shell, api: ApiControls) ->
 
 
 @pytest.mark.parametrize("host", ["http://foo", "foo/bar", "https://foo/bar", "a b"])
-def test_an_api_host_that_is_none_is_refused(host: str, shell: Shell) -> None:
+def test_an_invalid_api_host_is_refused(host: str, shell: Shell) -> None:
     del shell.environment["KEEP_LOCAL_STORE"]
     shell.environment |= {"ARVADOS_API_HOST": host, "ARVADOS_API_TOKEN": "x"}
 
@@ -505,7 +505,9 @@ def test_a_silent_api_server_is_named_after_two_seconds(command: str, shell: She
     assert line == f"keepfs: still waiting for the API server {host}, or the Keep services\n"
 
 
-def test_a_proxy_cannot_be_counted_through(shell: Shell, stores: list[KeepstoreControls]) -> None:
+def test_copies_behind_a_proxy_are_not_counted(
+    shell: Shell, stores: list[KeepstoreControls]
+) -> None:
     settings = ProxySettings(stores=[Store("zzzzz-bi6l4-000000000000000", stores[0].url)])
     locator = stores[0].store_block(b"foo")
     del shell.environment["KEEP_LOCAL_STORE"]
@@ -523,7 +525,7 @@ def test_a_local_store_is_a_copy(shell: Shell) -> None:
     assert shell.run("verify", FOO).stdout.startswith(b"ok\t")
 
 
-def test_services_that_have_no_copy_of_another_clusters_block_are_told(
+def test_services_without_a_copy_of_a_remote_block_are_reported(
     over: Shell, stores: list[KeepstoreControls], tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
@@ -619,7 +621,7 @@ def test_an_export_that_is_killed_leaves_nothing_under_its_name(
     assert not (tmp_path / ".out.part").exists()
 
 
-def test_an_export_that_the_disk_does_not_take_leaves_nothing(
+def test_an_export_to_a_full_disk_leaves_nothing(
     over: Shell, record: tuple[str, ...], tmp_path: Path
 ) -> None:
     done = subprocess.run(

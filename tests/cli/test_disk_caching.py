@@ -77,7 +77,7 @@ def test_a_collection_is_warmed_by_its_hash(store: Path, tmp_path: Path) -> None
     assert run("warm", *words, *directory, "neither")[0] == 2
 
 
-def test_what_cannot_be_warmed_is_an_error(store: Path, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_warmed_is_an_error(store: Path, tmp_path: Path) -> None:
     name = put(store, bytes(1000))
     local = ("warm", "--local-store", str(store), "--disk-cache-dir", str(tmp_path / "cache"))
 

@@ -69,7 +69,7 @@ def test_progress_is_shown_on_a_terminal_only(shell: Shell, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["stat", "verify", "where"])
-def test_commands_that_ask_show_progress(command: str, shell: Shell) -> None:
+def test_commands_with_requests_show_progress(command: str, shell: Shell) -> None:
     stored(shell, b"foo")
 
     assert b"asking" in at_terminal(shell, command, FOO)[1]

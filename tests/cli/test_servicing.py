@@ -53,7 +53,7 @@ def test_the_units_that_are_shipped_are_those_of_the_command() -> None:
 
 
 @pytest.mark.parametrize("is_user", [False, True])
-def test_systemd_understands_the_units(tmp_path: Path, *, is_user: bool) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path, *, is_user: bool) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")
     program = tmp_path / "a b%c" / "keepfs"
@@ -115,7 +115,7 @@ def test_the_example_configuration_is_valid_with_each_of_its_settings(tmp_path: 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_users_service_is_written_and_the_next_two_commands_are_said(tmp_path: Path) -> None:
+def test_a_users_service_is_written_and_the_next_commands_printed(tmp_path: Path) -> None:
     mnt = tmp_path / "keep"
     done = keepfs(tmp_path, "service", "install", "--user", str(mnt))
 
@@ -178,7 +178,7 @@ def test_words_of_fstab_are_split_at_commas_but_not_in_values() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnt-keep.mount", "mnt-keep.automount"])
-def test_the_units_of_the_fstab_document_are_understood(tmp_path: Path, name: str) -> None:
+def test_systemd_accepts_the_units_of_the_fstab_document(tmp_path: Path, name: str) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")
     document = (ROOT / "docs" / "fstab.md").read_text()

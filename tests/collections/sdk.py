@@ -1,4 +1,4 @@
-"""What the Python SDK makes of a manifest: its normal form and its portable data hash."""
+"""The results of the Python SDK for a manifest: normal form and portable data hash."""
 
 from __future__ import annotations
 

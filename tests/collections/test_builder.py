@@ -1,4 +1,4 @@
-"""Manifests from files: in normal form whatever the order, and no entry that can't be."""
+"""Manifests from files: normal form for any order, and invalid entries."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_what_is_not_there_is_not_found() -> None:
     assert file.parent != file
 
 
-def test_the_text_comes_in_pieces_and_is_never_held() -> None:
+def test_the_text_is_yielded_in_pieces_and_never_held_whole() -> None:
     count = 20_000
     builder = ManifestBuilder()
     for number in range(count):

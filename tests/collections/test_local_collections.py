@@ -1,4 +1,4 @@
-"""Manifests in a local store's directory: named by their hash, whole or not there."""
+"""Manifests in a local store's directory: named by their hash, complete or missing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert caught.value.cause is Cause.CORRUPT
 
 
-def test_a_text_that_is_no_manifest_is_not_kept(tmp_path: Path) -> None:
+def test_a_text_that_is_no_manifest_is_not_stored(tmp_path: Path) -> None:
     collections = LocalCollections(tmp_path)
 
     with pytest.raises(ManifestError):
@@ -69,7 +69,7 @@ def test_a_text_that_is_no_manifest_is_not_kept(tmp_path: Path) -> None:
     assert collections.names() == []
 
 
-def test_a_directory_that_takes_nothing_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     collections = LocalCollections(tmp_path)
     collections.directory.write_bytes(b"a file is in the way")
 
@@ -88,7 +88,7 @@ def test_other_files_are_no_collections(tmp_path: Path) -> None:
     assert collections.names() == [name]
 
 
-def test_what_killed_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_after_a_day(tmp_path: Path) -> None:
     collections = LocalCollections(tmp_path)
     name = collections.put(TEXT).portable_data_hash
     old, new = (collections.directory / f"keepfs-{each}.tmp" for each in ("old", "new"))

@@ -1,4 +1,4 @@
-"""Texts that are no manifests: what is wrong is said, with its line and column."""
+"""Texts that are no manifests: the error has the flaw, the line and the column."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ WRONG = [
     ("text", "line", "column", "reason"),
     [pytest.param(*case, id=what) for what, *case in WRONG],
 )
-def test_what_is_wrong_is_said_with_its_place(
+def test_an_error_has_the_flaw_and_its_place(
     text: str, line: int, column: int, reason: str
 ) -> None:
     for source in (text, [text.encode("utf-8", "surrogatepass")]):
@@ -122,7 +122,7 @@ def test_the_empty_text_is_the_empty_collection(text: str | bytes | list[bytes])
         ),
     ],
 )
-def test_what_old_clients_write_has_a_normal_form(text: str, normal: str) -> None:
+def test_manifests_of_old_clients_have_a_normal_form(text: str, normal: str) -> None:
     assert parse(text).text() == normal
 
 

@@ -1,4 +1,4 @@
-"""Any text parses or is refused with a place; what parses is what the SDK reads."""
+"""Any text parses or raises an error with its place; the SDK reads a parsed one equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collections are asked for over real sockets, from a server that fails in many ways."""
+"""Requests about collections, over real sockets, to a server that fails in many ways."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.collections.manifest_text import hash_of_text
+from keepfs.collections import portable
 from keepfs.collections.remote_collections import CollectionAttributes, Expected, RemoteCollections
 from keepfs.collections.remote_errors import (
     ApiUnreachableError,
@@ -100,7 +100,11 @@ def test_a_collection_is_created_found_and_read(
     made = remote.create(manifest, attributes, with_manifest=True)
 
     assert made.manifest is not None
-    assert made.portable_data_hash == portable_data_hash(manifest) == hash_of_text(manifest)
+    assert (
+        made.portable_data_hash
+        == portable_data_hash(manifest)
+        == portable.portable_data_hash(manifest)
+    )
     [kept] = server.collections()
     assert kept["trash_at"] == "2040-01-01T00:00:00.000000000Z" == made.trash_at
     assert kept["properties"]["x"] == {"y": ['"manifest_text":"']}
@@ -108,7 +112,7 @@ def test_a_collection_is_created_found_and_read(
     for name in (made.uuid, f"{made.portable_data_hash}+Zhint"):
         record = remote.get(name)
         assert record.manifest is not None
-        assert hash_of_text(record.manifest) == made.portable_data_hash
+        assert portable.portable_data_hash(record.manifest) == made.portable_data_hash
         assert b"+A" in record.manifest
     assert remote.get(made.uuid, with_manifest=False).manifest is None
     for found in (
@@ -123,7 +127,7 @@ def test_a_collection_is_created_found_and_read(
         remote.get(made.uuid)
 
 
-def test_user_project_and_limit_are_asked_for(remote: RemoteCollections) -> None:
+def test_user_project_and_limit_are_requested(remote: RemoteCollections) -> None:
     assert remote.current_user().uuid == USER
     assert (remote.project(WRITABLE).name, remote.project(WRITABLE).can_write) == ("ours", True)
     assert remote.project(READABLE).can_write is False
@@ -157,8 +161,12 @@ def test_hashes_of_texts_are_right_wherever_they_are_cut() -> None:
 
     digest = hashlib.md5(plain, usedforsecurity=False).hexdigest()
 
-    assert hash_of_text(text) == hash_of_text(text.encode()) == f"{digest}+{len(plain)}"
-    assert hash_of_text("") == "d41d8cd98f00b204e9800998ecf8427e+0"
+    assert (
+        portable.portable_data_hash(text)
+        == portable.portable_data_hash(text.encode())
+        == f"{digest}+{len(plain)}"
+    )
+    assert portable.portable_data_hash("") == "d41d8cd98f00b204e9800998ecf8427e+0"
 
 
 # --- creating is idempotent ---
@@ -223,7 +231,7 @@ def test_a_kept_connection_that_has_ended_makes_no_second_one(
     assert server.counts()["POST"] == 1
 
 
-def test_somebody_else_s_collection_is_not_taken_for_ours(
+def test_a_collection_of_another_client_is_not_taken_for_the_created_one(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     first = remote.create("", CollectionAttributes(name="same", properties={"host": "a"}))
@@ -272,7 +280,7 @@ def test_many_threads_create_one_each(remote: RemoteCollections, server: ApiCont
 # --- updates ---
 
 
-def test_an_update_changes_what_is_as_expected(
+def test_an_update_changes_a_collection_that_is_as_expected(
     remote: RemoteCollections, server: ApiControls, manifest: str
 ) -> None:
     made = remote.create("", CollectionAttributes(name="a"))
@@ -293,7 +301,7 @@ def test_an_update_changes_what_is_as_expected(
     assert again.manifest is not None
 
 
-def test_an_update_of_what_was_changed_says_what_by_whom(
+def test_an_update_of_a_changed_collection_names_the_change_and_its_user(
     remote: RemoteCollections, server: ApiControls, api: ApiClient, manifest: str
 ) -> None:
     made = remote.create("", CollectionAttributes(name="a", owner_uuid=WRITABLE))
@@ -396,7 +404,7 @@ def test_failures_are_retried_and_then_reported(
     assert TEST_TOKEN not in str(caught.value)
 
 
-def test_a_server_that_is_away_is_unreachable(
+def test_a_server_that_is_down_is_unreachable(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     server.go_down()
@@ -434,7 +442,7 @@ def test_answers_that_cannot_be_read_are_errors(
         call()
 
 
-def test_what_cannot_be_sent_is_refused_before(
+def test_invalid_arguments_are_refused_without_a_request(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
     for bad in (b". d41d8cd98f00b204e9800998ecf8427e+0 0:0:\xff\n", "./\udcff"):

@@ -132,7 +132,7 @@ def test_a_configuration_file_has_options_of_the_command_line(tmp_path: Path) ->
         (b"'/mnt' = 3", "/mnt is a mount point and must be a table"),
     ],
 )
-def test_a_configuration_file_that_cannot_be_meant_is_refused(
+def test_an_invalid_configuration_file_is_refused(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "config.toml"

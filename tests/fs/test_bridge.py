@@ -32,7 +32,7 @@ def gets(store: DictStore) -> int:
     return sum(call == "get_block" for call, _ in store.calls)
 
 
-async def test_a_block_is_read_and_from_then_on_there_without_waiting() -> None:
+async def test_a_block_is_cached_after_its_first_read() -> None:
     store = DictStore()
     (locator,) = stored(store, b"a block")
     async with open_blocks(store, copies=1) as blocks:
@@ -62,7 +62,7 @@ async def test_a_block_may_be_stored_with_zeros_behind_it() -> None:
     assert list(store.blocks.values()) == [b"abc\0\0"]
 
 
-async def test_size_and_free_space_are_asked_for() -> None:
+async def test_size_and_free_space_are_requested() -> None:
     store = DictStore(capacity=10)
     (locator,) = stored(store, b"abc")
     async with open_blocks(store, copies=1) as blocks:
@@ -93,7 +93,7 @@ async def test_a_flood_of_reads_never_delays_a_lookup_or_statfs() -> None:
     assert space == memory.free_space()
 
 
-async def test_a_flood_of_reads__never_delays_a_write() -> None:
+async def test_a_flood_of_reads_never_delays_a_write() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     locators = stored(memory, *(bytes([i]) for i in range(10)))
@@ -131,7 +131,7 @@ async def test_writes_wait_for_each_other_beyond_the_limit() -> None:
         assert blocks.statistics() == BlocksStatistics(0, 0, 0)
 
 
-async def test_who_wants_one_block_waits_for_one_read() -> None:
+async def test_readers_of_one_block_share_one_read() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     (locator,) = stored(memory, b"a block")
@@ -152,7 +152,7 @@ async def test_who_wants_one_block_waits_for_one_read() -> None:
     assert gets(memory) == 1
 
 
-async def test_who_waits_for_one_read_shares_its_failure_each_in_a_copy() -> None:
+async def test_readers_of_one_block_get_copies_of_its_failure() -> None:
     failing = FailingStore(DictStore())
     store = GatedStore(failing)
     failing.fail_next("get_block", KeepReadError("broken"))
@@ -185,7 +185,7 @@ async def test_a_failed_read_is_not_kept() -> None:
         assert bytes(await blocks.get(locator)) == b"a block"
 
 
-async def test_giving_up_leaves_the_read_running() -> None:
+async def test_cancellation_leaves_the_read_running() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     (locator,) = stored(memory, b"a block")
@@ -203,7 +203,7 @@ async def test_giving_up_leaves_the_read_running() -> None:
     assert gets(memory) == 1
 
 
-async def test_giving_up_leaves_the_write_running() -> None:
+async def test_cancellation_leaves_the_write_running() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     store.shut("put_block")
@@ -217,7 +217,7 @@ async def test_giving_up_leaves_the_write_running() -> None:
         assert (await call.wait()).locator.size == 3
 
 
-async def test_fetching_ahead_makes_no_one_wait_and_a_failure_shows_when_it_is_read() -> None:
+async def test_a_read_ahead_does_not_wait_and_fails_at_the_read() -> None:
     memory = DictStore()
     store = FailingStore(memory)
     (locator,) = stored(memory, b"a block")
@@ -235,7 +235,7 @@ async def test_fetching_ahead_makes_no_one_wait_and_a_failure_shows_when_it_is_r
     assert gets(memory) == 1
 
 
-async def test_what_is_done_at_the_end_of_a_write_is_done_before_who_waits_goes_on() -> None:
+async def test_the_callback_of_a_write_runs_before_its_waiters() -> None:
     order = []
     async with open_blocks(DictStore(), copies=1) as blocks:
         call = blocks.put(b"abc", 3, lambda call: order.append(call.result))
@@ -302,7 +302,7 @@ class BuggyStore(DictStore):
 
 
 @pytest.mark.parametrize("store", [CarelessStore(), BuggyStore()], ids=["careless", "buggy"])
-async def test_no_failure_keeps_a_block_alive(store: DictStore) -> None:
+async def test_failures_hold_no_reference_to_a_block(store: DictStore) -> None:
     async def write(blocks: AsyncBlocks) -> tuple[object, weakref.ref[Watched]]:
         block = Watched(b"watched")
         call = blocks.put(block, len(block))

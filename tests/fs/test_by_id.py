@@ -115,7 +115,7 @@ async def test_any_other_name_is_not_found_without_a_request(name: str) -> None:
         assert list(by_id.names()) == []
 
 
-async def test_a_block_no_service_has_is_not_found_and_asked_for_again() -> None:
+async def test_a_missing_block_is_not_found_and_requested_again() -> None:
     store = DictStore()
     async with directory_of(store) as by_id:
         with pytest.raises(NotFoundError):
@@ -184,7 +184,7 @@ async def test_a_list_of_locators_is_one_file() -> None:
         assert file.xattrs()["user.keep.locator"].count(",") == 3
 
 
-async def test_a_list_is_there_if_its_first_block_is_and_a_read_tells_of_the_others() -> None:
+async def test_a_list_is_found_by_its_first_block_and_a_read_reports_others() -> None:
     missing = locator_of(b"missing")
     async with directory_of(a_store()) as by_id:
         file = await found(by_id, f"{FOO},{missing}")
@@ -265,7 +265,7 @@ async def test_hints_are_part_of_the_name_and_kept_in_the_locator() -> None:
         assert list(by_id.names()) == [name]
 
 
-async def test_who_sent_the_blocks_is_shown_once_they_were_read() -> None:
+async def test_the_sending_services_are_shown_after_a_read() -> None:
     store = a_store()
     async with directory_of(store) as by_id:
         file = await found(by_id, f"{FOO},{FOO}")
@@ -275,7 +275,7 @@ async def test_who_sent_the_blocks_is_shown_once_they_were_read() -> None:
         assert file.xattrs()["user.keep.services"] == store.name
 
 
-async def test_the_earliest_expiry_of_a_list_is_the_files() -> None:
+async def test_the_expiry_of_a_list_is_the_earliest_one() -> None:
     earlier = SIGNATURE.replace("7fffffff", "70000000")
     async with directory_of(a_store()) as by_id:
         file = await found(by_id, f"{FOO}+{SIGNATURE},{FOO}+{earlier},{FOO}")
@@ -284,7 +284,7 @@ async def test_the_earliest_expiry_of_a_list_is_the_files() -> None:
         assert expires == dt.datetime.fromtimestamp(0x70000000, dt.UTC)
 
 
-async def test_an_expired_name_asks_the_store_for_every_answer() -> None:
+async def test_an_expired_name_makes_a_request_for_each_lookup() -> None:
     store = a_store()
     expired = f"{FOO}+{SIGNATURE.replace('7fffffff', '00000001')}"
     async with directory_of(store) as by_id:
@@ -296,7 +296,7 @@ async def test_an_expired_name_asks_the_store_for_every_answer() -> None:
             await file.read(0, 3)
 
 
-async def test_what_was_stored_is_listed_without_a_request() -> None:
+async def test_stored_blocks_are_listed_without_a_request() -> None:
     store = DictStore()
     async with directory_of(store) as by_id:
         by_id.stored(Receipt(KeepLocator(FOO), 2, ("a service",)), A_FILE)
@@ -327,7 +327,7 @@ async def test_two_lookups_at_once_find_one_file() -> None:
     assert files[0] is files[1]
 
 
-async def test_the_listing_is_bounded_and_keeps_what_was_found_last() -> None:
+async def test_the_listing_is_bounded_and_keeps_the_latest_names() -> None:
     async with directory_of(a_store()) as by_id:
         for number in range(MAX_KNOWN_NAMES):
             by_id.stored(Receipt(KeepLocator(f"{number:032x}+1"), 1, ()), A_FILE)
@@ -341,7 +341,7 @@ async def test_the_listing_is_bounded_and_keeps_what_was_found_last() -> None:
         assert by_id.entry_nowait(f"{1:032x}+1") is None
 
 
-async def test_times_never_move() -> None:
+async def test_the_times_of_blocks_never_change() -> None:
     async with directory_of(a_store()) as by_id:
         first = (await found(by_id, FOO)).attributes().metadata
 
@@ -355,7 +355,7 @@ async def test_times_never_move() -> None:
     st.integers(0, 35),
     st.integers(0, 35),
 )
-def test_reads_across_borders_return_what_the_joined_bytes_have(
+def test_reads_across_borders_return_the_joined_bytes(
     parts: list[bytes], offset: int, size: int
 ) -> None:
     store = a_store(*parts)

@@ -37,5 +37,5 @@ def test_every_cause_has_a_row() -> None:
     ],
     ids=repr,
 )
-def test_each_failure_is_told_as_an_errno(error: Exception, number: int) -> None:
+def test_each_failure_has_an_errno(error: Exception, number: int) -> None:
     assert errno_of(error) == number

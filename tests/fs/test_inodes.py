@@ -104,7 +104,7 @@ def test_numbers_are_never_used_twice() -> None:
     assert pyfuse3.ROOT_INODE not in numbers
 
 
-def test_a_handle_is_what_was_opened_until_it_is_closed() -> None:
+def test_a_handle_is_valid_until_it_is_closed() -> None:
     table = HandleTable[str]()
     number = table.add("a file")
 
@@ -113,7 +113,7 @@ def test_a_handle_is_what_was_opened_until_it_is_closed() -> None:
     assert len(table) == 0
 
 
-def test_a_late_request_reaches_no_newer_handle() -> None:
+def test_a_late_request_does_not_reach_a_newer_handle() -> None:
     table = HandleTable[str]()
     old = table.add("old")
     table.remove(old)

@@ -22,7 +22,7 @@ async def begun(
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_no_more_run_at_once_than_the_limit_and_the_next_in_line_follows() -> None:
+async def test_the_limit_bounds_concurrent_calls_in_order_of_arrival() -> None:
     limiter, order = YieldingLimiter(2, 100, patience=1000.0), list[int]()
     async with trio.open_nursery() as nursery:
         await begun(limiter, 4, order, nursery)
@@ -35,7 +35,7 @@ async def test_no_more_run_at_once_than_the_limit_and_the_next_in_line_follows()
     assert (at_first, later) == ([0, 1], [0, 1, 2])
 
 
-async def test_an_old_call_gives_its_place_to_the_next(
+async def test_an_old_call_frees_its_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limiter, order = YieldingLimiter(2, 5, patience=2.0), list[int]()
@@ -54,7 +54,7 @@ async def test_an_old_call_gives_its_place_to_the_next(
     del autojump_clock
 
 
-async def test_giving_up_while_waiting_leaves_the_place_to_others() -> None:
+async def test_a_cancelled_waiter_leaves_its_place_to_others() -> None:
     limiter = YieldingLimiter(1, 10, patience=1000.0)
     await limiter.acquire_on_behalf_of("first")
     with trio.move_on_after(0) as scope:

@@ -48,7 +48,7 @@ async def all_answered(blocks: AsyncBlocks) -> None:
     await trio.to_thread.run_sync(wait_until, lambda: not blocks.statistics().lookups)
 
 
-async def test_a_lookup_begins_the_fetch_and_trusts_a_name_nobody_answers_for() -> None:
+async def test_a_lookup_starts_the_fetch_and_trusts_the_name_without_an_answer() -> None:
     memory, locator = a_store()
     store = GatedStore(memory)
     store.shut("probe_block")
@@ -64,7 +64,7 @@ async def test_a_lookup_begins_the_fetch_and_trusts_a_name_nobody_answers_for() 
         assert [call for call, _ in memory.calls] == ["probe_block", "probe_block"]
 
 
-async def test_a_name_without_size_is_asked_for_whatever_the_way() -> None:
+async def test_the_size_of_a_name_without_one_is_requested_in_each_mode() -> None:
     for how in Lookup:
         memory, locator = a_store()
         async with lookups_of(memory, how) as lookups:
@@ -93,7 +93,7 @@ async def test_a_lookup_may_trust_every_name_that_has_a_size() -> None:
     ],
     ids=lambda failure: failure.message,
 )
-async def test_what_may_be_over_in_a_moment_fails_no_lookup(
+async def test_a_temporary_failure_does_not_fail_a_lookup(
     how: Lookup, failure: KeepReadError
 ) -> None:
     memory, locator = a_store()
@@ -114,7 +114,7 @@ async def test_what_may_be_over_in_a_moment_fails_no_lookup(
     ],
     ids=lambda failure: failure.message,
 )
-async def test_a_definite_no_fails_a_lookup(failure: KeepReadError) -> None:
+async def test_a_permanent_failure_fails_a_lookup(failure: KeepReadError) -> None:
     store = FailingStore(a_store()[0])
     store.fail_always("probe_block", failure)
     async with lookups_of(store) as lookups:
@@ -176,7 +176,7 @@ async def test_an_answer_that_came_too_late_is_not_kept_for_ever(
     del autojump_clock
 
 
-async def test_the_wait_for_a_name_with_a_size_is_what_the_store_says() -> None:
+async def test_the_wait_for_a_name_with_a_size_is_that_of_the_store() -> None:
     class Hasty(DictStore):
         """A store that is asked for longer than a lookup should wait."""
 
@@ -202,7 +202,7 @@ async def test_the_wait_for_a_name_with_a_size_is_what_the_store_says() -> None:
 
 
 @pytest.mark.slow
-async def test_hung_lookups_give_their_places_to_others() -> None:
+async def test_hung_lookups_free_their_places() -> None:
     memory, locator = a_store()
     store = GatedStore(memory)
     store.shut("head_block")
@@ -219,7 +219,7 @@ async def test_hung_lookups_give_their_places_to_others() -> None:
 
 
 @pytest.mark.slow
-async def test_stalled_reads_give_their_places_to_others() -> None:
+async def test_stalled_reads_free_their_places() -> None:
     """Reads that wait for one service don't use up the threads for all."""
 
     class HalfStalled(DictStore):

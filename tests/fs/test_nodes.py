@@ -70,13 +70,13 @@ def test_the_root_has_the_number_that_the_kernel_gives_it() -> None:
     assert ROOT_INODE == pyfuse3.ROOT_INODE
 
 
-def test_times_that_are_not_given_are_the_others() -> None:
+def test_missing_times_default_to_the_given_ones() -> None:
     metadata = Metadata(file_mode(0), 0, 0)
 
     assert metadata.atime_ns == metadata.mtime_ns == metadata.ctime_ns > 0
 
 
-def test_a_change_moves_the_times_it_should() -> None:
+def test_a_change_sets_ctime_and_mtime_if_content_changed() -> None:
     metadata = Metadata(file_mode(0), 0, 0, 1)
 
     metadata.changed()
@@ -87,7 +87,7 @@ def test_a_change_moves_the_times_it_should() -> None:
     assert metadata.mtime_ns == metadata.ctime_ns > 1
 
 
-async def test_what_a_node_does_not_override_is_refused_as_read_only() -> None:
+async def test_operations_that_a_node_does_not_override_are_erofs() -> None:
     file, directory = a_file(), a_directory()
     refusals: list[Callable[[], object]] = [
         lambda: file.check_open(os.O_WRONLY),
@@ -125,5 +125,5 @@ async def test_a_plain_file_can_be_read_and_needs_nothing_else() -> None:
     assert await file.read(0, 3) == b"con"
 
 
-def test_names_not_found_are_not_remembered_unless_a_directory_says_so() -> None:
+def test_names_not_found_are_cached_only_if_a_directory_allows_it() -> None:
     assert a_directory().not_found_timeout == 0.0

@@ -92,7 +92,7 @@ async def xattrs(tree: Tree, inode: InodeT) -> dict[bytes, bytes]:
 # --- names ---------------------------------------------------------------------
 
 
-async def test_what_is_looked_up_can_be_asked_for_until_it_is_forgotten() -> None:
+async def test_a_node_can_be_used_from_its_lookup_until_its_forget() -> None:
     async with open_tree() as tree:
         operations = tree.operations
         found = await operations.lookup(ROOT, b"README", ME)
@@ -107,7 +107,7 @@ async def test_what_is_looked_up_can_be_asked_for_until_it_is_forgotten() -> Non
         assert (await operations.getattr(ROOT, ME)).st_ino == ROOT
 
 
-async def test_a_name_not_found_in_by_id_may_be_remembered_for_a_second() -> None:
+async def test_a_name_not_found_in_by_id_may_be_cached_for_a_second() -> None:
     store = FailingStore(DictStore())
     async with open_tree(store) as tree:
         for name in (FOO, b"no locator", b"\xff"):
@@ -120,7 +120,7 @@ async def test_a_name_not_found_in_by_id_may_be_remembered_for_a_second() -> Non
         assert await refusal(tree.operations.lookup(tree.by_id, FOO, ME)) == "EACCES"
 
 
-async def test_a_name_not_found_elsewhere_is_not_remembered() -> None:
+async def test_a_name_not_found_elsewhere_is_not_cached() -> None:
     async with open_tree() as tree:
         assert await refusal(tree.operations.lookup(tree.upload, b"none", ME)) == "ENOENT"
         assert await refusal(tree.operations.lookup(ROOT, b"none", ME)) == "ENOENT"
@@ -135,7 +135,7 @@ async def test_a_block_is_read_by_its_locator() -> None:
         assert await content_of(tree, found.st_ino) == b"foo"
 
 
-async def test_what_is_made_belongs_to_who_made_it_or_to_who_was_said() -> None:
+async def test_a_new_node_belongs_to_its_creator_or_to_uid_and_gid() -> None:
     async with open_tree() as tree:
         made = await tree.operations.mkdir(tree.upload, b"d", 0o40755, ME)
         assert (made.st_uid, made.st_gid, made.st_mode) == (11, 12, 0o40755)
@@ -152,7 +152,7 @@ async def test_only_regular_files_are_made_by_mknod() -> None:
             assert await refusal(request) == "EPERM"
 
 
-async def test_a_symlink_is_read_and_nothing_else_is_one() -> None:
+async def test_readlink_reads_symlinks_only() -> None:
     target = b"over/there\xff"
     async with open_tree() as tree:
         link = await tree.operations.symlink(tree.upload, b"link", target, ME)
@@ -189,7 +189,7 @@ async def test_entries_are_renamed_and_removed() -> None:
         assert (await operations.getattr(inode, ME)).st_nlink == 0
 
 
-async def test_renaming_leaves_no_whiteouts() -> None:
+async def test_a_rename_with_a_whiteout_is_refused() -> None:
     whiteout = 1 << 2  # RENAME_WHITEOUT of linux/fs.h
     async with open_tree() as tree:
         await make(tree, b"file", b"abc")
@@ -217,7 +217,7 @@ async def test_every_attribute_reaches_the_kernel() -> None:
         assert said.entry_timeout == said.attr_timeout > 24 * 3600
 
 
-async def test_what_is_no_directory_has_no_entries() -> None:
+async def test_a_file_has_no_entries() -> None:
     async with open_tree() as tree:
         inode, _ = await make(tree, b"file")
 
@@ -249,7 +249,7 @@ async def test_nothing_is_changed_in_by_id_and_the_root() -> None:
         assert {await refusal(request) for request in requests} == {"EROFS"}
 
 
-async def test_a_mount_to_read_only_refuses_every_change() -> None:
+async def test_a_read_only_mount_refuses_every_change() -> None:
     async with open_tree(read_only=True) as tree:
         operations = tree.operations
         readme = (await operations.lookup(ROOT, b"README", ME)).st_ino
@@ -274,7 +274,7 @@ async def test_a_mount_to_read_only_refuses_every_change() -> None:
 # --- attributes ------------------------------------------------------------------
 
 
-async def test_attributes_change_as_far_as_they_may() -> None:
+async def test_setattr_changes_all_but_the_owner() -> None:
     async with open_tree() as tree:
         inode, _ = await make(tree, b"file", b"abc")
         wanted = EntryAttributes()
@@ -307,7 +307,7 @@ async def test_the_extended_attributes_name_the_locator() -> None:
         }
 
 
-async def test_other_extended_attributes_there_are_none() -> None:
+async def test_there_are_no_other_extended_attributes() -> None:
     async with open_tree() as tree:
         for name, expected in (
             (b"security.capability", "ENODATA"),
@@ -321,7 +321,7 @@ async def test_other_extended_attributes_there_are_none() -> None:
         assert await tree.operations.listxattr(tree.upload, ME) == []
 
 
-async def test_the_stores_space_is_asked_for_once_in_a_while(
+async def test_the_space_of_the_store_is_cached_for_some_seconds(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     store = DictStore(capacity=100 << 20)
@@ -387,7 +387,7 @@ async def until_stored(tree: Tree, inode: InodeT) -> None:
             await trio.sleep(0.001)
 
 
-async def test_what_is_written_after_the_last_flush_is_stored_at_release() -> None:
+async def test_bytes_written_after_the_last_flush_are_stored_at_release() -> None:
     store = DictStore()
     async with open_tree(store) as tree:
         inode, handle = await make(tree, b"file", b"foo")
@@ -414,7 +414,7 @@ async def test_opening_may_truncate() -> None:
         assert (await xattrs(tree, inode))[b"user.keep.locator"].endswith(b"+0")
 
 
-async def test_who_makes_or_truncates_a_file_to_read_it_waits_for_the_store_too() -> None:
+async def test_a_reader_that_creates_or_truncates_waits_for_the_store() -> None:
     async with open_tree() as tree:
         info, made = await tree.operations.create(tree.upload, b"file", 0o100644, os.O_RDONLY, ME)
         await tree.operations.flush(info.fh)
@@ -452,7 +452,7 @@ async def test_a_size_is_set_by_handle_and_by_name(by: str) -> None:
         assert (await xattrs(tree, inode))[b"user.keep.locator"] == FOO
 
 
-async def test_close_says_that_the_store_failed_and_the_bytes_stay() -> None:
+async def test_close_reports_a_failed_store_and_the_bytes_stay() -> None:
     store = FailingStore(DictStore())
     async with open_tree(store) as tree:
         inode, handle = await make(tree, b"file", b"foo")
@@ -469,7 +469,7 @@ async def test_close_says_that_the_store_failed_and_the_bytes_stay() -> None:
         assert await content_of(tree, inode) == b"foo"
 
 
-async def test_who_only_reads_is_not_told_that_another_cannot_store() -> None:
+async def test_a_readers_close_does_not_report_a_writers_failure() -> None:
     store = FailingStore(DictStore())
     async with open_tree(store) as tree:
         inode, _ = await make(tree, b"file", b"foo")
@@ -497,14 +497,14 @@ async def test_an_open_file_outlives_its_name() -> None:
         assert store.calls == []
 
 
-async def test_a_reader_sees_what_a_writer_has_not_stored_yet() -> None:
+async def test_a_reader_sees_unstored_bytes_of_a_writer() -> None:
     async with open_tree() as tree:
         inode, _ = await make(tree, b"file", b"foo")
 
         assert await content_of(tree, inode) == b"foo"
 
 
-async def test_a_close_that_is_given_up_is_made_good_by_the_release() -> None:
+async def test_a_release_stores_after_a_cancelled_close() -> None:
     store = GatedStore(DictStore())
     async with open_tree(store) as tree:
         inode, handle = await make(tree, b"file", b"foo")

@@ -41,7 +41,7 @@ def readers(owners: Owners, *locators: KeepLocator) -> list[Caller]:
     return [it for it in (ALICE, BOB, CAROL) if owners.may_all_be_read(locators, it)]
 
 
-def test_a_block_that_nobody_stored_is_nobodys(owners: Owners) -> None:
+def test_a_block_that_was_not_stored_here_has_no_owner(owners: Owners) -> None:
     assert owners.metadata([FOO]) is None
     assert readers(owners, FOO) == []
 
@@ -74,7 +74,7 @@ def test_the_last_mode_counts(owners: Owners) -> None:
     assert told(owners, FOO)[0] == 0o400
 
 
-def test_a_block_of_several_owners_is_for_all(owners: Owners) -> None:
+def test_a_block_of_several_owners_may_be_read_by_all(owners: Owners) -> None:
     owners.add(FOO, a_file(0o600))
     owners.add(FOO, a_file(0o600, BOB))
 
@@ -82,14 +82,14 @@ def test_a_block_of_several_owners_is_for_all(owners: Owners) -> None:
     assert readers(owners, FOO) == [ALICE, BOB]  # listed for those that may read a file of it
 
 
-def test_a_signature_from_elsewhere_is_a_right_of_its_own(owners: Owners) -> None:
+def test_another_signature_gives_a_separate_right(owners: Owners) -> None:
     owners.add(FOO, a_file(0o600))
 
     assert owners.metadata([ELSEWHERE]) is None
     assert told(owners, KeepLocator(f"{FOO}+Zx"))[0] == 0o400
 
 
-def test_where_nothing_is_signed_the_digest_counts(owners: Owners) -> None:
+def test_without_signatures_blocks_are_matched_by_digest(owners: Owners) -> None:
     owners.add(KeepLocator(FOO.stripped()), a_file(0o600))
 
     assert told(owners, ELSEWHERE)[0] == 0o400

@@ -24,7 +24,7 @@ def test_the_groups_of_a_process_are_its_own() -> None:
     assert found == ({17, 4_000_000_000} if os.getuid() == 0 else set(os.getgroups()))
 
 
-def test_a_process_that_is_gone_has_no_groups() -> None:
+def test_an_ended_process_has_no_groups() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
 

@@ -83,7 +83,7 @@ class File:
         return [self.locators[number].md5sum for number in numbers]
 
 
-async def test_who_begins_a_block_has_the_next_two_fetched() -> None:
+async def test_a_reader_at_the_start_of_a_block_gets_the_next_two_fetched() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -95,7 +95,7 @@ async def test_who_begins_a_block_has_the_next_two_fetched() -> None:
     assert set(store.fetched()) >= set(file.digests(0, 1))
 
 
-async def test_who_reads_here_and_there_has_nothing_fetched_ahead() -> None:
+async def test_a_random_reader_gets_no_read_ahead() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -106,7 +106,7 @@ async def test_who_reads_here_and_there_has_nothing_fetched_ahead() -> None:
     assert set(store.kept) == {0.0}
 
 
-async def test_a_block_is_kept_for_who_has_read_on_in_it_until_the_end() -> None:
+async def test_a_block_is_kept_for_its_sequential_reader_until_the_end() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -121,7 +121,7 @@ async def test_a_block_is_kept_for_who_has_read_on_in_it_until_the_end() -> None
     assert store.kept[-1] == 0
 
 
-async def test_who_begins_a_block_anew_is_in_order_again() -> None:
+async def test_a_reader_that_starts_a_block_again_is_sequential() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -132,7 +132,7 @@ async def test_who_begins_a_block_anew_is_in_order_again() -> None:
     assert store.kept[-4] > 0
 
 
-async def test_requests_that_overtake_each_other_are_in_order_still() -> None:
+async def test_reordered_requests_of_a_sequential_reader_are_recognized() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -142,7 +142,7 @@ async def test_requests_that_overtake_each_other_are_in_order_still() -> None:
     assert store.kept[-1] > 0.5
 
 
-async def test_who_reads_parts_of_blocks_in_turn_has_the_next_two_fetched() -> None:
+async def test_a_reader_of_parts_of_consecutive_blocks_gets_read_ahead() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -157,7 +157,7 @@ async def test_who_reads_parts_of_blocks_in_turn_has_the_next_two_fetched() -> N
     assert set(store.fetched()[2:]) == set(file.digests(2, 3, 4, 5))
 
 
-async def test_a_reader_that_goes_on_releases_all_blocks_but_the_last() -> None:
+async def test_a_sequential_reader_releases_all_blocks_but_the_last() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -167,7 +167,7 @@ async def test_a_reader_that_goes_on_releases_all_blocks_but_the_last() -> None:
     assert store.released == file.digests(0)
 
 
-async def test_a_reader_that_skips_what_was_fetched_ahead_releases_it() -> None:
+async def test_a_reader_that_skips_prefetched_blocks_releases_them() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -177,7 +177,7 @@ async def test_a_reader_that_skips_what_was_fetched_ahead_releases_it() -> None:
     assert store.released == file.digests(1, 2)
 
 
-async def test_two_readers_in_turn_keep_what_is_fetched_ahead_for_the_other() -> None:
+async def test_alternating_readers_keep_each_others_prefetched_blocks() -> None:
     store = Recording()
     file = File(store)
     async with file.reading(store):
@@ -215,7 +215,7 @@ async def test_a_block_of_another_size_is_an_error() -> None:
             await file.reader.read(0, file.locators[0], 5, 0, 5)
 
 
-async def test_places_of_very_many_blocks_are_forgotten() -> None:
+async def test_the_number_of_recorded_positions_is_bounded() -> None:
     store = Recording()
     file = File(store)
     file.locators *= 40

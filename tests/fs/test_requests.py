@@ -144,7 +144,7 @@ async def test_a_handlers_answer_is_passed_on() -> None:
     ],
     ids=repr,
 )
-async def test_whatever_fails_in_a_handler_becomes_a_fuse_error(
+async def test_each_exception_of_a_handler_becomes_a_fuse_error(
     error: Exception, number: int
 ) -> None:
     with pytest.raises(FUSEError) as caught:
@@ -167,7 +167,7 @@ async def test_at_the_end_of_the_mount_a_request_is_answered() -> None:
 # --- the log -------------------------------------------------------------------------
 
 
-async def test_what_is_not_found_is_logged_for_those_who_debug_only(
+async def test_enoent_is_logged_at_debug_level(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -179,7 +179,7 @@ async def test_what_is_not_found_is_logged_for_those_who_debug_only(
     ]
 
 
-async def test_what_the_world_refuses_is_one_line_of_warning(
+async def test_an_expected_failure_is_one_line_of_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(FUSEError):
@@ -203,7 +203,7 @@ async def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixtu
     assert record.exc_info is not None
 
 
-async def test_what_a_handler_refuses_on_purpose_is_no_news(
+async def test_a_refusal_by_a_handler_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -359,7 +359,7 @@ async def test_a_request_of_a_living_caller_is_waited_for(
     assert answer == 1
 
 
-async def test_a_bug_while_a_request_is_given_up_does_not_get_out(
+async def test_an_exception_of_a_given_up_handler_is_eio(
     autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
 ) -> None:
     async def fail_when_cancelled() -> None:
@@ -405,7 +405,7 @@ async def test_a_request_is_given_up_once_however_long_its_handler_takes_to_end(
     assert len(caplog.records) == 1
 
 
-async def test_a_caller_outside_a_request_is_of_no_interest() -> None:
+async def test_about_outside_a_request_has_no_effect() -> None:
     Requests(DEADLINE).about(FILE, 1)
 
 
@@ -432,7 +432,7 @@ async def test_requests_are_counted(autojump_clock: trio.testing.MockClock) -> N
 # --- who is about to be killed -----------------------------------------------------------
 
 
-def test_a_process_that_a_signal_waits_for_is_about_to_be_killed() -> None:
+def test_a_process_with_a_pending_fatal_signal_is_dying() -> None:
     with stopped_process() as pid:
         before = dies_of_a_signal(pid)
         os.kill(pid, signal.SIGTERM)
@@ -441,7 +441,7 @@ def test_a_process_that_a_signal_waits_for_is_about_to_be_killed() -> None:
         assert not before
 
 
-def test_a_process_whose_name_is_no_text_can_be_killed_too() -> None:
+def test_a_process_with_an_undecodable_name_can_be_dying() -> None:
     rename = "open('/proc/self/comm', 'wb').write('zähler'.encode()[:2] + bytes([0xff]))"
     with stopped_process(rename) as pid:
         os.kill(pid, signal.SIGTERM)
@@ -461,7 +461,7 @@ def test_a_process_whose_name_is_no_text_can_be_killed_too() -> None:
     ],
     ids=["handled", "ignored", "blocked", "harmless, blocked", "harmless", "stops only"],
 )
-def test_a_process_that_survives_its_signal_is_not(
+def test_a_process_that_survives_its_signal_is_not_dying(
     preparation: str, number: signal.Signals
 ) -> None:
     with stopped_process(preparation) as pid:
@@ -470,7 +470,7 @@ def test_a_process_that_survives_its_signal_is_not(
         assert not dies_of_a_signal(pid)
 
 
-def test_a_process_that_is_gone_is_not_about_to_be_killed() -> None:
+def test_an_ended_process_is_not_dying() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
 

@@ -31,7 +31,7 @@ async def test_the_entries_are_fixed() -> None:
     assert removing.value.errno == errno.EROFS
 
 
-def test_the_root_belongs_to_the_owner_and_no_one_writes() -> None:
+def test_the_root_belongs_to_the_owner_and_is_not_writable() -> None:
     said = RootDirectory({}, OWNER).attributes().metadata
 
     assert (said.uid, said.gid, said.mtime_ns) == (5, 6, 7)
@@ -48,7 +48,7 @@ async def test_a_text_is_counted_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(("copies", "said"), [(1, "the copy is"), (3, "3 copies are")])
-def test_the_readme_says_version_copies_and_settings(copies: int, said: str) -> None:
+def test_the_readme_has_version_copies_and_settings(copies: int, said: str) -> None:
     text = readme_text("1.2", copies, {"local-store": "/a/b", "copies": str(copies)}, "K")
 
     assert "mounted by keepfs 1.2." in text

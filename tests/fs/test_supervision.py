@@ -45,7 +45,7 @@ async def test_a_failing_task_is_restarted_after_growing_waits_and_logged(
     del autojump_clock
 
 
-async def test_an_exception_among_tasks_is_one_too(
+async def test_an_exception_group_is_a_failure_too(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     task = Failing(1)
@@ -60,7 +60,7 @@ async def test_an_exception_among_tasks_is_one_too(
     del autojump_clock
 
 
-async def test_after_so_many_failures_in_a_row_it_is_raised(
+async def test_after_most_failures_in_a_row_the_exception_is_raised(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = Failing(100)

@@ -1,4 +1,4 @@
-"""How hypothesis works for the client's tests: the same examples in every run, however slow."""
+"""Settings of hypothesis for the client's tests: the same examples each time, no time limit."""
 
 from __future__ import annotations
 

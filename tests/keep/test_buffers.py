@@ -1,4 +1,4 @@
-"""Memory of blocks: fresh, or used again."""
+"""Memory of blocks: newly allocated, or reused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ print(faults() - before)
 """
 
 
-def test_a_whole_block_comes_into_huge_pages() -> None:
+def test_a_whole_block_gets_huge_pages() -> None:
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not setting.exists() or "[never]" in setting.read_text():
         pytest.skip("the kernel gives no huge pages to who asks for them")
@@ -72,7 +72,7 @@ def test_no_memory_for_a_buffer_is_a_memory_error() -> None:
         BufferPool(size=2**46).lend(2**46)
 
 
-def test_a_buffer_comes_back_when_the_last_view_is_gone() -> None:
+def test_a_buffer_returns_to_the_pool_when_its_last_view_is_gone() -> None:
     pool = BufferPool(size=4096)
     memory = pool.allocate(4096)
     memory.view[:3] = b"foo"
@@ -86,7 +86,7 @@ def test_a_buffer_comes_back_when_the_last_view_is_gone() -> None:
     assert pool.idle() == 1
 
 
-def test_a_buffer_that_came_back_is_lent_again() -> None:
+def test_a_returned_buffer_is_reused() -> None:
     pool = BufferPool(size=4096)
     view = pool.lend(4096)
     view[:3] = b"foo"
@@ -98,7 +98,7 @@ def test_a_buffer_that_came_back_is_lent_again() -> None:
     assert pool.idle() == 0
 
 
-def test_two_who_have_a_buffer_each_have_two() -> None:
+def test_two_users_get_two_buffers() -> None:
     pool = BufferPool(size=4096)
     one, other = pool.lend(4096), pool.lend(4096)
 
@@ -108,7 +108,7 @@ def test_two_who_have_a_buffer_each_have_two() -> None:
     assert bytes(one) == b"1" * 4096
 
 
-def test_no_more_than_so_many_are_kept() -> None:
+def test_the_number_of_idle_buffers_is_limited() -> None:
     pool = BufferPool(size=4096, most_idle=2)
     lent = [pool.lend(4096) for _ in range(5)]
 
@@ -117,7 +117,7 @@ def test_no_more_than_so_many_are_kept() -> None:
     assert pool.idle() == 2
 
 
-def test_a_smaller_block_has_memory_of_its_own() -> None:
+def test_a_smaller_block_gets_separate_memory() -> None:
     pool = BufferPool(size=4096)
 
     view = pool.lend(4095)
@@ -127,7 +127,7 @@ def test_a_smaller_block_has_memory_of_its_own() -> None:
     assert pool.idle() == 0
 
 
-def test_a_buffer_in_a_cycle_comes_back_when_that_is_collected() -> None:
+def test_a_buffer_in_a_reference_cycle_returns_when_the_cycle_is_collected() -> None:
     pool = BufferPool(size=4096)
     cycle: list[object] = [pool.lend(4096)]
     cycle.append(cycle)

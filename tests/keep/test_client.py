@@ -1,4 +1,4 @@
-"""The client over a local store: the SDK's calls, and what the mount uses."""
+"""The client over a local store: the methods of the SDK, and those that the mount uses."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_local_store_may_be_named_in_the_environment(
     assert (directory / FOO[:32]).read_bytes() == b"foo"
 
 
-def test_a_local_store_that_is_given_goes_before_the_environments(
+def test_the_local_store_argument_overrides_the_environment(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEEP_LOCAL_STORE", "/nonexistent")
@@ -70,7 +70,7 @@ def test_a_local_store_that_is_given_goes_before_the_environments(
     assert KeepClient(local_store=str(directory)).local_store == str(directory)
 
 
-def test_an_empty_string_means_no_local_store_whatever_the_environment_says(
+def test_an_empty_local_store_argument_overrides_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KEEP_LOCAL_STORE", "/nonexistent")
@@ -80,7 +80,7 @@ def test_an_empty_string_means_no_local_store_whatever_the_environment_says(
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_a_local_store_the_message_shows_the_way(
+def test_without_settings_the_message_says_what_to_set(
     value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if value is not None:
@@ -98,7 +98,7 @@ def test_an_api_client_and_a_token_together_are_an_error(directory: Path) -> Non
 # --- get ---
 
 
-def test_what_was_put_is_got_as_bytes(client: KeepClient) -> None:
+def test_a_stored_block_is_returned_as_bytes(client: KeepClient) -> None:
     locator = client.put(b"foo")
 
     block = client.get(locator)
@@ -124,7 +124,7 @@ def test_a_list_with_a_block_that_is_missing_is_not_found(client: KeepClient) ->
 
 
 @pytest.mark.parametrize("text", ["", "foo", f"{FOO},", f"{FOO},foo", FOO.upper()])
-def test_what_is_no_locator_is_not_found(client: KeepClient, text: str) -> None:
+def test_a_text_that_is_no_locator_is_not_found(client: KeepClient, text: str) -> None:
     client.put(b"foo")
 
     for call in (client.get, client.head):
@@ -169,7 +169,7 @@ def test_the_callers_headers_stay_as_they_were(client: KeepClient) -> None:
 
 
 @pytest.mark.parametrize("found", [True, FOO])
-def test_a_subclass_whose_get_finds_no_bytes_is_told(
+def test_a_subclass_whose_get_returns_no_bytes_raises(
     directory: Path, found: Literal[True] | str
 ) -> None:
     class Odd(KeepClient):
@@ -195,7 +195,7 @@ def test_a_subclass_whose_get_finds_no_bytes_is_told(
 # --- head ---
 
 
-def test_head_tells_that_a_block_is_there(client: KeepClient) -> None:
+def test_head_returns_true_for_a_stored_block(client: KeepClient) -> None:
     client.put(b"foo")
 
     assert client.head(FOO) is True
@@ -266,7 +266,7 @@ def test_a_put_fills_no_cache(client: KeepClient) -> None:
     assert not client.is_cached(FOO)
 
 
-def test_a_block_that_was_read_is_had_from_the_cache(client: KeepClient) -> None:
+def test_a_block_that_was_read_is_returned_from_the_cache(client: KeepClient) -> None:
     client.get(client.put(b"foo"))
 
     assert client.get_from_cache(FOO) == b"foo"
@@ -288,7 +288,7 @@ def test_an_expired_signature_is_never_answered_from_the_cache(
     assert client.get(FOO + LIVE) == b"foo"
 
 
-def test_what_an_expired_signature_reads_is_the_stores_answer(client: KeepClient) -> None:
+def test_an_expired_signature_returns_the_answer_of_the_store(client: KeepClient) -> None:
     client.put(b"foo")
 
     block = client.get_block(KeepLocator(FOO + EXPIRED))
@@ -332,7 +332,7 @@ def test_many_readers_of_a_block_share_one_read(client: KeepClient) -> None:
 # --- the SDK's names of the local store's calls ---
 
 
-def test_the_local_stores_own_calls_do_as_get_put_and_head(client: KeepClient) -> None:
+def test_the_local_store_methods_do_the_same_as_get_put_and_head(client: KeepClient) -> None:
     locator = client.local_store_put(b"foo")
 
     assert locator == FOO
@@ -340,7 +340,7 @@ def test_the_local_stores_own_calls_do_as_get_put_and_head(client: KeepClient) -
     assert client.local_store_head(locator) is True
 
 
-def test_a_local_store_put_stores_whatever_copies_are_wanted(client: KeepClient) -> None:
+def test_local_store_put_stores_a_block_for_any_number_of_copies(client: KeepClient) -> None:
     client.local_store_put(b"foo", copies=0)
 
     assert client.get(FOO) == b"foo"

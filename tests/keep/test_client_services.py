@@ -1,4 +1,4 @@
-"""KeepClient over Keep services: what get, put, head and the rest promise."""
+"""KeepClient over Keep services: get, put, head and the other methods."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_services_are_asked_in_probe_order_until_one_has_the_block(
     assert cluster.counts("GET") == [1, 1, 1]
 
 
-def test_a_get_sends_what_the_protocol_says(cluster: Cluster, client: KeepClient) -> None:
+def test_the_request_of_a_get_follows_the_protocol(cluster: Cluster, client: KeepClient) -> None:
     locator = cluster.store(b"foo")
 
     client.get(str(locator), request_id="req-mine", headers={"X-Mine": "1"})
@@ -156,9 +156,7 @@ def test_connections_are_used_again(cluster: Cluster) -> None:
         assert len({entry.connection for entry in store.log()}) <= 2
 
 
-def test_a_locator_without_a_size_is_read_all_the_same(
-    cluster: Cluster, client: KeepClient
-) -> None:
+def test_a_locator_without_a_size_can_be_read(cluster: Cluster, client: KeepClient) -> None:
     digest, _, signature = str(cluster.store(b"foo")).split("+")
 
     assert client.get(f"{digest}+{signature}") == b"foo"
@@ -210,7 +208,7 @@ def test_readers_of_one_failing_block_fail_together_after_one_try(cluster: Clust
 # --- rounds ---
 
 
-def test_a_round_is_made_again_as_often_as_it_may(cluster: Cluster) -> None:
+def test_rounds_are_repeated_up_to_the_number_of_retries(cluster: Cluster) -> None:
     client = cluster.client(retries=2)
     locator = cluster.store(b"foo")
     for store in cluster.stores:
@@ -241,7 +239,7 @@ def test_the_text_of_a_failure_names_services_and_attempts(cluster: Cluster) -> 
     assert all(isinstance(it, HttpError) for it in caught.value.request_errors().values())
 
 
-def test_what_failed_for_good_is_not_asked_again_in_the_call(cluster: Cluster) -> None:
+def test_a_permanent_failure_is_not_retried_in_the_call(cluster: Cluster) -> None:
     client = cluster.client(retries=3)
     locator = cluster.store(b"foo")
     first, second, third = cluster.by_probe_order(locator)
@@ -253,7 +251,7 @@ def test_what_failed_for_good_is_not_asked_again_in_the_call(cluster: Cluster) -
     assert [store.counts()["GET"] for store in (first, second, third)] == [1, 2, 1]
 
 
-def test_a_block_that_nobody_has_is_not_found_at_once(cluster: Cluster) -> None:
+def test_a_block_that_no_service_has_is_not_found_without_a_retry(cluster: Cluster) -> None:
     client = cluster.client(retries=5)
 
     with pytest.raises(NotFoundError) as caught:
@@ -281,7 +279,7 @@ def test_a_service_that_joins_is_asked_in_the_next_round(cluster: Cluster) -> No
     assert client.get(str(locator)) == b"foo"
 
 
-def test_a_block_that_nobody_has_is_looked_for_where_the_list_grew_meanwhile(
+def test_a_missing_block_is_requested_from_services_added_meanwhile(
     cluster: Cluster,
 ) -> None:
     client = cluster.client()
@@ -298,7 +296,7 @@ def test_a_block_that_nobody_has_is_looked_for_where_the_list_grew_meanwhile(
     assert reader.result() == b"foo"
 
 
-def test_the_known_services_serve_on_while_the_api_server_does_not(
+def test_the_known_services_are_used_while_the_api_server_is_down(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = cluster.client(retries=2)
@@ -331,7 +329,7 @@ def test_an_api_server_that_comes_back_is_asked_again(cluster: Cluster) -> None:
     assert client.get(str(locator)) == b"foo"
 
 
-def test_an_empty_list_is_no_services(cluster: Cluster) -> None:
+def test_an_empty_list_is_an_error(cluster: Cluster) -> None:
     client = cluster.client()
     cluster.api.lists = [[]]
 
@@ -355,7 +353,7 @@ def test_a_block_goes_to_the_first_services_in_probe_order(
     assert client.get(locator) == b"foo"
 
 
-def test_a_put_sends_what_the_protocol_says(cluster: Cluster, client: KeepClient) -> None:
+def test_the_request_of_a_put_follows_the_protocol(cluster: Cluster, client: KeepClient) -> None:
     client.put(b"foo", copies=1, request_id="req-mine")
 
     entry = cluster.by_probe_order(b"foo")[0].log("PUT")[0]
@@ -372,7 +370,9 @@ def test_a_put_sends_what_the_protocol_says(cluster: Cluster, client: KeepClient
     }
 
 
-def test_a_receipt_says_who_confirmed_what(cluster: Cluster, client: KeepClient) -> None:
+def test_a_receipt_has_the_confirmations_of_each_service(
+    cluster: Cluster, client: KeepClient
+) -> None:
     receipt = client.put_block(b"foo", copies=2, classes=["default"])
 
     assert receipt.copies == 2
@@ -412,19 +412,21 @@ def test_a_text_is_put_as_utf_8(cluster: Cluster, client: KeepClient) -> None:
     assert cluster.by_probe_order("é".encode())[0].content(locator[:32]) == "é".encode()
 
 
-def test_a_block_over_64_mib_is_refused_unsent(cluster: Cluster, client: KeepClient) -> None:
+def test_a_block_over_64_mib_is_refused_without_a_request(
+    cluster: Cluster, client: KeepClient
+) -> None:
     with pytest.raises(KeepWriteError, match="at most 67108864 bytes"):
         client.put(bytes(67108865))
 
     assert cluster.counts("PUT") == [0, 0, 0]
 
 
-def test_no_copies_are_no_request(cluster: Cluster, client: KeepClient) -> None:
+def test_a_put_of_no_copies_sends_no_request(cluster: Cluster, client: KeepClient) -> None:
     assert client.put(b"foo", copies=0) == FOO
     assert cluster.counts("PUT") == [0, 0, 0]
 
 
-def test_too_few_copies_are_an_error_that_says_how_many(cluster: Cluster) -> None:
+def test_too_few_copies_are_an_error_with_their_number(cluster: Cluster) -> None:
     client = cluster.client()
     for store in cluster.stores[1:]:
         store.always(Fault(status=503), method="PUT")
@@ -442,7 +444,7 @@ def test_too_few_copies_are_an_error_that_says_how_many(cluster: Cluster) -> Non
     assert cluster.counts("PUT") == [1, 3, 3]
 
 
-def test_a_failed_service_is_made_up_for_by_the_next(cluster: Cluster, client: KeepClient) -> None:
+def test_a_failed_service_is_replaced_by_the_next(cluster: Cluster, client: KeepClient) -> None:
     first, second, third = cluster.by_probe_order(b"foo")
     first.always(Fault(status=503), method="PUT")
 
@@ -477,7 +479,7 @@ def test_a_read_only_service_is_not_written_to(cluster: Cluster) -> None:
     assert cluster.counts("PUT") == [0, 1, 1]
 
 
-def test_a_service_that_stores_two_copies_is_believed(cluster: Cluster) -> None:
+def test_two_copies_confirmed_by_one_service_count(cluster: Cluster) -> None:
     client = cluster.client()
     for store in cluster.stores:
         store.always(Fault(headers={"X-Keep-Replicas-Stored": "2"}), method="PUT")
@@ -491,7 +493,7 @@ def test_a_service_that_stores_two_copies_is_believed(cluster: Cluster) -> None:
 # --- storage classes ---
 
 
-def test_the_clusters_default_classes_are_asked_for(cluster: Cluster) -> None:
+def test_the_clusters_default_classes_are_requested(cluster: Cluster) -> None:
     client = cluster.client()
     cluster.api.cluster = {
         "StorageClasses": {"b": {"Default": True}, "a": {"Default": True}, "c": {"Priority": 1}}
@@ -507,7 +509,7 @@ def test_the_clusters_default_classes_are_asked_for(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "config", [{}, {"StorageClasses": None}, None, [], RuntimeError("no config")], ids=repr
 )
-def test_a_cluster_without_default_classes_is_asked_for_none(
+def test_without_default_classes_no_classes_are_requested(
     cluster: Cluster,
     config: Any,  # noqa: ANN401 - what a server may say
 ) -> None:
@@ -520,7 +522,7 @@ def test_a_cluster_without_default_classes_is_asked_for_none(
     assert entry.header("X-Keep-Storage-Classes") is None
 
 
-def test_given_classes_go_before_the_clusters(cluster: Cluster) -> None:
+def test_given_classes_override_the_clusters(cluster: Cluster) -> None:
     client = cluster.client()
     cluster.api.cluster = {"StorageClasses": {"other": {"Default": True}}}
 
@@ -611,7 +613,7 @@ def test_copies_of_a_proxy_do_not_add_to_those_of_the_services_behind_it(
     assert only.content(FOO[:32]) == b"foo"
 
 
-def test_what_a_proxy_stored_is_read_through_it(through_proxy: KeepClient) -> None:
+def test_a_block_stored_through_a_proxy_is_read_through_it(through_proxy: KeepClient) -> None:
     locator = through_proxy.put(b"foo")
 
     assert through_proxy.head(locator) is True
@@ -668,7 +670,7 @@ def test_a_fixed_list_is_never_fetched_but_default_classes_are(
 # --- the cache ---
 
 
-def test_what_is_cached_is_not_asked_for(cluster: Cluster, client: KeepClient) -> None:
+def test_a_cached_block_is_not_requested(cluster: Cluster, client: KeepClient) -> None:
     locator = cluster.store(b"foo")
     assert not client.is_cached(str(locator))
     assert client.get_from_cache(str(locator)) is None
@@ -684,7 +686,7 @@ def test_what_is_cached_is_not_asked_for(cluster: Cluster, client: KeepClient) -
     assert sum(cluster.counts("GET")) == 2
 
 
-def test_an_expired_signature_is_the_services_to_judge(
+def test_the_services_decide_about_an_expired_signature(
     cluster: Cluster, client: KeepClient
 ) -> None:
     locator = cluster.store(b"foo")
@@ -701,7 +703,7 @@ def test_an_expired_signature_is_the_services_to_judge(
     assert caught.value.cause is Cause.DENIED
 
 
-def test_head_asks_and_caches_nothing(cluster: Cluster, client: KeepClient) -> None:
+def test_head_sends_a_request_and_caches_nothing(cluster: Cluster, client: KeepClient) -> None:
     locator = cluster.store(b"foo")
 
     assert client.head(str(locator)) is True
@@ -724,7 +726,7 @@ def test_the_empty_block_is_read_without_a_request(cluster: Cluster, client: Kee
 # --- probing ---
 
 
-def test_a_probe_tells_the_size_while_the_block_is_still_coming(
+def test_a_probe_returns_the_size_while_the_block_is_being_received(
     cluster: Cluster, client: KeepClient
 ) -> None:
     block = b"x" * 300_000
@@ -743,7 +745,7 @@ def test_a_probe_tells_the_size_while_the_block_is_still_coming(
     assert sum(cluster.counts("GET")) == 1
 
 
-def test_a_probe_of_a_cached_block_asks_nobody(cluster: Cluster, client: KeepClient) -> None:
+def test_a_probe_of_a_cached_block_sends_no_request(cluster: Cluster, client: KeepClient) -> None:
     locator = cluster.store(b"foo")
     client.get(str(locator))
 
@@ -809,7 +811,7 @@ def test_a_probe_makes_one_round(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("status", "cause"), [(404, Cause.NOT_FOUND), (403, Cause.DENIED), (401, Cause.DENIED)]
 )
-def test_a_probe_says_no_when_all_have_said_no(
+def test_a_probe_raises_not_found_when_all_services_have_answered(
     cluster: Cluster, client: KeepClient, status: int, cause: Cause
 ) -> None:
     locator = cluster.store(b"foo")
@@ -822,7 +824,7 @@ def test_a_probe_says_no_when_all_have_said_no(
     assert caught.value.cause is cause
 
 
-def test_a_reader_who_joined_a_failed_probe_goes_on_by_itself(cluster: Cluster) -> None:
+def test_a_reader_that_joined_a_failed_probe_fetches_the_block(cluster: Cluster) -> None:
     client = cluster.client(retries=1)
     locator = cluster.store(b"foo")
     first, *others = cluster.by_probe_order(locator)
@@ -839,7 +841,7 @@ def test_a_reader_who_joined_a_failed_probe_goes_on_by_itself(cluster: Cluster) 
     assert bytes(reader.result()) == b"foo"
 
 
-def test_a_probe_whose_signature_has_expired_asks_and_caches_nothing(
+def test_a_probe_with_an_expired_signature_sends_head_and_caches_nothing(
     cluster: Cluster, client: KeepClient
 ) -> None:
     for store in cluster.stores:
@@ -855,7 +857,7 @@ def test_a_probe_whose_signature_has_expired_asks_and_caches_nothing(
     assert client.probe_block(expired, wait=20) is None
 
 
-def test_a_probe_that_joined_a_failure_of_other_hints_tries_by_itself(
+def test_a_probe_that_joined_a_failed_fetch_of_other_hints_fetches_again(
     cluster: Cluster, client: KeepClient
 ) -> None:
     locator = cluster.store(b"foo")
@@ -871,7 +873,7 @@ def test_a_probe_that_joined_a_failure_of_other_hints_tries_by_itself(
     assert probe.result() == 3
 
 
-def test_a_probe_that_joined_a_fetch_of_another_size_is_told(
+def test_a_probe_that_joined_a_fetch_of_another_size_raises(
     cluster: Cluster, client: KeepClient
 ) -> None:
     locator = cluster.store(b"foo" * 30_000)
@@ -888,7 +890,7 @@ def test_a_probe_that_joined_a_fetch_of_another_size_is_told(
     reader.result()
 
 
-def test_a_prefetched_block_comes_into_the_cache(cluster: Cluster, client: KeepClient) -> None:
+def test_a_prefetched_block_is_cached(cluster: Cluster, client: KeepClient) -> None:
     locator = cluster.store(b"foo")
 
     client.block_prefetch(str(locator))
@@ -902,7 +904,9 @@ def test_a_prefetched_block_comes_into_the_cache(cluster: Cluster, client: KeepC
 # --- the token ---
 
 
-def test_a_new_token_holds_from_the_next_request_on(cluster: Cluster, client: KeepClient) -> None:
+def test_a_new_token_is_used_from_the_next_request_on(
+    cluster: Cluster, client: KeepClient
+) -> None:
     other = "v2/zzzzz-gj3su-000000000000000/anothersecret"
     locator = cluster.stores[0].store_block(b"foo", token=other)
     for store in cluster.stores[1:]:
@@ -935,7 +939,9 @@ def test_without_a_token_none_is_sent(cluster: Cluster) -> None:
 # --- refresh_signature, request ids, counters ---
 
 
-def test_refresh_signature_asks_for_a_local_one(cluster: Cluster, client: KeepClient) -> None:
+def test_refresh_signature_requests_a_local_signature(
+    cluster: Cluster, client: KeepClient
+) -> None:
     locator = cluster.store(b"foo")
     first = cluster.by_probe_order(locator)[0]
     first.script(Fault(headers={"X-Keep-Locator": f"{FOO}+Anew"}), method="HEAD")
@@ -956,7 +962,7 @@ def test_refresh_signature_of_a_local_block_is_the_locator(
     assert client.refresh_signature(locator) == locator
 
 
-def test_a_request_has_an_id_whoever_chose_it(cluster: Cluster) -> None:
+def test_a_request_has_an_id_from_any_source(cluster: Cluster) -> None:
     client = cluster.client()
 
     client.put(b"foo", copies=1)
@@ -1075,7 +1081,7 @@ def test_map_new_services_adds_what_is_new_and_leaves_the_headers(
     assert roots[order[0]].get(locator) == b"foo"
 
 
-def test_the_current_timeout_is_that_of_what_the_services_are(cluster: Cluster) -> None:
+def test_the_current_timeout_depends_on_the_kind_of_services(cluster: Cluster) -> None:
     with (
         KeepClient(cluster.api, proxy="", local_store="") as disks,
         KeepClient(proxy="http://proxy/", local_store="") as proxies,
@@ -1086,7 +1092,7 @@ def test_the_current_timeout_is_that_of_what_the_services_are(cluster: Cluster) 
         assert proxies.current_timeout(1) == (40, 256, 32768)
 
 
-def test_the_smaller_names(client: KeepClient) -> None:
+def test_small_methods_of_the_sdk(client: KeepClient) -> None:
     assert client._any_nondisk_services([{"service_type": "disk"}, {}]) is False  # noqa: SLF001 - the SDK's name
     assert client._any_nondisk_services([{"service_type": "proxy"}]) is True  # noqa: SLF001 - ditto
     assert (
@@ -1099,7 +1105,7 @@ def test_the_smaller_names(client: KeepClient) -> None:
     ("result", "verdict"),
     [((b"x", 1), True), ((True, 3), True), ((None, 2), None), ((None, 0), False)],
 )
-def test_a_loop_result_is_judged_as_the_sdk_does(
+def test_a_loop_result_is_classified_as_in_the_sdk(
     result: tuple[object, int], *, verdict: bool | None
 ) -> None:
     assert KeepClient._check_loop_result(result) is verdict  # noqa: SLF001 - the SDK's name
@@ -1132,7 +1138,7 @@ def test_the_clusters_default_replication(cluster: Cluster, client: KeepClient) 
 @pytest.mark.parametrize(
     "config", [{}, {"Collections": 5}, {"Collections": {"DefaultReplication": 0}}], ids=repr
 )
-def test_a_cluster_may_not_say_its_default_replication(
+def test_a_cluster_may_not_publish_its_default_replication(
     cluster: Cluster, client: KeepClient, config: dict[str, Any]
 ) -> None:
     cluster.api.cluster = config
@@ -1195,7 +1201,7 @@ def test_every_call_ends_at_its_deadline(cluster: Cluster) -> None:
         assert "time is up" in str(caught.value)
 
 
-def test_waiting_for_another_readers_fetch_ends_at_the_deadline_too(cluster: Cluster) -> None:
+def test_a_wait_for_another_readers_fetch_ends_at_the_deadline(cluster: Cluster) -> None:
     client = cluster.client()
     locator = cluster.store(b"foo")
     first = cluster.by_probe_order(locator)[0]
@@ -1211,7 +1217,7 @@ def test_waiting_for_another_readers_fetch_ends_at_the_deadline_too(cluster: Clu
     assert bytes(reader.result()) == b"foo"
 
 
-def test_waiting_for_the_list_of_services_ends_at_the_deadline_too(cluster: Cluster) -> None:
+def test_a_wait_for_the_list_of_services_ends_at_the_deadline(cluster: Cluster) -> None:
     gate = threading.Event()
 
     class Slow(StandInApi):
@@ -1230,7 +1236,7 @@ def test_waiting_for_the_list_of_services_ends_at_the_deadline_too(cluster: Clus
     assert bytes(client.get_block(locator)) == b"foo"
 
 
-def test_a_closed_client_ends_what_is_under_way(cluster: Cluster) -> None:
+def test_closing_the_client_ends_calls_in_progress(cluster: Cluster) -> None:
     client = cluster.client(retries=3)
     locator = cluster.store(b"foo")
     first = cluster.by_probe_order(locator)[0]
@@ -1259,7 +1265,7 @@ def test_a_client_can_be_shown(cluster: Cluster, client: KeepClient) -> None:
 # --- which services ---
 
 
-def test_nothing_configured_is_an_argument_error_that_shows_both_ways(
+def test_without_settings_the_argument_error_names_both_ways(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Any,  # noqa: ANN401 - a path
 ) -> None:
@@ -1272,7 +1278,7 @@ def test_nothing_configured_is_an_argument_error_that_shows_both_ways(
         KeepClient()
 
 
-def test_settings_and_a_token_of_ones_own_make_a_client(
+def test_settings_and_a_given_token_make_a_client(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Any,  # noqa: ANN401 - a path
 ) -> None:
@@ -1287,12 +1293,12 @@ def test_settings_and_a_token_of_ones_own_make_a_client(
         assert mine.api_token == "newer"  # noqa: S105 - none
 
 
-def test_a_proxy_that_is_none_is_an_argument_error() -> None:
+def test_an_invalid_proxy_is_an_argument_error() -> None:
     with pytest.raises(ArgumentError, match="Invalid proxy URI"):
         KeepClient(proxy="keep", local_store="")
 
 
-def test_a_discarded_stand_in_serves(cluster: Cluster) -> None:
+def test_a_request_id_that_is_no_text_is_replaced(cluster: Cluster) -> None:
     # A user's fake may be any object; its request id may be anything too.
     cluster.api.request_id = object()  # type: ignore[assignment] # that is the point
     client = cluster.client()
@@ -1318,7 +1324,7 @@ def test_a_local_keepstore_is_used_by_any_number_of_threads(cluster: Cluster) ->
 # --- lists and arguments that can't be right ---
 
 
-def test_services_that_are_all_read_only_are_told_as_that(cluster: Cluster) -> None:
+def test_read_only_services_alone_are_reported_as_read_only(cluster: Cluster) -> None:
     cluster.api.lists = [
         [dataclasses.replace(it, read_only=True) for it in cluster.entries(*cluster.stores)]
     ]
@@ -1329,7 +1335,9 @@ def test_services_that_are_all_read_only_are_told_as_that(cluster: Cluster) -> N
     assert caught.value.cause is Cause.READ_ONLY
 
 
-def test_more_copies_than_can_be_are_refused_unsent(cluster: Cluster, client: KeepClient) -> None:
+def test_too_many_copies_are_refused_without_a_request(
+    cluster: Cluster, client: KeepClient
+) -> None:
     with pytest.raises(ArgumentError, match="1000000 copies"):
         client.put(b"foo", copies=1_000_000)
 
@@ -1352,7 +1360,9 @@ def test_an_api_server_that_refuses_the_token_is_asked_once(tmp_path: Path) -> N
         assert len([it for it in api.log() if "keep_services" in it.target]) == 2
 
 
-def test_a_refused_unsigned_locator_is_told_as_that(cluster: Cluster, client: KeepClient) -> None:
+def test_a_refused_unsigned_locator_is_reported_as_unsigned(
+    cluster: Cluster, client: KeepClient
+) -> None:
     locator = cluster.store(b"foo")
 
     with pytest.raises(KeepReadError, match="the locator has no signature") as caught:

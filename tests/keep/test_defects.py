@@ -1,4 +1,4 @@
-"""The known defects of the SDK's client, one row each: what proves that ours does better."""
+"""The known defects of the SDK's client: each has a test that keepfs does not have it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ROWS = [
     Row(
         4,
         "there is no size limit on put",
-        ("client_services::test_a_block_over_64_mib_is_refused_unsent",),
+        ("client_services::test_a_block_over_64_mib_is_refused_without_a_request",),
     ),
     Row(
         5,
@@ -94,8 +94,8 @@ ROWS = [
         12,
         "all callers share a lock round the list's request, and each refreshes it",
         (
-            "services.roster::test_nobody_waits_for_a_newer_list_who_has_one",
-            "services.roster::test_a_list_that_is_newer_already_is_not_asked_for_again",
+            "services.roster::test_a_caller_with_a_list_does_not_wait_for_a_newer_one",
+            "services.roster::test_a_list_that_is_already_newer_is_not_requested_again",
         ),
     ),
     Row(
@@ -115,9 +115,9 @@ ROWS = [
     Row(
         15,
         "`wanted … but wrote …` shows the last round, as tuples",
-        ("client_services::test_too_few_copies_are_an_error_that_says_how_many",),
+        ("client_services::test_too_few_copies_are_an_error_with_their_number",),
     ),
-    Row(16, "429 and 499 are permanent", ("faults::test_a_status_is_tried_again_if_it_may_pass",)),
+    Row(16, "429 and 499 are permanent", ("faults::test_a_transient_status_is_retried",)),
     Row(
         17,
         "bytearray and memoryview can't be put",
@@ -126,9 +126,7 @@ ROWS = [
     Row(
         18,
         "a class without `Default` switches all defaults off",
-        (
-            "services.roster::test_a_class_that_does_not_say_is_no_default_and_the_others_still_are",
-        ),
+        ("services.roster::test_a_storage_class_without_the_key_is_not_a_default",),
     ),
     Row(
         19,
@@ -151,7 +149,7 @@ ROWS = [
         "a hint directs the user's token to any host",
         (
             "traps::test_a_cluster_that_a_hint_names_gets_the_salted_token_and_is_asked_first",
-            "traps::test_a_token_that_cannot_be_salted_goes_nowhere",
+            "traps::test_a_token_that_cannot_be_salted_is_not_sent",
         ),
     ),
     Row(
@@ -162,39 +160,39 @@ ROWS = [
     Row(
         24,
         "what no server takes is parsed",
-        ("locator::test_what_no_server_would_take_is_refused_before_it_is_sent",),
+        ("locator::test_a_text_that_no_server_accepts_is_refused_without_a_request",),
     ),
     Row(
         25,
         "refresh_signature returns True, or a trailing blank",
         (
             "client_services::test_refresh_signature_of_a_local_block_is_the_locator",
-            "client_services::test_refresh_signature_asks_for_a_local_one",
+            "client_services::test_refresh_signature_requests_a_local_signature",
         ),
     ),
     Row(
         26,
         "a prefetch never finds the cache, and logs stack traces",
-        ("defects::test_a_prefetch_finds_the_cache_and_fails_in_silence",),
+        ("defects::test_a_prefetch_uses_the_cache_and_logs_no_failure",),
     ),
     Row(
         27,
         "401, 400 and 403 aren't told apart from other failures",
         (
             "faults::test_a_keepstores_fault",
-            "faults::test_of_different_failures_the_one_to_act_on_names_the_cause",
+            "faults::test_of_different_failures_the_one_a_user_can_act_on_is_the_cause",
         ),
     ),
     # --- headers and state ---
     Row(
         28,
         "the caller's headers are changed, and shared as defaults",
-        ("defects::test_headers_that_are_used_again_keep_no_old_token",),
+        ("defects::test_reused_headers_keep_no_old_token",),
     ),
     Row(
         29,
         "status lines and headers are parsed badly",
-        ("defects::test_an_odd_answer_is_read_as_http_says",),
+        ("defects::test_an_unusual_answer_is_parsed_by_the_rules_of_http",),
     ),
     Row(30, "a timeout can't be a number", ("defects::test_a_timeout_may_be_a_number",)),
     Row(
@@ -206,7 +204,7 @@ ROWS = [
         32,
         "connections are pooled without bound and never closed",
         (
-            "client_services::test_a_closed_client_ends_what_is_under_way",
+            "client_services::test_closing_the_client_ends_calls_in_progress",
             "traps::test_idle_sessions_are_bounded",
         ),
     ),
@@ -308,7 +306,7 @@ def test_prefetching_can_be_waited_for_while_the_list_is_fetched(cluster: Cluste
     assert client.is_cached(str(locator))
 
 
-def test_a_prefetch_finds_the_cache_and_fails_in_silence(
+def test_a_prefetch_uses_the_cache_and_logs_no_failure(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -324,7 +322,7 @@ def test_a_prefetch_finds_the_cache_and_fails_in_silence(
     assert "Traceback" not in caplog.text
 
 
-def test_headers_that_are_used_again_keep_no_old_token(cluster: Cluster) -> None:
+def test_reused_headers_keep_no_old_token(cluster: Cluster) -> None:
     client = cluster.client()
     headers = {"X-Mine": "1"}
     locator = cluster.store(b"foo")
@@ -381,7 +379,7 @@ def scripted(answer: bytes) -> Iterator[str]:
     ],
     ids=["100", "nonsense", "1.0", "chunked", "100 then 503", "no reason", "ssh", "nothing"],
 )
-def test_an_odd_answer_is_read_as_http_says(
+def test_an_unusual_answer_is_parsed_by_the_rules_of_http(
     answer: bytes, check: Callable[[object], bool], caplog: pytest.LogCaptureFixture
 ) -> None:
     got: object

@@ -154,12 +154,12 @@ def test_the_sdks_nested_classes_are_reached_by_their_path(name: str) -> None:
         "NotFoundError",
     ],
 )
-def test_the_sdks_classes_are_the_packages_face(name: str) -> None:
+def test_the_package_exports_the_sdks_classes(name: str) -> None:
     assert name in keepfs.keep.__all__
     assert inspect.isclass(getattr(keepfs.keep, name))
 
 
-def test_the_packages_face_is_sorted_and_complete() -> None:
+def test_the_exports_of_the_package_are_sorted_and_complete() -> None:
     assert all(hasattr(keepfs.keep, name) for name in keepfs.keep.__all__)
 
 

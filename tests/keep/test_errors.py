@@ -1,4 +1,4 @@
-"""What failures say, and that they keep nothing alive."""
+"""The texts of errors, and that they keep no memory alive."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_an_http_error_prints_its_reason() -> None:
     assert error.reason == "HTTP/1.1 404 Not Found"
 
 
-def test_an_error_prints_what_each_service_said_in_the_order_they_were_asked() -> None:
+def test_an_error_prints_the_errors_of_the_services_in_order() -> None:
     error = KeepReadError(
         "[req-x] failed to read foo after 4 attempts",
         [(A, UNAVAILABLE), (B, HttpError(0, "(52, 'Empty reply from server')"))],
@@ -122,7 +122,7 @@ def test_an_empty_label_leaves_two_blanks_as_the_sdk_does() -> None:
     assert str(error) == f"foo not found:  {A} responded with 404 HTTP/1.1 404 Not Found"
 
 
-def test_what_is_no_http_answer_is_printed_with_its_class() -> None:
+def test_an_error_other_than_an_http_error_is_printed_with_its_class() -> None:
     error = KeepWriteError("failed to write foo", {A: TimeoutError("too slow")}, label="proxy")
 
     assert str(error) == f"failed to write foo: proxy {A} raised TimeoutError (too slow)"
@@ -132,7 +132,7 @@ def test_an_error_without_services_prints_its_message_alone() -> None:
     assert str(KeepReadError("failed to read foo")) == "failed to read foo"
 
 
-def test_the_message_is_kept_apart_from_what_the_services_said() -> None:
+def test_the_message_is_separate_from_the_errors_of_the_services() -> None:
     error = KeepReadError("failed to read foo", {A: UNAVAILABLE})
 
     assert error.message == "failed to read foo"
@@ -186,7 +186,7 @@ def raised(error: KeepRequestError) -> KeepRequestError:
     return caught.value
 
 
-def test_a_fresh_error_says_the_same() -> None:
+def test_a_fresh_error_has_the_same_text() -> None:
     error = raised(NotFoundError("foo", {A: UNAVAILABLE}, label="proxy", cause=Cause.DENIED))
 
     fresh = error.fresh()
@@ -221,7 +221,7 @@ def test_a_fresh_errors_request_errors_carry_no_traceback_either() -> None:
     assert [type(it).__name__ for it in fresh.values()] == ["KeepReadError", "HttpError"]
 
 
-def test_a_reason_that_cannot_be_copied_is_told_in_words() -> None:
+def test_an_error_that_cannot_be_copied_is_replaced_by_its_text() -> None:
     class OddError(Exception):
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} {two}")

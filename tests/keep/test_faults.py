@@ -326,7 +326,7 @@ PERMANENT = (301, 302, 307, 400, 401, 403, 404, 405, 410, 413, 422, 501, 507)
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
 @pytest.mark.parametrize("code", [*TRANSIENT, *PERMANENT])
-def test_a_status_is_tried_again_if_it_may_pass(code: int, method: str, cluster: Cluster) -> None:
+def test_a_transient_status_is_retried(code: int, method: str, cluster: Cluster) -> None:
     client = cluster.client(retries=2)
     [store] = cluster.stores
     locator = store.store_block(SMALL)
@@ -343,7 +343,7 @@ def test_a_status_is_tried_again_if_it_may_pass(code: int, method: str, cluster:
     assert store.counts() == {method: 3 if code in TRANSIENT else 1}
 
 
-def test_malformed_locators_are_not_found_and_not_asked_for(cluster: Cluster) -> None:
+def test_malformed_locators_are_not_found_without_a_request(cluster: Cluster) -> None:
     client = cluster.client()
     malformed = ["", "foo", FOO.upper() + "+3", f"{FOO}++3", f"{FOO}+3+", f"{FOO}+3+3", f"{FOO}/3"]
 
@@ -355,7 +355,7 @@ def test_malformed_locators_are_not_found_and_not_asked_for(cluster: Cluster) ->
     assert cluster.stores[0].counts() == {}
 
 
-def test_a_put_whose_body_does_not_match_is_refused_for_good(cluster: Cluster) -> None:
+def test_a_put_whose_body_does_not_match_fails_permanently(cluster: Cluster) -> None:
     client = cluster.client(retries=2)
 
     with pytest.raises(KeepWriteError, match="400 Bad Request"):
@@ -364,7 +364,7 @@ def test_a_put_whose_body_does_not_match_is_refused_for_good(cluster: Cluster) -
     assert cluster.stores[0].counts() == {"PUT": 1}
 
 
-def test_unknown_storage_classes_are_no_room(cluster: Cluster) -> None:
+def test_unknown_storage_classes_are_reported_as_full(cluster: Cluster) -> None:
     with pytest.raises(KeepWriteError) as caught:
         cluster.client().put(SMALL, classes=["unbacked"])
 
@@ -395,7 +395,7 @@ WOES: dict[str, Callable[[KeepstoreControls], object]] = {
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "second", "third"])
 @pytest.mark.parametrize("woe", WOES)
-def test_one_bad_service_of_three_stops_nobody(woe: str, place: int) -> None:
+def test_one_bad_service_of_three_does_not_fail_a_call(woe: str, place: int) -> None:
     with Cluster(3) as cluster:
         client = cluster.client(timeout=(2, 0.3, 100_000))
         locator = cluster.store(LARGE)
@@ -479,7 +479,7 @@ def test_a_service_that_ends_in_the_middle_of_a_block_has_no_bad_copy(
     assert "bad copy" not in caplog.text
 
 
-def test_a_block_that_was_cut_on_the_way_is_fetched_again(cluster: Cluster) -> None:
+def test_a_block_that_was_cut_in_transit_is_fetched_again(cluster: Cluster) -> None:
     locator = cluster.store(LARGE)
     cluster.stores[0].script(Fault(close_after=100_000), method="GET")
 
@@ -487,7 +487,7 @@ def test_a_block_that_was_cut_on_the_way_is_fetched_again(cluster: Cluster) -> N
 
 
 @pytest.mark.parametrize("stage", [Stage.BEFORE_STATUS, Stage.BEFORE_BODY, Stage.MID_BODY])
-def test_a_put_whose_answer_is_cut_is_made_again(stage: Stage, cluster: Cluster) -> None:
+def test_a_put_whose_answer_is_cut_is_retried(stage: Stage, cluster: Cluster) -> None:
     cluster.stores[0].script(Fault(close=stage), method="PUT")
 
     assert cluster.client(retries=1).put(SMALL, copies=1).startswith(FOO)
@@ -505,7 +505,7 @@ def test_a_put_whose_answer_is_cut_is_made_again(stage: Stage, cluster: Cluster)
         (403, 403, DENIED),
     ],
 )
-def test_of_different_failures_the_one_to_act_on_names_the_cause(
+def test_of_different_failures_the_one_a_user_can_act_on_is_the_cause(
     first: int, second: int, cause: Cause
 ) -> None:
     with Cluster(2) as cluster:
@@ -521,7 +521,7 @@ def test_of_different_failures_the_one_to_act_on_names_the_cause(
     assert isinstance(caught.value, NotFoundError) == ({first, second} <= {403, 404, 410})
 
 
-def test_a_block_that_may_be_on_a_dead_service_is_not_said_to_be_missing() -> None:
+def test_a_block_that_may_be_on_a_dead_service_is_not_reported_as_missing() -> None:
     with Cluster(2) as cluster:
         locator = cluster.stores[0].sign(f"{FOO}+3")
         cluster.stores[0].go_down()
@@ -544,7 +544,7 @@ def test_a_block_that_may_be_on_a_dead_service_is_not_said_to_be_missing() -> No
         ((504, 507), LATE),
     ],
 )
-def test_why_a_put_failed(statuses: tuple[int | None, ...], cause: Cause) -> None:
+def test_the_cause_of_a_failed_put(statuses: tuple[int | None, ...], cause: Cause) -> None:
     with Cluster(2) as cluster:
         for store, code in zip(cluster.stores, statuses, strict=True):
             if code is not None:
@@ -694,7 +694,7 @@ def test_a_keepproxys_fault(row: ProxyRow, cluster: Cluster) -> None:
     assert isinstance(get_error, NotFoundError) == row.is_not_found
 
 
-def test_copies_that_a_proxy_could_not_make_are_told(cluster: Cluster) -> None:
+def test_copies_that_a_proxy_could_not_make_are_reported(cluster: Cluster) -> None:
     store = Store("zzzzz-bi6l4-000000000000000", cluster.stores[0].url)
     with (
         KeepproxyControls(ProxySettings(stores=[store])) as proxy,
@@ -721,7 +721,7 @@ def test_a_proxy_is_asked_for_a_size_first(cluster: Cluster, signing: bool) -> N
         assert proxy.counts() == {"HEAD": 1, "GET": 1}
 
 
-def test_a_proxys_refusal_is_not_told_as_not_found(cluster: Cluster) -> None:
+def test_a_proxys_refusal_is_not_reported_as_not_found(cluster: Cluster) -> None:
     store = Store("zzzzz-bi6l4-000000000000000", cluster.stores[0].url)
     locator = cluster.store(SMALL)
     with (

@@ -60,14 +60,14 @@ def theirs(cluster: Cluster, **arguments: Any) -> Any:  # noqa: ANN401 - the SDK
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=len)
-def test_what_the_sdk_puts_we_get(cluster: Cluster, block: bytes) -> None:
+def test_a_block_stored_by_the_sdk_is_read(cluster: Cluster, block: bytes) -> None:
     locator = theirs(cluster).put(block, copies=2)
 
     assert cluster.client().get(locator) == block
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=len)
-def test_what_we_put_the_sdk_gets(cluster: Cluster, block: bytes) -> None:
+def test_the_sdk_reads_a_stored_block(cluster: Cluster, block: bytes) -> None:
     locator = cluster.client().put(block, copies=2)
 
     assert bytes(theirs(cluster).get(locator)) == block
@@ -89,7 +89,7 @@ def test_both_put_a_block_on_the_same_services(cluster: Cluster) -> None:
         assert ours <= {store.port for store in cluster.stores if store.content(digest)}
 
 
-def test_both_rank_services_alike(cluster: Cluster) -> None:
+def test_both_have_the_same_probe_order(cluster: Cluster) -> None:
     uris = " ".join(f"http://keep{number}:25107/" for number in range(12))
     client = sdk.KeepClient(proxy=uris, api_token="x", local_store="")  # noqa: S106 - none
 

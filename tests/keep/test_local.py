@@ -153,7 +153,7 @@ def test_a_block_that_the_sdk_wrote_is_read(store: LocalStore, directory: Path) 
     assert store.put(b"foo").locator == FOO
 
 
-def test_what_else_is_in_the_directory_is_left_alone(store: LocalStore, directory: Path) -> None:
+def test_other_files_in_the_directory_are_not_changed(store: LocalStore, directory: Path) -> None:
     directory.mkdir()
     (directory / f"{FOO.md5sum}.tmp").write_bytes(b"f")  # the SDK, interrupted
     (directory / "README").write_text("blocks")
@@ -342,7 +342,7 @@ def test_putting_a_block_again_renews_its_time_and_writes_nothing(
 
     calls = system_calls(lambda: store.put(b"foo"))
 
-    assert calls == ["fsync", "utime"]
+    assert calls == ["fsync", "utime", "fsync"]  # the second one of the directory
     assert path.stat().st_ino == before.st_ino
     assert path.stat().st_mtime > before.st_mtime + 1_000_000
 
@@ -370,7 +370,9 @@ def test_putting_a_block_again_replaces_a_file_that_may_not_be_read(unprivileged
     assert store.get(FOO) == b"foo"
 
 
-def test_a_failed_put_says_which_block_and_where(store: LocalStore, directory: Path) -> None:
+def test_a_failed_put_names_the_block_and_the_directory(
+    store: LocalStore, directory: Path
+) -> None:
     directory.write_text("a file in the directory's place")
 
     with pytest.raises(KeepWriteError) as caught:
@@ -402,7 +404,7 @@ def test_a_put_into_a_directory_that_may_not_be_written_is_denied(unprivileged: 
     assert names(unprivileged) == []
 
 
-def test_a_full_disk_is_told_and_nothing_is_left_behind(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left_behind(small_disk: Path) -> None:
     store = LocalStore(small_disk)
 
     with pytest.raises(KeepWriteError, match="No space left") as caught:
@@ -561,7 +563,7 @@ def test_a_reader_sees_a_whole_block_or_none_while_it_is_written(
     assert found <= {len(block)}
 
 
-def test_what_a_killed_writer_left_is_removed_a_day_later(directory: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_after_a_day(directory: Path) -> None:
     assert remove_leftovers(directory) == 0
     directory.mkdir()
     kept = [FOO.md5sum, f"{FOO.md5sum}.tmp", "keepfs-notes", "keepfs-young.tmp"]

@@ -1,4 +1,4 @@
-"""The names of blocks: which texts are locators, and what they say."""
+"""Locators: which texts are valid, and their parts."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_text_has_the_sdks_verdict_unless_there_is_a_reason(vector: LocatorVec
     assert verdict(vector.locator) == expected
 
 
-def test_where_we_differ_from_the_sdk_the_grammar_or_the_servers_are_on_our_side() -> None:
+def test_differences_from_the_sdk_follow_the_grammar_or_the_servers() -> None:
     differing = [vector for vector in LOCATORS if vector.locator in DIFFERS]
 
     assert len(differing) == len(DIFFERS)
@@ -144,7 +144,7 @@ def test_where_we_differ_from_the_sdk_the_grammar_or_the_servers_are_on_our_side
         pytest.param("\udcff" * 32, id="bytes that aren't UTF-8"),
     ],
 )
-def test_what_no_server_would_take_is_refused_before_it_is_sent(text: str) -> None:
+def test_a_text_that_no_server_accepts_is_refused_without_a_request(text: str) -> None:
     with pytest.raises(ValueError, match=r"^not a locator: "):
         KeepLocator(text)
 
@@ -164,7 +164,7 @@ def test_what_no_server_would_take_is_refused_before_it_is_sent(text: str) -> No
         (f"{MD5}+A{SIGNATURE}@53bed294+A{SIGNATURE}@53bed294", "two permission hints"),
     ],
 )
-def test_a_refusal_says_what_is_wrong(text: str, flaw: str) -> None:
+def test_a_refusal_names_the_flaw(text: str, flaw: str) -> None:
     with pytest.raises(ValueError, match=re.escape(flaw)):
         KeepLocator(text)
 
@@ -228,7 +228,7 @@ def test_a_locator_is_taken_apart() -> None:
     assert repr(locator) == f"KeepLocator('{locator}')"
 
 
-def test_a_digest_alone_says_nothing_else() -> None:
+def test_a_digest_alone_has_no_other_parts() -> None:
     locator = KeepLocator(MD5)
 
     assert locator.size is None

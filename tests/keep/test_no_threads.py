@@ -1,4 +1,4 @@
-"""Where the system gives no more threads: the work is done without, or one call fails."""
+"""If the system can't start threads, calls work without them, or one call fails."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_block_is_stored_and_read(client: KeepClient, block: bytes) -> None:
     assert client.block_cache.statistics().in_flight == 0
 
 
-def test_every_service_is_asked_whether_it_has_a_block(client: KeepClient) -> None:
+def test_a_survey_asks_every_service(client: KeepClient) -> None:
     locator = KeepLocator(client.put(b"foo", copies=2))
 
     with no_threads():
@@ -79,7 +79,7 @@ def test_an_error_that_answers_a_survey_is_no_failure_of_the_service(client: Kee
     assert client.counters.failures.by_cause() == {}
 
 
-def test_a_block_that_was_to_be_fetched_ahead_is_fetched_when_it_is_read(
+def test_a_block_whose_prefetch_found_no_thread_is_fetched_when_read(
     client: KeepClient,
 ) -> None:
     locator = KeepLocator(client.put(b"foo", copies=2))

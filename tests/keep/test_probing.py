@@ -1,4 +1,4 @@
-"""What a lookup begins: it is asked though no thread is free, and its failure is no read's."""
+"""The fetch that a lookup starts: without a free thread, and when it fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cluster() -> Iterator[Cluster]:
         yield it
 
 
-def test_a_lookup_that_finds_no_thread_to_fetch_in_is_asked(cluster: Cluster) -> None:
+def test_a_lookup_without_a_free_thread_sends_head(cluster: Cluster) -> None:
     client = cluster.client()
     blocks = [cluster.store(b"%d" % number) for number in range(34)]
     missing = KeepLocator(cluster.stores[0].sign("0" * 32 + "+5"))
@@ -43,7 +43,7 @@ def test_a_lookup_that_finds_no_thread_to_fetch_in_is_asked(cluster: Cluster) ->
     assert size == 2
 
 
-def test_a_read_that_joins_a_lookups_fetch_makes_its_own_rounds_after_its_failure(
+def test_a_read_that_joined_a_failed_lookup_makes_its_own_rounds(
     cluster: Cluster,
 ) -> None:
     client = cluster.client()  # a read makes one round too
@@ -62,7 +62,7 @@ def test_a_read_that_joins_a_lookups_fetch_makes_its_own_rounds_after_its_failur
     assert results == [b"foo"]
 
 
-def test_a_read_that_joins_a_fetch_which_finds_no_thread_fetches_itself() -> None:
+def test_a_read_that_joined_a_fetch_without_a_thread_fetches_the_block() -> None:
     cache = KeepBlockCache()
     locator = KeepLocator("acbd18db4cc2f85cedef654fccc4a4d8+3")
     results: list[bytes] = []
@@ -91,7 +91,7 @@ def test_the_wait_of_a_lookup_follows_the_answers_of_services(cluster: Cluster) 
     assert client.lookup_wait(1000.0) < 1000.0
 
 
-def test_a_local_store_is_waited_for(tmp_path: Path) -> None:
+def test_a_lookup_in_a_local_store_waits_for_the_full_time(tmp_path: Path) -> None:
     with KeepClient(local_store=tmp_path) as client:
         client.head_block(client.put_block(b"foo", 1).locator)
 
@@ -101,7 +101,7 @@ def test_a_local_store_is_waited_for(tmp_path: Path) -> None:
 # --- work in the background --------------------------------------------------
 
 
-def test_the_result_or_failure_of_a_call_comes_to_the_caller() -> None:
+def test_the_caller_gets_the_result_or_exception_of_a_call() -> None:
     background = Background(1)
 
     assert background.call(lambda: 5, time.monotonic() + 60) == 5
@@ -109,7 +109,7 @@ def test_the_result_or_failure_of_a_call_comes_to_the_caller() -> None:
         background.call(lambda: 1 // 0, time.monotonic() + 60)
 
 
-def test_a_call_that_takes_longer_than_the_deadline_goes_on() -> None:
+def test_a_call_continues_after_its_deadline() -> None:
     background, gate = Background(1), threading.Event()
 
     assert background.call(lambda: gate.wait(60), time.monotonic() + 0.01) is None
@@ -118,7 +118,7 @@ def test_a_call_that_takes_longer_than_the_deadline_goes_on() -> None:
     assert background.call(lambda: 5, time.monotonic() + 60) == 5
 
 
-def test_nothing_is_called_after_the_end() -> None:
+def test_nothing_is_called_after_close() -> None:
     background = Background(1)
     background.close()
 

@@ -1,4 +1,4 @@
-"""ReadObserver: what each store notifies it of, and in which order."""
+"""ReadObserver: which of its methods each store calls, and in which order."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read(store: Store, locator: KeepLocator, observer: ReadObserver) -> bytes:
     return bytes(store.read(locator, CallOptions(time.monotonic() + 20, observer=observer)))
 
 
-def test_a_local_store_asks_for_memory_and_names_itself(tmp_path: Path) -> None:
+def test_a_local_store_allocates_memory_and_reports_its_name(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     locator = store.put(b"foo").locator
     noting = Noting()
@@ -113,7 +113,7 @@ def test_only_the_service_of_the_verified_block_is_named(
     ]
 
 
-def test_nothing_is_noted_of_a_block_that_no_service_gives(
+def test_nothing_is_recorded_for_a_block_that_no_service_sends(
     remote: RemoteStore, tmp_path: Path
 ) -> None:
     noting = Noting()
@@ -125,7 +125,7 @@ def test_nothing_is_noted_of_a_block_that_no_service_gives(
     assert noting.events == []
 
 
-def test_by_default_the_memory_is_new_and_nothing_is_noted(tmp_path: Path) -> None:
+def test_by_default_the_memory_is_new_and_nothing_is_recorded(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     locator = store.put(b"foo").locator
 
@@ -133,7 +133,7 @@ def test_by_default_the_memory_is_new_and_nothing_is_noted(tmp_path: Path) -> No
     assert isinstance(ReadObserver().allocate(3), FreshAllocation)
 
 
-def test_the_services_of_a_block_are_those_noted_last() -> None:
+def test_the_services_of_a_block_are_those_recorded_last() -> None:
     sources = Sources()
     locator = KeepLocator.of_block(b"foo")
     assert sources.of(locator) == ()

@@ -1,4 +1,4 @@
-"""Which failures are tried again, when, and how often."""
+"""Which failures are retried, when, and how often."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_every_status_of_the_class_two_hundred_is_success(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(TRANSIENT))
-def test_a_status_that_means_later_is_worth_another_try(status: int) -> None:
+def test_a_transient_status_is_worth_a_retry(status: int) -> None:
     assert Verdict.of(status) is Verdict.TRANSIENT
 
 
 @pytest.mark.parametrize("status", [-1, 0, 1, 99, 600, 999, 10**6])
-def test_no_answer_at_all_is_worth_another_try(status: int) -> None:
+def test_a_missing_answer_is_worth_a_retry(status: int) -> None:
     assert Verdict.of(status) is Verdict.TRANSIENT
 
 
@@ -122,7 +122,7 @@ def test_the_nominal_wait_doubles_from_two_seconds_to_a_minute() -> None:
     assert waits == pytest.approx([2, 4, 8, 16, 32, 60, 60, 60])
 
 
-def test_a_client_that_never_gives_up_gets_no_overflow() -> None:
+def test_any_number_of_rounds_causes_no_overflow() -> None:
     assert Backoff().wait(10**9, draw=0) == 30
 
 
@@ -248,7 +248,7 @@ def test_the_processs_own_clock_and_sleep_are_used_unless_others_are_given() -> 
     assert list(loop) == [0, 1, 2]
 
 
-def test_clients_that_failed_together_come_back_apart() -> None:
+def test_clients_that_failed_together_retry_at_different_times() -> None:
     clocks = [FakeClock() for _ in range(20)]
 
     for clock in clocks:

@@ -1,4 +1,4 @@
-"""get_view and get_into: blocks in memory that is used again, and in callers' buffers."""
+"""get_view and get_into: blocks in reused memory, and in buffers of callers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_memory_is_used_again_when_its_last_view_is_gone_and_not_before(
 
 
 @pytest.mark.parametrize("text", ["no locator", "", f"{'a' * 32}+3", f"{'a' * 32},{'a' * 32}"])
-def test_a_view_of_no_block_is_not_found(client: KeepClient, text: str) -> None:
+def test_a_view_of_a_missing_block_is_not_found(client: KeepClient, text: str) -> None:
     with pytest.raises(NotFoundError):
         client.get_view(text)
 

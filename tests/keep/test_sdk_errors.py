@@ -1,4 +1,4 @@
-"""Programs that catch the SDK's errors, or read the SDK's attributes, get on with our client."""
+"""Programs that catch the SDK's errors or read the SDK's attributes work with KeepClient."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_error_is_the_sdks_too(ours: type[Exception], sdk: Any) -> None:  # n
     assert type(caught.value).__module__ == ours.__module__
 
 
-def test_what_the_services_said_is_told_by_either_class(sdk: Any) -> None:  # noqa: ANN401
+def test_either_class_has_the_errors_of_the_services(sdk: Any) -> None:  # noqa: ANN401
     said = {"http://a/": HttpError(404, "Not Found")}
 
     with pytest.raises(sdk.NotFoundError) as caught:
@@ -150,14 +150,14 @@ def test_get_or_head_takes_its_method_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [{}, None, 3, ["a"], object()])
-def test_what_is_no_block_is_refused_in_words(data: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_data_of_a_wrong_type_is_refused_with_a_reason(data: Any, tmp_path: Path) -> None:  # noqa: ANN401
     with KeepClient(local_store=tmp_path) as client:
         for copies in (0, 1):
             with pytest.raises(TypeError, match=f"a block is bytes.* not {type(data).__name__}"):
                 client.put(data, copies=copies)
 
 
-def test_the_documented_differences_name_what_there_is() -> None:
+def test_the_constructor_has_the_documented_parameters() -> None:
     client = importlib.import_module("keepfs.keep.client")
     assert client.KeepClient.__init__.__code__.co_varnames[:10] == (
         *("self", "api_client", "proxy", "timeout", "proxy_timeout", "api_token"),

@@ -1,4 +1,4 @@
-"""Small blocks go to all services from one thread; for callers nothing differs from large ones."""
+"""Small blocks: one thread sends them to all services, with the same results as for others."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_all_services_have_the_request_before_any_answers(
 @both_sizes
 @pytest.mark.parametrize("silent", [0, 1])
 @pytest.mark.parametrize("stage", [Stage.BEFORE_STATUS, Stage.BEFORE_BODY])
-def test_a_service_that_never_answers_is_made_up_for(
+def test_a_service_that_never_answers_is_replaced_by_the_next(
     cluster: Cluster, block: bytes, silent: int, stage: Stage
 ) -> None:
     client = connected(cluster, timeout=(2, 0.3, 1))
@@ -110,7 +110,7 @@ def test_a_service_that_never_answers_is_made_up_for(
 
 @both_sizes
 @pytest.mark.parametrize("status", [500, 503, 403])
-def test_a_service_that_refuses_is_made_up_for(
+def test_a_service_that_refuses_is_replaced_by_the_next(
     cluster: Cluster, block: bytes, status: int
 ) -> None:
     client = connected(cluster)
@@ -123,7 +123,7 @@ def test_a_service_that_refuses_is_made_up_for(
 
 
 @both_sizes
-def test_a_service_that_is_gone_is_made_up_for(cluster: Cluster, block: bytes) -> None:
+def test_a_service_that_is_down_is_replaced_by_the_next(cluster: Cluster, block: bytes) -> None:
     client = connected(cluster)
     order = cluster.by_probe_order(block)
     order[1].stop()
@@ -144,7 +144,7 @@ def test_a_call_ends_at_its_deadline(cluster: Cluster, block: bytes) -> None:
 
 
 @both_sizes
-def test_closing_the_client_ends_what_is_under_way(cluster: Cluster, block: bytes) -> None:
+def test_closing_the_client_ends_puts_in_progress(cluster: Cluster, block: bytes) -> None:
     client = connected(cluster)
     first, second, _ = cluster.by_probe_order(block)
     for each in (first, second):

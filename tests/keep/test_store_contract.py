@@ -1,4 +1,4 @@
-"""Every block store keeps the promises of one, the fakes included."""
+"""Every block store, the fakes included, keeps the contract of `Store`."""
 
 from __future__ import annotations
 

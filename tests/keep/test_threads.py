@@ -1,4 +1,4 @@
-"""A thread whose start ends: one that has no memory to begin with is an error, not a hang."""
+"""A thread that has no memory to start is an error, not a hang."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_thread_that_does_not_begin_is_an_error() -> None:
         Stillborn(target=print, daemon=True, patience=0.01).start()
 
 
-def test_work_that_was_given_up_is_not_done_later() -> None:
+def test_work_of_a_thread_that_failed_to_start_is_never_done() -> None:
     done: list[int] = []
     late = Late(target=done.append, args=(1,), daemon=True, patience=0.01)
     with pytest.raises(RuntimeError):

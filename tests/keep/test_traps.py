@@ -110,7 +110,7 @@ def test_cookies_are_not_kept(cluster: Cluster) -> None:
     assert all(entry.header("Cookie") is None for it in cluster.stores for entry in it.log())
 
 
-def test_a_complaint_that_never_ends_is_given_up(cluster: Cluster) -> None:
+def test_reading_an_endless_error_text_ends(cluster: Cluster) -> None:
     client = cluster.client(timeout=(2, 20, 1))
     locator = cluster.store(b"foo")
     bad = cluster.by_probe_order(locator)[0]
@@ -119,7 +119,7 @@ def test_a_complaint_that_never_ends_is_given_up(cluster: Cluster) -> None:
     assert client.get(str(locator)) == b"foo"  # after a second, though 20 are allowed
 
 
-def test_a_false_length_of_a_complaint_is_no_matter(cluster: Cluster) -> None:
+def test_a_wrong_length_of_an_error_text_does_not_matter(cluster: Cluster) -> None:
     client = cluster.client()
     locator = cluster.store(b"foo")
     for store in cluster.stores:
@@ -132,7 +132,7 @@ def test_a_false_length_of_a_complaint_is_no_matter(cluster: Cluster) -> None:
 # --- speed ---
 
 
-def test_a_crawling_sender_is_left(cluster: Cluster) -> None:
+def test_a_call_to_a_slow_sender_ends(cluster: Cluster) -> None:
     client = cluster.client(timeout=(2, 0.3, 1_000_000))
     locator = cluster.store(bytes(400_000))
     slow = cluster.by_probe_order(locator)[0]
@@ -142,7 +142,7 @@ def test_a_crawling_sender_is_left(cluster: Cluster) -> None:
     assert client.counters.failures.get() == {root(slow): 1}
 
 
-def test_a_crawling_receiver_is_left(cluster: Cluster) -> None:
+def test_a_call_to_a_slow_receiver_ends(cluster: Cluster) -> None:
     with KeepstoreControls(listening=Listening(receive_buffer=4096)) as slow:
         slow.always(Fault(receive_rate=50_000))
         cluster.api.lists = [cluster.entries(slow)]
@@ -154,7 +154,7 @@ def test_a_crawling_receiver_is_left(cluster: Cluster) -> None:
     assert caught.value.cause is Cause.TIMED_OUT
 
 
-def test_a_slow_sender_that_is_fast_enough_is_not_left(cluster: Cluster) -> None:
+def test_a_call_to_a_sender_above_the_least_rate_succeeds(cluster: Cluster) -> None:
     client = cluster.client(timeout=(2, 0.2, 10_000))
     locator = cluster.store(bytes(100_000))
     for store in cluster.stores:
@@ -251,7 +251,7 @@ class CannedAdapter(BaseAdapter):
         """Do nothing."""
 
 
-def test_any_transport_will_do(cluster: Cluster) -> None:
+def test_any_adapter_of_a_session_is_accepted(cluster: Cluster) -> None:
     session = requests.Session()
     session.mount("http://", CannedAdapter(b"foo"))
     client = cluster.client(session=session)
@@ -301,7 +301,7 @@ def test_a_cluster_that_a_hint_names_gets_the_salted_token_and_is_asked_first(
         ("", "K@xyzzy"),
     ],
 )
-def test_a_token_that_cannot_be_salted_goes_nowhere(
+def test_a_token_that_cannot_be_salted_is_not_sent(
     cluster: Cluster, token: str, hint: str
 ) -> None:
     client, foreign = hinted_client(cluster, token)
@@ -428,7 +428,7 @@ def test_certificates_are_checked_by_the_named_bundle(
     assert store.url.startswith("https://")
 
 
-def test_a_certificate_that_nobody_vouches_for_is_no_service(
+def test_a_service_with_an_untrusted_certificate_is_not_used(
     secure: tuple[KeepstoreControls, str], cluster: Cluster
 ) -> None:
     store, _ = secure
@@ -451,7 +451,7 @@ def test_certificates_go_unchecked_where_the_user_says_so(
     assert cluster.client().get(store.store_block(b"foo")) == b"foo"
 
 
-def test_a_users_session_may_bring_its_own_bundle(
+def test_the_bundle_of_a_users_session_is_used(
     secure: tuple[KeepstoreControls, str], cluster: Cluster
 ) -> None:
     store, bundle = secure

@@ -86,7 +86,7 @@ def test_a_block_is_not_stored_again(
     return caplog.text
 
 
-@provokes("retention-record-damaged", "lost-not-forgotten")
+@provokes("retention-record-damaged", "lost-not-forgotten", "lost-not-recorded")
 def test_the_catalog_of_retention_is_damaged(
     over: Shell, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> str:
@@ -100,6 +100,7 @@ def test_the_catalog_of_retention_is_damaged(
         keeper = Keeper(Mode.PUT, catalog, tmp_path / "catalog.sqlite", store, 1, Ledger())
         with full_disk():
             keeper.renew_now()
+            keeper.missing(ROOT, "no service has it")
     return caplog.text
 
 

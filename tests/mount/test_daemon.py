@@ -44,7 +44,7 @@ def said_to_parent(body: str, *arguments: str) -> str | None:
     return reason
 
 
-def test_a_child_that_is_ready_lets_its_parent_go(tmp_path: Path) -> None:
+def test_a_child_that_is_ready_lets_its_parent_return(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
@@ -59,7 +59,7 @@ def test_a_child_that_is_ready_lets_its_parent_go(tmp_path: Path) -> None:
     assert fifo.read_text().isdigit()
 
 
-def test_a_child_that_cannot_says_why() -> None:
+def test_a_child_that_fails_reports_the_reason() -> None:
     assert said_to_parent("reporter.failed('no room für it')\nreturn 1") == "no room für it"
 
 
@@ -67,7 +67,7 @@ def test_a_long_reason_arrives_whole() -> None:
     assert said_to_parent("reporter.failed('x' * 300000)\nreturn 1") == "x" * 300000
 
 
-def test_a_child_that_ends_without_a_word_is_noticed() -> None:
+def test_a_child_that_ends_without_a_report_is_detected() -> None:
     silent = "the mount process ended without a report; see its log [mount-died]"
 
     assert said_to_parent("return 0") == silent
@@ -83,11 +83,11 @@ def test_a_child_that_ends_without_a_word_is_noticed() -> None:
         ("KeyboardInterrupt()", "KeyboardInterrupt: "),
     ],
 )
-def test_a_child_that_fails_unexpectedly_says_how(raised: str, reason: str) -> None:
+def test_an_unexpected_failure_of_a_child_is_reported(raised: str, reason: str) -> None:
     assert said_to_parent(f"raise {raised}") == reason
 
 
-def test_a_child_leads_a_session_and_holds_nothing_of_its_parents(tmp_path: Path) -> None:
+def test_a_child_leads_a_session_in_the_root_directory_without_streams(tmp_path: Path) -> None:
     said = said_to_parent(
         "reporter.failed(json.dumps({\n"
         "    'leads': os.getsid(0) == os.getpid(),\n"

@@ -36,7 +36,7 @@ def test_values_and_tuples_become_objects_and_arrays() -> None:
     assert json.loads(json.dumps(found)) == [{"path": "upload/x", "error": "no"}, 1, None]
 
 
-def test_the_names_of_the_status_stay() -> None:
+def test_the_field_names_of_the_status_are_stable() -> None:
     """Fields may be added; a program may read each of these."""
     assert set(MountFigures.__slots__) >= {
         *("version", "mountpoint", "started", "uptime", "phase", "loop_stuck", "deadline"),

@@ -34,7 +34,7 @@ def _logging_is_put_back() -> Iterator[None]:
         logging.getLogger(library).setLevel(logging.NOTSET)
 
 
-def test_without_a_file_words_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_file_the_log_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     logs.start("INFO", None)
 
     logging.getLogger("keepfs.test").info("words")
@@ -45,7 +45,7 @@ def test_without_a_file_words_go_to_standard_error(capsys: pytest.CaptureFixture
     assert "details" not in said
 
 
-def test_a_file_is_made_in_a_directory_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_log_file_is_created_in_a_private_directory(tmp_path: Path) -> None:
     path = tmp_path / "state" / "log" / "mount.log"
     logs.start("DEBUG", path)
 
@@ -55,7 +55,7 @@ def test_a_file_is_made_in_a_directory_for_its_owner_alone(tmp_path: Path) -> No
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_a_file_is_put_aside_before_it_grows_too_large(tmp_path: Path) -> None:
+def test_a_log_file_is_rotated(tmp_path: Path) -> None:
     path = tmp_path / "mount.log"
     logs.start("INFO", path)
     for _ in range(11):
@@ -69,14 +69,14 @@ def test_a_file_is_put_aside_before_it_grows_too_large(tmp_path: Path) -> None:
     ("level", "least"),
     [("DEBUG", logging.WARNING), ("INFO", logging.WARNING), ("ERROR", logging.ERROR)],
 )
-def test_libraries_say_what_matters_only(level: str, least: int) -> None:
+def test_libraries_log_warnings_only(level: str, least: int) -> None:
     logs.start(level, None)
 
     for library in LIBRARIES:
         assert logging.getLogger(library).level == least
 
 
-def test_starting_again_replaces_what_was(tmp_path: Path) -> None:
+def test_starting_again_replaces_the_handlers(tmp_path: Path) -> None:
     first, second = tmp_path / "first.log", tmp_path / "second.log"
     logs.start("INFO", first)
     logs.start("INFO", second)
@@ -138,7 +138,7 @@ def test_the_journal_gets_priorities_on_each_line_and_no_times() -> None:
 
 
 @pytest.mark.parametrize("stream", ["1:1", "nonsense"])
-def test_what_is_not_the_journal_gets_times_and_no_priorities(stream: str) -> None:
+def test_other_streams_get_times_and_no_priorities(stream: str) -> None:
     said = _logged_to_a_socket(stream)
 
     assert " CRITICAL keepfs.test: at 50\n" in said

@@ -57,7 +57,7 @@ class Idle:
             nursery.cancel_scope.cancel()
 
 
-async def test_memory_is_given_back_once_after_a_busy_time(
+async def test_memory_is_released_once_after_a_busy_time(
     autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
 ) -> None:
     idle = Idle()
@@ -70,7 +70,7 @@ async def test_memory_is_given_back_once_after_a_busy_time(
     assert idle.given_back == 1
 
 
-async def test_a_mount_that_was_never_busy_gives_nothing_back(
+async def test_a_mount_that_was_never_busy_releases_nothing(
     autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
 ) -> None:
     idle = Idle()

@@ -93,7 +93,7 @@ def test_a_symlink_to_a_mount_point_leads_to_the_name_the_kernel_uses(tmp_path: 
     assert mountpoint.resolve(tmp_path / "absolute") == tmp_path / "mnt"
 
 
-def test_a_loop_of_symlinks_is_left_to_whoever_uses_it(tmp_path: Path) -> None:
+def test_a_loop_of_symlinks_is_returned_unresolved(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
 
     resolved = mountpoint.resolve(tmp_path / "loop")
@@ -106,7 +106,7 @@ def test_a_loop_of_symlinks_is_left_to_whoever_uses_it(tmp_path: Path) -> None:
 
 
 @needs_mounts
-def test_resolving_asks_nothing_of_what_is_mounted(tmp_path: Path) -> None:
+def test_resolving_does_not_access_the_mount(tmp_path: Path) -> None:
     # readlink is the exception: of a mount point the kernel answers it itself.
     calls = in_mount_namespace(
         """
@@ -159,7 +159,7 @@ print(mountpoint.mounted_at(mountpoint.resolve(path)).mountpoint == path)
 
 
 @needs_mounts
-def test_of_mounts_on_one_directory_the_topmost_is_meant(tmp_path: Path) -> None:
+def test_of_stacked_mounts_the_topmost_is_returned(tmp_path: Path) -> None:
     lines = in_mount_namespace(
         """
 for kind in ("tmpfs", "ramfs"):
@@ -195,12 +195,12 @@ print(mountpoint.mounted_at(path))
     assert lines[1:] == [repr([f"{tmp_path}/file"]), "None"]
 
 
-def test_unmounting_what_is_not_mounted_fails_with_the_tools_words(tmp_path: Path) -> None:
+def test_unmounting_an_unmounted_path_fails_with_the_tools_message(tmp_path: Path) -> None:
     with pytest.raises(MountpointError, match=r"can't unmount .*: .*not (mounted|found)"):
         mountpoint.detach(tmp_path)
 
 
-def test_unmounting_without_the_tool_fails_in_words(
+def test_unmounting_without_the_tool_fails_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -221,7 +221,7 @@ def test_an_empty_directory_can_be_mounted_on(tmp_path: Path) -> None:
     mountpoint.check_usable(tmp_path, nonempty=False)
 
 
-def test_a_directory_with_entries_only_if_that_is_meant(tmp_path: Path) -> None:
+def test_a_directory_with_entries_needs_nonempty(tmp_path: Path) -> None:
     (tmp_path / "entry").touch()
 
     with pytest.raises(MountpointError, match="isn't empty, and its files would be hidden"):
@@ -229,7 +229,7 @@ def test_a_directory_with_entries_only_if_that_is_meant(tmp_path: Path) -> None:
     mountpoint.check_usable(tmp_path, nonempty=True)
 
 
-def test_what_cannot_be_mounted_on_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_an_unusable_mount_point_is_reported_with_a_remedy(tmp_path: Path) -> None:
     none, file = tmp_path / "none", tmp_path / "file"
     file.touch()
 
@@ -248,7 +248,7 @@ def entry_of(path: Path) -> MountEntry:
     return MountEntry(path, "0:99", "fuse.keepfs")
 
 
-def test_open_files_working_directories_and_mappings_hold_a_mount(tmp_path: Path) -> None:
+def test_open_files_working_directories_and_mappings_are_holders(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "file").write_bytes(bytes(mmap.PAGESIZE))
     mapping = (
@@ -275,7 +275,7 @@ def test_open_files_working_directories_and_mappings_hold_a_mount(tmp_path: Path
     assert all(holder.command.startswith("python") for holder in found)
 
 
-def test_a_directory_with_a_longer_name_is_another(tmp_path: Path) -> None:
+def test_a_directory_with_a_longer_name_is_no_holder(tmp_path: Path) -> None:
     mount = tmp_path / "mnt"
     other = tmp_path / "mnt2"
     other.mkdir()
@@ -283,7 +283,7 @@ def test_a_directory_with_a_longer_name_is_another(tmp_path: Path) -> None:
         assert mountpoint.holders(entry_of(mount)) == []
 
 
-def test_names_that_are_no_text_hide_nobody(tmp_path: Path) -> None:
+def test_undecodable_names_hide_no_holder(tmp_path: Path) -> None:
     odd = tmp_path / ODD_NAME
     odd.mkdir()
     (odd / "mapped").write_bytes(bytes(mmap.PAGESIZE))
@@ -298,7 +298,7 @@ def test_names_that_are_no_text_hide_nobody(tmp_path: Path) -> None:
     assert [(holder.pid, holder.command) for holder in found] == [(pid, "caf�")]
 
 
-def test_a_holder_has_what_a_message_needs(tmp_path: Path) -> None:
+def test_a_holder_has_pid_command_and_path(tmp_path: Path) -> None:
     with holding("os.chdir(sys.argv[1])", str(tmp_path)) as pid:
         (holder,) = mountpoint.holders(entry_of(tmp_path))
 

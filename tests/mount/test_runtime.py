@@ -79,7 +79,7 @@ def test_a_claimed_mount_point_is_found_with_its_process(tmp_path: Path) -> None
     assert runtime.find(tmp_path) is None
 
 
-def test_what_is_written_replaces_what_was(tmp_path: Path) -> None:
+def test_a_new_run_file_text_replaces_the_old_one(tmp_path: Path) -> None:
     with runtime.claim(tmp_path, None) as claim:
         claim.write(1234567890)
         claim.write(1)
@@ -139,7 +139,7 @@ def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
         assert other.wait() == 0
 
 
-def test_waiting_for_what_does_not_run_is_no_waiting(tmp_path: Path) -> None:
+def test_waiting_for_an_ended_mount_returns_at_once(tmp_path: Path) -> None:
     runtime.wait_until_ended(tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_the_end_of_a_claim_removes_its_file(tmp_path: Path) -> None:
     assert not run_file_of(tmp_path).exists()
 
 
-def test_who_only_looks_does_not_hinder_a_claim(tmp_path: Path) -> None:
+def test_a_check_does_not_prevent_a_claim(tmp_path: Path) -> None:
     file = run_file_of(tmp_path)
     file.touch()
     with file.open("rb") as looking:
@@ -163,7 +163,7 @@ def test_who_only_looks_does_not_hinder_a_claim(tmp_path: Path) -> None:
         assert claiming.result()
 
 
-def test_a_run_file_that_is_no_run_file_says_nothing(tmp_path: Path) -> None:
+def test_an_invalid_run_file_is_ignored(tmp_path: Path) -> None:
     file = run_file_of(tmp_path)
     for content in ("", "{", "[]", "{}", '{"pid": 1}'):
         file.write_text(content)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_without_a_service_manager_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
 
     assert not systemd.notify("READY=1")
 
 
-def test_a_socket_in_the_file_system_is_told(
+def test_a_socket_in_the_file_system_is_notified(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "notify")
@@ -32,7 +32,7 @@ def test_a_socket_in_the_file_system_is_told(
         assert manager.recv(1000) == b"READY=1\nSTATUS=Serving /mnt/keep"
 
 
-def test_an_abstract_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abstract_socket_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"keepfs-test-{os.getpid()}"
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -53,7 +53,7 @@ def test_a_mount_point_need_not_be_text(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize("address", ["", "relative", "vsock:2:1234", "/nowhere/notify", "/" * 200])
-def test_an_address_nobody_listens_on_does_no_harm(
+def test_an_address_without_a_listener_is_ignored(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)

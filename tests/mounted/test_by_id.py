@@ -44,7 +44,7 @@ def test_hints_are_part_of_the_name(shared: KeepfsMount) -> None:
     assert (shared.by_id / f"{locator}+Zfoo+K@xyzzy").read_bytes() == b"foo"
 
 
-def test_a_name_without_size_is_asked_for(shared: KeepfsMount) -> None:
+def test_a_name_without_a_size_is_looked_up(shared: KeepfsMount) -> None:
     locator = put(shared, b"sized")
 
     assert (shared.by_id / locator.partition("+")[0]).stat().st_size == 5
@@ -101,7 +101,7 @@ def test_a_whole_block_of_64_mib_is_read_and_mapped(shared: KeepfsMount) -> None
         b"*",
     ],
 )
-def test_any_other_name_does_not_exist_and_is_no_news(shared: KeepfsMount, name: bytes) -> None:
+def test_any_other_name_does_not_exist_and_is_not_logged(shared: KeepfsMount, name: bytes) -> None:
     path = os.path.join(os.fsencode(shared.by_id), name)
 
     for ask in (os.stat, os.lstat, lambda it: os.open(it, os.O_RDONLY), os.listdir):
@@ -128,7 +128,7 @@ def test_a_block_that_is_not_there_may_appear_a_second_later(shared: KeepfsMount
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "lengthened"])
-def test_a_corrupt_block_is_an_error_and_no_bytes(shared: KeepfsMount, damage: str) -> None:
+def test_a_corrupt_block_is_an_error_without_bytes(shared: KeepfsMount, damage: str) -> None:
     block = f"to be {damage}".encode() * 50_000
     locator = put(shared, block)
     path = shared.store / locator.partition("+")[0]
@@ -173,7 +173,7 @@ def test_nothing_can_be_changed(shared: KeepfsMount) -> None:
         assert caught.value.errno == errno.EROFS
 
 
-def test_the_listing_shows_what_was_found_and_what_was_uploaded(shared: KeepfsMount) -> None:
+def test_the_listing_shows_found_and_uploaded_blocks(shared: KeepfsMount) -> None:
     found = put(shared, b"found")
     (shared.by_id / found).stat()
     (shared.upload / "listed").write_bytes(b"uploaded")
@@ -200,7 +200,7 @@ def test_the_attributes_name_locator_and_expiry(shared: KeepfsMount) -> None:
         os.setxattr(path, "user.keep.state", b"x")
 
 
-def test_many_readers_of_one_block_get_it(shared: KeepfsMount) -> None:
+def test_many_readers_read_one_block(shared: KeepfsMount) -> None:
     block = os.urandom(1 << 20) * 8
     path = shared.by_id / put(shared, block)
     answers: list[bool] = []
@@ -216,7 +216,7 @@ def test_many_readers_of_one_block_get_it(shared: KeepfsMount) -> None:
     assert answers == [True] * 20
 
 
-def test_a_second_read_is_the_kernels_own(shared: KeepfsMount) -> None:
+def test_a_second_read_is_served_by_the_page_cache(shared: KeepfsMount) -> None:
     path = shared.by_id / put(shared, b"kept by the kernel" * 1000)
     first = path.read_bytes()
     # Without its file the block can come only from pages the kernel kept.
@@ -227,7 +227,7 @@ def test_a_second_read_is_the_kernels_own(shared: KeepfsMount) -> None:
     assert path.stat() == before
 
 
-def test_the_readme_says_what_this_is(shared: KeepfsMount) -> None:
+def test_the_readme_describes_the_mount(shared: KeepfsMount) -> None:
     text = (shared.path / "README").read_text()
 
     assert str(shared.store) in text
@@ -235,14 +235,14 @@ def test_the_readme_says_what_this_is(shared: KeepfsMount) -> None:
     assert (shared.path / "README").stat().st_size == len(text.encode())
 
 
-def test_a_file_system_that_can_be_asked_how_full_it_is(shared: KeepfsMount) -> None:
+def test_statfs_reports_the_space(shared: KeepfsMount) -> None:
     there = os.statvfs(shared.path)
 
     assert there.f_blocks * there.f_frsize > there.f_bavail * there.f_frsize > 0
     assert there.f_namemax == 255
 
 
-def test_get_reads_what_the_mount_stored_and_the_other_way_round(
+def test_get_reads_blocks_of_the_mount_and_the_mount_those_of_put(
     shared: KeepfsMount, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"by the command line")

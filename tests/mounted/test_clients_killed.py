@@ -33,7 +33,7 @@ def test_clients_killed_at_random_moments_leave_the_mount_alive(mount: KeepfsMou
     assert not any(" ERROR " in line for line in mount.logged())
 
 
-def test_the_process_ticks_so_that_no_read_freezes_it(mount: KeepfsMount) -> None:
+def test_a_timer_interrupts_blocked_reads_of_the_device(mount: KeepfsMount) -> None:
     # A blocking read of /dev/fuse ends only by a request or a signal: with no
     # request at all, the process must still be woken, again and again.
     status = Path(f"/proc/{mount.pid()}/status")
@@ -46,7 +46,7 @@ def test_the_process_ticks_so_that_no_read_freezes_it(mount: KeepfsMount) -> Non
     wait_until(lambda: switches() > before + 10)
 
 
-def test_a_client_killed_while_its_close_waits_is_gone_soon(unmounted: KeepfsMount) -> None:
+def test_a_client_killed_in_a_close_ends_soon(unmounted: KeepfsMount) -> None:
     # A store that hangs: its file is a pipe that nobody writes to.
     unmounted.mount()
     unmounted.store.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def test_a_request_that_waits_too_long_is_answered(unmounted: KeepfsMount) -> No
         pipe.write(b"hello")
 
 
-def test_a_reader_that_waits_does_not_hold_up_others(unmounted: KeepfsMount) -> None:
+def test_a_waiting_reader_does_not_delay_others(unmounted: KeepfsMount) -> None:
     unmounted.mount()
     unmounted.store.mkdir(exist_ok=True)
     slow = "5d41402abc4b2a76b9719d911017c592"
@@ -150,7 +150,7 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("becomes", ["a zombie", "stopped, with a signal to come"])
-def test_a_close_is_not_interrupted_though_who_opened_the_file_was_killed(
+def test_a_close_is_not_interrupted_when_the_opener_was_killed(
     unmounted: KeepfsMount, becomes: str
 ) -> None:
     unmounted.mount()

@@ -80,7 +80,7 @@ def odd_tree(base: Path) -> Path:
     return source
 
 
-def test_a_tree_with_odd_names_is_what_it_was(shared: KeepfsMount, tmp_path: Path) -> None:
+def test_a_tree_with_odd_names_is_read_unchanged(shared: KeepfsMount, tmp_path: Path) -> None:
     source = odd_tree(tmp_path)
     # Blocks of 100 bytes: files over several, and several files in one.
     folder = folder_of(shared, commit(shared, source, 100))
@@ -255,7 +255,7 @@ def test_a_collection_is_the_root_of_a_mount(tmp_path: Path) -> None:
         assert caught.value.errno == errno.EROFS
 
 
-def test_a_collection_that_is_not_there_is_not_mounted(unmounted: KeepfsMount) -> None:
+def test_a_missing_collection_is_not_mounted(unmounted: KeepfsMount) -> None:
     unmounted.path.mkdir()
     for name, said in ((NOBODYS, b"not found"), ("nonsense", b"neither a collection's uuid")):
         unmounted.options = ("--collection", name)

@@ -161,7 +161,9 @@ def test_a_second_mount_with_a_disk_cache_asks_no_service_about_new_signatures(
     assert counted[1] == counted[0] + 1
 
 
-def test_others_are_not_found_and_a_trashed_one_goes(cluster: Cluster, source: Path) -> None:
+def test_unknown_collections_are_not_found_and_trashed_ones_disappear(
+    cluster: Cluster, source: Path
+) -> None:
     made = cluster.commit(source)
     cluster.mount.options += ("--collection-refresh", "0")
     cluster.mount.mount()
@@ -234,7 +236,9 @@ def test_a_read_after_the_token_was_replaced(
     assert cluster.asked() == 2
 
 
-def test_the_api_server_is_away(cluster: Cluster, source: Path) -> None:
+def test_a_mount_without_its_api_server_serves_known_collections(
+    cluster: Cluster, source: Path
+) -> None:
     made = cluster.commit(source)
     cluster.mount.options += ("--collection-refresh", "0")
     cluster.mount.mount()

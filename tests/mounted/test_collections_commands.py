@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_stored_is_refused_by_name(mount: KeepfsMount) -> 
     assert record.manifest == b". 9dd4e461268c8034f5c8564e155c67a6+1 0:1:failed\n"
 
 
-def test_update_changes_what_was_committed_and_refuses_what_others_changed(
+def test_update_refuses_a_collection_that_others_have_changed(
     cluster: tuple[KeepfsMount, ApiControls], client: SdkClient
 ) -> None:
     mount, api = cluster
@@ -256,7 +256,7 @@ def test_update_changes_what_was_committed_and_refuses_what_others_changed(
     assert commit(mount, tree, "--update", uuid, "--expect", now) == (uuid, second)
 
 
-def test_an_update_of_a_collection_that_nobody_knows_needs_expect(
+def test_an_update_of_an_unknown_collection_needs_expect(
     cluster: tuple[KeepfsMount, ApiControls],
 ) -> None:
     mount, _ = cluster
@@ -282,7 +282,7 @@ def test_a_name_in_use_is_refused_or_made_unique(
     assert len({each["name"] for each in api.collections()}) == 2
 
 
-def test_a_manifest_over_the_limit_of_requests_says_what_to_do(
+def test_a_manifest_over_the_request_limit_is_refused_with_advice(
     cluster: tuple[KeepfsMount, ApiControls],
 ) -> None:
     mount, api = cluster
@@ -424,7 +424,7 @@ def test_a_local_store_keeps_manifests_by_their_hash(mount: KeepfsMount) -> None
 # --- uploads and locate ------------------------------------------------------------------------
 
 
-def test_uploads_lists_what_the_catalog_has_and_what_is_not_stored(
+def test_uploads_lists_stored_and_unstored_files(
     cluster: tuple[KeepfsMount, ApiControls],
 ) -> None:
     mount, _ = cluster
@@ -488,7 +488,9 @@ def test_uploads_lost_names_the_files_whose_blocks_are_gone(
     assert [line.split("\t")[1] for line in states.splitlines()] == ["lost", "stored"]
 
 
-def test_locate_writes_a_list_that_fits_no_attribute(mount: KeepfsMount, tmp_path: Path) -> None:
+def test_locate_writes_a_list_too_long_for_an_attribute(
+    mount: KeepfsMount, tmp_path: Path
+) -> None:
     big = mount.upload / "big"
     with big.open("wb") as file:
         file.truncate(2048 << 26)  # 2048 blocks of 64 MiB, all the same
@@ -540,7 +542,7 @@ def test_arv_ls_and_arv_get_read_what_was_committed(
     assert differences(tree, tmp_path / "got") == ""
 
 
-def test_what_arv_put_stored_is_in_collections(
+def test_files_stored_by_arv_put_are_in_collections(
     cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
 ) -> None:
     mount, _ = cluster
@@ -633,7 +635,7 @@ def test_a_collection_of_the_sdk_is_imported_changed_and_committed_again(
     assert differences(mount.upload / "it", tmp_path / "back") == ""
 
 
-def test_import_refuses_what_it_cannot_do(
+def test_import_refuses_wrong_sources_and_targets(
     cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
 ) -> None:
     mount, _ = cluster
@@ -663,7 +665,7 @@ def test_a_local_store_imports_by_hash_into_an_empty_folder(mount: KeepfsMount) 
     assert "by portable data hash only" in refusal(mount, "import", ABSENT, mount.upload / "other")
 
 
-def test_control_requests_that_are_wrong_change_nothing(
+def test_invalid_control_requests_change_nothing(
     mount: KeepfsMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (mount.upload / "file").write_bytes(b"x")
@@ -695,7 +697,7 @@ def test_control_requests_that_are_wrong_change_nothing(
     assert os.listdir(mount.upload) == ["file"]
 
 
-def test_a_senseless_control_request_ends_no_other_connection(
+def test_a_malformed_control_request_ends_no_other_connection(
     mount: KeepfsMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in os.environ:

@@ -105,7 +105,7 @@ def test_a_failed_mount_leaves_the_state_of_earlier_ones(mount: KeepfsMount) -> 
     assert (mount.upload / "file").read_bytes() == b"foo"
 
 
-def test_a_storage_class_that_the_cluster_has_not_is_refused(
+def test_an_unknown_storage_class_refuses_the_mount(
     cluster: tuple[KeepfsMount, ApiControls],
 ) -> None:
     mount, api = cluster
@@ -115,7 +115,7 @@ def test_a_storage_class_that_the_cluster_has_not_is_refused(
     assert "no storage class 'nosuch'; there are: default" in refused(mount)
 
 
-def test_a_token_that_a_proxy_refuses_is_told(unmounted: KeepfsMount) -> None:
+def test_a_token_refused_by_a_proxy_is_reported(unmounted: KeepfsMount) -> None:
     unmounted.is_local = False
     unmounted.path.mkdir(parents=True, exist_ok=True)
     with KeepstoreControls() as store:
@@ -144,7 +144,7 @@ def test_a_token_that_a_proxy_refuses_is_told(unmounted: KeepfsMount) -> None:
         ((), {"ARVADOS_API_HOST": "127.0.0.1:1"}, "ARVADOS_API_HOST in the environment"),
     ],
 )
-def test_a_message_says_where_the_settings_come_from(
+def test_a_message_names_the_source_of_the_settings(
     options: tuple[str, ...], env: dict[str, str], source: str, unmounted: KeepfsMount
 ) -> None:
     unmounted.path.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def test_a_silent_api_server_is_named_after_two_seconds(unmounted: KeepfsMount) 
 # --- unmounting --------------------------------------------------------------------------------
 
 
-def test_a_stopped_process_is_told_at_once(mount: KeepfsMount) -> None:
+def test_a_stopped_process_is_reported_at_once(mount: KeepfsMount) -> None:
     pid = mount.pid()
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -224,7 +224,7 @@ def test_unsaved_finds_the_state_directory_of_a_running_mount(mount: KeepfsMount
     assert b"\tfile\t" in listed.stdout
 
 
-def test_unsaved_of_what_was_never_mounted_is_an_error(unmounted: KeepfsMount) -> None:
+def test_unsaved_of_a_path_never_mounted_is_an_error(unmounted: KeepfsMount) -> None:
     done = keepfs("unsaved", "list", unmounted.path, env=unmounted.environment)
 
     assert done.returncode == 1
@@ -234,7 +234,7 @@ def test_unsaved_of_what_was_never_mounted_is_an_error(unmounted: KeepfsMount) -
 # --- locate ------------------------------------------------------------------------------------
 
 
-def test_locate_prints_the_locator_or_why_there_is_none(mount: KeepfsMount) -> None:
+def test_locate_prints_the_locator_or_the_reason_for_none(mount: KeepfsMount) -> None:
     there, failed = mount.upload / "there", mount.upload / "failed"
     there.write_bytes(b"foo")
     with without_store(mount):

@@ -83,7 +83,7 @@ def test_a_signal_is_sent_on_to_the_program(unmounted: KeepfsMount) -> None:
     assert not unmounted.is_mounted()
 
 
-def test_what_a_program_leaves_behind_does_not_keep_the_mount(unmounted: KeepfsMount) -> None:
+def test_processes_that_a_program_leaves_do_not_keep_the_mount(unmounted: KeepfsMount) -> None:
     done = execute(
         unmounted, "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $! ; cp README upload/left"
     )
@@ -107,7 +107,7 @@ def test_a_program_in_a_collection(unmounted: KeepfsMount, tmp_path: Path) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, b"content", b"")
 
 
-def test_wrong_use_is_told_before_anything_is_mounted(unmounted: KeepfsMount) -> None:
+def test_a_usage_error_is_reported_before_the_mount(unmounted: KeepfsMount) -> None:
     for words, options, said in (
         ((), (), b"--exec needs a program"),
         (("--",), (), b"--exec needs a program"),

@@ -54,5 +54,5 @@ def test_requests_are_answered_before_the_kernel_aborts_the_mount(
         assert f"fs.fuse.{smaller}_request_timeout" in warnings[0]
 
 
-def test_a_kernel_without_such_limits_sets_none(tmp_path: Path) -> None:
+def test_a_kernel_without_limits_leaves_the_deadline(tmp_path: Path) -> None:
     assert fuse.request_deadline(600.0, tmp_path / "missing") == 600.0

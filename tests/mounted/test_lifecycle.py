@@ -53,7 +53,7 @@ def test_unmounting_waits_until_the_process_has_ended(
     assert not _runs(pid)
 
 
-def test_what_was_stored_is_there_after_a_remount(unmounted: KeepfsMount) -> None:
+def test_stored_files_are_there_after_a_remount(unmounted: KeepfsMount) -> None:
     unmounted.mount()
     (unmounted.upload / "file").write_bytes(b"kept")
     locator = unmounted.locator(unmounted.upload / "file")
@@ -74,7 +74,7 @@ def test_a_mount_point_that_is_a_file_is_an_error(unmounted: KeepfsMount) -> Non
     assert "isn't a directory" in the_one_line(unmounted.try_mount())
 
 
-def test_a_mount_point_with_entries_is_an_error_unless_that_is_meant(
+def test_a_mount_point_with_entries_needs_nonempty(
     unmounted: KeepfsMount,
 ) -> None:
     unmounted.path.mkdir()
@@ -105,7 +105,7 @@ def test_a_mount_below_a_symlink_is_found_under_both_names(unmounted: KeepfsMoun
     assert not unmounted.is_mounted()
 
 
-def test_a_store_that_cannot_be_made_shows_when_it_is_used(unmounted: KeepfsMount) -> None:
+def test_a_store_that_disappears_fails_at_its_use_and_recovers(unmounted: KeepfsMount) -> None:
     unmounted.mount()
     unmounted.store.rmdir()
     unmounted.store.write_bytes(b"a file where the directory should be")
@@ -122,7 +122,7 @@ def test_a_store_that_cannot_be_made_shows_when_it_is_used(unmounted: KeepfsMoun
     assert os.getxattr(unmounted.upload / "file", "user.keep.state") == b"stored"
 
 
-def test_nothing_configured_shows_both_ways_on(unmounted: KeepfsMount) -> None:
+def test_without_a_store_the_error_names_both_kinds(unmounted: KeepfsMount) -> None:
     unmounted.path.mkdir()
 
     done = keepfs("mount", unmounted.path, env=unmounted.environment)
@@ -132,7 +132,7 @@ def test_nothing_configured_shows_both_ways_on(unmounted: KeepfsMount) -> None:
     assert b"ARVADOS_API_HOST" in done.stderr
 
 
-def test_unmounting_what_is_not_mounted_is_an_error(unmounted: KeepfsMount) -> None:
+def test_unmounting_an_unmounted_path_is_an_error(unmounted: KeepfsMount) -> None:
     unmounted.path.mkdir()
 
     assert "nothing is mounted" in the_one_line(unmounted.unmount())
@@ -140,7 +140,7 @@ def test_unmounting_what_is_not_mounted_is_an_error(unmounted: KeepfsMount) -> N
     assert "isn't a keepfs mount" in the_one_line(proc)
 
 
-def test_a_busy_mount_stays_and_its_holders_are_named(mount: KeepfsMount) -> None:
+def test_a_busy_mount_stays_and_its_users_are_named(mount: KeepfsMount) -> None:
     (mount.upload / "file").write_bytes(b"x")
     with (mount.upload / "file").open("rb"):
         line = the_one_line(mount.unmount())
@@ -176,7 +176,7 @@ def test_bind_mounts_are_named_and_the_last_to_go_ends_the_process(unmounted: Ke
             subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
 
 
-def test_a_working_directory_holds_a_mount_too(mount: KeepfsMount) -> None:
+def test_a_working_directory_makes_a_mount_busy(mount: KeepfsMount) -> None:
     inside = subprocess.Popen(["sleep", "60"], cwd=mount.upload)
     try:
         assert f"sleep (process {inside.pid})" in the_one_line(mount.unmount())
@@ -186,7 +186,7 @@ def test_a_working_directory_holds_a_mount_too(mount: KeepfsMount) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stores_what_is_open_and_unmounts(
+def test_a_signal_stores_open_files_and_unmounts(
     unmounted: KeepfsMount, number: signal.Signals
 ) -> None:
     unmounted.mount()
@@ -230,7 +230,7 @@ def test_a_dead_mount_can_be_unmounted(unmounted: KeepfsMount) -> None:
 
 
 @pytest.mark.parametrize("how", ["umount", "fusermount3"])
-def test_the_systems_own_tools_end_the_process(unmounted: KeepfsMount, how: str) -> None:
+def test_umount_and_fusermount_end_the_process(unmounted: KeepfsMount, how: str) -> None:
     unmounted.mount()
     command = {"umount": ["umount"], "fusermount3": ["fusermount3", "-u"]}[how]
     pid = unmounted.pid()
@@ -319,7 +319,7 @@ def test_in_the_foreground_a_failure_is_one_line_and_a_code(unmounted: KeepfsMou
     assert "doesn't exist" in the_one_line(done)
 
 
-def test_a_service_manager_is_told_ready_when_the_mount_answers_and_stopping(
+def test_a_service_manager_is_notified_of_ready_and_stopping(
     unmounted: KeepfsMount,
 ) -> None:
     unmounted.path.mkdir()
@@ -388,7 +388,7 @@ def test_two_mounts_side_by_side_share_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a namespace of one's own needs root")
-def test_a_mount_that_another_namespace_has_too_ends_all_the_same(
+def test_a_mount_copied_to_another_namespace_ends(
     unmounted: KeepfsMount,
 ) -> None:
     unmounted.mount()
@@ -412,7 +412,7 @@ def test_a_mount_that_another_namespace_has_too_ends_all_the_same(
         elsewhere.wait()
 
 
-def test_a_second_signal_spills_what_hangs_and_ends_at_once(unmounted: KeepfsMount) -> None:
+def test_a_second_signal_spills_hung_files_and_ends_at_once(unmounted: KeepfsMount) -> None:
     unmounted.mount()
     unmounted.store.mkdir(exist_ok=True)
     # Storing "hello" opens this pipe, which hangs until the process ends.
@@ -436,7 +436,9 @@ def test_a_second_signal_spills_what_hangs_and_ends_at_once(unmounted: KeepfsMou
 
 
 @pytest.mark.parametrize("what", ["store", "state-dir", "log-file"])
-def test_nothing_the_mount_needs_may_lie_in_it(unmounted: KeepfsMount, what: str) -> None:
+def test_paths_that_the_mount_needs_inside_it_are_refused(
+    unmounted: KeepfsMount, what: str
+) -> None:
     unmounted.path.mkdir()
     (unmounted.base / "link").symlink_to(unmounted.path)
     inside = str(unmounted.base / "link" / "inside")
@@ -448,7 +450,7 @@ def test_nothing_the_mount_needs_may_lie_in_it(unmounted: KeepfsMount, what: str
     assert list(unmounted.path.iterdir()) == []
 
 
-def test_a_mount_clears_away_what_killed_writers_left_in_its_store(
+def test_a_mount_removes_temporary_files_of_killed_writers(
     unmounted: KeepfsMount,
 ) -> None:
     unmounted.store.mkdir()
@@ -471,7 +473,7 @@ def test_a_store_that_cannot_be_used_refuses_the_mount(unmounted: KeepfsMount) -
     assert "can't use the local store" in the_one_line(unmounted.try_mount())
 
 
-def test_a_mount_that_failed_binds_the_state_directory_to_nothing(unmounted: KeepfsMount) -> None:
+def test_a_failed_mount_does_not_bind_the_state_directory(unmounted: KeepfsMount) -> None:
     unmounted.path.mkdir()
     unmounted.is_local = False
     unmounted.env = {"ARVADOS_API_HOST": "127.0.0.1:1", "ARVADOS_API_TOKEN": "x"}
@@ -493,7 +495,7 @@ def test_a_mount_starts_with_its_standard_streams_closed(unmounted: KeepfsMount)
     assert (unmounted.path / "README").exists()
 
 
-def test_the_owner_given_to_a_later_mount_counts_for_what_was_there(
+def test_the_owner_of_a_later_mount_applies_to_old_entries(
     unmounted: KeepfsMount,
 ) -> None:
     unmounted.mount()

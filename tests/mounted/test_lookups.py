@@ -81,7 +81,7 @@ def test_a_service_that_restarts_fails_no_cold_read(
     assert client.returncode == 0
 
 
-def test_a_definite_no_fails_a_lookup(over: KeepfsMount, store: KeepstoreControls) -> None:
+def test_a_permanent_failure_fails_a_lookup(over: KeepfsMount, store: KeepstoreControls) -> None:
     present, missing = store.store_block(b"there"), store.sign("0" * 32 + "+5")
     bare = present.partition("+A")[0]
     forged = f"{bare}+A{'0' * 40}@{present[-8:]}"
@@ -93,7 +93,7 @@ def test_a_definite_no_fails_a_lookup(over: KeepfsMount, store: KeepstoreControl
     assert stat_errno(over.by_id / present) == 0
 
 
-def test_a_trusted_name_is_asked_for_again_after_seconds(
+def test_a_trusted_name_is_looked_up_again_after_seconds(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     missing, present = store.sign("0" * 32 + "+5"), store.store_block(b"there")
@@ -113,7 +113,7 @@ def test_a_trusted_name_is_asked_for_again_after_seconds(
 # --- hung services ---
 
 
-def test_a_name_without_size_does_not_hold_up_others_and_is_told_later(
+def test_a_name_without_size_does_not_delay_others_and_is_found_later(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     digest, _, signature = store.store_block(b"sized").split("+")
@@ -170,7 +170,7 @@ def read_size(path: Path) -> int:
 
 
 @pytest.mark.parametrize("times", [1, 300_000], ids=["small", "large"])
-def test_reads_that_hang_hold_up_neither_reads_of_other_services_nor_statfs(
+def test_hung_reads_delay_neither_other_services_nor_statfs(
     over: KeepfsMount, store: KeepstoreControls, times: int
 ) -> None:
     """More of them than there are threads for reads."""

@@ -202,7 +202,7 @@ END
         ("copies", "-o copies needs a value"),
     ],
 )
-def test_an_option_that_is_not_known_is_refused_by_name(
+def test_an_unknown_option_is_refused_by_name(
     unmounted: KeepfsMount, options: str, message: str
 ) -> None:
     unmounted.path.mkdir()
@@ -220,7 +220,7 @@ def test_an_option_that_is_not_known_is_refused_by_name(
     assert "Traceback" not in done.stderr
 
 
-def test_an_option_that_is_not_known_is_ignored_by_a_sloppy_mount(unmounted: KeepfsMount) -> None:
+def test_an_unknown_option_is_ignored_by_a_sloppy_mount(unmounted: KeepfsMount) -> None:
     unmounted.path.mkdir()
     unmounted.env["KEEPFS_STATE_DIR"] = str(unmounted.base / "state")
 
@@ -254,7 +254,7 @@ def test_the_token_of_one_cluster_is_not_sent_to_another(unmounted: KeepfsMount)
     assert "token-file=FILE" in done.stderr
 
 
-def test_a_call_that_mount_does_not_make_shows_how_it_is_used(unmounted: KeepfsMount) -> None:
+def test_a_wrong_call_shows_the_usage(unmounted: KeepfsMount) -> None:
     for arguments in ([], ["one"], ["one", "two", "three"], ["--colour"], ["a", "b", "-N", "1"]):
         done = subprocess.run(
             [HELPER, *arguments],

@@ -107,14 +107,14 @@ def check(page: str, home: Path, env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("page", ALONE)
-def test_the_commands_of_a_page_do_what_it_says(
+def test_the_commands_of_a_page_print_the_shown_output(
     page: str, home: Path, env: dict[str, str]
 ) -> None:
     check(page, home, env)
 
 
 @pytest.mark.parametrize("page", ON_A_CLUSTER)
-def test_the_commands_of_a_page_about_a_cluster_do_what_it_says(
+def test_the_commands_of_a_page_about_a_cluster_print_the_shown_output(
     page: str, home: Path, cluster: dict[str, str]
 ) -> None:
     check(page, home, cluster)
@@ -126,7 +126,7 @@ def test_every_page_with_sessions_is_run() -> None:
     assert with_sessions == {*ALONE, *ON_A_CLUSTER}
 
 
-def test_a_command_that_does_something_else_is_found(tmp_path: Path) -> None:
+def test_a_command_with_other_output_is_detected(tmp_path: Path) -> None:
     page = "```console\n$ echo one\n> echo two\none\n...o\n$ echo three\nthree\n$ false\n```\n"
     steps = steps_of(page)
     assert steps[0] == Step("echo one\necho two", "one\n...o")

@@ -47,7 +47,7 @@ def test_a_log_behind_a_link_refuses_the_mount(unmounted: KeepfsMount) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_state_directory_of_somebody_else_refuses_the_mount(unmounted: KeepfsMount) -> None:
+def test_a_state_directory_of_another_user_refuses_the_mount(unmounted: KeepfsMount) -> None:
     state = unmounted.base / "state"
     state.mkdir(mode=0o755)
     os.chown(state, 12345, 12345)
@@ -60,7 +60,7 @@ def test_a_state_directory_of_somebody_else_refuses_the_mount(unmounted: KeepfsM
     assert (list(state.iterdir()), state.stat().st_mode & 0o777) == ([], 0o755)
 
 
-def test_what_a_mount_keeps_is_for_its_user_alone(mount: KeepfsMount) -> None:
+def test_the_files_of_a_mount_are_private(mount: KeepfsMount) -> None:
     (mount.upload / "file").write_bytes(b"x")
 
     modes = {path.stat().st_mode & 0o777 for path in (mount.base / "state").iterdir()}
@@ -88,7 +88,7 @@ def _core_limit() -> str:
     return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
 
 
-def test_a_damaged_entry_of_the_catalog_is_reported_and_the_rest_is_there(
+def test_a_damaged_entry_of_the_catalog_is_reported_and_others_work(
     unmounted: KeepfsMount,
 ) -> None:
     mount = unmounted

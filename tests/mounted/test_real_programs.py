@@ -147,7 +147,7 @@ def test_dd_of_200_mib_is_read_back_equal(shared: KeepfsMount, tmp_path: Path) -
     assert filecmp.cmp(source, shared.by_id / shared.locator(copy), shallow=False)
 
 
-def test_mv_sed_and_a_shell_do_as_on_a_disk(shared: KeepfsMount, tmp_path: Path) -> None:
+def test_mv_sed_and_a_shell_work_as_on_a_disk(shared: KeepfsMount, tmp_path: Path) -> None:
     script = """
         mkdir -p a/b && printf 'one\\ntwo\\n' > a/file && printf 'three\\n' >> a/file
         sed -i s/two/2/ a/file && cp a/file a/b/copy && mv a/b/copy copy && mv a/b c
@@ -214,7 +214,7 @@ def all_are_stored(mount: KeepfsMount, place: Path) -> bool:
     ],
 )
 @pytest.mark.skipif(shutil.which("vim") is None, reason="there is no vim")
-def test_vim_saves_as_on_a_disk(shared: KeepfsMount, tmp_path: Path, settings: str) -> None:
+def test_vim_saves_a_file(shared: KeepfsMount, tmp_path: Path, settings: str) -> None:
     places = both(shared, tmp_path, "vim " + settings)
     for place in places:
         text = place / "text"
@@ -288,7 +288,7 @@ def test_sqlite_makes_a_database(shared: KeepfsMount, tmp_path: Path, journal: s
     assert all_are_stored(shared, shared.upload / f"sqlite {journal}")
 
 
-def test_sqlite_may_keep_a_log_that_several_processes_share(shared: KeepfsMount) -> None:
+def test_sqlite_may_use_a_shared_write_ahead_log(shared: KeepfsMount) -> None:
     place = shared.upload / "sqlite wal"
     place.mkdir()
     script = """
@@ -342,7 +342,7 @@ def test_zip_files_are_made_and_added_to(shared: KeepfsMount, tree: Path, tmp_pa
     assert all_are_stored(shared, shared.upload / "zip")
 
 
-def test_a_header_written_last_is_the_header(shared: KeepfsMount, tmp_path: Path) -> None:
+def test_a_header_written_last_is_stored(shared: KeepfsMount, tmp_path: Path) -> None:
     # As programs do that know a count, an offset or a checksum only at the end.
     body = b"".join(number.to_bytes(8, "little") for number in range(300_000))
     for place in both(shared, tmp_path, "header"):
@@ -362,7 +362,7 @@ def test_a_header_written_last_is_the_header(shared: KeepfsMount, tmp_path: Path
     assert all_are_stored(shared, shared.upload / "header")
 
 
-def test_more_small_tools_do_as_on_a_disk(shared: KeepfsMount, tmp_path: Path) -> None:
+def test_small_tools_work_as_on_a_disk(shared: KeepfsMount, tmp_path: Path) -> None:
     script = """
         seq 1000 > numbers && sed 's/^5/five /' numbers > changed && cp numbers before
         diff -u numbers changed > change.patch || test $? = 1
@@ -394,7 +394,7 @@ def _inner(place: Path) -> Path:
     return place / "inner"
 
 
-def test_a_temporary_file_takes_the_place_of_another(shared: KeepfsMount, tmp_path: Path) -> None:
+def test_a_temporary_file_replaces_another(shared: KeepfsMount, tmp_path: Path) -> None:
     for place in both(shared, tmp_path, "replace"):
         (place / "settings").write_bytes(b"old")
         for number in range(20):
@@ -414,7 +414,7 @@ def test_a_temporary_file_takes_the_place_of_another(shared: KeepfsMount, tmp_pa
     assert contents(shared.upload / "replace") == {"settings": b"new 19"}
 
 
-def test_fallocate_says_that_it_cannot_and_programs_go_on(
+def test_fallocate_is_refused_and_programs_continue(
     shared: KeepfsMount,
 ) -> None:
     file = shared.upload / "fallocated"
@@ -467,7 +467,7 @@ def test_programs_that_copy_attributes_copy_from_mount_to_mount(
             assert other.locator(target) == shared.locator(source)
 
 
-def test_a_copied_attribute_is_not_believed(shared: KeepfsMount, tmp_path: Path) -> None:
+def test_a_copied_attribute_is_ignored(shared: KeepfsMount, tmp_path: Path) -> None:
     source = tmp_path / "file"
     source.write_bytes(b"new content")
     os.setxattr(source, "user.keep.locator", b"acbd18db4cc2f85cedef654fccc4a4d8+3")

@@ -78,7 +78,7 @@ def test_files_stay_readable_and_a_new_token_changes_nothing(tmp_path: Path, mod
     assert retention.soak(tmp_path, mode, ttls=5, ttl=SHORT, files=8) > 50
 
 
-def test_a_collection_has_what_is_stored_and_says_so(
+def test_the_collection_has_the_stored_files_and_xattrs_name_it(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
     mount = make(cluster, "m")
@@ -122,7 +122,7 @@ def test_two_mounts_of_one_user_have_two_collections(
 
 
 @pytest.mark.parametrize("status", [422, 503])
-def test_a_server_that_fails_is_asked_again_until_all_is_kept(
+def test_a_failing_server_is_retried_until_all_files_are_kept(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount], status: int
 ) -> None:
     mount = make(cluster, "m")
@@ -143,7 +143,7 @@ def test_a_server_that_fails_is_asked_again_until_all_is_kept(
     assert mount.unmount().returncode == 0
 
 
-def test_a_mount_ends_though_the_api_server_is_away_and_the_next_completes_it(
+def test_a_mount_ends_without_the_api_server_and_the_next_catches_up(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
     mount = make(cluster, "m")
@@ -250,7 +250,7 @@ def test_a_new_token_renews_all_signatures_and_keeps_what_no_collection_had_yet(
     assert mount.unmount().returncode == 0
 
 
-def test_what_a_collection_names_is_there_after_any_time_without_a_mount(
+def test_files_in_a_collection_survive_any_time_without_a_mount(
     hasty: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
     mount = make(hasty, "m")
@@ -268,7 +268,7 @@ def test_what_a_collection_names_is_there_after_any_time_without_a_mount(
 
 
 @pytest.mark.parametrize("mode", ["put", "off"])
-def test_a_mount_that_was_down_too_long_says_exactly_what_is_lost(
+def test_a_mount_that_was_down_too_long_lists_the_lost_files(
     hasty: ExpiringCluster, make: Callable[..., KeepfsMount], mode: str
 ) -> None:
     mount = make(hasty, "m", mode=mode)
@@ -319,7 +319,7 @@ def test_a_block_in_no_service_makes_its_file_lost_and_it_stays_listed(
     assert mount.unmount().returncode == 0
 
 
-def test_without_retention_the_mount_says_when_blocks_go(
+def test_without_retention_the_mount_shows_when_blocks_are_removed(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
     mount = make(cluster, "m", mode="off")
@@ -333,7 +333,7 @@ def test_without_retention_the_mount_says_when_blocks_go(
     assert cluster.api.collections() == []
 
 
-def test_put_with_another_token_than_that_of_the_files_says_what_to_do(
+def test_put_with_another_token_than_the_files_gives_advice(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
     mount = make(cluster, "m", mode="put")
@@ -369,7 +369,7 @@ def test_put_with_another_token_than_that_of_the_files_says_what_to_do(
     assert mount.unmount().returncode == 0
 
 
-def test_renew_asks_a_running_mount(
+def test_renew_signals_a_running_mount(
     cluster: ExpiringCluster, make: Callable[..., KeepfsMount]
 ) -> None:
     mount = make(cluster, "m")

@@ -98,7 +98,7 @@ def test_direct_io_reads_and_writes(places: Places) -> None:
     assert places.both(direct) == (4096, 4096, b"page".ljust(4096, b"\0"))
 
 
-def test_cutting_fails_as_on_a_disk(places: Places) -> None:
+def test_truncating_fails_as_on_a_disk(places: Places) -> None:
     places.fail(errno.ENOENT, lambda at: os.truncate(at / "none", 0))
     places.fail(errno.EISDIR, lambda at: os.truncate(at / "full", 0))
     places.fail(
@@ -183,7 +183,7 @@ def test_fallocate_is_not_supported(places: Places) -> None:
 
 
 @pytest.mark.parametrize("whence", [os.SEEK_DATA, os.SEEK_HOLE])
-def test_a_file_is_all_data_with_a_hole_behind_it(places: Places, whence: int) -> None:
+def test_seek_reports_a_file_as_data_with_a_hole_at_the_end(places: Places, whence: int) -> None:
     found = [places.both(on_file(lambda it, to=to: os.lseek(it, to, whence))) for to in (0, 3)]  # type: ignore[misc] # bound now
 
     assert found == ([0, 3] if whence == os.SEEK_DATA else [10, 10])
@@ -194,7 +194,7 @@ def test_a_file_is_all_data_with_a_hole_behind_it(places: Places, whence: int) -
     )
 
 
-def test_a_hole_of_a_file_that_has_one_is_data(places: Places) -> None:
+def test_seek_reports_holes_as_data(places: Places) -> None:
     at = places.fresh()
     os.truncate(at / "file", 1 << 20)
 
@@ -218,7 +218,7 @@ def test_the_kernel_copies_ranges_and_nothing_is_cloned(places: Places) -> None:
     places.fail_mounted(errno.EOPNOTSUPP, clone)
 
 
-def test_flock_is_between_handles(places: Places) -> None:
+def test_flock_locks_between_handles(places: Places) -> None:
     def lock(at: Path) -> object:
         with opened(at / "file") as one, opened(at / "file") as two:
             fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,7 +231,7 @@ def test_flock_is_between_handles(places: Places) -> None:
     assert places.both(lock) == "locked"
 
 
-def test_record_locks_are_between_processes_and_of_ranges(places: Places) -> None:
+def test_record_locks_are_for_ranges_between_processes(places: Places) -> None:
     script = """
 import fcntl, os, sys
 file = os.open(sys.argv[1], os.O_RDWR)
@@ -253,7 +253,7 @@ for start in 0, 5:
     assert places.both(lock) == "refused\nlocked\n"
 
 
-def test_locks_of_open_files_are_between_handles(places: Places) -> None:
+def test_open_file_description_locks_are_between_handles(places: Places) -> None:
     whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
     def lock(at: Path) -> None:
@@ -264,7 +264,7 @@ def test_locks_of_open_files_are_between_handles(places: Places) -> None:
     places.fail(errno.EAGAIN, lock)
 
 
-def test_an_ioctl_is_refused_as_of_a_file(places: Places) -> None:
+def test_an_ioctl_is_refused(places: Places) -> None:
     places.fail(
         errno.ENOTTY,
         on_file(lambda it: fcntl.ioctl(it, _TCGETS, bytes(60))),
@@ -275,7 +275,7 @@ def test_an_ioctl_is_refused_as_of_a_file(places: Places) -> None:
     )
 
 
-def test_poll_finds_a_file_always_ready(places: Places) -> None:
+def test_poll_reports_a_file_as_always_ready(places: Places) -> None:
     def poll(file: int) -> object:
         poller = select.poll()
         poller.register(file, select.POLLIN | select.POLLOUT)
@@ -326,7 +326,7 @@ def test_a_second_close_has_nothing_to_store(shared: KeepfsMount, places: Places
         assert not block.exists()
 
 
-def test_statfs_says_what_the_mount_is(places: Places) -> None:
+def test_statfs_has_the_block_size_name_limit_and_flags(places: Places) -> None:
     at = places.fresh()
     there = os.statvfs(at)
 

@@ -84,7 +84,7 @@ def test_opening_makes_cuts_and_follows_links_as_on_a_disk(places: Places) -> No
     assert cut == ("opened", 0)
 
 
-def test_there_is_no_file_without_a_name_from_the_start(places: Places) -> None:
+def test_o_tmpfile_is_refused(places: Places) -> None:
     places.fail_mounted(errno.EOPNOTSUPP, lambda at: opened(at, os.O_TMPFILE | os.O_RDWR))
 
 
@@ -181,7 +181,7 @@ def test_a_removed_directory_that_is_open_is_empty_and_stays_so(places: Places) 
     assert places.both(use) == ([], 0)
 
 
-def test_a_listing_says_what_each_entry_is(places: Places) -> None:
+def test_a_listing_has_the_type_of_each_entry(places: Places) -> None:
     def kinds(at: Path) -> object:
         with os.scandir(at) as entries:
             return sorted(
@@ -297,7 +297,7 @@ def test_reading_sets_no_time(places: Places) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another owner can be asked for by root alone")
-def test_nobody_can_be_given_a_file(places: Places) -> None:
+def test_the_owner_of_a_file_cannot_be_changed(places: Places) -> None:
     places.fail_mounted(
         errno.EPERM,
         lambda at: os.chown(at / "file", 12345, -1),
@@ -306,7 +306,7 @@ def test_nobody_can_be_given_a_file(places: Places) -> None:
     places.fail(errno.ENOENT, lambda at: os.chown(at / "none", 0, 0))
 
 
-def test_extended_attributes_are_keepfss_own(places: Places) -> None:
+def test_only_extended_attributes_of_keepfs_exist(places: Places) -> None:
     places.fail_mounted(
         errno.EOPNOTSUPP,
         lambda at: os.setxattr(at / "file", "user.x", b"x"),
@@ -334,7 +334,7 @@ def test_extended_attributes_are_keepfss_own(places: Places) -> None:
     assert ctypes.get_errno() == errno.ERANGE
 
 
-def test_a_mount_to_read_only_refuses_each_call_that_changes(tmp_path: Path) -> None:
+def test_a_read_only_mount_refuses_each_changing_call(tmp_path: Path) -> None:
     with mounted(tmp_path) as before:
         (before.upload / "file").write_bytes(b"there")
     with mounted(tmp_path, "--read-only") as mount:

@@ -80,9 +80,7 @@ def test_a_file_is_read_while_it_is_stored(over: KeepfsMount, store: KeepstoreCo
     assert state(path) == "stored"
 
 
-def test_a_file_is_written_on_while_it_is_stored(
-    over: KeepfsMount, store: KeepstoreControls
-) -> None:
+def test_a_file_is_written_while_it_is_stored(over: KeepfsMount, store: KeepstoreControls) -> None:
     path = over.upload / "file"
     one, two = opened(path), opened(path)
     os.write(one, b"before")
@@ -171,7 +169,7 @@ def test_a_file_unlinked_while_it_is_open_is_not_stored(
     assert store.counts().get("PUT", 0) == 0
 
 
-def test_an_unmount_waits_for_what_is_being_stored(
+def test_an_unmount_waits_for_stores_in_progress(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     path = over.upload / "file"
@@ -231,7 +229,7 @@ def test_a_reader_sees_a_file_cut_and_replaced_as_on_a_disk(places: Places) -> N
     assert places.both(replaced) == (b"0123456789", b"the new")
 
 
-def test_a_writer_goes_on_under_the_new_name(places: Places) -> None:
+def test_a_writer_continues_under_the_new_name(places: Places) -> None:
     def rename(at: Path) -> bytes:
         with (at / "file").open("r+b", buffering=0) as writer:
             writer.write(b"ab")
@@ -242,7 +240,7 @@ def test_a_writer_goes_on_under_the_new_name(places: Places) -> None:
     assert places.both(rename) == b"abcd456789"
 
 
-def test_of_two_who_make_a_file_exclusively_one_does(places: Places) -> None:
+def test_of_two_exclusive_creates_one_succeeds(places: Places) -> None:
     def race(at: Path) -> object:
         made: list[bool] = []
 

@@ -120,7 +120,7 @@ def test_cp_stores_two_copies_and_no_more_and_cat_reads_them(
     assert counts(stores, "GET") <= 2
 
 
-def test_by_id_shows_who_sent_a_block(
+def test_by_id_shows_the_services_that_sent_a_block(
     cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
 ) -> None:
     mount, _ = cluster
@@ -135,7 +135,7 @@ def test_by_id_shows_who_sent_a_block(
     assert os.getxattr(path, "user.keep.services").decode() == urls
 
 
-def test_options_say_copies_and_classes(
+def test_options_set_copies_and_classes(
     cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
 ) -> None:
     mount, _ = cluster
@@ -166,7 +166,7 @@ def test_a_token_that_is_refused_refuses_the_mount(
     assert not mount.is_mounted()
 
 
-def test_an_api_server_that_is_not_there_refuses_the_mount(
+def test_an_unreachable_api_server_refuses_the_mount(
     cluster: tuple[KeepfsMount, ApiControls],
 ) -> None:
     mount, api = cluster
@@ -180,7 +180,7 @@ def test_an_api_server_that_is_not_there_refuses_the_mount(
     assert done.stderr.count(b"\n") == 1
 
 
-def test_services_that_are_not_there_refuse_the_mount(
+def test_unreachable_services_refuse_the_mount(
     cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls]
 ) -> None:
     mount, _ = cluster
@@ -213,7 +213,7 @@ def test_looking_up_and_reading_make_one_request(
     assert counts(stores, "HEAD") == before
 
 
-def test_a_lookup_may_ask_or_trust_instead(
+def test_a_lookup_may_send_head_or_nothing(
     over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
 ) -> None:
     locator = stores[0].store_block(b"foo")
@@ -235,7 +235,7 @@ def test_a_lookup_may_ask_or_trust_instead(
         (mount.by_id / missing).read_bytes()
 
 
-def test_a_slow_service_does_not_hold_up_a_lookup_for_ever(
+def test_a_slow_service_delays_a_lookup_for_a_bounded_time(
     over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
 ) -> None:
     locator = stores[0].store_block(b"slow")
@@ -293,7 +293,7 @@ def test_reading_a_list_fetches_ahead(
     assert (mount.by_id / ",".join(names)).stat().st_size == 300_000
 
 
-def test_a_name_without_a_size_is_asked_for_by_head(
+def test_the_size_of_a_name_without_one_is_requested_by_head(
     over: Callable[..., KeepfsMount], stores: list[KeepstoreControls]
 ) -> None:
     digest, _, signature = stores[0].store_block(b"sized").split("+")
@@ -311,7 +311,7 @@ _OTHERWISE = {
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_fault_is_an_errno(row: Row, unmounted: KeepfsMount) -> None:
+def test_a_fault_of_a_service_has_an_errno(row: Row, unmounted: KeepfsMount) -> None:
     unmounted.options = (
         *("--retries", "0", "--copies", "1", "--lookup-wait", "0.3"),
         *("--request-timeout", "1.5"),
@@ -399,9 +399,7 @@ def test_a_token_file_is_read_again_when_the_token_is_refused(
     assert "n" * 41 not in log
 
 
-def test_a_hangup_reads_the_settings_again(
-    proxy: KeepproxyControls, unmounted: KeepfsMount
-) -> None:
+def test_sighup_reads_the_settings_again(proxy: KeepproxyControls, unmounted: KeepfsMount) -> None:
     settings = unmounted.base / ".config" / "arvados" / "settings.conf"
     settings.parent.mkdir(parents=True)
     settings.write_text(f"ARVADOS_API_TOKEN={_OLD}\n")
@@ -466,7 +464,7 @@ def test_commands_work_over_services(stores: list[KeepstoreControls], tmp_path: 
 
 
 @pytest.mark.parametrize("row", PROXY_ROWS, ids=lambda row: row.name)
-def test_a_proxys_fault_is_an_errno(
+def test_a_fault_of_a_proxy_has_an_errno(
     row: ProxyRow, unmounted: KeepfsMount, stores: list[KeepstoreControls]
 ) -> None:
     unmounted.options = ("--retries", "0", "--copies", "2", "--lookup-wait", "0.3")
@@ -489,7 +487,7 @@ def test_a_proxys_fault_is_an_errno(
 # --- names that move while their bytes are on the way --------------------------------
 
 
-def test_renamed_and_removed_while_they_are_stored(
+def test_files_are_renamed_and_removed_while_they_are_stored(
     over: Callable[..., KeepfsMount], stores: list[KeepstoreControls], unmounted: KeepfsMount
 ) -> None:
     unmounted.options = ("--copies", "1")

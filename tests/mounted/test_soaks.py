@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def test_whatever_is_done_a_mount_and_a_disk_are_alike(mount: KeepfsMount, tmp_path: Path) -> None:
+def test_random_operations_on_a_mount_and_a_disk_agree(mount: KeepfsMount, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -29,7 +29,7 @@ def test_whatever_is_done_a_mount_and_a_disk_are_alike(mount: KeepfsMount, tmp_p
     assert mount.logged() == []
 
 
-def test_a_file_is_what_was_written_to_it_whatever_is_done(mount: KeepfsMount) -> None:
+def test_a_file_has_the_written_bytes_after_random_operations(mount: KeepfsMount) -> None:
     outcome = fsx.soak(mount, operations=1000, per_mount=400, seed=1, long_once_in=99)
 
     assert outcome.operations.total() == 1000
@@ -37,7 +37,7 @@ def test_a_file_is_what_was_written_to_it_whatever_is_done(mount: KeepfsMount) -
     assert mount.logged() == []
 
 
-def test_a_file_over_one_block_is_what_was_written_to_it(mount: KeepfsMount) -> None:
+def test_a_file_over_one_block_has_the_written_bytes(mount: KeepfsMount) -> None:
     outcome = fsx.soak(mount, operations=100, per_mount=100, seed=1, long_once_in=1)
 
     assert outcome.long_mounts == 1
@@ -62,7 +62,7 @@ def test_random_writes_of_two_jobs_are_read_back(tmp_path: Path) -> None:
     assert outcome.written == outcome.verified == 64
 
 
-def test_faults_that_come_and_go_break_no_promise(tmp_path: Path) -> None:
+def test_temporary_faults_lose_nothing(tmp_path: Path) -> None:
     scale = Scale(epochs=(5, 8), end_once_in=2, big_once_in=0)
 
     findings = chaos.soak(tmp_path, minutes=0.4, seed=28, scale=scale)

@@ -74,7 +74,7 @@ def has_ended(pid: int) -> bool:
 # --- status ------------------------------------------------------------------------
 
 
-def test_a_mount_that_is_well_shows_what_it_has_done(mount: KeepfsMount) -> None:
+def test_a_working_mount_shows_its_figures(mount: KeepfsMount) -> None:
     (mount.upload / "file").write_bytes(b"hello")
     (mount.upload / "file").read_bytes()
     with pytest.raises(FileNotFoundError):
@@ -373,7 +373,7 @@ def test_the_missing_directory_of_a_metrics_file_is_named(unmounted: KeepfsMount
     assert not unmounted.is_mounted()
 
 
-def test_a_metrics_file_that_nobody_reads_is_refused(unmounted: KeepfsMount) -> None:
+def test_a_metrics_file_of_the_wrong_name_is_refused(unmounted: KeepfsMount) -> None:
     unmounted.options = ("--metrics-file", "metrics.txt")
 
     done = unmounted.try_mount()
@@ -382,7 +382,7 @@ def test_a_metrics_file_that_nobody_reads_is_refused(unmounted: KeepfsMount) -> 
     assert b"does not end in .prom" in done.stderr
 
 
-def test_an_event_loop_that_runs_tells_the_service_manager(unmounted: KeepfsMount) -> None:
+def test_a_running_event_loop_notifies_the_service_manager(unmounted: KeepfsMount) -> None:
 
     unmounted.path.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -78,7 +78,7 @@ def test_more_than_a_hundred_waiting_requests_do_not_stop_the_mount(
     assert len(answers) == 150
 
 
-def test_a_client_killed_in_a_lookup_is_gone_soon(
+def test_a_client_killed_in_a_lookup_ends_soon(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     """A lookup can't be interrupted; the mount must notice that its caller is dying."""
@@ -92,7 +92,9 @@ def test_a_client_killed_in_a_lookup_is_gone_soon(
     assert client.wait(timeout=10) == -signal.SIGKILL
 
 
-def test_stat_of_a_known_name_asks_nobody(over: KeepfsMount, store: KeepstoreControls) -> None:
+def test_stat_of_a_known_name_makes_no_request(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
     """Attributes and entries never time out, so the kernel answers by itself."""
     locator = store.store_block(b"known")
     assert (over.by_id / locator).stat().st_size == 5
@@ -104,7 +106,7 @@ def test_stat_of_a_known_name_asks_nobody(over: KeepfsMount, store: KeepstoreCon
         os.kill(over.pid(), signal.SIGCONT)
 
 
-def test_writes_are_not_held_back_in_the_kernel(mount: KeepfsMount) -> None:
+def test_writes_are_not_delayed_in_the_kernel(mount: KeepfsMount) -> None:
     """A writeback cache would let close report success before the bytes are known."""
     with (mount.upload / "file").open("wb", buffering=0) as file:
         file.write(b"x")
@@ -112,7 +114,7 @@ def test_writes_are_not_held_back_in_the_kernel(mount: KeepfsMount) -> None:
         assert os.getxattr(mount.upload / "file", "user.keep.state") == b"dirty"
 
 
-def test_what_the_library_has_no_handler_for_is_answered_sensibly(mount: KeepfsMount) -> None:
+def test_operations_without_a_handler_work_or_are_not_supported(mount: KeepfsMount) -> None:
     path = mount.upload / "file"
     path.write_bytes(b"0123456789")
     with path.open("r+b", buffering=0) as file, (mount.upload / "copy").open("wb") as copy:

@@ -130,9 +130,7 @@ def test_a_store_that_fails_after_its_close_timed_out_is_listed_and_retried(
 
 
 @pytest.mark.parametrize("seconds", [10_413_792_000, -20_000_000_000])
-def test_a_file_of_any_time_is_stored_and_the_next_mount_lives(
-    over: KeepfsMount, seconds: int
-) -> None:
+def test_a_file_with_any_time_is_stored_and_loaded_again(over: KeepfsMount, seconds: int) -> None:
     over.mount()
     path = over.upload / "file"
     with path.open("wb", buffering=0) as file:
@@ -148,7 +146,7 @@ def test_a_file_of_any_time_is_stored_and_the_next_mount_lives(
     assert path.stat().st_mtime_ns == times
 
 
-def test_a_grown_file_whose_block_is_gone_says_why_it_is_not_stored(
+def test_a_grown_file_with_a_lost_block_has_the_reason(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.options += ("--cache-size", "0")
@@ -164,7 +162,7 @@ def test_a_grown_file_whose_block_is_gone_says_why_it_is_not_stored(
     assert b"not found" in os.getxattr(path, "user.keep.error")
 
 
-def test_a_cut_whose_store_fails_leaves_the_size_and_bytes_that_stat_says(
+def test_a_cut_whose_store_fails_leaves_size_and_bytes_consistent(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -193,7 +191,7 @@ def test_a_cut_whose_store_fails_leaves_the_size_and_bytes_that_stat_says(
     wait_until(lambda: state(path) == "stored")
 
 
-def test_a_failed_close_that_a_shell_hides_is_told_by_sync_and_the_log(
+def test_a_failed_close_hidden_by_a_shell_is_reported_by_sync_and_log(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -232,7 +230,7 @@ def test_a_token_file_with_a_second_line_does_not_end_the_mount(
     assert "Traceback" not in over.log_file.read_text()
 
 
-def test_when_the_kernel_aborts_what_is_unsaved_is_spilled(
+def test_when_the_kernel_aborts_unsaved_files_are_spilled(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -252,7 +250,7 @@ def test_when_the_kernel_aborts_what_is_unsaved_is_spilled(
     assert not over.is_mounted()
 
 
-def test_a_mount_without_memory_for_a_while_lives_on_and_loses_nothing(
+def test_a_mount_survives_a_lack_of_memory_without_loss(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -286,7 +284,7 @@ def test_a_mount_without_memory_for_a_while_lives_on_and_loses_nothing(
 # --- the drain ends when it says, with everything safe -------------------------------------
 
 
-def test_one_hung_put_does_not_keep_the_end_beyond_the_drain_timeout(
+def test_a_hung_put_delays_the_end_by_the_drain_timeout_at_most(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.options += ("--drain-timeout", "2", "--request-timeout", "1")
@@ -300,7 +298,7 @@ def test_one_hung_put_does_not_keep_the_end_beyond_the_drain_timeout(
     assert spilled(over) == [b"hangs"]
 
 
-def test_hung_puts_keep_nothing_else_from_being_spilled(
+def test_hung_puts_do_not_prevent_other_spills(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.options += ("--drain-timeout", "600", "--request-timeout", "1")
@@ -337,7 +335,7 @@ def test_a_second_signal_ends_a_drain_with_everything_spilled(
     assert spilled(over) == contents
 
 
-def test_half_of_an_overwrite_is_kept_beside_the_good_version(over: KeepfsMount) -> None:
+def test_a_half_written_overwrite_is_kept_beside_the_stored_version(over: KeepfsMount) -> None:
     over.mount()
     path = over.upload / "file"
     path.write_bytes(b"the good version")
@@ -355,7 +353,7 @@ def test_half_of_an_overwrite_is_kept_beside_the_good_version(over: KeepfsMount)
     assert (over.upload / "file~unsaved").read_bytes() == b"HALFgood version"
 
 
-def test_a_write_that_fails_leaves_what_was_written_before_it_over_an_end_too(
+def test_a_failed_write_keeps_earlier_bytes_also_past_the_old_end(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     """As on a full disk: the program learns it from write, and what is closed then is stored."""
@@ -400,7 +398,7 @@ def test_the_units_stop_timeout_covers_the_drain() -> None:
 # --- one bad thing never blocks the others ---------------------------------------------------
 
 
-def test_a_file_that_cannot_be_stored_does_not_keep_others_from_being_retried(
+def test_a_failing_file_does_not_prevent_other_retries(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -447,7 +445,7 @@ def test_stalled_stores_delay_no_sync_of_what_is_stored(
             os.waitpid(child, 0)
 
 
-def test_a_damaged_spill_record_keeps_no_other_from_being_restored(
+def test_a_damaged_spill_record_does_not_prevent_other_restores(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -484,7 +482,7 @@ def test_an_unsaved_file_renamed_over_a_stored_one_has_its_new_bytes_at_the_next
     wait_until(lambda: state(over.upload / "b") == "stored")
 
 
-def test_a_record_whose_file_was_stored_before_a_crash_comes_back_as_no_second_file(
+def test_a_record_of_a_file_stored_before_a_crash_is_not_restored(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()
@@ -506,7 +504,7 @@ def test_a_record_whose_file_was_stored_before_a_crash_comes_back_as_no_second_f
     assert over.unmount().returncode == 0
 
 
-def test_a_full_state_disk_leaves_no_heap_of_temporary_files(
+def test_a_full_state_disk_leaves_no_temporary_files(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     over.mount()

@@ -209,7 +209,7 @@ def test_a_device_closed_to_users_is_explained(of_user: KeepfsMount) -> None:
     assert b"chmod 666 /dev/fuse" in done.stderr
 
 
-def test_letting_others_in_needs_the_administrators_word(of_user: KeepfsMount) -> None:
+def test_allow_other_needs_user_allow_other(of_user: KeepfsMount) -> None:
     as_user(USER, "unmount", of_user.path, env=of_user.environment)
 
     done = as_user(USER, *of_user.mount_command("--allow-other")[3:], env=of_user.environment)
@@ -218,7 +218,7 @@ def test_letting_others_in_needs_the_administrators_word(of_user: KeepfsMount) -
     assert b"user_allow_other in /etc/fuse.conf" in done.stderr
 
 
-def test_modes_are_obeyed_as_on_a_disk(of_user: KeepfsMount) -> None:
+def test_modes_are_enforced_as_on_a_disk(of_user: KeepfsMount) -> None:
     """The kernel checks them (`default_permissions`); root is never refused."""
     script = """
 echo x > file; mkdir full; echo x > full/inner; chmod 0 file; chmod 500 full
@@ -249,7 +249,7 @@ def test_by_id_refuses_a_user_by_its_modes(of_user: KeepfsMount) -> None:
     assert b"denied" in done.stderr
 
 
-def test_a_mount_without_threads_for_a_while_lives_on_and_loses_nothing(
+def test_a_mount_survives_a_lack_of_threads_without_loss(
     of_user: KeepfsMount,
 ) -> None:
     pid = of_user.pid()

@@ -75,7 +75,7 @@ def test_a_failed_store_is_reported_kept_and_tried_again(
     wait_until(lambda: unsaved(over, "list").stdout == b"")
 
 
-def test_it_is_tried_again_without_anybodys_help(
+def test_a_failed_store_is_retried_automatically(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     store.go_down()
@@ -86,7 +86,7 @@ def test_it_is_tried_again_without_anybodys_help(
 
 
 @pytest.mark.parametrize("end", ["unmount", "SIGTERM"])
-def test_what_is_unsaved_at_the_end_is_put_aside_and_taken_up(
+def test_unsaved_files_are_spilled_and_restored(
     over: KeepfsMount, store: KeepstoreControls, end: str
 ) -> None:
     content = os.urandom(100_000)
@@ -162,7 +162,7 @@ def test_small_files_that_fail_count_with_the_memory_that_each_takes(
     assert 15 < held <= 128 * 1024 // SLOT_OVERHEAD
 
 
-def test_what_is_aside_can_be_exported_and_dropped(
+def test_spilled_files_can_be_exported_and_dropped(
     over: KeepfsMount, store: KeepstoreControls
 ) -> None:
     store.go_down()
@@ -183,7 +183,7 @@ def test_what_is_aside_can_be_exported_and_dropped(
     assert b"isn't mounted" in done.stderr
 
 
-def test_damaged_bytes_are_not_taken_up(over: KeepfsMount, store: KeepstoreControls) -> None:
+def test_damaged_bytes_are_not_restored(over: KeepfsMount, store: KeepstoreControls) -> None:
     store.go_down()
     fail(over.upload / "file", b"to be damaged")
     over.unmount()
@@ -198,7 +198,9 @@ def test_damaged_bytes_are_not_taken_up(over: KeepfsMount, store: KeepstoreContr
     assert path.exists()
 
 
-def test_a_removed_file_is_not_missed(over: KeepfsMount, store: KeepstoreControls) -> None:
+def test_a_removed_unsaved_file_is_not_reported(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
     store.go_down()
     fail(over.upload / "file", b"unwanted")
     (over.upload / "file").unlink()
@@ -209,7 +211,7 @@ def test_a_removed_file_is_not_missed(over: KeepfsMount, store: KeepstoreControl
     assert not (over.base / "state" / "unsaved").exists()
 
 
-def test_the_catalog_is_for_one_mount_and_one_store(unmounted: KeepfsMount) -> None:
+def test_a_catalog_belongs_to_one_mount_and_one_store(unmounted: KeepfsMount) -> None:
     unmounted.mount()
     (unmounted.upload / "file").touch()
     other = KeepfsMount(unmounted.base / "other", env=unmounted.env)
@@ -289,7 +291,7 @@ def test_a_crash_leaves_the_old_version_or_the_new(unmounted: KeepfsMount) -> No
     assert (unmounted.upload / "replaced").read_bytes() == b"the old version"
 
 
-def test_what_fsync_stored_survives_though_the_file_is_written_on(
+def test_fsynced_bytes_survive_while_the_file_is_written(
     unmounted: KeepfsMount,
 ) -> None:
     unmounted.mount()
@@ -306,7 +308,7 @@ def test_what_fsync_stored_survives_though_the_file_is_written_on(
     assert (unmounted.upload / "file").read_bytes() == b"synced"
 
 
-def test_services_that_go_and_come_back_get_everything_in_the_end(tmp_path: Path) -> None:
+def test_services_that_fail_and_recover_get_everything(tmp_path: Path) -> None:
     outcome = soak(tmp_path, seconds=0.5, files=30)
 
     assert outcome.failed > 0

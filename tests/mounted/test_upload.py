@@ -80,7 +80,9 @@ def test_a_shell_may_flush_before_it_writes_and_after_each_echo(
     assert (here / "three").read_bytes() == b"a\nb\nc\nd\n"
 
 
-def test_dup_and_fork_may_close_and_write_on(shared: KeepfsMount, here: Path) -> None:
+def test_a_file_can_be_written_after_a_close_by_dup_or_fork(
+    shared: KeepfsMount, here: Path
+) -> None:
     with (here / "file").open("wb", buffering=0) as file:
         file.write(b"before ")
         os.close(os.dup(file.fileno()))
@@ -108,7 +110,7 @@ def test_bytes_may_be_written_in_any_order(shared: KeepfsMount, here: Path) -> N
     assert stored(shared, here / "file") == expected
 
 
-def test_appending_goes_to_the_end(shared: KeepfsMount, here: Path) -> None:
+def test_appending_writes_at_the_end(shared: KeepfsMount, here: Path) -> None:
     for word in (b"one ", b"two ", b"three"):
         with (here / "file").open("ab") as file:
             file.write(word)
@@ -167,7 +169,7 @@ def test_a_hole_is_zeros_and_a_size_has_a_limit(shared: KeepfsMount, here: Path)
     assert caught.value.errno == errno.EFBIG
 
 
-def test_what_mmap_writes_is_stored_too(shared: KeepfsMount, here: Path) -> None:
+def test_bytes_written_by_mmap_are_stored(shared: KeepfsMount, here: Path) -> None:
     path = here / "file"
     path.write_bytes(b"." * 10_000)
     with path.open("r+b") as file:
@@ -205,7 +207,7 @@ def test_times_set_through_the_handle_survive_the_close(here: Path) -> None:
     assert (here / "file").stat().st_mtime_ns == 2
 
 
-def test_writing_and_entries_move_the_times(here: Path) -> None:
+def test_writes_and_new_entries_set_the_times(here: Path) -> None:
     path = here / "file"
     os.utime(here, ns=(1, 1))
     path.write_bytes(b"x")
@@ -216,7 +218,7 @@ def test_writing_and_entries_move_the_times(here: Path) -> None:
     assert path.stat().st_mtime_ns > 1
 
 
-def test_the_owner_stays_who_it_is(here: Path) -> None:
+def test_the_owner_cannot_be_changed(here: Path) -> None:
     path = here / "file"
     path.touch()
     os.chown(path, os.getuid(), os.getgid())
@@ -262,7 +264,7 @@ def test_many_entries_are_listed_once_each_and_removed_while_listed(here: Path) 
     assert os.listdir(here) == []
 
 
-def test_a_long_directory_is_listed_in_parts_and_what_is_removed_meanwhile_left_out(
+def test_a_long_directory_is_listed_in_parts_without_removed_entries(
     here: Path,
 ) -> None:
     names = [f"{number:03}" for number in range(700)]
@@ -293,7 +295,7 @@ def test_renaming_moves_a_file_with_its_locator(shared: KeepfsMount, here: Path)
     assert os.listdir(here) == ["moved"]
 
 
-def test_renaming_follows_the_rules(here: Path) -> None:
+def test_renaming_fails_with_the_errnos_of_linux(here: Path) -> None:
     (here / "file").touch()
     (here / "full" / "x").mkdir(parents=True)
     (here / "empty").mkdir()
@@ -350,7 +352,7 @@ def test_symlinks_are_kept_and_hard_links_refused(here: Path) -> None:
     assert (here / "node").read_bytes() == b""
 
 
-def test_odd_names_are_names(here: Path) -> None:
+def test_odd_names_can_be_used(here: Path) -> None:
     names = [b"with blank", "ünïcödé".encode(), b"\xff\xfe", b"new\nline", b"x" * 255, b"-rf"]
     for name in names:
         (here / os.fsdecode(name)).write_bytes(name)
@@ -363,7 +365,7 @@ def test_odd_names_are_names(here: Path) -> None:
         (here / ("x" * 256)).stat()
 
 
-def test_a_reader_sees_what_a_writer_has_written(here: Path) -> None:
+def test_a_reader_sees_the_bytes_of_a_writer(here: Path) -> None:
     with (here / "file").open("wb", buffering=0) as writer, (here / "file").open("rb") as reader:
         writer.write(b"unclosed")
         assert reader.read() == b"unclosed"
@@ -381,7 +383,7 @@ def test_two_writers_of_one_file_both_count(shared: KeepfsMount, here: Path) -> 
     assert stored(shared, path) == b"cbba"
 
 
-def test_a_mount_to_read_only_refuses_changes(tmp_path: Path) -> None:
+def test_a_read_only_mount_refuses_changes(tmp_path: Path) -> None:
     from tests.mounted.mounts import mounted  # noqa: PLC0415 - a mount of its own
 
     with mounted(tmp_path, "--read-only") as mount:
@@ -395,14 +397,14 @@ def test_a_mount_to_read_only_refuses_changes(tmp_path: Path) -> None:
                 attempt()
 
 
-def test_setgid_directories_hand_down_their_group(here: Path) -> None:
+def test_entries_inherit_the_group_of_setgid_directories(here: Path) -> None:
     here.chmod(0o2755)
     (here / "inner").mkdir()
 
     assert (here / "inner").stat().st_mode & stat.S_ISGID
 
 
-def test_with_direct_io_files_are_the_same_but_for_shared_mappings(tmp_path: Path) -> None:
+def test_with_direct_io_only_shared_mappings_are_missing(tmp_path: Path) -> None:
     content = os.urandom(3 * 1024 * 1024 + 17)
     with mounted(tmp_path, "--direct-io") as mount:
         path = mount.upload / "file"

@@ -54,7 +54,7 @@ def mount(store: KeepstoreControls, request: pytest.FixtureRequest) -> Iterator[
             it.clean_up()
 
 
-def test_collections_are_read_by_all_and_listed_for_their_finders() -> None:
+def test_collections_are_readable_by_all_and_listed_after_a_lookup() -> None:
     with tempfile.TemporaryDirectory(prefix="keepfs-users-") as directory:
         base = Path(directory)
         base.chmod(0o755)
@@ -109,7 +109,7 @@ def without_empty(names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith("d41d8cd98f00b204e9800998ecf8427e")]
 
 
-def test_a_private_file_of_upload_is_private_in_by_id_too(mount: KeepfsMount) -> None:
+def test_a_private_file_is_private_in_by_id_too(mount: KeepfsMount) -> None:
     secret = store_as(ALICE, mount, "secret", SECRET)
     public = store_as(ALICE, mount, "public", b"for all", umask="022")
 
@@ -171,7 +171,7 @@ def test_group_members_see_what_their_group_may_read(mount: KeepfsMount) -> None
     assert listed_for(BOB, mount) == []
 
 
-def test_a_name_that_was_looked_up_is_listed_for_who_did(
+def test_a_name_is_listed_for_the_user_that_looked_it_up(
     mount: KeepfsMount, store: KeepstoreControls
 ) -> None:
     locator = store.store_block(b"known to Alice")
@@ -184,7 +184,7 @@ def test_a_name_that_was_looked_up_is_listed_for_who_did(
     assert (before, listed_for(BOB, mount)) == ([], [locator])
 
 
-def test_a_name_that_two_store_is_for_both_and_for_whoever_knows_it(mount: KeepfsMount) -> None:
+def test_a_block_that_two_users_store_is_readable_by_all(mount: KeepfsMount) -> None:
     """Only who knows the content can know the name of a local store, where it isn't signed."""
     with tempfile.TemporaryDirectory(prefix="keepfs-users-") as name:
         base = Path(name)
@@ -207,7 +207,7 @@ def test_a_name_that_two_store_is_for_both_and_for_whoever_knows_it(mount: Keepf
     assert mount.is_mounted()
 
 
-def test_a_bare_or_forged_name_opens_nothing_that_is_in_memory(
+def test_an_unsigned_or_forged_name_does_not_open_cached_blocks(
     mount: KeepfsMount, store: KeepstoreControls
 ) -> None:
     secret = store_as(ALICE, mount, "secret", SECRET)
@@ -229,7 +229,7 @@ def test_a_bare_or_forged_name_opens_nothing_that_is_in_memory(
 
 
 @pytest.mark.parametrize("mount", [("--share-signatures",)], indirect=True)
-def test_shared_signatures_open_bare_names_of_what_others_have_used(
+def test_shared_signatures_open_unsigned_names(
     mount: KeepfsMount, store: KeepstoreControls
 ) -> None:
     signed = store.store_block(b"known to Alice")
@@ -262,7 +262,7 @@ def run_in_group(uid: int, script: str, *arguments: Path) -> subprocess.Complete
     )
 
 
-def test_a_shared_drop_directory_is_for_its_group(mount: KeepfsMount) -> None:
+def test_a_shared_drop_directory_is_usable_by_its_group(mount: KeepfsMount) -> None:
     """The recipe of docs/several-users.md."""
     drop = mount.upload / "drop"
     drop.mkdir()

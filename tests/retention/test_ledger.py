@@ -1,4 +1,4 @@
-"""What a mount records of its collections."""
+"""The record of a mount's collections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collections of a mount, over real sockets, from a server with faults."""
+"""The collections of a mount, over real sockets, at a server with faults."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_first_file_makes_a_collection_and_further_ones_change_it(
     assert Ledger.of(mounted.catalog.about(KEY)) == mirror.ledger
 
 
-def test_the_next_mount_goes_on_with_it(mounted: Mounted, api: ApiControls) -> None:
+def test_the_next_mount_uses_the_same_collection(mounted: Mounted, api: ApiControls) -> None:
     mounted.add("a")
     mounted.mirror().update()
     mounted.add("b")
@@ -159,7 +159,7 @@ def test_a_request_without_an_answer_makes_no_second_collection(
     assert kept["file_count"] == 2
 
 
-def test_a_collection_that_somebody_changed_stays_and_another_is_made(
+def test_a_collection_changed_by_another_client_stays_and_another_is_made(
     mounted: Mounted, api: ApiControls, caplog: pytest.LogCaptureFixture
 ) -> None:
     mirror = mounted.mirror()
@@ -261,7 +261,9 @@ def test_fresh_signatures_come_in_one_request(
     assert newer.perm_sig != locator.perm_sig
 
 
-def test_a_token_that_may_not_create_is_told_apart(mounted: Mounted, api: ApiControls) -> None:
+def test_a_token_that_may_not_create_raises_a_separate_error(
+    mounted: Mounted, api: ApiControls
+) -> None:
     api.configure(tokens=(), read_only_tokens=(TEST_TOKEN,))
     mounted.add("a")
 
@@ -284,7 +286,7 @@ def test_a_signature_of_another_token_is_refused_and_nothing_is_changed(
     assert kept["file_count"] == 1
 
 
-def test_files_whose_signature_has_ended_do_not_keep_the_others_out(
+def test_files_with_expired_signatures_do_not_exclude_others(
     mounted: Mounted, api: ApiControls, store: KeepstoreControls
 ) -> None:
     store.set_clock(10**18)  # 2001: what it signs has ended long ago
@@ -302,7 +304,7 @@ def test_files_whose_signature_has_ended_do_not_keep_the_others_out(
     ("status", "error"),
     [(401, UnauthorizedError), (422, InvalidRequestError), (503, ApiUnreachableError)],
 )
-def test_what_the_server_refuses_is_raised_and_done_later(
+def test_a_refused_update_raises_and_is_made_later(
     mounted: Mounted, api: ApiControls, status: int, error: type[Exception]
 ) -> None:
     mirror = mounted.mirror()

@@ -78,7 +78,7 @@ def test_a_file_takes_no_more_than_was_estimated(names: list[str], blocks: int) 
         assert text <= text_size(file) + sum(map(text_size, folders))
 
 
-def test_symlinks_take_nothing() -> None:
+def test_symlinks_take_no_bytes() -> None:
     link = StoredNode("a", 2, Metadata(stat.S_IFLNK | 0o777, 0, 0, 0), target=b"b")
 
     assert text_size(link) == 0

@@ -1,4 +1,4 @@
-"""Newer locators take the place of older ones."""
+"""Newer locators replace older ones."""
 
 from __future__ import annotations
 

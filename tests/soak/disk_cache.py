@@ -87,6 +87,7 @@ def soak(directory: Path, *, kills: int, damages: int, seed: int) -> Outcome:
             workers[at].wait()
             outcome.kills += 1
             workers[at] = subprocess.Popen([*start, str(seed + _WORKERS + outcome.kills)])
+        _await_a_block(directory)
     finally:
         for each in workers:
             each.kill()
@@ -101,6 +102,16 @@ def soak(directory: Path, *, kills: int, damages: int, seed: int) -> Outcome:
     outcome.thrown_out = cache.statistics().damaged
     cache.close()
     return outcome
+
+
+def _await_a_block(directory: Path) -> None:
+    """Wait until the workers have written a block that nothing damages any more."""
+    cache, end = cache_in(directory), time.monotonic() + 60
+    while time.monotonic() < end:
+        if any(cache.read(block_of(number)[0]) is not None for number in range(_BLOCKS)):
+            break
+        time.sleep(0.1)
+    cache.close()
 
 
 def _damage(directory: Path, odds: random.Random) -> bool:

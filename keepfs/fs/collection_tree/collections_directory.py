@@ -1,7 +1,7 @@
 """collections/: any collection's uuid or portable data hash is a folder in it.
 
-Any other name fails with ENOENT, without a request. The listing shows to each user the
-collections that the user looked up, as long as the kernel remembers them.
+Any other name fails with ENOENT, without a request. A listing shows a user the collections
+that the user has looked up and that are still loaded.
 
 For the trio thread only.
 """
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from keepfs.fs.collection_tree.loaded import CollectionSource
     from keepfs.fs.nodes import Metadata, Node
 
-#: Seconds for which the kernel remembers that a collection wasn't found: it may be made
-#: any moment.
+#: Seconds for which the kernel caches that a collection wasn't found: it may be created at any
+#: time.
 NOT_FOUND_TIMEOUT = 1.0
-#: Bytes of manifests kept though the kernel has forgotten their nodes, by default. A mount
-#: derives it from `--cache-size`.
+#: Default of `budget`, in bytes. A mount derives the budget from `--cache-size`.
 DEFAULT_BUDGET = 64 * 1024 * 1024
 
 
@@ -39,12 +38,12 @@ class CollectionsDirectory(DirectoryNode):
 
     Args:
         metadata: The attributes of the directory; its user and group are those of all files.
-        source: Where collections come from.
-        blocks: Where the blocks are.
+        source: The source of collections.
+        blocks: The block store.
         refresh: Seconds after which an access by uuid checks for a new version.
-        budget: Most bytes, estimated, of collections that stay loaded though the kernel has
-            forgotten their nodes. The one looked up last stays, whatever its size. Collections
-            with nodes that the kernel remembers count, but are not unloaded.
+        budget: Most bytes, estimated, of collections that stay loaded after the kernel has
+            forgotten their nodes. The one looked up last stays loaded, whatever its size.
+            Collections with nodes that the kernel has not forgotten count, and are not unloaded.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class CollectionsDirectory(DirectoryNode):
         self._blocks = blocks
         self._refresh = refresh
         self._loading: dict[str, LiveCollection] = {}
-        # The kernel's hold on a node is what keeps it here.
+        # Weak: a node is kept alive by the inode table and by `_kept`.
         self._roots: WeakValueDictionary[str, CollectionRoot] = WeakValueDictionary()
         self._budget = budget
-        # Those looked up last, the latest at the end.
+        # The collections looked up last, the latest at the end.
         self._kept: OrderedDict[str, CollectionRoot] = OrderedDict()
 
     @property
@@ -73,7 +72,7 @@ class CollectionsDirectory(DirectoryNode):
 
     @property
     def not_found_timeout(self) -> float:
-        """Seconds for which the kernel may remember that a name wasn't found."""
+        """Seconds for which the kernel may cache that a name wasn't found."""
         return NOT_FOUND_TIMEOUT
 
     async def lookup(self, name: str) -> Node:
@@ -81,14 +80,14 @@ class CollectionsDirectory(DirectoryNode):
 
         Raises:
             RefusedError: ENOENT, the name is neither a uuid nor a portable data hash.
-            KeepRequestError: There is none, or it couldn't be had.
+            KeepRequestError: There is no such collection, or it couldn't be read.
         """
         if not (is_uuid(name) or is_hash(name)):
             raise RefusedError(errno.ENOENT)
         root = self._roots.get(name)
         if root is None:
             live = await self._loaded(name)
-            # Another lookup of the name may have come first: the kernel is to see one folder.
+            # A concurrent lookup may have made the folder: a name must have one inode.
             root = self._roots.get(name) or CollectionRoot(live)
             self._roots[name] = root
         else:
@@ -105,9 +104,9 @@ class CollectionsDirectory(DirectoryNode):
         return self._roots.get(name)
 
     def _keep(self, name: str, root: CollectionRoot) -> None:
-        """Keep a collection loaded; let the least recently used go while the budget is exceeded.
+        """Keep a collection loaded; drop the least recently used while the budget is exceeded.
 
-        What is let go is freed when the kernel has forgotten its nodes.
+        A dropped collection is freed when the kernel has forgotten its nodes.
         """
         self._kept[name] = root
         self._kept.move_to_end(name)
@@ -116,7 +115,7 @@ class CollectionsDirectory(DirectoryNode):
             taken -= _size_of(self._kept.popitem(last=False)[1])
 
     async def _loaded(self, name: str) -> LiveCollection:
-        """Load a collection, or join a lookup that does."""
+        """Load a collection, or join a lookup that loads it."""
         live = self._loading.get(name)
         if live is None:
             live = LiveCollection(name, self._source, self._blocks, self.metadata, self._refresh)
@@ -124,7 +123,7 @@ class CollectionsDirectory(DirectoryNode):
         try:
             await live.check()
         finally:
-            if not live.is_loading:  # a lookup that was given up leaves it to the next
+            if not live.is_loading:  # still loading after a cancellation: the next lookup joins
                 self._loading.pop(name, None)
         return live
 

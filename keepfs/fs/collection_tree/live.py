@@ -1,7 +1,7 @@
 """LiveCollection: a collection by its name, loaded at a lookup and refreshed.
 
-The content of a portable data hash never changes. A uuid is fetched again at a lookup if the
-last answer is older than the refresh interval.
+The content of a portable data hash never changes. A collection by uuid is requested again at
+a lookup or listing if the last answer is older than the refresh interval.
 
 For the trio thread only.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after which a uuid is fetched again.
+#: Default of `refresh`: seconds after which an access by uuid checks for a new version.
 DEFAULT_REFRESH = 15.0
 _DEFINITE = frozenset((Cause.NOT_FOUND, Cause.DENIED))
 
@@ -38,8 +38,8 @@ class LiveCollection:
 
     Args:
         name: Uuid or portable data hash.
-        source: Where collections come from.
-        blocks: Where the blocks are; runs what waits in threads.
+        source: The source of collections.
+        blocks: The block store; runs the requests in threads.
         owner: The user and group of files and folders.
         refresh: Seconds after which an access by uuid checks for a new version.
 
@@ -67,14 +67,13 @@ class LiveCollection:
         self._asking: Future[Loaded] | None = None
 
     async def check(self) -> None:
-        """Return when the content is current. Callers at the same time cause one request.
+        """Return when the content is current. Concurrent callers share one request.
 
-        If the source can't be asked now, the content that is known stays, with a line in
-        the log.
+        If the source fails temporarily, the known content is kept, with a line in the log.
 
         Raises:
-            KeepRequestError: There is no such collection, or not for this token; or nothing
-                is known of it and the source can't be asked.
+            KeepRequestError: There is no such collection, or the token may not read it; or no
+                content is known and the source failed.
         """
         if self._left() <= 0 or self.content is None:
             try:
@@ -91,7 +90,7 @@ class LiveCollection:
         return self._asking is not None
 
     def validity(self) -> Validity:
-        """Return how long the kernel may answer for it by itself."""
+        """Return how long the kernel may cache its names and attributes."""
         left = self._left()
         return FOREVER if left == float("inf") else Validity(max(0.0, left), max(0.0, left))
 

@@ -1,9 +1,9 @@
-"""LoadedCollection: the contents of a collection at one time, and their source.
+"""LoadedCollection: the contents of a collection, with signatures that are renewed.
 
 The content of a portable data hash never changes, but the signatures of its blocks expire: they
-are fetched again at half their time, and when a service refuses one.
+are fetched again after half of their lifetime, and when a service refuses one.
 
-For the trio thread only, unless said otherwise.
+For the trio thread only, except the functions that block or name another thread.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Linux has no longer value of an extended attribute (XATTR_SIZE_MAX), in bytes.
+#: Longest value of an extended attribute in Linux (XATTR_SIZE_MAX), in bytes.
 MAX_XATTR = 65536
-#: Bytes counted for any collection: its record, and objects that do not grow with it. Guessed;
-#: it bounds the number of small ones.
+#: Bytes counted for each collection in addition to its manifest: its record, and objects of
+#: fixed size. Guessed; it bounds the number of small collections.
 _BASE_SIZE = 16 * 1024
-#: Seconds between two fetches of signatures: a refusal that another one didn't end is none of
-#: the signature's. Guessed.
+#: Least seconds between two fetches of signatures: if a service still refuses after a fetch,
+#: the signatures are not the cause. Guessed.
 _RENEWAL_INTERVAL = 10.0
 _SIGNED = re.compile(rb"(?<= )[0-9a-f]{32}\+[0-9]+\S*\+A[0-9a-f]{40}@([0-9A-Fa-f]{8})\S*")
 
 
 class CollectionSource(Protocol):
-    """Where collections come from. Calls may block; any thread may make them."""
+    """A source of collections. Calls may block; any thread may make them."""
 
     def get(self, name: str, *, with_manifest: bool = True) -> CollectionRecord:
         """Return a collection by uuid or portable data hash.
 
         Raises:
-            KeepRequestError: It couldn't be had; the cause says why.
+            KeepRequestError: It couldn't be read; the cause has the reason.
         """
 
 
@@ -62,9 +62,9 @@ class BlockSignatures:
     """The signatures of a manifest's blocks.
 
     Attributes:
-        locators: The signed ones.
-        renewed_at: When they were fetched, in seconds since 1970.
-        expire_at: When the first of them expires; infinite without any.
+        locators: The signed locators.
+        renewed_at: The time at which they were fetched, in seconds since 1970.
+        expire_at: The time at which the first of them expires; infinite without any.
     """
 
     locators: frozenset[str]
@@ -73,7 +73,7 @@ class BlockSignatures:
 
     @classmethod
     def of(cls, text: bytes) -> BlockSignatures:
-        """Find those of a manifest's text. Any thread may call it."""
+        """Return the signatures in a manifest's text. Any thread may call it."""
         locators, expiries = set(), set()
         for found in _SIGNED.finditer(text):
             locators.add(found[0].decode())
@@ -86,7 +86,7 @@ class BlockSignatures:
 
     @property
     def are_due(self) -> bool:
-        """Whether half of their time is over."""
+        """Whether half of their lifetime is over."""
         return time.time_ns() / 1e9 > (self.renewed_at + self.expire_at) / 2
 
 
@@ -96,9 +96,9 @@ class LoadedCollection:
     Args:
         record: The collection, without its manifest.
         manifest: Its files.
-        signatures: Those of the manifest's blocks.
-        source: Where signatures come from.
-        blocks: Runs what waits in threads.
+        signatures: The signatures of the manifest's blocks.
+        source: The source of newer signatures.
+        blocks: Runs the requests in threads.
         owner: The user and group of files and folders.
 
     Attributes:
@@ -128,7 +128,7 @@ class LoadedCollection:
 
     @property
     def memory_size(self) -> int:
-        """Bytes of memory that it takes, estimated: the manifest, and signed locators as texts."""
+        """Bytes of memory that it takes, estimated from the manifest and the signed locators."""
         signed = self._signatures.locators
         one = next(iter(signed), "")
         return _BASE_SIZE + self.manifest.memory_size + len(signed) * (sys.getsizeof(one) + 32)
@@ -154,7 +154,7 @@ class LoadedCollection:
         return {name: value for name, value in found.items() if value}
 
     def renew_if_due(self) -> None:
-        """Begin to fetch signatures if half of their time is over; wait for nothing."""
+        """Start to fetch signatures if half of their lifetime is over. Doesn't wait."""
         if self._signatures.are_due and self._may_ask():
             self._renew()
 
@@ -162,7 +162,7 @@ class LoadedCollection:
         """Fetch signatures after a refusal; return whether a read may succeed now.
 
         Args:
-            refused: The manifest that the refused one was from.
+            refused: The manifest that had the refused signature.
         """
         if self.manifest is refused and self._signatures.locators and self._may_ask():
             future = self._renew()
@@ -202,12 +202,12 @@ class LoadedCollection:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a thread has fetched.
+    """The result of `load`.
 
     Attributes:
         record: The collection, without its manifest.
-        manifest: Its files; None where they are those that were known.
-        signatures: Those of the manifest's blocks; None with no manifest.
+        manifest: Its files; None if the content is the known one.
+        signatures: The signatures of the manifest's blocks; None without a manifest.
     """
 
     record: CollectionRecord
@@ -219,13 +219,13 @@ def load(source: CollectionSource, name: str, known_hash: str = "") -> Loaded:
     """Fetch a collection and parse its manifest. Blocks; for threads.
 
     Args:
-        source: Where it comes from.
+        source: The source of the collection.
         name: Uuid or portable data hash.
-        known_hash: The portable data hash of the content that is known; a collection that still
-            has it is not fetched.
+        known_hash: The portable data hash of the known content; the manifest of a collection
+            that still has it is not fetched.
 
     Raises:
-        KeepRequestError: It couldn't be had, or its manifest is none (cause CORRUPT).
+        KeepRequestError: It couldn't be read, or its manifest is invalid (cause CORRUPT).
     """
     if known_hash:
         described = source.get(name, with_manifest=False)
@@ -249,7 +249,7 @@ def _signed_anew(
 
 
 def _time_ns(text: str) -> int:
-    """Return a time of the API server in nanoseconds since 1970; a fixed one if it is none."""
+    """Return a time of the API server in nanoseconds since 1970; `TIMELESS_NS` if invalid."""
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:

@@ -1,8 +1,8 @@
 """The nodes of a collection: made by a lookup or listing, freed when the kernel forgets them.
 
-A folder keeps its place in the collection, and looks its entries up in what the collection has
-now. A file keeps the ranges it had: if the collection changes, an open file stays readable, and
-the name is another node, with another inode number, unless the bytes are the same.
+A folder has a path in the collection, and looks its entries up in the current content. A file
+keeps its ranges: if the collection changes, an open file stays readable. The name then gets
+another node, with another inode number, unless the bytes are the same.
 
 For the trio thread only.
 """
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from keepfs.fs.collection_tree.loaded import LoadedCollection
     from keepfs.fs.nodes import Caller
 
-#: The longest name that every kernel takes, in bytes (FUSE_NAME_MAX of older ones): a longer one
-#: would fail the listing of its folder.
+#: The longest name that every kernel accepts, in bytes: FUSE_NAME_MAX of older ones. A longer
+#: name would make the listing of its folder fail.
 _MAX_NAME = 1024
 
 _located = functools.lru_cache(4096)(KeepLocator)
@@ -63,7 +63,7 @@ class CollectionFile(FileNode):
 
     @property
     def path(self) -> str:
-        """The path in the mount, for the log."""
+        """The path below collections/, for the log."""
         return f"{self._live.name}/{self._file.path}"
 
     @property
@@ -73,7 +73,7 @@ class CollectionFile(FileNode):
 
     @property
     def size(self) -> int:
-        """Bytes, from the manifest."""
+        """The size in bytes, from the manifest."""
         return self._file.size
 
     def follow(self, content: LoadedCollection, file: File) -> bool:
@@ -90,7 +90,7 @@ class CollectionFile(FileNode):
         return Attributes(self.inode, self.metadata, self.size, 1, self._live.validity())
 
     def xattrs(self) -> Mapping[str, str]:
-        """Return `user.keep.…`: the collection's, and the locators if the kernel takes them."""
+        """Return `user.keep.…`: those of the collection, and the locators if they fit (64 KiB)."""
         found = {"user.keep.state": "stored", **self._content.xattrs()}
         locators: dict[str, None] = {}
         length = -1
@@ -108,9 +108,9 @@ class CollectionFile(FileNode):
         return found
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Return the bytes there are from `offset` on, out of verified blocks.
+        """Return the bytes from `offset` on, `size` at most, from verified blocks.
 
-        If a service refuses a signature, signatures are fetched once, and the read is repeated.
+        If a service refuses a signature, new ones are fetched and the read is repeated, once.
         """
         content = self._content
         content.renew_if_due()
@@ -150,7 +150,7 @@ class CollectionFolder(DirectoryNode):
     Args:
         live: The collection, loaded.
         path: The path of the folder in the collection; empty for its root.
-        inode: Its number, where it is given.
+        inode: Its inode number; None for a new one.
     """
 
     __slots__ = ("__weakref__", "_children", "_content", "_directory", "_listed", "_path", "live")
@@ -163,7 +163,7 @@ class CollectionFolder(DirectoryNode):
         self._content: LoadedCollection | None = None
         self._directory: Directory | None = None
         self._listed: _EntryNames | None = None
-        # The kernel's hold on a node is what keeps it here.
+        # Weak: a node is kept alive by the inode table, until the kernel forgets it.
         self._children: WeakValueDictionary[str, Node] = WeakValueDictionary()
 
     @property
@@ -173,7 +173,7 @@ class CollectionFolder(DirectoryNode):
 
     @property
     def not_found_timeout(self) -> float:
-        """Seconds for which the kernel may remember that a name wasn't found."""
+        """Seconds for which the kernel may cache that a name wasn't found."""
         return self.live.validity().entry
 
     def attributes(self) -> Attributes:
@@ -186,15 +186,15 @@ class CollectionFolder(DirectoryNode):
         return _content_of(self.live).xattrs()
 
     async def prepare_listing(self) -> None:
-        """Return when the collection is current."""
+        """Return when the content of the collection is current."""
         await self.live.check()
 
     async def lookup(self, name: str) -> Node:
         """Find an entry.
 
         Raises:
-            RefusedError: ENOENT, there is none of that name.
-            KeepRequestError: The collection is gone.
+            RefusedError: ENOENT, no entry has this name.
+            KeepRequestError: The collection was removed, or access to it was denied.
         """
         await self.live.check()
         node = self.entry_nowait(name)
@@ -214,7 +214,7 @@ class CollectionFolder(DirectoryNode):
         listed = self._listed
         entry: Directory | File | None
         if listed is not None and listed.directory is directory and name == listed.last_name:
-            entry = listed.last  # a listing asks for the name that it was just given
+            entry = listed.last  # a listing looks up the name that it just got
         else:
             entry = None if directory is None else directory.lookup(name)
         content = self._content
@@ -235,7 +235,7 @@ class CollectionFolder(DirectoryNode):
         return node
 
     def _now(self) -> Directory | None:
-        """Return the folder in what the collection has now; None where it has it no more."""
+        """Return the folder in the current content; None if it no longer exists."""
         content = _content_of(self.live)
         if content is not self._content:
             entry = content.manifest.lookup(self._path)
@@ -245,7 +245,7 @@ class CollectionFolder(DirectoryNode):
 
 
 class CollectionRoot(CollectionFolder):
-    """A collection in collections/, with the users that have looked it up."""
+    """The root folder of a collection in collections/, with the users that have looked it up."""
 
     __slots__ = ("_finders",)
 
@@ -254,11 +254,11 @@ class CollectionRoot(CollectionFolder):
         self._finders: set[int] = set()
 
     def found_by(self, caller: Caller) -> None:
-        """Note that a user looked it up."""
+        """Record that a user looked it up."""
         self._finders.add(caller.uid)
 
     def is_listed_for(self, caller: Caller) -> bool:
-        """Tell whether the user has looked it up; root sees all."""
+        """Return whether the user has looked it up; True for root."""
         return caller.uid == 0 or caller.uid in self._finders
 
 
@@ -292,12 +292,12 @@ class _EntryNames(Sequence[str]):
 def _content_of(live: LiveCollection) -> LoadedCollection:
     content = live.content
     if content is None:
-        raise RefusedError(errno.EIO)  # nodes are made of what is loaded
+        raise RefusedError(errno.EIO)  # can't happen: nodes are made from loaded content
     return content
 
 
 def _starts(file: File) -> Sequence[int]:
-    """Return where each range starts in the file."""
+    """Return the offset in the file at which each range starts."""
     starts, end = array("Q"), 0
     for each in file.ranges():
         starts.append(end)
@@ -306,7 +306,7 @@ def _starts(file: File) -> Sequence[int]:
 
 
 def _has_same_bytes(old: File, new: File) -> bool:
-    """Tell whether two files are the same ranges of the same blocks, whatever their hints."""
+    """Return whether two files have the same ranges of the same blocks; hints may differ."""
     return all(
         one is not None
         and other is not None

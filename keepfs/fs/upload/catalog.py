@@ -4,7 +4,7 @@ Every change is one transaction, committed before the call returns: a crash of
 keepfs leaves the old version or the new one. A commit goes to the operating
 system, not to the disk: that survives a crash of keepfs, and takes some 50 µs,
 so the trio thread may wait for it. `sync` makes what is committed survive a
-power cut; it takes as long as the disk does, so it is for worker threads.
+power cut; it waits for the disk, so it is called in worker threads.
 
 Only the stored version of a file is recorded. A file that isn't stored yet has no
 entry, or the entry of the version before.
@@ -50,9 +50,9 @@ _log = logging.getLogger(__name__)
 #: The number of upload/ itself.
 ROOT = 1
 
-#: Directories above an entry that are read, in a catalog that may be damaged.
+#: Most directories above an entry that are read: a damaged catalog may have a cycle.
 _DEEPEST = 100_000
-#: Bytes of the log after which it is worth a checkpoint.
+#: Bytes of the log beyond which `checkpoint` does anything.
 _LONG_LOG = 4 * 2**20
 
 
@@ -63,7 +63,9 @@ class CatalogError(Exception):
 class Catalog:
     """The names of one mount's upload/.
 
-    For one thread at a time, except `sync` and `checkpoint`.
+    For one thread at a time, except `sync` and `checkpoint`. A method that changes entries
+    must be called within `change`, unless its description names a transaction. Reads raise
+    OSError, EIO or ENOSPC, if the database can't be read.
 
     Args:
         path: The database, created if missing. None for one in memory.
@@ -137,7 +139,7 @@ class Catalog:
         return self._database.execute(query, (ROOT,)).fetchone() is not None
 
     def close(self) -> None:
-        """Close the database; all commits are on the disk then."""
+        """Close the database. SQLite syncs all commits, unless another connection is open."""
         self._database.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -145,9 +147,8 @@ class Catalog:
     # --- reading ------------------------------------------------------------
 
     def root(self) -> Metadata | None:
-        """Return the metadata of upload/ itself; None if the catalog is new."""
+        """Return the metadata of upload/ itself; None if it has no entry, or a damaged one."""
         row = self._one(f"SELECT {COLUMNS} FROM entries WHERE number = ?", ROOT)  # noqa: S608
-        # A damaged one is replaced.
         return None if row is None or damage_of(row) else self._entry(row).metadata
 
     def child(self, parent: int, name: str) -> Entry | None:
@@ -167,12 +168,12 @@ class Catalog:
         return self._one("SELECT 1 FROM entries WHERE parent = ? LIMIT 1", parent) is not None
 
     def access(self, number: int) -> object:
-        """Return an entry's mode and group, to compare; None if there is no such entry."""
+        """Return (mode, group) of an entry, to detect changes; None if there is none."""
         row = self._one("SELECT mode, gid FROM entries WHERE number = ?", number)
         return None if row is None else tuple(row)
 
     def receipts(self, number: int) -> tuple[Receipt, ...]:
-        """Return the receipts of a file's blocks.
+        """Return the receipts of a file's blocks; none if there is no such entry.
 
         Raises:
             OSError: EIO, the entry is damaged.
@@ -271,7 +272,9 @@ class Catalog:
         self.on_version(number)
 
     def replace_contents(self, rows: Iterable[tuple[int, bytes, bytes]]) -> None:
-        """Replace contents by ones that name the same blocks; skip entries that changed.
+        """Replace contents in one transaction, with new locators of the same blocks.
+
+        Entries that were changed since they were read are skipped.
 
         Args:
             rows: Number of the entry, its content as it was read, and the new one.
@@ -285,7 +288,7 @@ class Catalog:
             )
 
     def mark_lost(self, reasons: Iterable[tuple[int, str]]) -> None:
-        """Record which files can't be read any more, by number, and why."""
+        """Record why files can't be read any more, by their numbers, in a transaction."""
         with self.change():
             self._database.executemany("INSERT OR REPLACE INTO lost VALUES (?, ?)", reasons)
 
@@ -301,7 +304,7 @@ class Catalog:
         return 0 if row is None else int(row[0])
 
     def forget_lost(self) -> None:
-        """Forget what is lost: it is to be tried again."""
+        """Remove all marks of `mark_lost`, in a transaction: the files are tried again."""
         with self.change():
             self._database.execute("DELETE FROM lost")
 
@@ -314,7 +317,7 @@ class Catalog:
         return "" if row is None else str(row[0])
 
     def set_about(self, key: str, value: str) -> None:
-        """Record a text that belongs to the catalog as a whole."""
+        """Record a text that belongs to the catalog as a whole, in a transaction."""
         with self.change():
             self._database.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
 
@@ -368,7 +371,7 @@ class Catalog:
             return {name for (name,) in self._database.execute("SELECT * FROM obsolete_spills")}
 
     def forget_obsolete(self, spilled: Iterable[str]) -> None:
-        """Remove the marks of spill records that were deleted."""
+        """Remove the marks of spill records that were deleted, in a transaction."""
         with self.change():
             self._database.executemany(
                 "DELETE FROM obsolete_spills WHERE name = ?", ((each,) for each in spilled)

@@ -117,7 +117,7 @@ class Content:
         return number in self.used or number < len(self.base)
 
     def locator_at(self, number: int) -> KeepLocator | None:
-        """Return the locator of the block with a slot's bytes or the first of them, or None."""
+        """Return the locator of the block with a slot's bytes, or with the first ones, or None."""
         slot = self.used.get(number)
         if slot is not None:
             return slot.locator

@@ -1,6 +1,6 @@
 """upload/: its directories; closed files are stored, and the next mount lists them again.
 
-The catalog has the entries. A node is in memory while the kernel knows it, while it
+The catalog has the entries. A node is in memory until the kernel forgets it, while it
 is open, or until it is stored; it takes precedence over the catalog's version of its
 name. The catalog is changed first, then memory, without an await in between.
 
@@ -88,7 +88,7 @@ class UploadDirectory(DirectoryNode):
     def mounted(
         cls, metadata: Metadata, staging: Staging, on_stored: OnStored, catalog: Catalog
     ) -> UploadDirectory:
-        """Make upload/ itself from the catalog; `metadata` is used if the catalog is new."""
+        """Make upload/ itself from the catalog; `metadata` is used if the catalog has none."""
         known = catalog.root()
         if known is None:
             with catalog.change():
@@ -127,7 +127,7 @@ class UploadDirectory(DirectoryNode):
             after = last
 
     def entry_nowait(self, name: str) -> UploadNode | None:
-        """Return an entry, or None."""
+        """Return an entry, from memory or from the catalog, or None."""
         node = self._nodes.get(name)
         if node is None:
             entry = self.catalog.child(self._number, name)
@@ -173,15 +173,15 @@ class UploadDirectory(DirectoryNode):
         return self._add(name, file)
 
     def add_stored(self, files: Mapping[str, tuple[Metadata, Sequence[Receipt]]]) -> None:
-        """Put files in whose blocks are stored already, all of them or none.
+        """Add files whose blocks are stored already: all of them, or none.
 
         Args:
-            files: By name: what `stat` says but for owner and group, which become this
-                directory's, and the receipts of the blocks; all but the last are full.
+            files: By name: the metadata, whose owner and group are set to this directory's,
+                and the receipts of the blocks; all blocks but the last are full.
 
         Raises:
-            RefusedError: EEXIST, ENAMETOOLONG, or ENOENT where this directory was removed.
-            OSError: They couldn't be written.
+            RefusedError: EEXIST, ENAMETOOLONG, or ENOENT if this directory was removed.
+            OSError: The catalog couldn't be written.
         """
         if not self.links:
             raise RefusedError(errno.ENOENT)
@@ -372,7 +372,7 @@ class UploadDirectory(DirectoryNode):
     def _recording(
         self, *others: UploadDirectory, moved: Sequence[UploadNode] = ()
     ) -> Iterator[None]:
-        """Change the catalog's entries in the body; then update the times of the directories."""
+        """Run the body in a transaction of the catalog; update the times of the changed nodes."""
         with self.catalog.change():
             yield
             times = []

@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 #: Seconds of GRACE for closing the client, which only shuts sockets.
 _CLOSING = 5.0
 #: Seconds after which a store that has not ended counts as hung: its file is spilled
-#: too, and others may start. Guessed: most of a block's time on a slow link.
+#: too, and another store may start. Guessed: most blocks are stored sooner on a slow link.
 _PATIENCE = 5.0
-#: Files stored concurrently, without those that hang.
+#: Most files stored concurrently, not counting stores that hang.
 _MAX_STORES = 8
 
 
@@ -78,12 +78,12 @@ class Drain:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the deadline runs."""
+        """Whether the deadline is set."""
         return self._deadline is not None
 
     @property
     def deadline(self) -> float:
-        """When storing ends, of trio's clock; now, if it is to end at once."""
+        """When storing ends, on trio's clock; the current time after `hurry` or before `begin`."""
         if self._hurried.is_set() or self._deadline is None:
             return trio.current_time()
         return self._deadline
@@ -93,7 +93,7 @@ class Drain:
         await self._hurried.wait()
 
     def begin(self) -> None:
-        """Let the deadline run from now on, unless it does."""
+        """Set the deadline, `timeout` seconds from now, unless it is set."""
         if self._deadline is None:
             self._deadline = trio.current_time() + self.timeout
 
@@ -164,7 +164,7 @@ class Drain:
                 await ended.wait()
             places.release()
             if not ended.is_set():
-                # Spill a copy while the store goes on, perhaps until the deadline.
+                # Spill a copy while the store continues, at most until the deadline.
                 await self._spills.spill(file)
 
     async def _end_stores(self) -> None:

@@ -68,7 +68,7 @@ class _Retry:
 
     Attributes:
         failures: Failed attempts so far.
-        due: When it is retried, on trio's clock.
+        due: The time of the next retry, on trio's clock.
     """
 
     failures: int
@@ -79,7 +79,7 @@ class FailedFiles:
     """The files that wait for another attempt.
 
     Args:
-        on_change: Called with a file that was added, has failed again or was discarded.
+        on_change: Called with a file that was added, has failed again, was moved or discarded.
         backoff: The waits between two attempts for a file.
         patience: Seconds after which a retry that has not ended frees its slot for the
             next file.
@@ -131,7 +131,7 @@ class FailedFiles:
             self.on_change(file)
 
     def moved(self, node: Any, *, is_directory: bool) -> None:  # noqa: ANN401 - any node
-        """Report files whose paths changed: the file, or those below a directory, was moved."""
+        """Call `on_change` for files whose paths may have changed, after a move of `node`."""
         if is_directory:
             for file in self._files:
                 self.on_change(file)

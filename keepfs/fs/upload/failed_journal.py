@@ -102,7 +102,10 @@ class FailedJournal:
 
 
 def read(state_dir: Path) -> list[About]:
-    """Return the files that the running mount has not stored; empty if no mount runs."""
+    """Return the files that a mount has not stored, or has lost; empty without a journal.
+
+    The mount may be running, or have ended: at its end only lost files remain.
+    """
     entries: dict[int, About] = {}
     try:
         text = (state_dir / _NAME).read_bytes()

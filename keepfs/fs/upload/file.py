@@ -72,7 +72,8 @@ class UploadFile(StoringFile):
         self._content: Content | None = Content(staging)
         #: The size while `_content` is None.
         self._resting_size = 0
-        self._mutating: trio.Lock | None = None  # created when needed, as is the next
+        # The lock and the reader are created when they are needed.
+        self._mutating: trio.Lock | None = None
         self._reader: BlockReader | None = None
         #: Its place; None if it has no name.
         self.place: Place | None = None
@@ -152,9 +153,13 @@ class UploadFile(StoringFile):
         return self.load().pieces()
 
     def restore(self, metadata: Metadata, pieces: Sequence[Piece]) -> None:
-        """Restore a file that an earlier mount couldn't store; queue it for a retry at once."""
+        """Restore a file that an earlier mount couldn't store; queue it for a retry at once.
+
+        Raises:
+            MemoryError: There is no memory for the staged bytes; the file is unchanged.
+        """
         before = self.load()
-        self._content = Content.restored(self._staging, pieces)  # may raise MemoryError
+        self._content = Content.restored(self._staging, pieces)
         self._reader = None
         before.drop()
         self._passage.note(PassageEvent.RESTORE)
@@ -196,7 +201,12 @@ class UploadFile(StoringFile):
         self._discard_if_unreachable()
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Return the bytes from `offset` on, `size` at most, unstored ones included."""
+        """Return the bytes from `offset` on, `size` at most, unstored ones included.
+
+        Raises:
+            KeepReadError: A stored block can't be read.
+            OSError: EIO, the entry in the catalog is damaged.
+        """
         content = self.load()
         end = min(offset + size, content.size)
         pieces = [
@@ -254,8 +264,12 @@ class UploadFile(StoringFile):
     async def write(self, offset: int, content: bytes) -> None:
         """Write bytes at `offset`; start to store each block that is full.
 
+        Waits for memory, and for stored blocks that are changed in part. After a failure
+        or cancellation the slots before it have the new bytes.
+
         Raises:
             RefusedError: EFBIG, the file would exceed 4 TiB.
+            KeepReadError: A stored block that is changed in part can't be read.
             KeepWriteError: There is no memory for the bytes, since storing failed.
         """
         end = offset + len(content)
@@ -341,18 +355,19 @@ class UploadFile(StoringFile):
             self.forgotten()
 
     async def change(self, changes: Changes) -> None:
-        """Apply a setattr.
+        """Apply a setattr. A new size of a file that isn't open is stored before the return.
 
         Raises:
-            RefusedError: EPERM, the setattr changes the owner.
+            RefusedError: EPERM, the setattr changes the owner; EFBIG.
+            KeepReadError: The block that is cut can't be read.
+            KeepWriteError: The file with its new size can't be stored.
         """
         metadata = changed_metadata(self.metadata, changes)
         if changes.size is not None:
             await self.truncate(changes.size)
             metadata = changed_metadata(self.metadata, changes)
-        is_last = (
-            changes.size is not None and not self._openings
-        )  # of truncate(2): no close follows
+        # After truncate(2) no close follows.
+        is_last = changes.size is not None and not self._openings
         try:
             if self.place is not None:
                 self.place.record_metadata(self.number, metadata)

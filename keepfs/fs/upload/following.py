@@ -1,6 +1,7 @@
-"""Following: the symbolic links of a stored tree become copies of what they point to.
+"""Following: the symbolic links of a stored tree are replaced by what they point to.
 
-Only names count: no file system is asked. A link may point to any node of the tree.
+Links are resolved within the tree alone, without a file system. A link may point to any
+node of the tree.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.snapshot import StoredNode
 
-#: Links that one path may lead through, as for the kernel.
+#: Most links in the resolution of one path; Linux has the same limit.
 _MOST_LINKS = 40
-#: Nodes of a tree whose links are followed. Guessed: links to directories in each other
-#: multiply what is below them.
+#: Most nodes of the result. Guessed: nested links to directories multiply the nodes below
+#: them.
 MOST_NODES = 2_000_000
 
 
 def follow(
     nodes: Iterable[StoredNode], root: str
 ) -> tuple[list[StoredNode], list[tuple[str, str]]]:
-    """Replace each symbolic link by what it points to. Memory is that of all nodes.
+    """Replace each symbolic link by what it points to. All nodes are kept in memory.
 
     Args:
         nodes: The nodes of one tree, with paths below its top. A directory comes before
@@ -59,7 +60,7 @@ class _Tree:
     def expanded(self) -> tuple[list[StoredNode], list[tuple[str, str]]]:
         found: list[StoredNode] = []
         refused: list[tuple[str, str]] = []
-        # The path in the result, that in the tree, and the directories that lead there.
+        # (prefix of paths in the result, directory in the tree, the directories it is in)
         work: list[tuple[str, str, frozenset[str]]] = [("", "", frozenset(("",)))]
         while work:
             above, directory, ancestors = work.pop()
@@ -80,14 +81,14 @@ class _Tree:
         return found, refused
 
     def _target(self, node: StoredNode, ancestors: frozenset[str]) -> str:
-        """Return the path in the tree that a node stands for.
+        """Return the path in the tree of a node, or of the node that a link points to.
 
         Args:
-            node: Any; a link is followed.
-            ancestors: The directories that it is in, by their paths in the tree.
+            node: The node.
+            ancestors: The directories that contain it in the result, by their paths in the tree.
 
         Raises:
-            _NotFollowedError: There is none, or it is one of the ancestors.
+            _NotFollowedError: The link points to no node, or to one of the ancestors.
         """
         target = self._resolved(node)
         if target in ancestors:
@@ -124,7 +125,7 @@ class _Tree:
         return "/".join(at)
 
     def _start(self, at: list[str], target: str) -> tuple[list[str], str]:
-        """Return the directory in the tree that a target counts from, and its names from there."""
+        """Return the directory that a target is relative to, and the target relative to it."""
         if not target.startswith("/"):
             return at, target
         if not f"{target}/".startswith(f"{self._root}/"):

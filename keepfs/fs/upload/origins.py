@@ -1,7 +1,8 @@
-"""Origins: which collections files and folders of upload/ came from, and were committed to.
+"""Origins: the collections that files and folders of upload/ came from, or were committed to.
 
-A file in the state directory, `collections.json`. Each entry has a path below upload/, a
-collection's uuid, and how that collection was found then. Processes take turns by a lock.
+They are recorded in `collections.json` in the state directory. Each entry has a path below
+upload/, a collection's uuid, and the state of the collection at that time. A file lock
+serializes the processes that write.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _NAME = "collections.json"
 
 
 class Origins:
-    """Notes collections by path and uuid. Blocking; any thread and process may use it.
+    """Records collections by path and uuid. Blocking; any thread and process may use it.
 
     Args:
         state_dir: The state directory of the mount.
@@ -32,18 +33,20 @@ class Origins:
         self._path = state_dir / _NAME
 
     def find(self, path: str, uuid: str) -> tuple[str, str] | None:
-        """Return portable data hash and `modified_at` of a collection as it was noted, or None.
+        """Return the recorded portable data hash and `modified_at` of a collection, or None.
 
         Raises:
-            OSError: The file can't be read, or is damaged (EIO).
+            OSError: The file can't be read, or is damaged (then `errno` is None).
         """
         return self._read().get((path, uuid))
 
     def note(self, path: str, uuid: str, portable_data_hash: str, modified_at: str) -> None:
-        """Note how a collection is now; survives a power cut.
+        """Record the current state of a collection; the record survives a power cut.
+
+        Waits for other processes that write.
 
         Raises:
-            OSError: It can't be written.
+            OSError: The file can't be written, can't be read, or is damaged.
         """
         with self._locked():
             entries = self._read()

@@ -19,7 +19,7 @@ class PassageState(enum.Enum):
     STORING = "the attempt under way is the first that covers the last changes"
     RETRYING = "the attempt under way covers what an earlier one has not stored"
     BEHIND = "changes were made since the attempt under way began"
-    OUTDATED = "as BEHIND, and a request wants those changes stored"
+    OUTDATED = "as BEHIND, and a request waits until those changes are stored"
     RECORDED = "the attempt under way has stored all changes, and has yet to end"
 
 
@@ -29,10 +29,10 @@ class PassageEvent(enum.Enum):
     CHANGE = "the content is changed"
     RESTORE = "the content is that of a spill record: an attempt of an earlier mount failed"
     BEGIN = "an attempt begins; it covers all changes made so far"
-    WANT = "a request wants changes stored that the attempt under way does not cover"
+    WANT = "a request waits for changes that the attempt under way does not cover"
     RECORD = "the attempt under way has recorded a version: what it covers is stored"
     END = "the attempt under way ended; without RECORD before, it has stored nothing"
-    ABANDON = "the attempt under way ended because the mount ends; it counts for nothing"
+    ABANDON = "the attempt under way was cancelled, because the mount ends"
 
 
 _S, _E = PassageState, PassageEvent

@@ -147,7 +147,9 @@ class Place:
         return () if number is None else self.directory.catalog.receipts(number)
 
     def record_metadata(self, number: int | None, metadata: Metadata) -> None:
-        """Record a node's mode and times, if the node is in the catalog.
+        """Record a node's mode, owner and times, if the node is in the catalog.
+
+        Calls `on_stored` for the blocks of a file whose mode or group has changed.
 
         Raises:
             OSError: They couldn't be written.

@@ -79,7 +79,7 @@ class Spills:
         mount writes the record.
 
         Returns:
-            Whether a record has the content now; if not, the log has the reason.
+            Whether the content is in a record, or is stored; if not, the log has the reason.
         """
         wanted = file.changes
         while file.has_unstored_changes:
@@ -105,7 +105,7 @@ class Spills:
             await self._removed.wait()
 
     async def _spill(self, file: UploadFile, outcome: Future[bool]) -> None:
-        """Write a record once."""
+        """Write a record, without a retry, and set the outcome."""
         is_written = False
         try:
             if file.has_unstored_changes:
@@ -123,7 +123,7 @@ class Spills:
             is_partial=file.is_half_written,
             replaces=(before.name,) if before else (),
         )
-        pieces = file.pieces()  # views: writes to the file change them
+        pieces = file.pieces()  # views of memory: later writes to the file change them
         record = await self._blocks.spill(
             lambda: unsaved.spill(self._state_dir, description, pieces)
         )
@@ -152,7 +152,7 @@ class Spills:
     async def restore(self, upload: UploadDirectory, staging: Staging) -> None:
         """Restore the files that earlier mounts spilled, and queue them to be stored.
 
-        If the name has another version meanwhile, the file is restored as
+        If the catalog has another version of the name by now, the file is restored as
         `NAME~unsaved`. A record that can't be used is kept, with an error in the log.
         """
         try:
@@ -229,7 +229,7 @@ class Spills:
             file.spilled = None
 
     async def _remove(self, record: UnsavedFile) -> None:
-        """Delete a record, and its mark in the catalog."""
+        """Delete a record, then its mark in the catalog."""
         try:
             await self._blocks.spill(lambda: self._remove_synced(record))
             if not record.exists():

@@ -18,22 +18,22 @@ class Renewal(Protocol):
     """Keeps stored blocks readable. For the trio thread only."""
 
     def retained(self, number: int | None) -> str:
-        """Say what keeps the stored version of a file: a collection's uuid, `put` or `no`.
+        """Return what keeps the stored version of a file: a collection's uuid, `put` or `no`.
 
-        Empty where blocks are never removed.
+        Empty if blocks are never removed.
 
         Args:
-            number: The catalog's, of the file.
+            number: The number of the file in the catalog.
         """
 
     async def refused(self, locator: KeepLocator, number: int | None) -> bool:
         """Get new signatures after a refusal; return whether there are any.
 
-        When it returns, the files in memory have the new ones.
+        Before it returns, it updates the files in memory. Waits for the API server.
 
         Args:
-            locator: The refused one.
-            number: The catalog's, of the file.
+            locator: The locator that the services refused.
+            number: The number of the file in the catalog.
         """
 
     def missing(self, number: int | None, reason: str) -> None:
@@ -44,10 +44,10 @@ class Renewal(Protocol):
 
 
 class NoRenewal:
-    """Nothing keeps the blocks."""
+    """The renewal of a store whose blocks need no signatures and are never removed."""
 
     def retained(self, number: int | None) -> str:  # noqa: ARG002 - the same for all
-        """Say nothing: the blocks need nothing."""
+        """Return an empty text."""
         return ""
 
     async def refused(
@@ -55,22 +55,22 @@ class NoRenewal:
         locator: KeepLocator,  # noqa: ARG002 - the same for all
         number: int | None,  # noqa: ARG002 - the same for all
     ) -> bool:
-        """Get nothing."""
+        """Return False: there are no new signatures."""
         return False
 
     def missing(self, number: int | None, reason: str) -> None:
-        """Record nothing."""
+        """Do nothing."""
 
     def lost(self, number: int | None) -> str:  # noqa: ARG002 - the same for all
-        """Know nothing."""
+        """Return an empty text: no file is known to be lost."""
         return ""
 
 
 class Relabelled:
-    """Receipts with newer locators; what was one object stays one object.
+    """Replaces receipts by ones with newer locators, one object by one object.
 
     Args:
-        newer: Where the locators come from.
+        newer: Returns the newer locators.
     """
 
     def __init__(self, newer: Newer) -> None:

@@ -108,7 +108,11 @@ class Slot:
         return isinstance(content, StagedBytes) and content.size == self._staging.block_size
 
     async def read(self, begin: int, end: int) -> bytes | memoryview:
-        """Return the bytes from `begin` up to `end`, both within the length."""
+        """Return the bytes from `begin` up to `end`, both within the length.
+
+        Raises:
+            KeepReadError: The stored block can't be read.
+        """
         content = self._content
         if isinstance(content, StagedBytes):
             # A copy: the reply may be written after the next change.
@@ -121,7 +125,12 @@ class Slot:
         return b"".join((found, zeros(missing))) if missing else found
 
     async def write(self, begin: int, content: memoryview) -> None:
-        """Write bytes at `begin`; extend the slot if necessary."""
+        """Write bytes at `begin`; extend the slot if necessary. Waits for memory.
+
+        Raises:
+            KeepReadError: The stored block, whose other bytes are kept, can't be read.
+            KeepWriteError: There is no memory, since storing other slots failed.
+        """
         end = begin + len(content)
         staged = await self._stage(end)
         staged.write(begin, content)
@@ -129,7 +138,7 @@ class Slot:
         self._account()
 
     async def cut(self, length: int) -> None:
-        """Cut the slot to `length` bytes."""
+        """Cut the slot to `length` bytes; raises as `write` does."""
         if self._content is None:
             self._note(SlotEvent.RESIZE)
         else:
@@ -179,6 +188,7 @@ class Slot:
 
         Raises:
             KeepWriteError: They couldn't be stored; they stay staged, and `failure` is set.
+            KeepReadError: A stored block that must be padded with zeros can't be read.
         """
         wanted = self._version
         while self._state not in GONE:
@@ -240,7 +250,7 @@ class Slot:
     async def _stage(self, size: int) -> StagedBytes:
         """Wait for memory for `size` bytes; return it, to be changed before the next await.
 
-        For a dropped slot it is memory that nothing refers to.
+        For a dropped slot the memory belongs to no slot.
         """
         while True:
             content, version = self._content, self._version
@@ -306,7 +316,11 @@ class Slot:
 
 
 async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
-    """Store slots concurrently, equal holes once; return their receipts, None if dropped."""
+    """Store slots concurrently, equal holes once; return their receipts, None if dropped.
+
+    Raises:
+        Exception: The first failure, raised when all stores have ended.
+    """
     failures: list[Exception] = []
     receipts: dict[Slot, Receipt | None] = {}
     holes: dict[int, Future[Receipt] | None] = {}

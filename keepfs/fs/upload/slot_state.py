@@ -12,16 +12,16 @@ class SlotState(enum.Enum):
     """
 
     HOLE = "zeros that are in no store"
-    SHORT = "a stored block, and zeros behind it or a part of it cut off"
+    SHORT = "a stored block that is longer or shorter than the slot"
     STORED = "a stored block has exactly these bytes"
     STAGED = "in memory; zeros may follow"
-    DROPPED = "given up: cut off, or the file is removed"
+    DROPPED = "without content: it was cut off, or the file was removed"
     SENDING_HOLE = "zeros that are being sent"
     SENDING_HOLE_RESIZED = "zeros; the store under way has another number of them"
     SENDING = "in memory, and being sent"
     SENDING_RESIZED = "in memory, and being sent; zeros were added since the store began"
     SENDING_CHANGED = "in memory; the store under way has older bytes, in other memory"
-    SENDING_DROPPED = "given up; the store under way keeps them in memory"
+    SENDING_DROPPED = "dropped; the store in progress still holds the bytes"
 
 
 class SlotEvent(enum.Enum):
@@ -35,7 +35,7 @@ class SlotEvent(enum.Enum):
     SEND = "a store begins"
     SENT = "the store under way succeeded"
     FAIL = "the store under way failed"
-    DROP = "the bytes are given up"
+    DROP = "the slot is cut off, or the file is removed"
 
 
 _S, _E = SlotState, SlotEvent
@@ -123,9 +123,9 @@ SLOT_TRANSITIONS: dict[SlotState, dict[SlotEvent, SlotState]] = {
 
 #: Events after which the slot has another content.
 CONTENT_EVENTS = frozenset({_E.CHANGE, _E.RESIZE, _E.NAME, _E.NAME_SHORT, _E.DROP})
-#: States without content of their own: the bytes are zeros that no memory holds.
+#: States of a slot without content: its bytes are zeros, and take no memory.
 HOLES = frozenset({_S.HOLE, _S.SENDING_HOLE, _S.SENDING_HOLE_RESIZED})
-#: States in which nothing is left of the slot.
+#: States of a slot that was dropped.
 GONE = frozenset({_S.DROPPED, _S.SENDING_DROPPED})
 #: States in which the staged memory is being sent: a change needs a copy of it.
 SHARED = frozenset({_S.SENDING, _S.SENDING_RESIZED})

@@ -1,7 +1,7 @@
-"""Snapshots of upload/: its stored files as the catalog has them, while a mount goes on.
+"""Snapshots of upload/: its stored files, read from the catalog, of a running mount too.
 
-The catalog is read in one transaction, by a connection of its own: a mount in this or
-another process may change it meanwhile. Blocking; not for the trio thread.
+A snapshot is one transaction on a separate connection: a mount in this or another process
+may change the catalog meanwhile. Blocking; not for the trio thread.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class StoredNode:
     """A file, directory or symlink of upload/ whose last version is stored.
 
     Attributes:
-        path: Below upload/: names joined by slashes, as `os.fsdecode` returns them.
-        number: The catalog's.
-        metadata: Mode, owner and times.
+        path: The path below upload/: names joined by slashes, as `os.fsdecode` returns them.
+        number: Its number in the catalog.
+        metadata: Mode, owner and times; None if the entry is damaged.
         receipts: For a file: the receipts of its blocks, in order.
         target: For a symbolic link: its target.
-        damage: What is wrong with its entry; empty if nothing is. Then the rest is not known.
+        damage: The flaw of a damaged entry, of which only path and number are known; else empty.
     """
 
     path: str
@@ -65,17 +65,17 @@ class StoredNode:
 
 @contextlib.contextmanager
 def open_snapshot(catalog: Path, path: str = "") -> Iterator[Iterator[StoredNode]]:
-    """Open a catalog and go through its nodes: a directory comes before what is in it.
+    """Open a catalog and iterate over its nodes; a directory comes before its entries.
 
-    Memory is that of the names of the directories that are not read yet.
+    Only the paths of directories that are yet to be read are kept in memory.
 
     Args:
         catalog: The database, such as `state_dir / CATALOG`.
-        path: Below upload/: go through this node, and what is in it; through nothing, if the
-            catalog has no such node. Empty for all nodes but upload/ itself.
+        path: A path below upload/: iterate over its node and all nodes below it; over none,
+            if the catalog has no such node. Empty for all nodes but upload/ itself.
 
     Raises:
-        CatalogError: There is none, or it can't be read.
+        CatalogError: There is no catalog, or it can't be read; raised by the iterator too.
     """
     with _reported(catalog), contextlib.closing(_open_read_only(catalog)) as database:
         database.execute("BEGIN")
@@ -95,7 +95,7 @@ def lost_files(catalog: Path) -> dict[int, str]:
 
 
 def store_of(catalog: Path) -> str:
-    """Return which store the blocks of a catalog are in, as the mount named it; may be empty.
+    """Return the store that has a catalog's blocks, as the mount named it; may be empty.
 
     Raises:
         CatalogError: There is no catalog, or it can't be read.
@@ -164,30 +164,51 @@ def _node(prefix: str, row: tuple[Any, ...]) -> StoredNode:
     return StoredNode(path, number, entry.metadata, receipts)
 
 
+class SnapshotManifest:
+    """The manifest of nodes that are added one after the other. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._builder = ManifestBuilder()
+        #: Path and reason of each node that the manifest can't hold.
+        self.left_out: list[tuple[str, str]] = []
+
+    def add(self, node: StoredNode) -> None:
+        """Add a node under its path, or to `left_out`.
+
+        A manifest holds no symlinks, no damaged entries, and no names and blocks that its
+        format can't express.
+        """
+        try:
+            if node.damage:
+                reason = f"its entry in the catalog is damaged: {node.damage}"
+                self.left_out.append((node.path, reason))
+            elif node.kind == stat.S_IFDIR:
+                self._builder.add_directory(node.path)
+            elif node.kind == stat.S_IFLNK:
+                self.left_out.append((node.path, "manifests have no symbolic links"))
+            else:
+                self._builder.add_file(node.path, _ranges(node.receipts))
+        except EntryError as error:
+            self.left_out.append((node.path, str(error)))
+
+    def build(self) -> Manifest:
+        """Return the manifest of what was added."""
+        return self._builder.build()
+
+
 def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, str]]]:
     """Return a manifest of files and directories, and what it leaves out.
 
     Args:
-        nodes: Their paths become those in the manifest.
+        nodes: The nodes; their paths become the paths in the manifest.
 
     Returns:
-        The manifest, and (path, reason) of each node that a manifest can't hold: symlinks,
-        damaged entries, and names and blocks that its format has no room for.
+        The manifest, and (path, reason) of each node that a manifest can't hold.
     """
-    builder, left_out = ManifestBuilder(), []
+    made = SnapshotManifest()
     for node in nodes:
-        try:
-            if node.damage:
-                left_out.append((node.path, f"its entry in the catalog is damaged: {node.damage}"))
-            elif node.kind == stat.S_IFDIR:
-                builder.add_directory(node.path)
-            elif node.kind == stat.S_IFLNK:
-                left_out.append((node.path, "manifests have no symbolic links"))
-            else:
-                builder.add_file(node.path, _ranges(node.receipts))
-        except EntryError as error:
-            left_out.append((node.path, str(error)))
-    return builder.build(), left_out
+        made.add(node)
+    return made.build(), made.left_out
 
 
 def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:

@@ -1,8 +1,8 @@
 """StagedBytes: the bytes of one slot, in memory that isn't moved while views of it exist.
 
 While they are written in order, their MD5 is computed in worker threads, so that a
-close waits for the last few bytes only. For the trio thread only, except
-`digest_with_zeros` and `zeros`.
+close waits for the last few bytes only. For the trio thread only, except `zeros` and
+the functions that `digest_with_zeros` returns.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from keepfs.fs.bridge import AsyncBlocks
 
-#: Least bytes to hash in a thread: this takes ten times as long as the hand-over to
-#: the thread and back.
+#: Least bytes to hash in a thread: to hash them takes ten times as long as the hand-over
+#: to the thread and back.
 _PIECE = 1024 * 1024
 #: First size of allocated memory, in bytes, and the factor by which it grows.
 _FIRST, _GROWTH = 256, 4

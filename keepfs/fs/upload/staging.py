@@ -1,7 +1,7 @@
 """Staging: the memory of all files that are being written, bounded in bytes.
 
-A write that needs more memory than is left waits while the slot that was
-staged first is stored and its memory released.
+A write that needs more memory than is left waits while another slot is stored and
+its memory released: a full slot if there is one, else the slot that was staged first.
 
 For the trio thread only.
 """
@@ -58,7 +58,7 @@ class StagingStatistics(NamedTuple):
         maxsize: Most bytes.
         currsize: Bytes staged, with the overhead of their slots.
         slots: Slots with staged bytes; each becomes a block.
-        storing: Those of them that are being stored.
+        storing: The number of these slots that are being stored.
     """
 
     maxsize: int
@@ -100,7 +100,7 @@ class Staging:
         self.block_size = block_size
         self.currsize = 0
         self._lend = lend
-        # Set, and replaced, when a slot has more or less staged, or a store has ended.
+        # Set, and replaced, when the staged bytes of a slot change, or a store has ended.
         self._changed = trio.Event()
         #: Whether the last wait for room ended without a change.
         self._is_slow = False
@@ -115,7 +115,8 @@ class Staging:
         """Wait until `slot` may take `size` bytes, while other slots are stored.
 
         A store that hangs doesn't block writers: after 5 s another slot is stored
-        instead. Cancellation leaves the stores in progress.
+        instead. Returns at once if no other slot has memory. Cancellation leaves the stores
+        in progress.
 
         Raises:
             KeepWriteError: Storing every other slot failed, so there is no memory.

@@ -93,7 +93,7 @@ class StoringFile(FileNode):
 
     @property
     def state(self) -> State:
-        """Whether all of it is in the store."""
+        """How far its changes are stored; never LOST, which a subclass may report."""
         if self._passage.is_stored:
             return State.STORED
         if self._passage.is_under_way or self._is_sending():
@@ -102,7 +102,7 @@ class StoringFile(FileNode):
 
     @property
     def has_untried_changes(self) -> bool:
-        """Whether there are changes that no store has been tried for."""
+        """Whether it has a name and changes that no finished attempt has covered."""
         return self.links > 0 and self._passage.has_untried
 
     @property
@@ -141,8 +141,7 @@ class StoringFile(FileNode):
         Does nothing without changes since the last store, or for a removed file, which
         has no name.
 
-        Cancellation ends the wait only. The task stores the file all the same
-        and records the outcome.
+        Cancellation ends the wait only: the task continues and records the outcome.
 
         Raises:
             KeepWriteError: A block isn't stored; all bytes are kept and the

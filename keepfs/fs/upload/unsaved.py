@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 GRACE = 25.0
 _ABOUT, _BYTES = "about.json", "bytes"
 _FOLDER = "unsaved"
-#: Most bytes of `about.json`: about 200 for each of the 65,536 blocks of the largest file.
+#: Most bytes of `about.json`: 1 KiB for each of the 65,536 blocks of the largest file. A block
+#: takes about 300.
 _MAX_ABOUT = 64 * 2**20
 #: Most bytes of a name, as in Linux, and of a path: a tree may be deeper than PATH_MAX.
 _MAX_NAME, _MAX_PATH = 255, 2**20
@@ -56,7 +57,8 @@ class Piece:
     Attributes:
         length: Its length, in bytes.
         receipt: The receipt of its stored block, or None.
-        staged: Its unstored bytes, to be padded with zeros to `length`. None for a hole.
+        staged: Its unstored bytes, to be padded with zeros to `length`. None for a hole, or
+            if there is a receipt.
     """
 
     length: int

@@ -83,18 +83,18 @@ class KeepBlockCache:
 
     Args:
         cache_max: Most bytes; 0: the default, as in the SDK.
-        max_slots: The SDK's; ignored: the bound is in bytes.
-        disk_cache: The SDK's: keep blocks on the disk too. `cache_max` is then the budget
-            of the disk, 0 for an automatic one, and memory has the default.
-        disk_cache_dir: The SDK's: where; the user's cache directory if None.
-        disk: The disk tier, with a budget of its own; replaces the two above.
+        max_slots: Of the SDK; ignored: the bound is in bytes.
+        disk_cache: Of the SDK: whether to keep blocks on the disk too. `cache_max` is then
+            the budget of the disk, 0 for `automatic_budget`; memory has the default.
+        disk_cache_dir: Of the SDK: the directory; None: the user's cache directory.
+        disk: The disk tier, with a separate budget; replaces the two above.
         allocate: Allocates the memory that blocks are fetched into.
-        clock: Replaces `time.monotonic`, in seconds.
+        clock: Replaces `time.monotonic`, in seconds, except for timeouts.
     """
 
     def __init__(
         self,
-        cache_max: int = DEFAULT_CACHE_MAX,
+        cache_max: int = 0,
         max_slots: int = 0,  # noqa: ARG002 - the SDK's
         disk_cache: object = False,  # noqa: FBT002 - the SDK's
         disk_cache_dir: str | os.PathLike[str] | None = None,
@@ -122,7 +122,7 @@ class KeepBlockCache:
         self._hits = self._misses = self._joined = self._refetched = 0
 
     def get_nowait(self, md5sum: str, keep_for: float = 0.0) -> memoryview | None:
-        """Return the block if it is cached, else None. Never waits.
+        """Return the block if it is cached, else None. Doesn't block.
 
         Args:
             md5sum: The block's digest.
@@ -135,7 +135,7 @@ class KeepBlockCache:
     def release(self, md5sum: str) -> None:
         """End the effect of `keep_for` on a block, and wake fetches that wait for it.
 
-        It is no read: neither the hits nor the reuse distance of the block change.
+        Neither the hits nor the reuse distance of the block change.
 
         Args:
             md5sum: The block's digest; a block that is not cached is ignored.
@@ -166,8 +166,8 @@ class KeepBlockCache:
         """Return the block, from memory or from `fetch`. Blocks.
 
         If several callers need one block, one fetches it; the others wait and share
-        the result or the failure. Two failures aren't shared: one of a locator with
-        other hints, which may be the cause, and one of a fetch with less effort.
+        the result or the failure. A failure isn't shared if the locators have different
+        hints, which may be the cause, or if the fetch made less effort.
 
         Args:
             locator: The block's locator.
@@ -211,7 +211,7 @@ class KeepBlockCache:
         *,
         claims: bool = False,
     ) -> Fetch | memoryview:
-        """Return the cached block, or its fetch, started now or before. Doesn't wait.
+        """Return the cached block, or its fetch, started now or before. Doesn't block.
 
         The block is kept for a sequential reader. If `spawn` raises, callers that joined
         the fetch meanwhile continue without it: `get_or_fetch` then fetches the block.
@@ -258,7 +258,7 @@ class KeepBlockCache:
     ) -> Allocation:
         """Return memory for a block being fetched whose first bytes have arrived.
 
-        Waits if the fetch has lost its reservation to another fetch meanwhile.
+        Blocks if the fetch has lost its reservation to another fetch meanwhile.
 
         Args:
             locator: The block's locator.
@@ -368,9 +368,9 @@ class KeepBlockCache:
     def _reserve(self, mine: Fetch) -> None:
         """Reserve memory for a fetch; wait if there is none.
 
-        It waits for other fetches to end, and up to 5 s for sequential readers to finish
-        their blocks: if such a block were evicted, its reader would have it fetched
-        again for each part, evicting others in turn.
+        The wait is for other fetches to end, and up to 5 s for sequential readers to finish
+        their blocks. If such a block were evicted, it would be fetched again for each part
+        that its reader reads, and would evict others in turn.
         """
         if not self._is_free(mine.size):
             self._waiting += 1
@@ -421,10 +421,10 @@ class KeepBlockCache:
 
 
 def given_or_new(given: object) -> KeepBlockCache:
-    """Return the cache that was given, or a new one.
+    """Return the given cache, or a new one if None is given.
 
     Raises:
-        TypeError: It is another kind of cache.
+        TypeError: `given` is another kind of cache.
     """
     if given is None:
         return KeepBlockCache()

@@ -80,7 +80,7 @@ class Grants:
         self.received(locator)
 
     def received(self, locator: KeepLocator) -> None:
-        """Record the locator in the receipt of a put."""
+        """Record a locator that the services will accept, such as that in a receipt."""
         if not self._are_needed:
             return
         key = _key(locator)
@@ -91,9 +91,9 @@ class Grants:
                 self._names.popitem(last=False)
 
     def signed(self, manifest: bytes) -> None:
-        """Record the names that the API server signed for this token, in a manifest.
+        """Record the locators in a manifest that the API server signed for this token.
 
-        The first half of `most`; names of other clusters are left out.
+        At most `most` / 2 of them are recorded; those of other clusters are left out.
         """
         for found in itertools.islice(_SIGNED.finditer(manifest), self._most // 2):
             self.received(KeepLocator(found[1].decode("ascii")))

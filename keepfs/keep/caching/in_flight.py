@@ -40,10 +40,10 @@ class Fetch:
 
     Args:
         locator: The block's locator.
-        effort: How persistent it is: its rounds after the first.
-        claims: Whether it calls `allocate_for` when the first bytes arrive, and has no
-            memory for the block before.
-        deadline: Its caller's deadline, on the monotonic clock, in seconds; or None.
+        effort: How persistent the fetch is: its rounds after the first.
+        claims: Whether the fetch calls `allocate_for` when the first bytes arrive, and has
+            no memory for the block before.
+        deadline: The caller's deadline, on the monotonic clock, in seconds; or None.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Reservations:
         self._small = min(_SMALL, budget // _SMALL_SHARE)
         # The time of each fetch's reservation; None once its block is being received.
         self._held: dict[Fetch, float | None] = {}
-        # Those added while the others were stuck; and the last time the others released bytes.
+        # The fetches added while others were stuck; and when the others last released bytes.
         self._late: set[Fetch] = set()
         self._moved_at = clock()
         #: Bytes reserved.

@@ -1,4 +1,4 @@
-"""Connections: idle connections to services, kept for a while, and new ones.
+"""Connections: new connections to services, and idle ones, which are kept for 55 s.
 
 urllib3 connects and checks certificates. A connection serves one exchange at a
 time, and is never used after a fork.
@@ -54,7 +54,7 @@ class _Idle(NamedTuple):
 
 
 class Connections:
-    """Connections shared by all threads of a process, each in one exchange at a time.
+    """Connections shared by all threads of a client, each in one exchange at a time.
 
     Args:
         verify: Path of a bundle of certificate authorities; True for the one
@@ -112,7 +112,7 @@ class Connections:
         wire = Wire(connection, url.netloc or "")
         try:
             wire.connect(timeout)
-        except BaseException:  # perhaps of TLS, with an open socket
+        except BaseException:  # a TLS handshake that fails leaves the socket open
             wire.close()
             raise
         finally:
@@ -141,7 +141,7 @@ class Connections:
             return bool(idle) and idle[-1].since > self._clock() - IDLE_SECONDS
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed when they are given back."""
+        """Close the idle connections; those in use are closed when they are returned."""
         with self._lock:
             self._closed = True
             idle = self._idle.copy()
@@ -203,12 +203,12 @@ class _RetryingConnection(HTTPConnection):
                 self.timeout = seconds
                 try:
                     connected = super()._new_conn()
-                except urllib3.exceptions.NewConnectionError:  # of the same class: refused
+                except urllib3.exceptions.NewConnectionError:  # a subclass: it was refused
                     raise
                 except urllib3.exceptions.ConnectTimeoutError as error:
                     failure = error
                 else:
-                    connected.settimeout(limit)  # of the TLS handshake, which can't be cut
+                    connected.settimeout(limit)  # for the TLS handshake, which can't be split
                     return connected
         finally:
             self.timeout = limit

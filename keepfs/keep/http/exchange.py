@@ -49,7 +49,9 @@ class Exchange:
     def finish(self, *, is_answered: bool = False) -> bool:
         """Receive the answer; return whether the request succeeded. Blocks.
 
-        `is_answered`: its first bytes have arrived, so the time until now is no silence.
+        Args:
+            is_answered: The first bytes of the answer have arrived, so the time until now
+                doesn't count as silence.
         """
         if is_answered:
             self._pace.resume()

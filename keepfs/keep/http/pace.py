@@ -48,7 +48,7 @@ class CancelledError(ConnectionError):
 
 
 class Watch(NamedTuple):
-    """Callbacks of an exchange in progress, called in its own thread.
+    """Callbacks of an exchange in progress, called in the thread of the exchange.
 
     Attributes:
         silence: Seconds without a byte after which `on_silence` is called, repeatedly.
@@ -70,7 +70,8 @@ class Watch(NamedTuple):
 class Pace:
     """The time limits of one exchange.
 
-    For one thread, except `cancel`, which any other may call.
+    For the thread of the exchange. Any thread may call `cancel`, `silent_for`, `time_left`
+    and `rate`.
 
     Args:
         timeouts: The interval and the least rate.
@@ -154,11 +155,12 @@ class Pace:
     def patience(self) -> float:
         """Return the seconds to wait for the next byte, above 0.
 
-        With a `Watch` it may be shorter than the pace allows.
+        Calls the callbacks of the `Watch` that are due; the wait is at most the time until
+        the next one.
 
         Raises:
             TooSlowError: No time is left.
-            CancelledError: It was cancelled.
+            CancelledError: The exchange was cancelled; or the `OSError` given to `cancel`.
         """
         now = self.check()
         end = self._end(now)
@@ -173,11 +175,11 @@ class Pace:
         return max(_SHORTEST, end - now)
 
     def check(self) -> float:
-        """Return the time of the clock, in seconds, before the deadline.
+        """Return the current time of the clock, in seconds, if the exchange may go on.
 
         Raises:
             TooSlowError: The deadline has passed.
-            CancelledError: The exchange was cancelled.
+            CancelledError: The exchange was cancelled; or the `OSError` given to `cancel`.
         """
         if self.failure is not None:
             raise self.failure
@@ -229,7 +231,7 @@ class Pace:
             self._marks.append((now, self._total))
 
     def resume(self) -> None:
-        """Restart the interval, after a pause of this thread's own, not of the service.
+        """Restart the interval after a pause of this thread, not of the service.
 
         The deadline isn't changed.
         """
@@ -252,7 +254,11 @@ class Pace:
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def attach(self, connected: socket.socket) -> None:
-        """Set the socket that `cancel` shuts down."""
+        """Set the socket that `cancel` shuts down.
+
+        Raises:
+            CancelledError: The exchange was cancelled.
+        """
         with self._lock:
             if isinstance(self.failure, CancelledError):
                 raise self.failure
@@ -297,7 +303,7 @@ def tries(limit: float, pace: Pace | None) -> Iterator[float]:
 
     Raises:
         TooSlowError: The exchange's time is up.
-        CancelledError: It was cancelled.
+        CancelledError: The exchange was cancelled.
     """
     end = time.monotonic() + limit
     while (left := end - time.monotonic()) > 0:
@@ -348,7 +354,11 @@ class PacedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int | None:
-        """Receive bytes into a buffer; return their number, 0 at the end. Blocks."""
+        """Receive bytes into a buffer; return their number, 0 at the end. Blocks.
+
+        Raises:
+            TooSlowError: The exchange exceeded its pace; or another `OSError`.
+        """
         pace = self._pace
         if pace is None:
             return self._socket.recv_into(buffer)
@@ -370,10 +380,10 @@ class PacedReader(io.RawIOBase):
 
 
 def _set_timeout(connected: socket.socket, patience: float) -> None:
-    """Set a socket's timeout to `patience` seconds or somewhat less.
+    """Set a socket's timeout to a value between half of `patience` and `patience`, in seconds.
 
-    Mostly this does nothing, since setting it is a system call. A long timeout is set a
-    little shorter, so that the next, shorter by microseconds, needs no call.
+    Setting it is a system call, so a timeout that already fits is kept. A long timeout is
+    set a little shorter than `patience`, so that it fits the next, slightly shorter, one too.
     """
     now = connected.gettimeout()
     if now is None or not now <= patience <= 2 * now:

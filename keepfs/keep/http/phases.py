@@ -21,11 +21,11 @@ class Phase(enum.StrEnum):
     SENDING = "sending"
     #: The whole request was sent.
     SENT = "sent"
-    #: The service stopped reading within the request. It may have answered all the same.
+    #: The service stopped reading within the request. It may have answered nevertheless.
     CUT_OFF = "cut off"
-    #: The head of the answer was read, the body is not; the connection stays open after it.
+    #: The head of the answer was read, the body was not. The connection stays open after it.
     RECEIVING = "receiving"
-    #: The same, and the connection can't be used after it.
+    #: As RECEIVING, but the connection can't be used after the body.
     RECEIVING_LAST = "receiving its last answer"
     #: No further exchange: it is closed, or will be as soon as its owner is done with it.
     CLOSED = "closed"
@@ -40,11 +40,11 @@ class WireEvent(enum.StrEnum):
     REQUEST = "request"
     #: The last byte of the request was sent.
     ALL_SENT = "all sent"
-    #: The service closed its receiving side before that.
+    #: The service closed its receiving side before the last byte was sent.
     SENDING_FAILED = "sending failed"
-    #: The head of the final answer was read. By it the service keeps the connection.
+    #: The head of the final answer was read, and says that the connection stays open.
     HEAD_KEEPS = "head, keeps the connection"
-    #: The head of the final answer was read. By it the service ends the connection.
+    #: The head of the final answer was read, and says that the connection is closed after it.
     HEAD_ENDS = "head, ends the connection"
     #: The body was read to an end that was known beforehand, or by its last chunk.
     BODY_COMPLETE = "body complete"

@@ -60,13 +60,13 @@ class PacedSocket:
         return self._socket.fileno()
 
     def sendall(self, data: Buffer, flags: int = 0) -> None:
-        """Send all bytes, without a copy."""
+        """Send all bytes, without a copy. Blocks; raises as `send_all`."""
         send_all(self._socket, data, _current_pace(), flags)
 
     def makefile(self, *_: object, **__: object) -> io.BufferedReader:
         """Return the file that http.client reads the answer from."""
-        # It keeps the socket open until the answer is read, even if the connection was
-        # closed.
+        # This file keeps the socket open until the answer is read, even if the connection
+        # was closed.
         held = self._socket.makefile("rb", buffering=0)
         return io.BufferedReader(_SessionReader(self._socket, held))
 
@@ -79,7 +79,7 @@ class _SessionReader(PacedReader):
         self._held = held
 
     def readinto(self, buffer: Buffer) -> int | None:
-        # Not from `_held`, which can't be read after a timeout.
+        # Do not read from `_held`: after a timeout it can't be read.
         self._pace = _current_pace()
         return super().readinto(buffer)
 
@@ -97,7 +97,7 @@ class _Connectable(Protocol):
 
 
 @functools.cache
-def paced_connections(pool_class: Any) -> type[HTTPConnectionPool]:  # noqa: ANN401 - a class; its stubs hide that it hashes
+def paced_connections(pool_class: Any) -> type[HTTPConnectionPool]:  # noqa: ANN401 - a class; its stubs hide the hash
     """Return a subclass of a urllib3 pool whose connections have `PacedSocket`s."""
     if hasattr(pool_class, "_keepfs_paced"):
         return cast("type[HTTPConnectionPool]", pool_class)

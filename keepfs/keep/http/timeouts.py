@@ -38,10 +38,11 @@ class Timeouts:
 
     @classmethod
     def of(cls, value: Timeouts | float | tuple[float, ...]) -> Timeouts:
-        """Convert the SDK's forms: (connect, read[, bandwidth]), or one number for both.
+        """Convert the SDK's forms: (connect, read[, bandwidth]), or one number for the first two.
 
         Raises:
-            ValueError: It is none of these, or not above 0.
+            ValueError: It is none of these, the connect or read timeout isn't above 0, or
+                the bandwidth is below 0.
         """
         if isinstance(value, Timeouts):
             return value
@@ -63,7 +64,7 @@ class Timeouts:
     def for_head(self, size: int) -> Timeouts:
         """Return timeouts for a HEAD: the service reads `size` bytes before it answers.
 
-        No byte is sent meanwhile; its disk may be as slow as the network for a GET.
+        The service sends no byte meanwhile, and its disk may be as slow as `bandwidth`.
         """
         if not self.bandwidth:
             return self

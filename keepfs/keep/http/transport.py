@@ -3,8 +3,8 @@
 `DirectTransport` is keepfs's own HTTP client (`wire`). If the user passed a
 `requests.Session`, its adapters are used instead.
 
-Neither follows redirects, which could leak the token, stores cookies, or reads
-`~/.netrc`, which would replace the token.
+Neither follows redirects: they could leak the token. Neither stores cookies. Neither
+reads `~/.netrc`: it would replace the token.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Sent(Protocol):
         """Return the answer's head; the caller reads the body. Blocks.
 
         Raises:
-            requests.RequestException: No answer came; or one of urllib3's
-                `HTTPError`, or an `OSError`.
+            requests.RequestException: No valid answer came; or urllib3's `HTTPError`, an
+                `http.client.HTTPException`, or an `OSError`.
         """
 
 
@@ -106,13 +106,14 @@ class Transport(Protocol):
         """Send one request; the caller receives the answer. Blocks.
 
         Args:
-            method: GET, HEAD, PUT, POST or PATCH.
+            method: GET, HEAD, PUT, POST, PATCH or DELETE.
             root: Base URL; ends in a slash.
             path: The rest of the URL.
             headers: All headers.
             body: Sent without a copy; it must not change meanwhile.
-            timeouts: Seconds to connect, and between two bytes if there is no pace.
-            pace: The pace of the whole exchange; None for no limit but `timeouts`.
+            timeouts: Seconds to connect; and, for a user's session without a pace, the
+                longest silence in seconds.
+            pace: The pace of the whole exchange; None: only the timeouts limit it.
 
         Raises:
             urllib3.exceptions.HTTPError: It couldn't be sent; or an `OSError`, or a
@@ -172,7 +173,7 @@ class DirectTransport:
         return self._connections.has_idle(root)
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed when they are given back."""
+        """Close the idle connections; those in use are closed when they are returned."""
         self._connections.close()
 
 
@@ -180,8 +181,8 @@ class _SentDirectly:
     """A request on a connection of `Connections`.
 
     The service may have closed an idle connection. If no byte of an answer arrives, the
-    request is sent once more, on a new connection: the service hasn't begun to answer.
-    Requests that must not be made twice (POST, PATCH) are not repeated.
+    request is sent once more, on a new connection. Requests that must not be made twice
+    (POST, PATCH) are not repeated.
 
     Args:
         wire: The connection that it was sent on.
@@ -298,9 +299,9 @@ class SessionTransport:
 
 
 class _Prepared:
-    """A request that an adapter sends and receives in one call.
+    """A request that an adapter sends in the same call that receives the answer.
 
-    From then on until `with` is left, the pace applies to the sockets of the thread.
+    From `receive` until `with` is left, the pace applies to the sockets of the thread.
     """
 
     def __init__(self, receive: Callable[[], Answer], pace: Pace | None) -> None:

@@ -133,7 +133,7 @@ class Wire:
         """Send a request, or as much of it as the service accepts. Blocks.
 
         Args:
-            method: GET, HEAD or PUT.
+            method: GET, HEAD, PUT, POST, PATCH or DELETE.
             target: The path, with its slash.
             headers: All except Host and Content-Length.
             body: Sent without a copy; it must not change meanwhile.
@@ -141,7 +141,7 @@ class Wire:
 
         Raises:
             ValueError: A header can't be sent.
-            OSError: The connection exceeded its pace.
+            OSError: The connection exceeded its pace, or failed without being closed.
             PhaseError: An exchange is in progress.
         """
         head = _head_of(method, target, self._host, headers, body)
@@ -209,8 +209,9 @@ class Head:
             state: The connection's state; changed by the head, and later by the body's end.
 
         Raises:
-            CutShortError: The connection ended within it.
-            http.client.HTTPException: It isn't valid HTTP.
+            CutShortError: The connection ended within the head.
+            http.client.HTTPException: The head isn't valid HTTP.
+            OSError: The connection broke or exceeded its pace.
         """
         for _ in range(_MOST_INTERIM + 1):
             version, status, reason, headers = _head(stream)
@@ -258,7 +259,8 @@ class Body:
 
         Raises:
             CutShortError: The connection ended before the body did.
-            http.client.HTTPException: It isn't valid HTTP.
+            http.client.HTTPException: The body isn't valid HTTP.
+            OSError: The connection broke or exceeded its pace.
         """
         if self._left is not None and self._left < view.nbytes:
             view = view[: self._left]

@@ -71,10 +71,10 @@ class ApiRequest:
         self._make = make
 
     def execute(self, num_retries: int = 0) -> dict[str, Any]:  # noqa: ARG002 - the SDK's signature
-        """Make the request and return the answer. Blocks.
+        """Make the request once and return the answer; `num_retries` is ignored. Blocks.
 
         Raises:
-            ApiError: It failed.
+            ApiError: The request failed.
         """
         return self._make()
 
@@ -191,9 +191,10 @@ class ApiClient:
     ) -> dict[str, Any]:
         """Make one request and return the JSON object of the answer. Blocks.
 
-        It is made once: nothing is repeated here but a GET whose kept connection had
-        ended. Time: `timeout` for connecting, the server's work and short bodies; a
-        body adds its size divided by `LEAST_RATE`, in each direction.
+        The request is sent once; a GET or PUT is sent again if a kept connection turns out
+        to be closed. Time limit: `timeout` for connecting, the server's work and short
+        bodies; plus, for sending and handling `body`, twice its size divided by
+        `LEAST_RATE`; plus the size of an answer with `long_text` divided by `LEAST_RATE`.
 
         Args:
             method: GET, POST, PATCH, PUT or DELETE.

@@ -34,7 +34,7 @@ def connect(
         api_client: Finds the services; None: made from the settings.
         proxy: Base URLs of services that replace discovery; None: from the settings.
         api_token: Replaces the token of the settings if `api_client` is None.
-        session: Gives adapters, TLS and proxy settings; None: the defaults.
+        session: Provides adapters, TLS and proxy settings; None: the defaults.
 
     Returns:
         The store; the API client that finds the services, or None; whether certificate

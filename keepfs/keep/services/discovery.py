@@ -103,6 +103,8 @@ class ServiceRecord:
             raise ValueError(f"a service record without {error}") from error
         if not _UUID.match(uuid):
             raise ValueError(f"a service has no proper uuid: {uuid[:100]!r}")
+        if port not in range(1, 2**16):
+            raise ValueError(f"service {uuid} has no proper port: {port}")
         if not _HOST.match(host):
             raise ValueError(f"service {uuid} has no proper host: {host[:100]!r}")
         if ":" in host and not host.startswith("["):

@@ -56,8 +56,8 @@ def read_error(
     elif cause is Cause.DENIED:
         why = f" ({_of_signature(locator)}){why}"
     if all(outcome.status in NOT_FOUND_FOR_SDK for outcome in outcomes.values()):
-        # With a 403 among them the block may exist. Raise the SDK's class all the same,
-        # with the true cause and text.
+        # With a 403 among them the block may exist. Nevertheless raise the SDK's class, with
+        # the true cause and text.
         return NotFoundError(f"{message}{why}", errors, label="", cause=cause)
     return KeepReadError(f"{message}{why}", errors, cause=cause)
 

@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 #: Four times that is unusual, and a reader can wait 3 s more.
 SILENCE = 3.0
 #: Bytes received from a second service before the decision whether it replaces the first.
-#: `remote` has 64 threads that hedge: 16 MiB. A link of 100 kB/s takes 3 s for them.
+#: With the 64 threads that hedge (`remote`) this is 16 MiB. A link of 100 kB/s takes 3 s.
 PROBE = 256 * 1024
-#: The factor by which it must be faster: a rate measured over so few bytes is inexact.
+#: The factor by which the second service must be faster: a rate over few bytes is inexact.
 _SOONER = 2.0
 #: Most concurrent exchanges for one block, which has two or three copies.
 _MOST = 3
@@ -104,7 +104,8 @@ class Hedge:
             goes to the next service too.
 
     Attributes:
-        sluggish: Services that were silent or slow that long, even if they answered later.
+        sluggish: Services that were silent or slow for `silence` seconds, even if they
+            answered later.
         displaced: Services whose transfer of the block was replaced by another's.
     """
 
@@ -129,8 +130,8 @@ class Hedge:
         self._changed: threading.Condition | None = None
         self._waiting = collections.deque(services)
         self._asked: list[KeepService] = []
-        # Of `_asked`: those asked by added threads, those with slow transfers, those paused
-        # before the rest of the block. And whether a slow transfer got a second one.
+        # The services asked by added threads; of `_asked`, those with slow transfers, and
+        # those paused before the rest of the block; whether a slow transfer got a second one.
         self._added: list[KeepService] = []
         self._slow: list[KeepService] = []
         self._ready: list[KeepService] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import secrets
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ PIECE = 1 << 20
 # The complete part of a JSON string, after its opening quote.
 _TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _QUOTE = ord('"')
-# Replaces a long text while the rest is parsed. PostgreSQL's JSON can't have this key.
-_MARK = "\0"
 
 
 def escaped(text: str | bytes) -> Iterator[bytes]:
@@ -59,6 +58,8 @@ class LongTexts:
     def __init__(self, name: str, most: int) -> None:
         # Matches keys only: quotes within a text are escaped.
         self._key = re.compile(rb'"%s"[ \t\r\n]*:[ \t\r\n]*"' % name.encode())
+        # The key that replaces a long text while the rest is parsed; no answer can guess it.
+        self._mark = secrets.token_hex(16)
         self._overlap = len(name) + 16
         self._most = most
         self._rest = bytearray()
@@ -70,7 +71,7 @@ class LongTexts:
         """Take the next piece.
 
         Raises:
-            ValueError: It is not JSON, or the rest is too long.
+            ValueError: It is not JSON, the rest is too long, or a text has no blanks.
         """
         if self._pending is None:
             self._rest += piece
@@ -92,9 +93,10 @@ class LongTexts:
         return json.loads(self._rest, object_hook=self._replaced)
 
     def _replaced(self, found: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
-        if found.keys() == {_MARK}:
+        number = found.get(self._mark)
+        if number is not None:
             # Drop the bytearray, so that two copies exist only for a short time.
-            text, self._texts[found[_MARK]] = self._texts[found[_MARK]], bytearray()
+            text, self._texts[number] = self._texts[number], bytearray()
             return bytes(text)
         return found
 
@@ -107,7 +109,7 @@ class LongTexts:
                 return False
             self._pending = self._rest[match.end() :]
             del self._rest[match.end() - 1 :]
-            self._rest += b'{"\\u0000":%d}' % len(self._texts)
+            self._rest += b'{"%s":%d}' % (self._mark.encode(), len(self._texts))
             self._searched = len(self._rest)
             self._texts.append(bytearray())
         return self._take_text(self._pending)
@@ -125,4 +127,6 @@ class LongTexts:
             self._pending = None
         else:
             del pending[:cut]
+            if len(pending) > max(self._most, PIECE):
+                raise ValueError(f"a text has {len(pending)} bytes without a blank")
         return is_over

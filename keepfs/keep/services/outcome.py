@@ -59,7 +59,7 @@ WRITE_ORDER = (
     Cause.TOO_FEW_COPIES,
     Cause.OTHER,
 )
-#: The exceptions of requests, urllib3 and http.client without a complete answer.
+#: The exceptions of requests, urllib3 and http.client raised instead of a complete answer.
 TRANSPORT_ERRORS = (
     requests.RequestException,
     urllib3.exceptions.HTTPError,
@@ -114,7 +114,10 @@ class Confirmation:
 
     @classmethod
     def of_headers(cls, headers: Mapping[str, str]) -> Confirmation:
-        """Parse the headers of a 2xx answer to a PUT; names in lower case."""
+        """Parse the headers of a 2xx answer to a PUT; names in lower case.
+
+        Without a valid count of replicas, one copy counts.
+        """
         try:
             replicas = int(headers["x-keep-replicas-stored"])
         except (KeyError, ValueError):

@@ -1,8 +1,8 @@
 """RemoteStore: the Keep services as one store, used in rounds.
 
 A round sends requests to the services that the locator's hints name, then to each
-service that may still help, in probe order. `keepfs.keep.services.rounds` says when
-there is another round.
+service that may still help, in probe order. `keepfs.keep.services.rounds` decides
+whether there is another round.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _log = logging.getLogger(__name__)
 #: Most threads that hedge silent or slow services. A mount has 16 readers and fetches 32
 #: blocks in the background.
 _MOST_HEDGES = 64
-#: Seconds that closing waits for them; their exchanges are cancelled.
+#: Seconds that `close` waits for these threads; their exchanges are cancelled.
 _CLOSING = 5.0
-#: Bytes; a nominal figure, as other network file systems give.
+#: Bytes; a nominal figure, as other network file systems report.
 _PLENTY = 1 << 50
 
 
@@ -119,7 +119,7 @@ class RemoteStore:
         return _PLENTY, _PLENTY
 
     def close(self) -> None:
-        """Cancel the exchanges in progress, and close all connections."""
+        """Cancel the exchanges in progress, and close all connections. Blocks for up to 5 s."""
         self._closed = True
         self._hedges.close()
         self.roster.close()
@@ -150,7 +150,7 @@ class RemoteStore:
 
         Raises:
             NotFoundError: No service has it.
-            KeepReadError: It couldn't be found out; `cause` has the reason.
+            KeepReadError: No service reported its size; `cause` has the reason.
         """
         outcome = self._ask(locator, "HEAD", call).outcome()
         size = outcome.size if outcome and locator.size is None else locator.size
@@ -390,7 +390,7 @@ _SECRET = "authorization"  # noqa: S105 - a header's name
 
 
 def _with_token(headers: Mapping[str, str], token: str) -> dict[str, str]:
-    """Return headers with this token, and no other; without any if it is empty."""
+    """Return headers with this token and no other; without a token if it is empty."""
     given = {name: it for name, it in headers.items() if name.lower() != _SECRET}
     if token:
         given["Authorization"] = f"Bearer {token}"

@@ -99,8 +99,9 @@ class Roster:
     def refreshed(self, stale: Services | None, timeout: float) -> Services:
         """Return a newer list than `stale`; another caller may have fetched it meanwhile.
 
-        If none can be fetched, return the known list: the services may work while the
-        API server doesn't.
+        If none can be fetched, or the pause after a failure isn't over, return the known
+        list: the services may work while the API server doesn't. Blocks for at most
+        `timeout` seconds, and 30 s if a list is known.
 
         Raises:
             NoKeepServersError: No list is known.
@@ -156,7 +157,7 @@ class Roster:
             self._note_failure(error)
             raise
         self._pause.end()
-        if self._seen is None or begun >= self._seen.at:  # else this request had hung
+        if self._seen is None or begun >= self._seen.at:  # else a later request was faster
             self._seen = _Seen(services, begun)
         return self._seen
 

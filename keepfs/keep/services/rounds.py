@@ -22,7 +22,7 @@ class Rounds:
 
     Iterating yields the number of each round, counted from 0, and its services: in the
     first round the known list, in later ones a newer list. It blocks for the back-off
-    between rounds. It ends after the last retry, at the call's deadline, and when the
+    between rounds. It ends after the last retry, at the call's deadline, or when the
     API server refuses the token. A round for which there is no list is left out.
 
     Args:

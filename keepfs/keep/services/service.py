@@ -63,7 +63,10 @@ _COMMON_HEADERS = {"User-Agent": f"keepfs/{__version__}", "Accept-Encoding": "id
 
 
 class KeepService:
-    """One service within one call. For one thread, except `cancel`.
+    """One service within one call.
+
+    One thread makes the requests. Any thread may call `cancel`, `interrupt`, `silent_for`,
+    `time_left` and `rate`.
 
     Args:
         root: Base URL, with its slash.
@@ -75,9 +78,8 @@ class KeepService:
             the memory is newly allocated.
 
     Attributes:
-        is_survey: Whether an error is an answer as good as another, because the request
-            only finds out what the service says: the counters have no failure then, unless
-            there is no answer.
+        is_survey: Whether the requests only find out how the service answers. An error
+            status isn't counted as a failure then; a missing answer is.
     """
 
     def __init__(
@@ -143,14 +145,17 @@ class KeepService:
         }
 
     def cancel(self) -> None:
-        """Cancel the request in progress, or the next one. For any thread."""
+        """Cancel the request in progress and all later ones. For any thread."""
         self._cancelled = True
         pace = self._pace
         if pace is not None:
             pace.cancel()
 
     def interrupt(self, reason: OSError) -> None:
-        """End the request in progress with `reason`, if there is one; others may follow."""
+        """End the request in progress, if any, with `reason`; others may follow.
+
+        For any thread.
+        """
         pace = self._pace
         if pace is not None:
             pace.cancel(reason)
@@ -231,7 +236,10 @@ class KeepService:
     def _sized(
         self, locator: KeepLocator, timeout: Timeouts | float | tuple[float, ...]
     ) -> KeepLocator | None:
-        """Get the size by HEAD: keepstore refuses a GET without it; signatures don't cover it."""
+        """Return the locator with the block's size, found by HEAD; None if that fails.
+
+        keepstore refuses a GET without a size. Signatures don't cover the size.
+        """
         refused = self._outcome
         if self.get(locator, "HEAD", timeout) is None:
             return None
@@ -390,7 +398,8 @@ class KeepService:
         declared = content_length(answer)
         if method == "HEAD":
             receive_text(answer)  # empty; makes the connection reusable
-            if declared and locator.size is not None and declared != locator.size:
+            if declared is not None and locator.size not in {None, declared}:
+                self._report_bad_copy(locator, f"it has {declared} bytes")
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)
             return Outcome(status, reason, headers=headers, size=declared)

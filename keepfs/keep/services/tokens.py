@@ -82,8 +82,9 @@ class TokenStatistics(NamedTuple):
 
     Attributes:
         read_at: When it was read, on the monotonic clock, in seconds.
-        refused_at: When a request was last refused that a new token did not help; None if
-            none was. A locator's signature may have been the cause.
+        refused_at: When a request was last refused although the token had been read again,
+            on the same clock; None if none was. The cause may have been a locator's
+            signature.
     """
 
     read_at: float

@@ -1,8 +1,8 @@
 """Transfer: receive blocks, hashed on the way, and short texts.
 
-A status of 200 is no proof: keepstore sends it before it detects a damaged block, then
-cuts the body short. So a body is accepted only if it is complete, has the locator's
-size, and hashes to the locator's digest.
+A status of 200 does not prove that the copy is intact: keepstore sends it before it
+detects a damaged block, then cuts the body short. So a body is accepted only if it is
+complete, has the locator's size, and hashes to the locator's digest.
 
 A body that is cut short has two causes: the copy is damaged, or the service or
 the network failed. keepstore verifies a block before it sends the last piece of
@@ -194,7 +194,7 @@ class _Hash:
         """Finish hashing."""
 
     def update(self, piece: memoryview) -> None:
-        """Add bytes, which must not change afterwards."""
+        """Add bytes, which must not change until the `with` is left."""
         self._md5.update(piece)
 
     def hexdigest(self) -> str:

@@ -49,7 +49,7 @@ class CancellableService(Protocol):
     """A service whose request can be cancelled from another thread."""
 
     def cancel(self) -> None:
-        """Cancel the request in progress, or the next one."""
+        """Cancel the request in progress and all later ones."""
 
 
 class Tally:
@@ -113,7 +113,7 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
     Args:
         copies: The requested copies.
         classes: The requested storage classes.
-        tally: The tally of an earlier round; replaces both.
+        tally: The tally of an earlier round; replaces `copies` and `classes`.
     """
 
     def __init__(

@@ -105,7 +105,7 @@ async def errno_at(root: Node, path: str) -> int:
     return errno_of(caught.value)
 
 
-async def test_files_have_their_bytes_and_one_fetch_is_enough() -> None:
+async def test_files_are_read_with_one_fetch_of_the_manifest() -> None:
     source = DictCollections()
     name = source.add(manifest(), modified_at="2026-01-02T03:04:05.678901234Z")
     async with directory(source) as root:
@@ -200,7 +200,7 @@ async def test_other_names_are_not_found_without_a_request(name: str) -> None:
         assert source.calls == []
 
 
-async def test_failures_have_their_errno_and_are_asked_for_again() -> None:
+async def test_failures_have_an_errno_and_are_not_cached() -> None:
     source = DictCollections()
     async with directory(source) as root:
         assert await errno_at(root, UUID) == errno.ENOENT
@@ -220,7 +220,7 @@ async def test_failures_have_their_errno_and_are_asked_for_again() -> None:
         assert await errno_at(root, f"{UUID}/a/none") == errno.ENOENT
 
 
-async def test_a_text_that_is_no_manifest_is_named_with_its_place() -> None:
+async def test_an_invalid_manifest_is_reported_with_the_position() -> None:
     source = DictCollections()
     name = source.add(". x 0:0:foo\n")
     async with directory(source) as root:
@@ -266,7 +266,7 @@ async def test_each_user_sees_what_that_user_looked_up() -> None:
         assert seen == [0, 7]
 
 
-async def test_what_the_kernel_forgot_is_kept_no_longer() -> None:
+async def test_nodes_are_freed_when_the_kernel_forgets_them() -> None:
     source = DictCollections()
     names = [source.add(f". {KeepLocator.of_block(FOO)} 0:3:{each}\n") for each in range(9)]
     async with directory(source, budget=68_000) as root:  # of 16 KiB and a little each
@@ -277,7 +277,7 @@ async def test_what_the_kernel_forgot_is_kept_no_longer() -> None:
         assert list(root.names()) == names[-4:]
 
 
-async def test_attributes_say_where_a_file_is() -> None:
+async def test_xattrs_have_the_collection_and_the_locators_of_a_file() -> None:
     source = DictCollections(signature=FIRST)
     found = source.add(manifest(), UUID, "a name", {"key": ["värld"]})
     async with directory(source) as root:
@@ -302,7 +302,7 @@ async def test_attributes_say_where_a_file_is() -> None:
         assert "user.keep.locator" not in (await at(root, f"{UUID}/nothing")).xattrs()
 
 
-async def test_a_uuid_is_asked_again_when_it_is_looked_at(mock_clock: MockClock) -> None:
+async def test_a_uuid_is_requested_again_at_an_access(mock_clock: MockClock) -> None:
     source = DictCollections()
     source.add(manifest(), UUID)
     async with directory(source) as root:
@@ -366,7 +366,7 @@ async def test_a_listing_is_of_the_collection_as_it_is_now(mock_clock: MockClock
         assert folder.entry_nowait("foo") is None
 
 
-async def test_a_collection_that_is_gone_is_not_found(mock_clock: MockClock) -> None:
+async def test_a_removed_collection_is_not_found(mock_clock: MockClock) -> None:
     source = DictCollections()
     source.add(manifest(), UUID)
     async with directory(source) as root:
@@ -382,7 +382,7 @@ async def test_a_collection_that_is_gone_is_not_found(mock_clock: MockClock) -> 
         assert await content(root, f"{UUID}/foo") == b"foo"
 
 
-async def test_what_is_known_stays_while_nobody_can_be_asked(
+async def test_the_known_content_stays_while_the_source_fails(
     mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = DictCollections()
@@ -419,7 +419,7 @@ async def test_a_refused_signature_is_fetched_again_once_and_the_read_succeeds()
         assert foo.xattrs()["user.keep.locator"].count(f"+A{SECOND}@") == 1
 
 
-async def test_a_refusal_that_no_signature_ends_is_the_readers(
+async def test_a_refusal_that_new_signatures_do_not_end_is_raised(
     mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = DictCollections(signature=FIRST)
@@ -441,7 +441,7 @@ async def test_a_refusal_that_no_signature_ends_is_the_readers(
         assert_shows(caplog.text, "signatures-not-renewed")
 
 
-async def test_signatures_are_fetched_again_when_half_of_their_time_is_over() -> None:
+async def test_signatures_are_fetched_again_after_half_of_their_lifetime() -> None:
     source = DictCollections(signature=FIRST, ttl=2.0)
     store = SigningStore()
     store.signature = FIRST
@@ -459,7 +459,7 @@ async def test_signatures_are_fetched_again_when_half_of_their_time_is_over() ->
         assert source.calls == [(name, True)] * 2
 
 
-async def test_nodes_of_a_large_folder_are_made_when_they_are_asked_for() -> None:
+async def test_nodes_of_a_large_folder_are_made_on_use() -> None:
     builder = ManifestBuilder()
     for number in range(10_000):
         builder.add_file(f"{number:05}")

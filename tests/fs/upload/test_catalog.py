@@ -63,7 +63,7 @@ def add_root(catalog: Catalog) -> None:
 # --- what is in it -----------------------------------------------------------
 
 
-def test_what_was_put_in_is_there_when_it_is_opened_again(path: Path) -> None:
+def test_entries_are_there_when_the_catalog_is_opened_again(path: Path) -> None:
     times = {"atime_ns": 1, "mtime_ns": 2, "ctime_ns": 3}
     with closing(Catalog(path)) as first, first.change():
         first.add_root(metadata(DIRECTORY))
@@ -83,7 +83,7 @@ def test_what_was_put_in_is_there_when_it_is_opened_again(path: Path) -> None:
     assert target == b"\xff/x"
 
 
-def test_what_it_does_not_have_is_nothing(catalog: Catalog) -> None:
+def test_missing_entries_are_none(catalog: Catalog) -> None:
     assert catalog.root() is None
     assert catalog.child(ROOT, "x") is None
     assert catalog.receipts(7) == ()
@@ -93,7 +93,7 @@ def test_what_it_does_not_have_is_nothing(catalog: Catalog) -> None:
         catalog.remove(ROOT, "x")
 
 
-def test_names_come_in_the_order_of_their_bytes_so_many_at_a_time(catalog: Catalog) -> None:
+def test_names_are_returned_in_byte_order_in_chunks(catalog: Catalog) -> None:
     add(catalog, "b", "a", "\u00e4", "A", "aa")
 
     first = catalog.names(ROOT, b"", 3)
@@ -103,7 +103,7 @@ def test_names_come_in_the_order_of_their_bytes_so_many_at_a_time(catalog: Catal
     assert catalog.names(ROOT, b"\xff", 3) == []
 
 
-def test_a_name_is_taken_over_by_who_comes_later(catalog: Catalog) -> None:
+def test_a_new_entry_replaces_the_one_of_its_name(catalog: Catalog) -> None:
     old, other = add(catalog, "a", "b")
     (new,) = add(catalog, "a")
     with catalog.change():
@@ -166,7 +166,7 @@ def test_equal_blocks_in_a_row_take_the_room_of_one(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, 65537, 10**30, "2", 1.0, None, [1]])
-def test_a_count_that_cannot_be_is_damage(path: Path, count: object) -> None:
+def test_an_impossible_count_is_reported_as_damage(path: Path, count: object) -> None:
     content = json.dumps([[str(RECEIPTS[1].locator), 1, [], count]])
     with closing(Catalog(path)) as catalog, catalog.change():
         number = catalog.add(ROOT, "a", metadata(), 3, content.encode())
@@ -174,7 +174,7 @@ def test_a_count_that_cannot_be_is_damage(path: Path, count: object) -> None:
         catalog.receipts(number)
 
 
-def test_an_owner_that_is_given_is_everybodys(path: Path) -> None:
+def test_a_given_owner_owns_all_entries(path: Path) -> None:
     with closing(Catalog(path, owner=(7, None))) as catalog:
         add(catalog, "a")
         entry = catalog.child(ROOT, "a")
@@ -186,7 +186,7 @@ def test_an_owner_that_is_given_is_everybodys(path: Path) -> None:
 # --- changes that fail --------------------------------------------------------
 
 
-def test_a_change_that_fails_leaves_nothing(catalog: Catalog) -> None:
+def test_a_failed_change_is_rolled_back(catalog: Catalog) -> None:
     add(catalog, "a")
 
     def fail() -> None:
@@ -202,7 +202,7 @@ def test_a_change_that_fails_leaves_nothing(catalog: Catalog) -> None:
     add(catalog, "c")  # nothing is in its way
 
 
-def test_what_the_database_cannot_do_is_an_error_of_the_system(path: Path) -> None:
+def test_errors_of_the_database_become_os_errors(path: Path) -> None:
     catalog = Catalog(path)
     catalog.close()
 
@@ -275,14 +275,14 @@ def test_a_full_disk_where_the_catalog_is_opened_is_named(small_disk: Path, page
 # --- whose it is ---------------------------------------------------------------
 
 
-def test_two_mounts_cannot_have_one(path: Path, catalog: Catalog) -> None:
+def test_two_mounts_cannot_use_one_catalog(path: Path, catalog: Catalog) -> None:
     add(catalog, "a")
 
     with pytest.raises(CatalogError, match="another mount uses"):
         Catalog(path)
 
 
-def test_one_with_entries_belongs_to_its_store(path: Path) -> None:
+def test_a_catalog_with_entries_belongs_to_its_store(path: Path) -> None:
     with closing(Catalog(path, "http://one/")) as catalog:
         add_root(catalog)
         add(catalog, "a")
@@ -291,7 +291,7 @@ def test_one_with_entries_belongs_to_its_store(path: Path) -> None:
         Catalog(path, "http://other/")
 
 
-def test_an_empty_one_is_anybodys(path: Path) -> None:
+def test_an_empty_catalog_fits_any_store(path: Path) -> None:
     with closing(Catalog(path, "http://one/")) as catalog:
         add_root(catalog)
     Catalog(path, "http://other/").close()
@@ -303,7 +303,7 @@ def test_an_empty_one_is_anybodys(path: Path) -> None:
         Catalog(path, "http://one/")
 
 
-def test_one_of_a_newer_version_is_left_alone(path: Path) -> None:
+def test_a_catalog_of_a_newer_version_is_refused_unchanged(path: Path) -> None:
     Catalog(path).close()
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 99")
@@ -312,7 +312,7 @@ def test_one_of_a_newer_version_is_left_alone(path: Path) -> None:
         Catalog(path)
 
 
-def test_a_damaged_one_is_left_alone_and_told_of(path: Path) -> None:
+def test_a_damaged_catalog_is_refused_unchanged(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no database" * 1000)
 
@@ -363,7 +363,7 @@ def test_without_a_log_there_is_nothing_to_sync(path: Path, synced: list[str]) -
     assert synced == []
 
 
-def test_one_in_memory_has_nothing_to_sync(synced: list[str]) -> None:
+def test_a_catalog_in_memory_is_not_synced(synced: list[str]) -> None:
     with closing(Catalog()) as catalog:
         catalog.sync()
         catalog.checkpoint()
@@ -371,9 +371,7 @@ def test_one_in_memory_has_nothing_to_sync(synced: list[str]) -> None:
     assert synced == []
 
 
-def test_a_long_log_is_moved_into_the_database_and_nothing_is_lost(
-    path: Path, catalog: Catalog
-) -> None:
+def test_a_long_log_is_checkpointed_without_loss(path: Path, catalog: Catalog) -> None:
     def grow(first: int) -> None:
         with catalog.change():
             for number in range(first, first + 20_000):
@@ -390,7 +388,7 @@ def test_a_long_log_is_moved_into_the_database_and_nothing_is_lost(
     assert len(catalog.names(ROOT, b"", 50_000)) == 40_000
 
 
-def test_a_short_log_is_left(path: Path, catalog: Catalog) -> None:
+def test_a_short_log_is_not_checkpointed(path: Path, catalog: Catalog) -> None:
     add(catalog, "a")
     before = path.stat().st_size
 
@@ -454,7 +452,7 @@ def test_a_damaged_entry_is_reported_once_and_hides_no_other(
     assert_shows(caplog.text, "catalog-entry-damaged")
 
 
-def test_a_damaged_top_is_made_anew(path: Path) -> None:
+def test_a_damaged_root_entry_is_replaced(path: Path) -> None:
     with closing(Catalog(path)) as catalog, catalog.change():
         catalog.add_root(metadata(DIRECTORY))
         catalog.add_file(ROOT, "file", metadata(), RECEIPTS)

@@ -49,7 +49,7 @@ async def test_an_empty_file_has_one_slot_of_no_bytes() -> None:
         assert content.pieces() == [Piece(0)]
 
 
-async def test_a_place_is_in_a_used_slot_or_a_stored_block_or_a_hole() -> None:
+async def test_bytes_are_in_a_used_slot_or_a_stored_block_or_a_hole() -> None:
     async with open_staging() as staging:
         first, short = await stored(staging, b"a" * BLOCK, b"abc")
         content = Content(staging, 11, (first, short))

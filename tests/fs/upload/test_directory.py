@@ -102,7 +102,7 @@ async def test_a_name_need_not_be_text() -> None:
         assert list(upload.names()) == [f"{name}2"]
 
 
-async def test_making_and_removing_entries_moves_the_times_of_the_directory() -> None:
+async def test_creating_and_removing_entries_sets_the_times_of_the_directory() -> None:
     async with open_upload() as upload:
         actions: list[Callable[[], object]] = [
             lambda: make(upload, "file"),
@@ -129,7 +129,7 @@ async def test_a_removed_file_has_no_links() -> None:
         assert list(upload.names()) == []
 
 
-async def test_removing_follows_the_rules() -> None:
+async def test_removing_fails_with_the_errnos_of_linux() -> None:
     async with open_upload() as upload:
         make(upload, "file")
         make(subdirectory(upload, "full"), "entry")
@@ -156,7 +156,7 @@ async def test_nothing_is_made_in_a_removed_directory() -> None:
                 make(directory, name)
 
 
-async def test_a_file_is_not_given_one_more_name() -> None:
+async def test_a_second_name_of_a_file_is_refused() -> None:
     async with open_upload() as upload:
         file = make(upload, "file")
 
@@ -209,7 +209,7 @@ async def test_renaming_a_directory_over_an_empty_one_removes_that() -> None:
         ("empty", "full", errno.ENOTEMPTY),
     ],
 )
-async def test_renaming_follows_the_rules(old: str, new: str, number: int) -> None:
+async def test_renaming_fails_with_the_errnos_of_linux(old: str, new: str, number: int) -> None:
     async with open_upload() as upload:
         make(upload, "file")
         make(upload, "symlink@")
@@ -242,7 +242,7 @@ async def test_renaming_may_refuse_to_replace() -> None:
         assert upload.entry_nowait("other") is new
 
 
-async def test_renaming_may_exchange_what_is_there() -> None:
+async def test_renaming_may_exchange_two_entries() -> None:
     async with open_upload() as upload:
         file, directory = make(upload, "file"), subdirectory(upload, "directory")
         inner = make(directory, "inner@")
@@ -258,7 +258,7 @@ async def test_renaming_may_exchange_what_is_there() -> None:
         assert inner.metadata.ctime_ns > 3
 
 
-async def test_nothing_is_moved_out_of_the_tree() -> None:
+async def test_moving_out_of_the_tree_is_refused() -> None:
     async with open_upload() as upload:
         make(upload, "file")
 
@@ -266,7 +266,7 @@ async def test_nothing_is_moved_out_of_the_tree() -> None:
             upload.rename("file", RootDirectory({}, upload.metadata), "file", RenameMode.REPLACE)
 
 
-async def test_a_setgid_directory_hands_down_its_group_and_its_bit() -> None:
+async def test_entries_inherit_group_and_setgid_of_a_setgid_directory() -> None:
     async with open_upload(0o2775) as upload:
         file, link, directory = (make(upload, name) for name in ("a", "b@", "c/"))
 
@@ -275,7 +275,7 @@ async def test_a_setgid_directory_hands_down_its_group_and_its_bit() -> None:
         assert file.metadata.mode == file_mode(0o644)
 
 
-async def test_elsewhere_the_group_is_the_makers() -> None:
+async def test_elsewhere_the_group_is_the_creators() -> None:
     async with open_upload() as upload:
         assert make(upload, "file").metadata.gid == 5
         assert make(upload, "directory/").metadata.mode == directory_mode(0o755)
@@ -293,7 +293,7 @@ async def test_mode_and_times_of_directories_and_symlinks_change() -> None:
             assert node.metadata.mtime_ns == 11
 
 
-async def test_all_files_of_the_tree_are_gone_through_however_deep_it_is() -> None:
+async def test_all_files_of_a_deep_tree_are_found() -> None:
     async with open_upload() as upload:
         made, directory = [], upload
         for _ in range(2000):

@@ -145,7 +145,7 @@ class Bench:
         return sorted(self.spills.done)
 
 
-async def test_what_is_not_stored_is_stored_and_nothing_else(autojump_clock: MockClock) -> None:
+async def test_only_unstored_files_are_stored(autojump_clock: MockClock) -> None:
     stored, new = File("stored"), File("new")
     stored.has_unstored_changes = False
     bench = Bench(autojump_clock, stored, new)
@@ -160,7 +160,7 @@ async def test_what_is_not_stored_is_stored_and_nothing_else(autojump_clock: Moc
     assert bench.blocks.abandoned
 
 
-async def test_what_failed_before_is_spilled_at_once_and_stored_all_the_same(
+async def test_earlier_failures_are_spilled_at_once_and_stored_too(
     autojump_clock: MockClock,
 ) -> None:
     failed = File("failed", seconds=4.0)
@@ -173,7 +173,7 @@ async def test_what_failed_before_is_spilled_at_once_and_stored_all_the_same(
     assert not failed.has_unstored_changes
 
 
-async def test_a_store_that_takes_long_is_spilled_beside_and_keeps_its_time(
+async def test_a_slow_store_is_spilled_and_continues(
     autojump_clock: MockClock,
 ) -> None:
     slow = File("slow", seconds=30.0)
@@ -186,7 +186,7 @@ async def test_a_store_that_takes_long_is_spilled_beside_and_keeps_its_time(
     assert len(slow.began) == 1
 
 
-async def test_stores_that_hang_give_their_places_to_others(autojump_clock: MockClock) -> None:
+async def test_stores_that_hang_free_their_places(autojump_clock: MockClock) -> None:
     hanging = [File(f"hangs {number}", seconds=1e9) for number in range(20)]
     bench = Bench(autojump_clock, *hanging, File("good"))
 
@@ -208,7 +208,7 @@ async def test_no_more_than_eight_are_stored_at_once(autojump_clock: MockClock) 
     assert began == [0.0] * 8 + [1.0] * 8 + [2.0] * 4
 
 
-async def test_one_that_failed_gives_its_place_to_another(autojump_clock: MockClock) -> None:
+async def test_a_failed_store_frees_its_place(autojump_clock: MockClock) -> None:
     bad = [File(f"bad {number}", error=DOWN) for number in range(10)]
     odd = [File(f"odd {number}", error=ZeroDivisionError("a bug")) for number in range(10)]
     bench = Bench(autojump_clock, *bad, *odd, File("good"))
@@ -219,7 +219,7 @@ async def test_one_that_failed_gives_its_place_to_another(autojump_clock: MockCl
     assert all(len(file.began) == 1 for file in bench.files())
 
 
-async def test_where_no_service_is_reachable_no_further_file_is_tried(
+async def test_without_a_reachable_service_no_further_file_is_tried(
     autojump_clock: MockClock,
 ) -> None:
     first = [File(f"file {number}", seconds=1.0, error=UNREACHABLE) for number in range(8)]
@@ -246,7 +246,7 @@ async def test_the_deadline_counts_from_the_beginning_of_the_drain(
     assert bench.now() == TIMEOUT
 
 
-async def test_hurrying_ends_the_stores(autojump_clock: MockClock) -> None:
+async def test_hurry_ends_the_stores(autojump_clock: MockClock) -> None:
     bench = Bench(autojump_clock, File("hangs", seconds=1e9))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.drain.store)
@@ -258,7 +258,7 @@ async def test_hurrying_ends_the_stores(autojump_clock: MockClock) -> None:
     assert bench.now() == 7.0
 
 
-async def test_hurrying_before_the_drain_leaves_everything_to_be_spilled(
+async def test_after_hurry_everything_is_spilled(
     autojump_clock: MockClock,
 ) -> None:
     bench = Bench(autojump_clock, File("slow", seconds=3.0))
@@ -299,7 +299,7 @@ async def test_two_drains_do_not_run_at_once(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("is_overwriting", [True, False])
 @pytest.mark.parametrize("is_being_changed", [True, False])
-async def test_half_of_a_new_version_is_not_stored_over_a_good_one(
+async def test_a_half_written_version_does_not_replace_a_stored_one(
     autojump_clock: MockClock, *, is_being_changed: bool, is_overwriting: bool
 ) -> None:
     file = File("file")
@@ -318,7 +318,7 @@ async def test_half_of_a_new_version_is_not_stored_over_a_good_one(
 # --- the end ------------------------------------------------------------------
 
 
-async def test_what_hangs_has_its_requests_ended_by_closing_the_client(
+async def test_hung_requests_are_ended_by_closing_the_client(
     autojump_clock: MockClock,
 ) -> None:
     bench = Bench(autojump_clock, File("hangs", seconds=1e9), File("bad", error=DOWN))
@@ -332,7 +332,7 @@ async def test_what_hangs_has_its_requests_ended_by_closing_the_client(
     assert bench.blocks.abandoned
 
 
-async def test_where_no_thread_can_be_had_the_rest_is_spilled_all_the_same(
+async def test_files_are_spilled_if_no_thread_can_close_the_client(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     bench = Bench(autojump_clock, File("hangs", seconds=1e9))
@@ -345,7 +345,7 @@ async def test_where_no_thread_can_be_had_the_rest_is_spilled_all_the_same(
     assert_shows(caplog.text, "client-not-closed")
 
 
-async def test_what_the_disk_does_not_take_is_lost_and_said(
+async def test_files_that_the_disk_refuses_are_reported_as_lost(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     caplog.set_level(logging.ERROR, "keepfs.fs.upload.drain")
@@ -362,7 +362,7 @@ async def test_what_the_disk_does_not_take_is_lost_and_said(
     assert_shows(caplog.text, "lost-at-end")
 
 
-async def test_what_is_stored_at_the_last_moment_is_not_lost(autojump_clock: MockClock) -> None:
+async def test_a_file_stored_at_the_last_moment_is_not_lost(autojump_clock: MockClock) -> None:
     file = File("file", seconds=TIMEOUT + 3.0)
     bench = Bench(autojump_clock, file)
     bench.spills.refuses = {"file"}
@@ -375,7 +375,7 @@ async def test_what_is_stored_at_the_last_moment_is_not_lost(autojump_clock: Moc
     assert (count, lost) == (0, [])
 
 
-async def test_a_disk_and_a_client_that_hang_do_not_keep_the_end_beyond_the_grace(
+async def test_a_hung_disk_and_client_delay_the_end_by_the_grace_at_most(
     autojump_clock: MockClock,
 ) -> None:
     bench = Bench(autojump_clock, File("hangs", seconds=1e9), File("fine", seconds=1e9))

@@ -53,7 +53,7 @@ async def run(failed: FailedFiles, seconds: float) -> None:
         await failed.retry()
 
 
-async def test_a_file_that_fails_in_any_way_keeps_no_other_from_its_retry(
+async def test_a_file_that_fails_does_not_prevent_other_retries(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)
@@ -70,7 +70,7 @@ async def test_a_file_that_fails_in_any_way_keeps_no_other_from_its_retry(
     del autojump_clock
 
 
-async def test_the_waits_for_one_file_grow(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_back_off_of_a_file_grows(autojump_clock: trio.testing.MockClock) -> None:
     failed = FailedFiles(backoff=BACKOFF)
     bad = File(failed, "bad")
     bad.error = KeepWriteError("never")
@@ -83,7 +83,7 @@ async def test_the_waits_for_one_file_grow(autojump_clock: trio.testing.MockCloc
     del autojump_clock
 
 
-async def test_retries_that_hang_give_their_places_to_others(
+async def test_retries_that_hang_free_their_places(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)
@@ -99,7 +99,7 @@ async def test_retries_that_hang_give_their_places_to_others(
     del autojump_clock
 
 
-async def test_only_so_many_retries_hang_and_one_that_ends_makes_place_for_the_next(
+async def test_the_number_of_hung_retries_is_limited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)
@@ -121,7 +121,7 @@ async def test_only_so_many_retries_hang_and_one_that_ends_makes_place_for_the_n
     del autojump_clock
 
 
-async def test_a_retry_that_a_user_brings_forward_is_not_made_once_more_when_it_was_due(
+async def test_a_retry_made_early_is_not_made_again_when_due(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)
@@ -150,7 +150,7 @@ async def test_a_file_that_is_changed_while_it_is_stored_is_retried_again(
     del autojump_clock
 
 
-async def test_a_user_may_retry_all_at_once_though_others_hang(
+async def test_a_user_may_retry_all_while_retries_hang(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)
@@ -185,7 +185,7 @@ async def test_a_file_that_is_being_changed_or_stored_is_left_alone(
     del autojump_clock
 
 
-async def test_what_earlier_mounts_left_is_tried_at_once(
+async def test_files_of_earlier_mounts_are_tried_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)
@@ -198,7 +198,7 @@ async def test_what_earlier_mounts_left_is_tried_at_once(
     del autojump_clock
 
 
-async def test_whoever_notes_changes_learns_of_each_and_of_new_paths() -> None:
+async def test_on_change_is_called_for_each_change_and_new_path() -> None:
     changed: list[str] = []
     failed = FailedFiles(lambda file: changed.append(file.path))
     one, two = File(failed, "one"), File(failed, "two")
@@ -213,7 +213,7 @@ async def test_whoever_notes_changes_learns_of_each_and_of_new_paths() -> None:
     assert one in failed
 
 
-async def test_each_retry_is_logged_with_its_path_and_what_came_of_it(
+async def test_each_retry_is_logged_with_path_and_outcome(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -247,7 +247,7 @@ async def test_the_first_retry_comes_after_the_first_wait_and_a_users_at_once(
     del autojump_clock
 
 
-async def test_a_file_that_is_removed_while_it_waits_or_fails_is_forgotten(
+async def test_a_file_removed_while_it_waits_or_fails_is_dropped(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failed = FailedFiles(backoff=BACKOFF)

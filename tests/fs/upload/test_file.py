@@ -100,7 +100,7 @@ async def test_a_new_file_is_dirty_and_has_no_locator() -> None:
         assert file.has_unstored_changes
 
 
-async def test_a_file_is_cut_into_blocks_and_each_stored_version_is_told() -> None:
+async def test_a_file_is_cut_into_blocks_and_each_version_is_reported() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"0123456789abcdefXY")
@@ -112,7 +112,7 @@ async def test_a_file_is_cut_into_blocks_and_each_stored_version_is_told() -> No
         assert bench.staging.currsize == 0
 
 
-async def test_storing_what_is_stored_makes_no_request() -> None:
+async def test_storing_a_stored_file_makes_no_request() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"abc")
@@ -127,7 +127,7 @@ async def test_storing_what_is_stored_makes_no_request() -> None:
         assert not file.has_untried_changes
 
 
-async def test_writing_on_after_a_store_is_stored_by_the_next() -> None:
+async def test_writes_after_a_store_are_stored_by_the_next() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"abc")
@@ -141,7 +141,7 @@ async def test_writing_on_after_a_store_is_stored_by_the_next() -> None:
         assert bench.content_of(file) == b"abcdef"
 
 
-async def test_a_whole_block_leaves_while_the_file_is_still_being_written() -> None:
+async def test_a_whole_block_is_sent_while_the_file_is_being_written() -> None:
     async with open_bench() as bench:
         bench.gated.shut("put_block")
         file = bench.file()
@@ -156,7 +156,7 @@ async def test_a_whole_block_leaves_while_the_file_is_still_being_written() -> N
         assert state is State.STORING
 
 
-async def test_a_failed_store_keeps_the_bytes_and_says_why() -> None:
+async def test_a_failed_store_keeps_the_bytes_and_has_the_reason() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"precious")
@@ -189,7 +189,7 @@ async def test_a_failed_store_is_tried_again_by_the_next() -> None:
         assert bench.content_of(file) == b"precious and long"
 
 
-async def test_half_of_a_new_version_is_not_stored_behind_its_writers_back() -> None:
+async def test_a_retry_does_not_store_a_half_written_version() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         file, other = bench.file(), bench.file()
         bench.failing.fail_always("put_block", FULL)
@@ -215,7 +215,7 @@ async def test_half_of_a_new_version_is_not_stored_behind_its_writers_back() -> 
         assert bench.content_of(file) == b"half of a new one"
 
 
-async def test_after_a_failure_writing_goes_on() -> None:
+async def test_writing_is_possible_after_a_failure() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"abc")
@@ -257,7 +257,7 @@ async def test_a_store_that_fails_unexpectedly_loses_nothing_either() -> None:
         assert file.state is State.STORED
 
 
-async def test_who_gives_up_waiting_has_not_tried_and_the_file_is_stored_all_the_same() -> None:
+async def test_a_cancelled_store_continues_and_the_file_is_stored() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         bench.gated.shut("put_block")
         file = bench.file()
@@ -336,7 +336,7 @@ async def test_truncating_while_blocks_are_sent_leaves_the_shorter_file() -> Non
         assert file.state is State.STORED
 
 
-async def test_what_was_sent_of_a_file_that_is_cut_meanwhile_is_no_version() -> None:
+async def test_blocks_of_a_file_cut_meanwhile_are_no_version() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         bench.gated.shut("put_block")
         file = bench.file()
@@ -397,7 +397,7 @@ async def test_a_sparse_file_of_the_most_blocks_has_few_slots(
     assert len(made) < 10
 
 
-async def test_what_was_cut_off_while_it_was_stored_is_zeros_when_the_file_grows_again() -> None:
+async def test_bytes_cut_during_a_store_are_zeros_after_the_file_grows() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         file = bench.file()
         await file.write(0, b"a" * BLOCK + b"b" * BLOCK + b"c" * BLOCK)
@@ -428,7 +428,7 @@ async def test_a_stored_file_that_is_cut_and_grows_has_zeros_there() -> None:
         assert bench.content_of(file) == (b"a" * BLOCK).ljust(2 * BLOCK + 1, b"\0")
 
 
-async def test_a_hole_written_to_while_another_stands_for_it_keeps_its_own_bytes() -> None:
+async def test_a_hole_written_during_the_shared_store_keeps_its_bytes() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         bench.gated.shut("put_block")
         file = bench.file()
@@ -444,7 +444,7 @@ async def test_a_hole_written_to_while_another_stands_for_it_keeps_its_own_bytes
         assert bench.content_of(file) == b"a" * BLOCK + b"b" * BLOCK + bytes(BLOCK)
 
 
-async def test_a_hole_shortened_while_another_stands_for_it_is_stored_at_its_length() -> None:
+async def test_a_hole_cut_during_the_shared_store_keeps_its_length() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         bench.gated.shut("put_block")
         file = bench.file()
@@ -575,7 +575,7 @@ async def test_a_removed_file_is_usable_until_it_is_closed_and_not_stored() -> N
         assert not file.has_unstored_changes
 
 
-async def test_a_file_removed_while_it_is_stored_is_not_told_of() -> None:
+async def test_a_file_removed_during_a_store_is_not_reported() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
         bench.gated.shut("put_block")
         file = bench.file()
@@ -591,7 +591,7 @@ async def test_a_file_removed_while_it_is_stored_is_not_told_of() -> None:
     assert bench.staging.currsize == 0
 
 
-async def test_bytes_staged_for_a_file_removed_meanwhile_are_let_go() -> None:
+async def test_bytes_staged_for_a_removed_file_are_released() -> None:
     async with open_bench(maxsize=4) as bench, trio.open_nursery() as nursery:
         bench.gated.shut("put_block")
         other, file = bench.file(), bench.file()
@@ -606,7 +606,7 @@ async def test_bytes_staged_for_a_file_removed_meanwhile_are_let_go() -> None:
     assert bench.staging.currsize == 0
 
 
-async def test_bytes_beyond_the_end_are_none_and_holes_zeros() -> None:
+async def test_reads_stop_at_the_end_and_holes_are_zeros() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(3 * BLOCK - 1, b"xyz")
@@ -641,7 +641,7 @@ async def test_mode_times_and_group_change_but_not_the_owner() -> None:
         assert user.value.errno == errno.EPERM
 
 
-async def test_a_file_may_be_opened_in_every_way() -> None:
+async def test_a_file_may_be_opened_with_all_flags() -> None:
     async with open_bench() as bench:
         file = bench.file()
 
@@ -664,7 +664,7 @@ async def test_a_removed_file_is_usable_until_its_last_opening_is_closed() -> No
         assert bench.staging.currsize == 0
 
 
-async def test_a_removed_file_is_retried_no_more() -> None:
+async def test_a_removed_file_is_not_retried() -> None:
     async with open_bench() as bench:
         bench.failing.fail_next("put_block", FULL)
         file = bench.file()
@@ -687,7 +687,7 @@ async def test_a_file_may_have_the_largest_size() -> None:
         assert bytes(await file.read(MAX_FILE_SIZE - 2, 9)) == bytes(2)
 
 
-async def test_the_pieces_of_a_file_are_its_receipts_its_holes_and_what_is_staged() -> None:
+async def test_the_pieces_of_a_file_are_receipts_holes_and_staged_bytes() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"01234567")

@@ -138,7 +138,7 @@ async def test_a_read_that_is_refused_twice_fails() -> None:
         assert len(case.renewal.refusals) == 1
 
 
-async def test_a_read_that_fails_for_another_reason_asks_for_no_signatures() -> None:
+async def test_a_read_that_fails_otherwise_fetches_no_signatures() -> None:
     async with open_case() as case:
         case.failing.fail_next("get_block", KeepReadError("no service", cause=Cause.UNREACHABLE))
 
@@ -166,7 +166,7 @@ async def test_a_block_in_no_service_makes_the_file_lost() -> None:
         assert "user.keep.locator" in xattrs
 
 
-async def test_a_stored_file_says_what_keeps_it() -> None:
+async def test_a_stored_file_shows_what_retains_it() -> None:
     async with open_case() as case:
         assert case.file.xattrs()["user.keep.retained"] == "zzzzz-4zz18-000000000000000"
 

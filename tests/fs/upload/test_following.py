@@ -27,7 +27,7 @@ def followed(**tree: str) -> tuple[list[str], dict[str, str]]:
     return sorted(node.path for node in found), dict(refused)
 
 
-def test_links_become_what_they_point_to() -> None:
+def test_links_are_replaced_by_their_targets() -> None:
     assert followed(a="d", a_file="f", one="a/file", two="./a//../one", three="/top/a") == (
         ["a", "a/file", "one", "three", "three/file", "two"],
         {},
@@ -59,7 +59,7 @@ def test_links_that_lead_nowhere_are_refused_by_name() -> None:
     }
 
 
-def test_directories_linked_into_each_other_end() -> None:
+def test_directories_linked_into_each_other_are_refused() -> None:
     _, refused = followed(a="d", b="d", a_b="../b", b_a="../a")
 
     assert set(refused) == {"a/b/a", "b/a/b"}

@@ -91,7 +91,7 @@ def content_of(memory: DictStore, file: UploadFile) -> bytes:
     return b"".join(memory.blocks[it.locator.md5sum] for it in file.place.version())
 
 
-async def test_a_retry_that_hung_stores_nothing_that_was_written_since(
+async def test_a_retry_that_hung_does_not_store_later_writes(
     tmp_path: Path,
 ) -> None:
     memory = DictStore()
@@ -119,7 +119,7 @@ async def test_a_retry_that_hung_stores_nothing_that_was_written_since(
         assert file.is_being_changed
 
 
-async def test_the_drain_spills_what_was_written_since_beside_the_good_version(
+async def test_the_drain_spills_later_writes_beside_the_stored_version(
     tmp_path: Path,
 ) -> None:
     memory = DictStore()
@@ -145,7 +145,7 @@ async def test_the_drain_spills_what_was_written_since_beside_the_good_version(
         assert record.about.is_partial
 
 
-async def test_what_is_unsaved_is_spilled_though_a_task_of_the_mount_was_cancelled(
+async def test_unsaved_files_are_spilled_after_a_task_was_cancelled(
     tmp_path: Path,
 ) -> None:
     failing = FailingStore(DictStore())
@@ -173,7 +173,7 @@ async def test_what_is_unsaved_is_spilled_though_a_task_of_the_mount_was_cancell
     assert record.pieces()[0].staged == b"v2"
 
 
-async def test_a_catalog_that_cannot_be_read_keeps_nothing_from_being_spilled(
+async def test_an_unreadable_catalog_does_not_prevent_a_spill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = FailingStore(DictStore())
@@ -199,7 +199,7 @@ async def test_a_catalog_that_cannot_be_read_keeps_nothing_from_being_spilled(
         assert len(unsaved.find_all(tmp_path)[0]) == 2
 
 
-async def test_a_cut_by_name_that_cannot_be_recorded_is_stored_or_retried_all_the_same(
+async def test_a_cut_by_name_that_cannot_be_recorded_is_stored_or_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = DictStore()

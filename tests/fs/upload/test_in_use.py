@@ -94,7 +94,7 @@ async def open_bench() -> AsyncIterator[Bench]:
         yield Bench(Staging(blocks))
 
 
-async def test_looking_a_name_up_takes_that_name_into_memory_and_no_other() -> None:
+async def test_a_lookup_loads_only_that_name_into_memory() -> None:
     async with open_bench() as bench:
         await bench.store("a", "b", "c")
         bench.mount()
@@ -108,7 +108,7 @@ async def test_looking_a_name_up_takes_that_name_into_memory_and_no_other() -> N
         assert await bench.file("b") is found
 
 
-async def test_listing_takes_nothing_into_memory() -> None:
+async def test_a_listing_loads_nothing_into_memory() -> None:
     names = [f"{number:04}" for number in range(1234)]
     async with open_bench() as bench:
         for name in names:
@@ -137,7 +137,7 @@ async def test_a_file_that_is_stored_while_it_is_listed_is_listed_once() -> None
         assert [*listed, *listing] == names
 
 
-async def test_what_is_there_all_the_while_is_listed_once_whatever_else_comes_and_goes() -> None:
+async def test_entries_that_stay_are_listed_once_while_others_change() -> None:
     names = [f"{number:04}" for number in range(1500)]
     async with open_bench() as bench:
         await bench.store(*names)
@@ -168,7 +168,7 @@ async def test_a_version_that_an_unstored_file_replaces_is_not_listed_beside_it(
         assert bench.upload.entry_nowait("old") is None
 
 
-async def test_a_directory_nobody_has_looked_into_follows_the_rules() -> None:
+async def test_an_unloaded_directory_behaves_like_a_loaded_one() -> None:
     async with open_bench() as bench:
         for name in ("empty", "full"):
             bench.upload.mkdir(name, Metadata(directory_mode(0o755), 1, 2))
@@ -193,7 +193,7 @@ async def test_a_directory_nobody_has_looked_into_follows_the_rules() -> None:
         assert (await bench.file("empty")).version.endswith("+1")
 
 
-async def test_what_is_stored_and_closed_leaves_memory_when_the_kernel_forgets_it() -> None:
+async def test_stored_closed_files_leave_memory_after_a_forget() -> None:
     async with open_bench() as bench:
         await bench.store("file")
         before = await bench.file("file")
@@ -212,7 +212,7 @@ async def test_what_is_stored_and_closed_leaves_memory_when_the_kernel_forgets_i
         assert await bench.look_up("link") is not link
 
 
-async def test_what_is_open_or_not_stored_stays() -> None:
+async def test_open_and_unstored_files_stay_in_memory() -> None:
     async with open_bench() as bench:
         await bench.store("open", "written")
         opened, written = await bench.file("open"), await bench.file("written")
@@ -228,7 +228,7 @@ async def test_what_is_open_or_not_stored_stays() -> None:
         assert await bench.file("fresh") is fresh
 
 
-async def test_a_directory_stays_for_what_is_in_it_however_deep_and_leaves_with_it() -> None:
+async def test_a_directory_stays_in_memory_as_long_as_its_entries() -> None:
     async with open_bench() as bench:
         directory, made = bench.upload, []
         for _ in range(2000):
@@ -252,7 +252,7 @@ async def test_a_directory_stays_for_what_is_in_it_however_deep_and_leaves_with_
 
 
 @pytest.mark.parametrize("how", ["unlink", "rename"])
-async def test_an_open_file_nobody_has_read_keeps_its_bytes_when_it_is_removed(how: str) -> None:
+async def test_an_open_unread_file_keeps_its_bytes_after_a_removal(how: str) -> None:
     async with open_bench() as bench:
         await bench.store("file", "other")
         bench.mount()

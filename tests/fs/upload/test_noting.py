@@ -98,7 +98,7 @@ async def open_bench(tmp_path: Path) -> AsyncIterator[Bench]:
             nursery.cancel_scope.cancel()
 
 
-async def test_files_are_noted_as_they_fail_and_no_longer_as_they_are_stored(
+async def test_the_journal_has_files_from_their_failure_until_their_store(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -162,7 +162,7 @@ async def test_many_changes_are_one_write(tmp_path: Path, autojump_clock: MockCl
     del autojump_clock
 
 
-async def test_a_disk_that_takes_nothing_is_told_once_and_tried_again(
+async def test_a_failing_disk_is_reported_once_and_retried(
     tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "keepfs.fs.upload.noting")
@@ -189,7 +189,7 @@ async def test_a_disk_that_takes_nothing_is_told_once_and_tried_again(
     del autojump_clock
 
 
-async def test_at_the_end_the_journal_has_what_is_lost_and_nothing_else(tmp_path: Path) -> None:
+async def test_at_the_end_the_journal_has_only_lost_files(tmp_path: Path) -> None:
     async with open_blocks(DictStore(), copies=1) as blocks:
         bench = Bench(blocks, tmp_path)
         lost = bench.fail("lost")
@@ -204,7 +204,7 @@ async def test_at_the_end_the_journal_has_what_is_lost_and_nothing_else(tmp_path
         assert bench.noted() == []
 
 
-async def test_a_disk_that_takes_nothing_at_the_end_is_told(
+async def test_a_failing_disk_at_the_end_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_blocks(DictStore(), copies=1) as blocks:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_what_was_noted_last_is_found_by_path_and_uuid(tmp_path: Path) -> None:
+def test_the_last_note_is_found_by_path_and_uuid(tmp_path: Path) -> None:
     Origins(tmp_path).note("a/\udcff", "uuid", "first", "then")
     Origins(tmp_path).note("a/\udcff", "uuid", "second", "now")
 

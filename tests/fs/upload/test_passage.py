@@ -57,7 +57,7 @@ def test_each_event_in_each_state_leads_to_one_state_or_is_refused(
         (PassageEvent.ABANDON, PassageState.BEHIND, (5, 3, 2)),
     ],
 )
-def test_what_an_event_counts(
+def test_each_event_updates_the_numbers(
     event: PassageEvent, state: PassageState, numbers: tuple[int, int, int]
 ) -> None:
     passage = Passage(state, 5, 3, 2)
@@ -109,7 +109,7 @@ class Account:
 
 
 @given(st.lists(st.sampled_from(PassageEvent), max_size=40))
-def test_the_state_says_what_counting_says(events: list[PassageEvent]) -> None:
+def test_the_state_agrees_with_the_numbers(events: list[PassageEvent]) -> None:
     passage, account = Passage(), Account()
     for event in events:
         if NEXT[passage.state.name, event.name] == "-":

@@ -183,7 +183,7 @@ async def truncate_to_the_same_size(bench: Bench) -> None:
         exchange, chmod, chmod_directory, chmod_link, truncate_to_the_same_size,
     ],
 )  # fmt: skip
-async def test_an_operation_that_cannot_be_recorded_changes_nothing(
+async def test_a_failed_record_of_an_operation_changes_nothing(
     tmp_path: Path, operation: Callable[[Bench], Awaitable[None]]
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -202,7 +202,7 @@ async def test_an_operation_that_cannot_be_recorded_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["new", "stored"])
-async def test_a_version_that_cannot_be_recorded_is_none(tmp_path: Path, name: str) -> None:
+async def test_a_version_that_cannot_be_recorded_is_not_stored(tmp_path: Path, name: str) -> None:
     async with open_bench(tmp_path) as bench:
         file = bench.file(name)
         await file.write(0, b"changed")
@@ -223,7 +223,7 @@ async def test_a_version_that_cannot_be_recorded_is_none(tmp_path: Path, name: s
         assert set(bench.mounted().names()) >= {name}
 
 
-async def test_an_unstored_file_leaves_no_name_behind_where_it_is_renamed_twice() -> None:
+async def test_an_unstored_file_renamed_twice_leaves_no_old_name() -> None:
     async with open_blocks(DictStore(), copies=1) as blocks:
         bench = Bench(Staging(blocks), Catalog())
         await bench.fill()

@@ -131,7 +131,7 @@ async def records_are(bench: Bench, count: int) -> None:
 # --- spilling -----------------------------------------------------------------
 
 
-async def test_what_is_spilled_is_restored_by_the_next_mount_and_queued(tmp_path: Path) -> None:
+async def test_spilled_files_are_restored_and_queued_by_the_next_mount(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         bench.store.fail_always("put_block", DOWN)
         file = await bench.file("name", b"0123456789")
@@ -188,7 +188,7 @@ async def test_a_file_is_spilled_again_only_if_it_was_changed_or_renamed(tmp_pat
         assert bytes(cast("bytes", record.pieces()[0].staged)) == b"two"
 
 
-async def test_all_who_have_a_file_spilled_at_once_get_one_record(tmp_path: Path) -> None:
+async def test_concurrent_spills_of_a_file_share_one_record(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         file = await bench.file("name", b"one")
         async with trio.open_nursery() as nursery:
@@ -198,7 +198,7 @@ async def test_all_who_have_a_file_spilled_at_once_get_one_record(tmp_path: Path
         assert len(bench.records()) == 1
 
 
-async def test_whoever_gives_up_waiting_for_a_record_does_not_end_it(tmp_path: Path) -> None:
+async def test_a_cancelled_waiter_does_not_end_a_spill(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         file = await bench.file("name", b"one")
         held = HeldBlocks(bench.blocks)
@@ -211,7 +211,7 @@ async def test_whoever_gives_up_waiting_for_a_record_does_not_end_it(tmp_path: P
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
-async def test_a_record_of_what_is_stored_or_removed_meanwhile_is_obsolete(
+async def test_a_record_of_a_file_stored_or_removed_meanwhile_is_obsolete(
     tmp_path: Path, *, is_removed: bool
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -235,7 +235,7 @@ async def test_a_record_of_what_is_stored_or_removed_meanwhile_is_obsolete(
         await records_are(bench, 0)
 
 
-async def test_a_disk_that_takes_nothing_is_told_and_tried_again(
+async def test_a_failing_disk_is_reported_and_retried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -309,7 +309,7 @@ async def test_a_file_that_is_removed_or_stored_makes_its_record_obsolete_at_onc
 # --- restoring ----------------------------------------------------------------
 
 
-async def test_half_of_a_new_version_is_restored_beside_the_good_one(tmp_path: Path) -> None:
+async def test_a_half_written_version_is_restored_beside_the_stored_one(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         file = await bench.stored("name", b"good")
         file.opened()
@@ -326,7 +326,7 @@ async def test_half_of_a_new_version_is_restored_beside_the_good_one(tmp_path: P
         assert await bench.content("name~unsaved") == b"haod"
 
 
-async def test_half_of_a_version_has_another_name_also_where_the_good_one_is_gone(
+async def test_a_half_written_version_gets_another_name_without_a_stored_one(
     tmp_path: Path,
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -347,7 +347,7 @@ async def test_an_unstored_version_replaces_the_one_that_it_was_made_from(tmp_pa
 
 
 @pytest.mark.parametrize("version", ["", "37b51d194a7513e45b56f6524f2d51f2+3"])
-async def test_an_unstored_version_of_another_one_is_restored_beside(
+async def test_an_unstored_version_of_another_base_is_restored_beside(
     tmp_path: Path, version: str
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -360,7 +360,7 @@ async def test_an_unstored_version_of_another_one_is_restored_beside(
         assert {await bench.content(f"name~unsaved{it}") for it in ("", "-2")} == {b"new", b"NEW"}
 
 
-async def test_what_was_stored_before_the_crash_is_no_second_file(tmp_path: Path) -> None:
+async def test_a_file_stored_before_a_crash_is_not_restored_twice(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         stored = await bench.stored("name", b"01234567abc\0\0")
         first, _ = stored.place.receipts(stored.number) if stored.place else ()
@@ -372,7 +372,7 @@ async def test_what_was_stored_before_the_crash_is_no_second_file(tmp_path: Path
         assert bench.found("name").state is State.STORED
 
 
-async def test_a_short_block_with_zeros_behind_it_is_not_taken_for_zeros(tmp_path: Path) -> None:
+async def test_a_short_block_padded_with_zeros_is_not_restored_as_zeros(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         short = await bench.blocks.put(b"abc", 3).wait()
         await bench.stored("name", bytes(5))
@@ -382,7 +382,7 @@ async def test_a_short_block_with_zeros_behind_it_is_not_taken_for_zeros(tmp_pat
         assert await bench.content("name~unsaved") == b"abc\0\0"
 
 
-async def test_no_more_is_restored_than_there_is_memory_for(
+async def test_files_are_restored_up_to_the_staging_size(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -402,7 +402,7 @@ async def test_no_more_is_restored_than_there_is_memory_for(
         assert len(await bench.restore()) == 3  # one alone may be larger
 
 
-async def test_a_record_that_cannot_be_used_stays_and_keeps_no_other(
+async def test_an_unusable_record_stays_and_the_others_are_restored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_bench(tmp_path) as bench:
@@ -428,7 +428,7 @@ async def inner(bench: Bench) -> UploadFile:
     return file
 
 
-async def test_directories_are_made_anew_unless_a_file_is_in_the_way(tmp_path: Path) -> None:
+async def test_missing_directories_are_created_unless_a_file_has_the_name(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         await bench.stored("file", b"x")
         bench.record("a/b/one", [Piece(3, staged=b"one")], uid=7, gid=8)
@@ -444,7 +444,7 @@ async def test_directories_are_made_anew_unless_a_file_is_in_the_way(tmp_path: P
         assert (directory.metadata.uid, directory.metadata.gid) == (7, 8)
 
 
-async def test_a_name_that_leaves_no_room_for_more_is_given_up(tmp_path: Path) -> None:
+async def test_a_name_too_long_for_a_suffix_is_replaced(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         name = "x" * 255
         await bench.stored(name, b"old")
@@ -466,9 +466,7 @@ async def test_a_hole_and_a_stored_block_are_restored_without_their_bytes(tmp_pa
         assert bench.staging.currsize == BLOCK  # of the last two bytes
 
 
-async def test_what_is_restored_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_restored_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "keepfs.fs.upload.recovery")
     async with open_bench(tmp_path) as bench:
         bench.record("name", [Piece(3, staged=b"new")])

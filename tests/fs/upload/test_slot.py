@@ -145,7 +145,7 @@ TestSlotModel = SlotModel.TestCase
 TestSlotModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-async def test_what_is_written_while_it_is_sent_is_sent_again() -> None:
+async def test_bytes_written_during_a_store_are_sent_again() -> None:
     memory = DictStore()
     store = GatedStore(memory)
     async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
@@ -166,7 +166,7 @@ async def test_what_is_written_while_it_is_sent_is_sent_again() -> None:
     assert staging.currsize == 0
 
 
-async def test_a_later_store_needs_no_success_of_an_earlier_one() -> None:
+async def test_a_store_can_succeed_after_a_failed_one() -> None:
     memory = DictStore()
     failing = FailingStore(memory)
     store = GatedStore(failing)
@@ -218,7 +218,7 @@ async def test_a_stored_slot_that_grew_is_read_back_and_stored_with_zeros() -> N
     assert staging.currsize == 0
 
 
-async def test_a_block_that_cannot_be_read_back_cannot_be_changed_and_stays() -> None:
+async def test_an_unreadable_block_cannot_be_changed_and_stays() -> None:
     store = FailingStore(DictStore())
     async with open_blocks(store, copies=2) as blocks:
         staging = Staging(blocks, block_size=BLOCK)
@@ -303,7 +303,7 @@ async def test_a_write_that_waited_while_its_slot_was_changed_changes_the_new_by
     assert bytes(await slot.read(0, BLOCK)) == b"X" + b"b" * (BLOCK - 1)
 
 
-async def test_no_failure_keeps_the_bytes_of_a_dropped_slot_alive() -> None:
+async def test_failures_hold_no_reference_to_bytes_of_a_dropped_slot() -> None:
     class Bytes(bytearray):
         """Bytes that can be watched."""
 
@@ -338,7 +338,7 @@ async def test_equal_holes_are_sent_once_and_bytes_of_their_length_beside_them()
     assert sorted(memory.blocks.values()) == [bytes(5), bytes(BLOCK), b"a" * BLOCK]
 
 
-async def test_a_slot_that_fills_the_staging_area_is_changed_where_it_is() -> None:
+async def test_a_slot_that_fills_the_staging_area_is_changed_in_place() -> None:
     memory = DictStore()
     async with open_blocks(memory, copies=2) as blocks:
         staging = Staging(blocks, maxsize=BLOCK, block_size=BLOCK)

@@ -169,7 +169,7 @@ STORIES = [
     STORIES,
     ids=[f"{state}-{number}" for number, (_, state, *_rest) in enumerate(STORIES)],
 )
-async def test_a_slot_goes_from_state_to_state_and_counts_its_memory(
+async def test_a_slot_changes_its_state_and_accounts_for_its_memory(
     bench: Bench,
     make: Callable[[Bench], Awaitable[Slot]],
     state: str,
@@ -197,11 +197,11 @@ async def test_a_slot_goes_from_state_to_state_and_counts_its_memory(
     assert bench.staging.currsize == (BLOCK if after == "STAGED" else 0)
 
 
-async def test_the_stories_reach_every_state() -> None:
+async def test_the_sequences_of_events_reach_every_state() -> None:
     assert {state for _, state, *_ in STORIES} == {each.name for each in SlotState}
 
 
-async def test_a_change_that_waited_while_its_slot_was_dropped_takes_no_memory(
+async def test_a_change_of_a_slot_dropped_meanwhile_takes_no_memory(
     bench: Bench,
 ) -> None:
     other = Slot(bench.staging, 0)

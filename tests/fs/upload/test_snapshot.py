@@ -47,7 +47,7 @@ def nodes_of(path: Path) -> dict[str, StoredNode]:
         return {node.path: node for node in nodes}
 
 
-def test_all_nodes_come_directories_first(catalog: Catalog, path: Path) -> None:
+def test_a_snapshot_has_all_nodes_directories_before_entries(catalog: Catalog, path: Path) -> None:
     assert catalog.root() is not None
     found = nodes_of(path)
 
@@ -58,9 +58,7 @@ def test_all_nodes_come_directories_first(catalog: Catalog, path: Path) -> None:
     assert found["d"].kind == stat.S_IFDIR
 
 
-def test_a_snapshot_does_not_see_later_changes_and_holds_up_none(
-    catalog: Catalog, path: Path
-) -> None:
+def test_a_snapshot_does_not_show_or_block_later_changes(catalog: Catalog, path: Path) -> None:
     with open_snapshot(path) as nodes:
         first = next(nodes)
         with catalog.change():
@@ -91,7 +89,9 @@ def test_a_manifest_has_the_files_and_names_what_it_leaves_out(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database at all, but long enough to be one"])
-def test_what_is_no_catalog_is_refused_in_one_line(path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_no_catalog_is_refused_in_one_line(
+    path: Path, content: bytes | None
+) -> None:
     if content is not None:
         path.write_bytes(content)
 

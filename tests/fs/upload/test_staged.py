@@ -111,7 +111,7 @@ TestStagedBytesModel = pytest.mark.slow(StagedBytesModel.TestCase)
 TestStagedBytesModel.settings = settings(max_examples=30)  # each moves and hashes tens of MiB
 
 
-async def test_bytes_that_come_in_order_are_hashed_as_they_come() -> None:
+async def test_bytes_written_in_order_are_hashed_as_they_arrive() -> None:
     blocks = Threadless()
     staged = StagedBytes(blocks, 64 * MIB)
     for number in range(8):
@@ -124,7 +124,7 @@ async def test_bytes_that_come_in_order_are_hashed_as_they_come() -> None:
     assert staged.digest_with_zeros(8 * MIB)() == expected
 
 
-async def test_what_threads_have_not_hashed_the_store_hashes() -> None:
+async def test_the_store_hashes_the_bytes_that_threads_have_not() -> None:
     async with open_blocks(DictStore(), copies=1) as blocks:
         staged = StagedBytes(blocks, 64 * MIB)
         for number in range(20):
@@ -150,7 +150,7 @@ def test_memory_is_counted_as_it_is_allocated_and_a_whole_blocks_is_lent() -> No
     assert pool.idle() == 1
 
 
-def test_lent_memory_that_was_used_before_shows_nothing_of_it() -> None:
+def test_lent_memory_shows_no_earlier_bytes() -> None:
     pool = BufferPool(4 * MIB)
     pool.lend(4 * MIB)[:] = b"x" * 4 * MIB
     staged = StagedBytes(Threadless(), 4 * MIB, pool.lend)
@@ -213,9 +213,7 @@ class Stepped(threading.Thread):
 
 @pytest.mark.parametrize("other_line", range(4))
 @pytest.mark.parametrize("line", range(4))
-def test_threads_that_need_zeros_at_the_same_time_get_as_many_as_they_asked_for(
-    line: int, other_line: int
-) -> None:
+def test_threads_get_zeros_concurrently(line: int, other_line: int) -> None:
     module = fresh_module()
     few, many = Stepped(module, 100, line), Stepped(module, 300_000, other_line)
     for each in (few, many):

@@ -40,7 +40,7 @@ async def test_a_writer_waits_until_there_is_room() -> None:
     assert staging.currsize == 2 * BLOCK
 
 
-async def test_a_writer_with_all_the_room_writes_on_in_its_own_bytes() -> None:
+async def test_a_writer_with_all_the_memory_changes_its_own_bytes() -> None:
     store = GatedStore(DictStore())
     async with open_blocks(store, copies=2) as blocks:
         staging = Staging(blocks, maxsize=2 * BLOCK, block_size=BLOCK)
@@ -88,7 +88,7 @@ async def test_a_writer_waits_for_room_for_the_overhead_of_its_slot() -> None:
     assert second.length == 6
 
 
-async def test_whole_blocks_leave_before_those_still_growing() -> None:
+async def test_whole_blocks_are_sent_before_growing_ones() -> None:
     async with open_blocks(DictStore(), copies=2) as blocks:
         staging = Staging(blocks, maxsize=2 * BLOCK, block_size=BLOCK)
         growing = await staged(staging, b"a few")
@@ -100,7 +100,7 @@ async def test_whole_blocks_leave_before_those_still_growing() -> None:
         assert not growing.is_stored
 
 
-async def test_a_store_that_takes_long_has_another_slot_stored_beside_it(
+async def test_during_a_slow_store_another_slot_is_stored(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = GatedStore(DictStore())
@@ -119,7 +119,7 @@ async def test_a_store_that_takes_long_has_another_slot_stored_beside_it(
     del autojump_clock
 
 
-async def test_while_something_changes_no_further_slot_is_stored() -> None:
+async def test_while_stores_progress_no_further_slot_is_stored() -> None:
     store = GatedStore(DictStore())
     async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
         staging = Staging(blocks, maxsize=3 * BLOCK, block_size=BLOCK)
@@ -146,7 +146,7 @@ async def test_a_single_slot_may_be_larger_than_the_bound() -> None:
         assert slot.is_full
 
 
-async def test_a_writer_learns_that_there_is_no_room_since_storing_fails() -> None:
+async def test_a_write_without_room_reports_the_failed_stores() -> None:
     store = FailingStore(DictStore())
     store.fail_always("put_block", DOWN)
     async with open_blocks(store, copies=2) as blocks:
@@ -178,7 +178,7 @@ async def test_dropped_bytes_that_are_being_sent_make_others_wait_for_room() -> 
     assert other.length == 5
 
 
-def test_zeros_share_one_piece_of_memory() -> None:
+def test_all_zeros_share_one_buffer() -> None:
     whole, few = zeros(MAX_BLOCK_SIZE), zeros(3)
 
     assert bytes(few) == bytes(3)

@@ -120,7 +120,7 @@ class Waiter:
                 self.result = error
 
 
-async def test_all_who_want_the_same_changes_stored_wait_for_one_attempt() -> None:
+async def test_callers_that_need_the_same_changes_share_an_attempt() -> None:
     async with open_file() as file, trio.open_nursery() as nursery:
         file.shut()
         waiters = [Waiter(file, nursery) for _ in range(3)]
@@ -138,7 +138,7 @@ async def test_all_who_want_the_same_changes_stored_wait_for_one_attempt() -> No
         assert not file.is_storing
 
 
-async def test_a_failure_is_everybodys_and_queues_the_file() -> None:
+async def test_a_failure_reaches_all_waiters_and_queues_the_file() -> None:
     async with open_file() as file, trio.open_nursery() as nursery:
         file.errors = [DOWN]
         file.shut()
@@ -191,7 +191,7 @@ async def test_a_success_of_older_changes_leaves_the_file_in_the_queue() -> None
         assert file.state is State.DIRTY
 
 
-async def test_whoever_gives_up_waiting_ends_no_attempt() -> None:
+async def test_a_cancelled_waiter_does_not_end_the_attempt() -> None:
     async with open_file() as file, trio.open_nursery() as nursery:
         file.shut()
         waiter = Waiter(file, nursery)
@@ -207,7 +207,7 @@ async def test_whoever_gives_up_waiting_ends_no_attempt() -> None:
         assert file.state is State.STORED
 
 
-async def test_whoever_wants_later_changes_waits_for_a_further_attempt() -> None:
+async def test_a_store_of_later_changes_waits_for_another_attempt() -> None:
     async with open_file(openings=1) as file, trio.open_nursery() as nursery:
         file.shut()
         first = Waiter(file, nursery)
@@ -228,7 +228,7 @@ async def test_whoever_wants_later_changes_waits_for_a_further_attempt() -> None
         assert file.attempts == [1, 2]
 
 
-async def test_whoever_wants_later_changes_does_not_learn_of_an_older_failure() -> None:
+async def test_a_store_of_later_changes_ignores_an_older_failure() -> None:
     async with open_file(openings=1) as file, trio.open_nursery() as nursery:
         file.errors = [DOWN]
         file.shut()
@@ -268,7 +268,7 @@ async def test_changes_made_meanwhile_are_stored_next_unless_a_close_will_follow
         assert file.is_being_changed == bool(openings)
 
 
-async def test_changes_that_somebody_wanted_stored_are_stored_though_nobody_waits() -> None:
+async def test_requested_changes_are_stored_without_a_waiter() -> None:
     async with open_file(openings=1) as file:
         file.shut()
         file.begin_store()
@@ -282,7 +282,7 @@ async def test_changes_that_somebody_wanted_stored_are_stored_though_nobody_wait
         assert file.state is State.STORED
 
 
-async def test_half_of_later_changes_is_not_stored_for_who_wanted_the_earlier_ones() -> None:
+async def test_half_of_later_changes_is_not_stored_with_the_earlier_ones() -> None:
     async with open_file(openings=1) as file:
         file.shut()
         file.begin_store()
@@ -295,7 +295,7 @@ async def test_half_of_later_changes_is_not_stored_for_who_wanted_the_earlier_on
         assert file.attempts == [1]
 
 
-async def test_a_file_whose_attempts_fail_is_not_stored_over_and_over() -> None:
+async def test_a_failing_file_is_not_retried_without_a_pause() -> None:
     async with open_file() as file:
         file.errors = [DOWN] * 5
         file.begin_store()
@@ -408,7 +408,7 @@ async def test_an_error_without_a_text_is_named_by_its_type() -> None:
             assert file.error == text
 
 
-async def test_the_end_of_the_mount_ends_attempts_and_waits() -> None:
+async def test_the_end_of_the_mount_cancels_attempts_and_waiters() -> None:
     async with trio.open_nursery() as nursery, open_file() as file:
         file.shut()
         waiter = Waiter(file, nursery)

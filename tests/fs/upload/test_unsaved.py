@@ -108,7 +108,7 @@ def test_a_record_survives_a_power_cut_when_it_is_written(
     ],
     ids=lambda fields: str(fields)[:40],
 )
-def test_a_record_that_cannot_be_is_reported_and_stays(
+def test_an_impossible_record_is_reported_and_stays(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     bad, good = spilled(tmp_path), spilled(tmp_path)
@@ -222,7 +222,7 @@ def test_the_oldest_record_comes_first(tmp_path: Path) -> None:
     assert found == records[::-1]
 
 
-def test_a_disk_that_takes_no_record_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_spill_leaves_no_files(tmp_path: Path) -> None:
     class Unreadable:
         """Bytes that can't be had."""
 
@@ -252,7 +252,7 @@ def test_the_journal_shows_what_is_not_stored(tmp_path: Path) -> None:
     assert failed_journal.read(tmp_path) == []
 
 
-def test_noting_one_more_file_writes_one_line(tmp_path: Path) -> None:
+def test_recording_one_more_file_writes_one_line(tmp_path: Path) -> None:
     journal = FailedJournal(tmp_path)
     journal.update({number: about(number) for number in range(2000)})
     before = (tmp_path / "unsaved.jsonl").stat().st_size
@@ -283,7 +283,7 @@ def test_the_journal_is_the_users_alone_and_never_another_file(tmp_path: Path) -
     assert failed_journal.read(tmp_path) == [about(number) for number in (1, 2, 3, 4)]
 
 
-def test_a_journal_that_has_ended_has_what_is_lost_and_takes_no_more(tmp_path: Path) -> None:
+def test_an_ended_journal_has_lost_files_and_ignores_updates(tmp_path: Path) -> None:
     journal = FailedJournal(tmp_path)
     journal.update({1: about(1)})
 
@@ -312,7 +312,7 @@ def test_a_journal_that_was_cut_shows_the_rest(tmp_path: Path) -> None:
     assert failed_journal.read(tmp_path) == [about(1), about(3)]
 
 
-def test_what_could_not_be_written_is_written_with_the_next(tmp_path: Path) -> None:
+def test_updates_that_failed_are_written_with_the_next(tmp_path: Path) -> None:
     journal = FailedJournal(tmp_path / "away")
     with pytest.raises(OSError, match="No such file"):
         journal.update({1: about(1)})

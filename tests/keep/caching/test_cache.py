@@ -1,4 +1,4 @@
-"""The block cache: bounded in bytes, one fetch per block, readers' blocks kept for them."""
+"""The block cache: bounded in bytes, one fetch per block, blocks kept for their readers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_block_is_fetched_once() -> None:
     assert (statistics.hits, statistics.misses, statistics.joined) == (1, 1, 0)
 
 
-def test_a_block_is_known_by_its_digest_whatever_the_hints() -> None:
+def test_a_block_is_found_by_its_digest_with_any_hints() -> None:
     cache = KeepBlockCache()
     put(cache, 1, 3)
 
@@ -108,7 +108,7 @@ def test_a_cached_block_is_no_copy_and_cannot_be_written_to() -> None:
     assert block.obj is content
 
 
-def test_what_is_not_cached_is_told_without_a_fetch() -> None:
+def test_a_block_that_is_not_cached_is_reported_without_a_fetch() -> None:
     cache = KeepBlockCache()
 
     assert cache.get_nowait(named(1).md5sum) is None
@@ -124,7 +124,7 @@ def test_a_block_without_bytes_is_kept_too() -> None:
     assert cache.statistics().currsize == 0
 
 
-def test_a_block_that_came_again_stays_before_one_seen_once() -> None:
+def test_a_block_fetched_twice_stays_before_one_fetched_once() -> None:
     cache = KeepBlockCache(LIMIT)
     for number in (1, 2, 3):
         put(cache, number, 10)
@@ -136,7 +136,7 @@ def test_a_block_that_came_again_stays_before_one_seen_once() -> None:
     assert cached(cache, 1, 2, 3, 4) == [1, 2, 4]
 
 
-def test_no_more_blocks_go_than_need_to() -> None:
+def test_no_more_blocks_are_evicted_than_needed() -> None:
     cache = KeepBlockCache(LIMIT)
     for number in (1, 2, 3):
         put(cache, number, 10)
@@ -181,7 +181,7 @@ def test_a_block_as_large_as_the_budget_is_kept() -> None:
     assert cached(cache, 1, 2) == [2]
 
 
-def test_a_block_of_unknown_size_has_room_made_for_the_largest() -> None:
+def test_a_block_of_unknown_size_reserves_the_largest_size() -> None:
     cache = KeepBlockCache(LIMIT)
     put(cache, 1, 10)
     at_fetch = []
@@ -280,7 +280,7 @@ TestCacheModel = CacheModel.TestCase
 # --- many threads, one block ---
 
 
-def test_however_many_ask_for_a_block_it_is_fetched_once() -> None:
+def test_concurrent_readers_of_a_block_share_one_fetch() -> None:
     cache = KeepBlockCache()
     fetch = GatedFetch(b"foo")
 
@@ -295,7 +295,7 @@ def test_however_many_ask_for_a_block_it_is_fetched_once() -> None:
     assert (statistics.misses, statistics.joined, statistics.hits) == (1, 49, 0)
 
 
-def test_all_who_wait_share_a_failure_after_one_try() -> None:
+def test_waiting_readers_share_a_failure_after_one_try() -> None:
     cache = KeepBlockCache()
     fetch = GatedFetch(NotFoundError("no such block", {"http://a/": OSError("gone")}))
 
@@ -322,7 +322,7 @@ def test_all_who_wait_share_a_failure_after_one_try() -> None:
     ],
     ids=repr,
 )
-def test_those_who_wait_are_told_of_any_failure_as_it_was(failure: Exception) -> None:
+def test_waiting_readers_get_any_failure_unchanged(failure: Exception) -> None:
     cache = KeepBlockCache()
     fetch = GatedFetch(failure)
 
@@ -335,7 +335,7 @@ def test_those_who_wait_are_told_of_any_failure_as_it_was(failure: Exception) ->
     assert [str(it) for it in failures] == [str(failure)] * 2
 
 
-def test_those_who_wait_are_told_of_a_fetch_that_was_given_up() -> None:
+def test_waiting_readers_get_an_error_for_an_interrupted_fetch() -> None:
     cache = KeepBlockCache()
     fetch = GatedFetch(KeyboardInterrupt())
 
@@ -379,7 +379,7 @@ def test_a_differently_hinted_locator_shares_a_success() -> None:
     assert bytes(owner.result()) == bytes(other.result()) == b"foo"
 
 
-def test_those_who_wait_get_a_block_that_is_too_large_to_keep() -> None:
+def test_waiting_readers_get_a_block_that_is_too_large_to_keep() -> None:
     cache = KeepBlockCache(LIMIT)
     fetch = GatedFetch(block_of(1, 31))
 
@@ -391,7 +391,7 @@ def test_those_who_wait_get_a_block_that_is_too_large_to_keep() -> None:
     assert fetch.calls == 1
 
 
-def test_clearing_the_cache_disturbs_no_fetch() -> None:
+def test_clearing_the_cache_does_not_end_a_fetch() -> None:
     cache = KeepBlockCache()
     fetch = GatedFetch(b"foo")
     owner = Running(lambda: cache.get_or_fetch(named(1, 3), fetch))
@@ -421,7 +421,7 @@ def test_other_blocks_are_answered_while_one_is_fetched() -> None:
     owner.result()
 
 
-def test_room_is_made_before_a_fetch_begins() -> None:
+def test_blocks_are_evicted_before_a_fetch_begins() -> None:
     cache = KeepBlockCache(LIMIT)
     for number in (1, 2, 3):
         put(cache, number, 10)
@@ -438,7 +438,7 @@ def test_room_is_made_before_a_fetch_begins() -> None:
     assert cached(cache, 4) == [4]
 
 
-def test_as_many_fetches_run_at_once_as_the_budget_has_room_for_and_no_more() -> None:
+def test_concurrent_fetches_fill_the_budget_and_no_more() -> None:
     cache = KeepBlockCache(LIMIT)
     three = threading.Barrier(3, timeout=20)
     figures = []
@@ -462,7 +462,7 @@ def test_as_many_fetches_run_at_once_as_the_budget_has_room_for_and_no_more() ->
     assert cache.statistics().blocks == 3
 
 
-def test_a_fetch_without_room_waits_for_another_to_end() -> None:
+def test_a_fetch_without_memory_waits_for_another_to_end() -> None:
     cache = KeepBlockCache(LIMIT)
     first, second = GatedFetch(block_of(1, 20)), GatedFetch(block_of(2, 20))
     second.gate.set()
@@ -482,7 +482,7 @@ def test_a_fetch_without_room_waits_for_another_to_end() -> None:
     assert cached(cache, 1, 2) == [2]
 
 
-def test_a_fetch_waits_until_a_reader_is_through_with_a_block() -> None:
+def test_a_fetch_waits_until_a_reader_has_finished_a_block() -> None:
     cache = KeepBlockCache(LIMIT)
     for number in (1, 2, 3):
         put(cache, number, 10)
@@ -501,7 +501,7 @@ def test_a_fetch_waits_until_a_reader_is_through_with_a_block() -> None:
     assert cached(cache, 1, 2, 3, 4) == [1, 3, 4]
 
 
-def test_a_fetch_waits_for_slow_readers_no_longer_than_so_long() -> None:
+def test_a_fetch_waits_for_slow_readers_for_a_limited_time() -> None:
     clock = FakeClock()
     cache = KeepBlockCache(LIMIT, clock=clock)
     for number in (1, 2, 3):
@@ -519,7 +519,7 @@ def test_a_fetch_waits_for_slow_readers_no_longer_than_so_long() -> None:
     assert bytes(fetched[0]) == block_of(4, 10)
 
 
-def test_there_is_room_where_no_reader_has_to_wait_for_it() -> None:
+def test_only_blocks_with_readers_take_room() -> None:
     cache = KeepBlockCache(LIMIT)
     for number in (1, 2, 3):
         put(cache, number, 10)
@@ -542,7 +542,7 @@ def test_what_is_fetched_again_is_counted() -> None:
     assert KeepBlockCache().statistics().refetch_ratio == 0
 
 
-def test_a_failed_fetch_gives_its_room_to_one_that_waits() -> None:
+def test_a_failed_fetch_releases_its_memory_to_a_waiting_one() -> None:
     cache = KeepBlockCache(LIMIT)
     failing = GatedFetch(KeepReadError("in vain"))
     one = Running(lambda: cache.get_or_fetch(named(1, 20), failing))
@@ -556,7 +556,7 @@ def test_a_failed_fetch_gives_its_room_to_one_that_waits() -> None:
     assert bytes(two.result()) == block_of(2, 20)
 
 
-def test_a_caller_interrupted_while_it_waits_for_room_leaves_nothing_behind() -> None:
+def test_a_caller_interrupted_while_it_waits_for_memory_leaves_nothing_behind() -> None:
     cache = KeepBlockCache(LIMIT)
     first = GatedFetch(block_of(1, 20))
     one = Running(lambda: cache.get_or_fetch(named(1, 20), first))

@@ -1,4 +1,4 @@
-"""What the services would refuse is not answered from memory."""
+"""Locators that the services would refuse are not answered from memory."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def test_services_that_answer_to_an_unsigned_name_do_not_sign() -> None:
 
 
 @pytest.mark.parametrize("hint", ["Kzzzzz", f"Rzzzzz-{'0' * 40}@7fffffff"])
-def test_an_answer_that_another_cluster_may_have_given_says_nothing_of_this_one(hint: str) -> None:
+def test_an_answer_for_a_remote_name_does_not_show_that_services_do_not_sign(hint: str) -> None:
     grants = Grants(10)
     grants.answered(KeepLocator(f"{BARE}+{hint}"))
 
     assert not grants.allows(BARE)
 
 
-def test_a_refusal_and_another_token_take_grants_back() -> None:
+def test_a_refusal_and_another_token_revoke_grants() -> None:
     grants = Grants(10)
     grants.answered(SIGNED)
     grants.answered(FORGED)
@@ -114,7 +114,7 @@ def test_another_token_may_be_for_services_that_sign() -> None:
 
 
 @pytest.mark.parametrize("cause", Cause)
-def test_only_a_refusal_takes_a_grant_back(cause: Cause) -> None:
+def test_only_a_refusal_revokes_a_grant(cause: Cause) -> None:
     grants = Grants(10)
     grants.answered(SIGNED)
     error = KeepReadError("no", cause=cause)
@@ -125,7 +125,7 @@ def test_only_a_refusal_takes_a_grant_back(cause: Cause) -> None:
     assert grants.allows(SIGNED) == (cause is not Cause.DENIED)
 
 
-def test_a_name_that_is_answered_again_is_remembered_for_longer() -> None:
+def test_a_name_that_is_used_again_is_dropped_later() -> None:
     grants = Grants(2)
     for name in (SIGNED, FORGED, SIGNED, OTHER):
         grants.received(name)
@@ -133,7 +133,7 @@ def test_a_name_that_is_answered_again_is_remembered_for_longer() -> None:
     assert [grants.allows(it) for it in (SIGNED, FORGED, OTHER)] == [True, False, True]
 
 
-def test_only_so_many_names_are_remembered() -> None:
+def test_the_number_of_recorded_names_is_limited() -> None:
     grants = Grants(2)
     for name in (SIGNED, FORGED):
         grants.answered(name)
@@ -143,7 +143,7 @@ def test_only_so_many_names_are_remembered() -> None:
     assert [grants.allows(it) for it in (SIGNED, FORGED, OTHER)] == [True, False, True]
 
 
-def test_nobody_refuses_a_name_of_a_local_store(tmp_path: Path) -> None:
+def test_a_local_store_allows_every_name(tmp_path: Path) -> None:
     with KeepClient(local_store=tmp_path) as client:
         client.put(b"foo")
         client.get_block(BARE)
@@ -170,7 +170,7 @@ def test_a_bare_or_forged_name_is_refused_though_a_signed_one_is_in_memory(
     assert sum(cluster.counts("GET")) == 1
 
 
-def test_another_good_signature_is_asked_for_once_and_not_fetched_again(cluster: Cluster) -> None:
+def test_another_valid_signature_costs_one_head_and_no_fetch(cluster: Cluster) -> None:
     client = cluster.client()
     first = cluster.store(b"foo")
     client.get_block(first)
@@ -200,7 +200,7 @@ def test_a_forged_name_that_joins_the_fetch_of_a_good_one_is_refused(cluster: Cl
     assert causes(client, bare) == [Cause.DENIED, Cause.DENIED]
 
 
-def test_the_name_that_a_put_gave_is_good(cluster: Cluster) -> None:
+def test_the_name_in_a_receipt_is_allowed(cluster: Cluster) -> None:
     client = cluster.client()
     client.get_block(cluster.store(b"foo"))
     cluster.stores[0].set_clock(time.time_ns() + 10**12)
@@ -210,7 +210,7 @@ def test_the_name_that_a_put_gave_is_good(cluster: Cluster) -> None:
     assert client.cached_block(locator) is not None
 
 
-def test_a_name_signed_for_another_token_is_asked_for_again(cluster: Cluster) -> None:
+def test_a_name_signed_for_another_token_is_requested_again(cluster: Cluster) -> None:
     client = cluster.client()
     signed = cluster.store(b"foo")
     client.get_block(signed)

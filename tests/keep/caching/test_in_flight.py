@@ -1,4 +1,4 @@
-"""Fetches that stall: what they hold of the cache's budget, and who may have it instead."""
+"""Fetches that stall: which of their reservations a waiting fetch may take."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_small_blocks_beyond_the_budget_are_bounded() -> None:
     assert cache.statistics().in_flight == 0
 
 
-def test_a_small_block_does_not_wait_for_readers_of_large_ones_nor_cost_them_theirs() -> None:
+def test_a_small_block_neither_waits_for_readers_of_large_ones_nor_evicts_theirs() -> None:
     cache = KeepBlockCache(BUDGET)
     for number in range(4):
         cache.get_or_fetch(named(number, LARGE), lambda: bytes(LARGE), keep_for=60)
@@ -132,7 +132,7 @@ def test_a_small_block_does_not_wait_for_readers_of_large_ones_nor_cost_them_the
     assert cache.get_nowait(named(9, 4096).md5sum) is None
 
 
-def test_a_fetch_that_waits_for_a_reader_goes_on_when_the_block_is_released() -> None:
+def test_a_fetch_that_waits_for_a_reader_continues_when_the_block_is_released() -> None:
     cache = KeepBlockCache(BUDGET, clock=Clock())
     for number in range(4):
         cache.get_or_fetch(named(number, LARGE), lambda: bytes(LARGE), keep_for=60)
@@ -146,7 +146,7 @@ def test_a_fetch_that_waits_for_a_reader_goes_on_when_the_block_is_released() ->
     assert cache.statistics().hits == 3
 
 
-def test_a_fetch_that_has_received_nothing_gives_its_bytes_to_one_that_waits() -> None:
+def test_a_silent_fetch_loses_its_reservation_to_a_waiting_one() -> None:
     clock = Clock()
     cache = KeepBlockCache(BUDGET, clock=clock)
     services = stalled(cache)
@@ -162,7 +162,7 @@ def test_a_fetch_that_has_received_nothing_gives_its_bytes_to_one_that_waits() -
     assert cache.statistics().in_flight == 0
 
 
-def test_a_fetch_that_receives_keeps_its_bytes() -> None:
+def test_a_fetch_that_receives_keeps_its_reservation() -> None:
     clock = Clock()
     cache = KeepBlockCache(BUDGET, clock=clock)
     services = stalled(cache)
@@ -180,7 +180,7 @@ def test_a_fetch_that_receives_keeps_its_bytes() -> None:
     assert not begun_early
 
 
-def test_while_all_stall_in_mid_block_there_is_room_for_one_more() -> None:
+def test_one_more_block_is_fetched_while_all_others_stall() -> None:
     clock = Clock()
     cache = KeepBlockCache(128 * MIB, clock=clock)
     whole = 64 * MIB
@@ -209,7 +209,7 @@ def test_while_all_stall_in_mid_block_there_is_room_for_one_more() -> None:
     assert figures.currsize <= 128 * MIB
 
 
-def test_a_slow_fetch_that_leaves_room_makes_the_budget_no_larger() -> None:
+def test_a_slow_fetch_that_leaves_memory_does_not_raise_the_limit() -> None:
     clock = Clock()
     cache = KeepBlockCache(BUDGET, clock=clock)
     slow = Service(cache, 0)
@@ -225,7 +225,7 @@ def test_a_slow_fetch_that_leaves_room_makes_the_budget_no_larger() -> None:
     ended(slow)
 
 
-def test_a_fetch_that_lost_its_bytes_waits_for_others_when_its_block_begins_to_come() -> None:
+def test_a_fetch_without_its_reservation_waits_when_its_block_arrives() -> None:
     clock = Clock()
     cache = KeepBlockCache(BUDGET, clock=clock)
     services = stalled(cache)
@@ -248,7 +248,7 @@ def test_a_fetch_that_lost_its_bytes_waits_for_others_when_its_block_begins_to_c
     assert cache.statistics().in_flight == 0
 
 
-def test_memory_for_a_fetch_that_has_ended_is_the_callers_own() -> None:
+def test_memory_for_an_ended_fetch_is_outside_the_budget() -> None:
     cache = KeepBlockCache(BUDGET)
 
     memory = cache.allocate_for(named(1, 4096), 4096)
@@ -257,7 +257,7 @@ def test_memory_for_a_fetch_that_has_ended_is_the_callers_own() -> None:
     assert cache.statistics().in_flight == 0
 
 
-def test_a_block_without_a_size_takes_what_it_turns_out_to_have() -> None:
+def test_a_block_without_a_size_keeps_only_the_bytes_it_has() -> None:
     cache = KeepBlockCache(256 * MIB)
     name = KeepLocator(named(1, 1).md5sum)
     figures: list[int] = []
@@ -277,7 +277,7 @@ def test_a_block_without_a_size_takes_what_it_turns_out_to_have() -> None:
 # --- no thread to fetch in ---
 
 
-def test_a_get_that_joined_a_fetch_which_got_no_thread_fetches_itself() -> None:
+def test_a_get_that_joined_a_fetch_without_a_thread_fetches_the_block() -> None:
     cache = KeepBlockCache(BUDGET)
     name = named(1, 3)
     joiners: list[Running[memoryview]] = []
@@ -294,7 +294,7 @@ def test_a_get_that_joined_a_fetch_which_got_no_thread_fetches_itself() -> None:
     assert cache.statistics().in_flight == 0
 
 
-def test_who_waits_for_the_size_of_a_fetch_which_got_no_thread_is_woken() -> None:
+def test_a_wait_for_the_size_ends_if_the_fetch_gets_no_thread() -> None:
     cache = KeepBlockCache(BUDGET)
     name = named(1, 3)
     waiting: list[Running[int | None]] = []
@@ -312,7 +312,7 @@ def test_who_waits_for_the_size_of_a_fetch_which_got_no_thread_is_woken() -> Non
     assert bytes(cache.get_or_fetch(name, lambda: b"foo")) == b"foo"
 
 
-def test_work_is_refused_where_the_system_gives_no_thread(
+def test_work_is_refused_if_no_thread_can_be_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     background = Background(2)
@@ -331,7 +331,7 @@ def test_work_is_refused_where_the_system_gives_no_thread(
     wait_for(done)
 
 
-def test_a_fetch_gives_up_when_its_callers_time_is_over() -> None:
+def test_a_fetch_fails_at_the_deadline_of_its_caller() -> None:
     cache = KeepBlockCache(BUDGET, clock=Clock())
     services = stalled(cache)
 
@@ -341,7 +341,7 @@ def test_a_fetch_gives_up_when_its_callers_time_is_over() -> None:
     assert ended(*services) == [LARGE] * 4
 
 
-def test_the_size_of_a_fetch_is_the_announced_one_and_then_the_blocks_own() -> None:
+def test_the_size_of_a_fetch_is_the_announced_one_then_that_of_the_block() -> None:
     fetch = Fetch(named(1, LARGE), 0)
 
     assert fetch.wait_for_size(0.0) is None
@@ -352,7 +352,7 @@ def test_the_size_of_a_fetch_is_the_announced_one_and_then_the_blocks_own() -> N
     assert fetch.wait_for_size(0.0) == 4
 
 
-def test_whoever_waits_for_the_size_gets_a_copy_of_the_failure() -> None:
+def test_each_wait_for_the_size_raises_a_copy_of_the_failure() -> None:
     fetch = Fetch(named(1, LARGE), 0)
     fetch.failure = KeepReadError("gone")
     fetch.end()
@@ -375,7 +375,7 @@ def test_the_cache_announces_a_size_to_the_fetch_of_that_block() -> None:
     assert begun.wait_for_size(0.0) == 5
 
 
-def test_a_block_that_fails_in_a_thread_raises_nothing_there() -> None:
+def test_a_failed_fetch_raises_nothing_in_its_thread() -> None:
     cache = KeepBlockCache(BUDGET)
     work: list[Callable[[], None]] = []
 
@@ -389,7 +389,7 @@ def test_a_block_that_fails_in_a_thread_raises_nothing_there() -> None:
     assert str(begun.failure) == "gone"
 
 
-def test_a_fetch_that_needs_less_than_it_has_gives_the_rest_back() -> None:
+def test_a_fetch_releases_the_bytes_that_it_does_not_need() -> None:
     held = Reservations(BUDGET, Clock())
     fetch = Fetch(named(1, LARGE), 0)
     held.add(fetch)
@@ -401,7 +401,7 @@ def test_a_fetch_that_needs_less_than_it_has_gives_the_rest_back() -> None:
     assert (held.size, fetch.size) == (LARGE - 1, LARGE - 1)
 
 
-def test_bytes_are_taken_from_the_longest_silent_fetch_that_may_lose_them() -> None:
+def test_the_longest_silent_fetch_that_claims_its_memory_loses_its_reservation() -> None:
     clock = Clock()
     held = Reservations(BUDGET, clock)
     patient, first, second, last = (
@@ -420,7 +420,7 @@ def test_bytes_are_taken_from_the_longest_silent_fetch_that_may_lose_them() -> N
     assert second in held
 
 
-def test_where_no_fetch_may_lose_its_bytes_the_wait_ends_when_they_are_stuck_if_ever() -> None:
+def test_if_no_fetch_may_lose_its_reservation_the_wait_is_until_they_are_stuck() -> None:
     clock = Clock()
     held = Reservations(BUDGET, clock)
     held.add(Fetch(named(1, BUDGET), 0))
@@ -432,7 +432,7 @@ def test_where_no_fetch_may_lose_its_bytes_the_wait_ends_when_they_are_stuck_if_
     assert held.take_back(BUDGET) == 0.0
 
 
-def test_what_came_because_others_are_stuck_makes_nobody_stuck() -> None:
+def test_a_fetch_added_while_others_are_stuck_does_not_count_as_stuck() -> None:
     clock = Clock()
     held = Reservations(2 * MAX_BLOCK_SIZE, clock)
     one, other, late = (Fetch(named(number, MAX_BLOCK_SIZE), 0) for number in range(3))
@@ -448,9 +448,7 @@ def test_what_came_because_others_are_stuck_makes_nobody_stuck() -> None:
     assert held.limit() == 2 * MAX_BLOCK_SIZE
 
 
-def test_the_last_fetch_loses_its_bytes_when_it_has_been_silent_for_so_long_and_not_before() -> (
-    None
-):
+def test_the_last_fetch_loses_its_reservation_exactly_after_the_silence() -> None:
     clock = Clock()
     held = Reservations(BUDGET, clock)
     fetch = Fetch(named(1, BUDGET), 0, claims=True)

@@ -1,4 +1,4 @@
-"""Which block goes first: loops, scans, working sets that change, and readers halfway through."""
+"""Eviction: loops, scans, changing working sets, and blocks with sequential readers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("blocks", [4, 16, 64, 200])
-def test_a_loop_over_a_little_more_than_the_cache_hits_mostly(blocks: int) -> None:
+def test_a_loop_slightly_larger_than_the_cache_mostly_hits(blocks: int) -> None:
     assert Counted(blocks).visit_all(range(blocks + 1), times=50) > 0.7
 
 
@@ -53,14 +53,14 @@ def test_a_loop_over_twice_the_cache_hits_at_a_third_or_more(blocks: int) -> Non
     assert Counted(blocks).visit_all(range(2 * blocks), times=50) > 1 / 3
 
 
-def test_what_fits_stays() -> None:
+def test_blocks_that_fit_are_not_evicted() -> None:
     counted = Counted(8)
     counted.visit_all(range(8))
 
     assert counted.visit_all(range(8), times=5) == 1
 
 
-def test_a_scan_throws_out_nothing_that_comes_again() -> None:
+def test_a_scan_does_not_evict_blocks_that_are_reused() -> None:
     counted = Counted(8)
     counted.visit_all(range(7), times=3)
 
@@ -69,7 +69,7 @@ def test_a_scan_throws_out_nothing_that_comes_again() -> None:
     assert counted.visit_all(range(7)) == 1
 
 
-def test_a_new_working_set_takes_the_place_of_the_old_one() -> None:
+def test_a_new_working_set_replaces_the_old_one() -> None:
     counted = Counted(8)
     counted.visit_all(range(7), times=100)
 
@@ -78,7 +78,7 @@ def test_a_new_working_set_takes_the_place_of_the_old_one() -> None:
     assert counted.visit_all(range(100, 107), times=10) == 1
 
 
-def test_a_block_that_somebody_goes_through_stays_until_they_are_done() -> None:
+def test_a_block_with_a_sequential_reader_stays_until_it_is_finished() -> None:
     counted = Counted(2)
     counted.visit_all([1, 2])
     counted.cache.read("2", 1.0)
@@ -92,7 +92,7 @@ def test_a_block_that_somebody_goes_through_stays_until_they_are_done() -> None:
     assert "2" not in counted.cache
 
 
-def test_reading_on_in_a_block_is_one_visit() -> None:
+def test_sequential_reads_of_a_block_are_one_visit() -> None:
     counted = Counted(8)
     counted.visit(1)
     for _ in range(100):
@@ -103,7 +103,7 @@ def test_reading_on_in_a_block_is_one_visit() -> None:
     assert counted.cache.busy_size() == 1
 
 
-def test_whoever_is_away_for_a_second_has_left() -> None:
+def test_a_reader_that_pauses_for_a_second_no_longer_counts() -> None:
     counted = Counted(1)
     counted.visit(1)
     counted.cache.read("1", 1.0)
@@ -116,7 +116,7 @@ def test_whoever_is_away_for_a_second_has_left() -> None:
     assert counted.cache.busy_size() == 0
 
 
-def test_where_all_blocks_are_gone_through_one_goes_all_the_same() -> None:
+def test_if_all_blocks_have_readers_one_is_evicted_nevertheless() -> None:
     counted = Counted(2)
     for number in (1, 2):
         counted.visit(number)
@@ -127,7 +127,7 @@ def test_where_all_blocks_are_gone_through_one_goes_all_the_same() -> None:
     assert len(counted.cache) == 2
 
 
-def test_the_size_that_would_have_kept_a_block_is_that_of_all_since() -> None:
+def test_the_size_to_keep_a_block_is_the_sum_of_all_visited_since() -> None:
     counted = Counted(3)
     counted.visit_all(range(5))
     gone = next(number for number in range(5) if counted.cache.was_here(str(number)))
@@ -135,12 +135,12 @@ def test_the_size_that_would_have_kept_a_block_is_that_of_all_since() -> None:
     assert counted.cache.size_to_keep(str(gone)) == 5 - gone
 
 
-def test_an_empty_cache_has_nothing_to_throw_out() -> None:
+def test_an_empty_cache_has_nothing_to_evict() -> None:
     with pytest.raises(KeyError):
         Counted(1).cache.popitem()
 
 
-def test_no_more_is_remembered_than_so_many() -> None:
+def test_the_number_of_recorded_evicted_blocks_is_limited() -> None:
     counted = Counted(1)
     counted.visit_all(range(5000))
 
@@ -148,7 +148,7 @@ def test_no_more_is_remembered_than_so_many() -> None:
     assert counted.cache.was_here("4998")
 
 
-def test_a_block_put_in_again_is_a_visit_like_any() -> None:
+def test_a_cached_block_can_be_replaced() -> None:
     cache = Counted(2).cache
     cache["1"] = memoryview(b"a")
     cache["1"] = memoryview(b"b")

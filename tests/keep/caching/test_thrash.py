@@ -1,4 +1,4 @@
-"""The complaint about a cache that is too small: when, and what it says."""
+"""The warning about a cache that is too small: when it is logged, and its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.messages.provoking import assert_shows
 MIB = 1024 * 1024
 
 
-def test_many_fetches_of_what_was_here_are_told_with_the_size_that_helps(
+def test_many_refetches_are_logged_with_a_sufficient_size(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -35,7 +35,7 @@ def test_many_fetches_of_what_was_here_are_told_with_the_size_that_helps(
     assert_shows(caplog.text, "cache-too-small")
 
 
-def test_few_such_fetches_are_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_refetches_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     thrash = Thrash(256 * MIB, clock)
     for number in range(1000):
@@ -46,7 +46,7 @@ def test_few_such_fetches_are_no_matter(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.messages == []
 
 
-def test_a_size_is_measured_now_and_then_only() -> None:
+def test_the_size_is_measured_at_most_every_tenth_of_a_second() -> None:
     clock = FakeClock()
     thrash = Thrash(256 * MIB, clock)
     measured = []
@@ -65,7 +65,7 @@ def test_a_size_is_measured_now_and_then_only() -> None:
 @pytest.mark.parametrize(
     ("again", "new", "is_told"), [(8, 24, True), (7, 0, False), (8, 25, False)]
 )
-def test_eight_of_what_was_here_and_a_quarter_of_all_are_worth_a_word(
+def test_eight_refetches_that_are_a_quarter_of_all_fetches_are_logged(
     again: int, new: int, caplog: pytest.LogCaptureFixture, *, is_told: bool
 ) -> None:
     clock = FakeClock()
@@ -79,7 +79,7 @@ def test_eight_of_what_was_here_and_a_quarter_of_all_are_worth_a_word(
     assert bool(caplog.messages) == is_told
 
 
-def test_each_interval_is_judged_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_interval_is_counted_separately(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     clock.sleep(1000)
     thrash = Thrash(256 * MIB, clock)

@@ -1,4 +1,4 @@
-"""Connections that are used again: when they are, and what if one has ended meanwhile."""
+"""Kept connections: when they are reused, and what happens if the service has closed one."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_connection_whose_request_was_not_wholly_sent_is_not_used_again() -> N
 
 
 @pytest.mark.parametrize("has_session", [False, True])
-def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
+def test_a_late_cancel_does_not_affect_the_next_exchange_of_the_socket(
     cluster: Cluster, store: KeepstoreControls, *, has_session: bool
 ) -> None:
     session = requests.Session()
@@ -214,7 +214,7 @@ def test_a_cancel_does_not_hit_the_socket_that_another_exchange_has_by_now(
 # --- idle connections ---
 
 
-def test_a_connection_is_not_used_again_after_a_while(store: KeepstoreControls) -> None:
+def test_a_connection_expires_after_an_idle_time(store: KeepstoreControls) -> None:
     clock = FakeClock()
     connections = Connections(verify=True, clock=clock)
     wire = connections.take(root(store), 2)
@@ -235,7 +235,7 @@ def test_a_connection_is_not_used_again_after_a_while(store: KeepstoreControls) 
 
 
 @pytest.mark.parametrize("stray", [b"HTTP/1.1 408 Request Timeout\r\n\r\n", b""], ids=repr)
-def test_an_idle_connection_that_has_ended_or_brought_something_is_not_taken(
+def test_an_idle_connection_that_was_closed_or_received_bytes_is_not_reused(
     stray: bytes,
 ) -> None:
     connections = Connections(verify=True)
@@ -255,7 +255,7 @@ def test_an_idle_connection_that_has_ended_or_brought_something_is_not_taken(
     other.close()
 
 
-def test_connections_that_are_idle_for_long_are_closed_though_others_are_used(
+def test_expired_connections_are_closed_while_others_are_used(
     store: KeepstoreControls,
 ) -> None:
     clock = FakeClock()
@@ -275,7 +275,7 @@ def test_connections_that_are_idle_for_long_are_closed_though_others_are_used(
     connections.close()
 
 
-def test_a_process_that_was_forked_uses_none_of_its_parents_connections(
+def test_a_forked_process_uses_no_connection_of_its_parent(
     store: KeepstoreControls,
 ) -> None:
     connections = Connections(verify=True)

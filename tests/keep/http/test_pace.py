@@ -1,4 +1,4 @@
-"""The pace of an exchange: who stalls, crawls or outlives the call is left, nobody else."""
+"""The pace of an exchange: one that stalls, is too slow or exceeds its deadline ends."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_burst_and_then_silence_ends_after_the_interval() -> None:
         pace.patience()
 
 
-def test_a_stall_after_much_ends_an_interval_later() -> None:
+def test_a_stall_after_a_fast_start_ends_an_interval_later() -> None:
     clock = FakeClock()
     pace = pace_of(clock)
 
@@ -73,7 +73,7 @@ def test_a_stall_after_much_ends_an_interval_later() -> None:
 
 
 @given(rate=st.integers(1, 400), step=st.sampled_from([0.1, 0.25, 1.0, 2.5]))
-def test_a_steady_rate_is_judged_by_the_bandwidth(rate: int, step: float) -> None:
+def test_a_steady_rate_is_compared_with_the_bandwidth(rate: int, step: float) -> None:
     clock = FakeClock()
     pace = pace_of(clock)
     kept = True
@@ -93,7 +93,7 @@ def test_a_steady_rate_is_judged_by_the_bandwidth(rate: int, step: float) -> Non
         assert not kept
 
 
-def test_without_a_bandwidth_a_byte_an_interval_is_enough() -> None:
+def test_without_a_bandwidth_one_byte_per_interval_is_enough() -> None:
     clock = FakeClock()
     pace = pace_of(clock, bandwidth=0)
 
@@ -106,7 +106,7 @@ def test_without_a_bandwidth_a_byte_an_interval_is_enough() -> None:
         pace.patience()
 
 
-def test_the_deadline_ends_what_is_fast() -> None:
+def test_the_deadline_ends_a_fast_transfer() -> None:
     clock = FakeClock()
     pace = pace_of(clock, deadline=4)
 
@@ -120,7 +120,7 @@ def test_the_deadline_ends_what_is_fast() -> None:
     assert pace.remaining() == 0
 
 
-def test_haste_brings_the_deadline_nearer_and_never_farther() -> None:
+def test_hurry_moves_the_deadline_earlier_and_never_later() -> None:
     clock = FakeClock()
     pace = pace_of(clock, deadline=4)
 
@@ -188,7 +188,9 @@ def test_outside_an_exchange_a_paced_socket_is_a_socket(
     file.close()
 
 
-def test_a_socket_that_takes_nothing_is_left(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_sending_to_a_socket_that_accepts_nothing_ends(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     ours, _ = pair
     pace = Pace(Timeouts(1, 0.05, 1), FOREVER)
 
@@ -196,7 +198,7 @@ def test_a_socket_that_takes_nothing_is_left(pair: tuple[socket.socket, socket.s
         PacedSocket(ours).sendall(bytes(10_000_000))
 
 
-def test_a_socket_that_brings_nothing_is_left(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_receiving_from_a_silent_socket_ends(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     pace = Pace(Timeouts(1, 0.05, 1), FOREVER)
 
@@ -204,7 +206,7 @@ def test_a_socket_that_brings_nothing_is_left(pair: tuple[socket.socket, socket.
         file.read(1)
 
 
-def test_a_socket_that_waits_shorter_than_it_may_waits_again(
+def test_a_socket_timeout_below_the_patience_is_repeated(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -259,7 +261,7 @@ def test_a_waiting_thread_is_woken_by_cancelling(
     assert isinstance(pace.failure, CancelledError)
 
 
-def test_a_socket_is_left_alone_when_the_exchange_is_over(
+def test_a_cancel_after_the_exchange_does_not_affect_the_socket(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -294,7 +296,7 @@ def receive_for(pace: Pace, clock: FakeClock, seconds: int, rate: int) -> None:
     pace.patience()
 
 
-def test_a_body_whose_rest_takes_longer_than_the_silence_is_reported_again_and_again() -> None:
+def test_a_body_whose_rest_takes_longer_than_the_silence_is_reported_repeatedly() -> None:
     clock = FakeClock()
     pace, slow_at = watched(clock)
     begun = clock.now
@@ -307,7 +309,7 @@ def test_a_body_whose_rest_takes_longer_than_the_silence_is_reported_again_and_a
     assert pace.rate() == 10
 
 
-def test_a_body_is_judged_by_the_rate_of_late() -> None:
+def test_a_body_is_judged_by_its_recent_rate() -> None:
     clock = FakeClock()
     pace, slow_at = watched(clock)
     begun = clock.now
@@ -321,7 +323,7 @@ def test_a_body_is_judged_by_the_rate_of_late() -> None:
     assert pace.time_left() == 196
 
 
-def test_a_wait_for_memory_is_no_slowness_of_a_body() -> None:
+def test_a_wait_for_memory_does_not_lower_the_rate_of_a_body() -> None:
     clock = FakeClock()
     pace, slow_at = watched(clock)
 

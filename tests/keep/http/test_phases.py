@@ -1,4 +1,4 @@
-"""The phases of a connection: the whole table, and what a Wire shows of it."""
+"""The phases of a connection: the whole table, and the phase that a `Wire` shows."""
 
 from __future__ import annotations
 

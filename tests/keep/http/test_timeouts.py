@@ -1,4 +1,4 @@
-"""How patient a request is, in every form that callers may give."""
+"""Timeouts in every form that callers may give."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_timeout_may_be_given_in_several_forms(value: Any, parts: tuple[float,
 
 
 @pytest.mark.parametrize("value", [(), (1,), (1, 2, 3, 4), 0, -1, (0, 1), (1, 0), (1, 1, -1)])
-def test_what_is_no_timeout_is_refused(value: Any) -> None:  # noqa: ANN401 - any form
+def test_an_invalid_timeout_is_refused(value: Any) -> None:  # noqa: ANN401 - any form
     with pytest.raises(ValueError, match="a timeout is"):
         Timeouts.of(value)
 
@@ -48,5 +48,5 @@ def test_a_head_may_take_as_long_as_the_block_at_the_lowest_speed() -> None:
     assert Timeouts(2, 5, 0).for_head(MAX_BLOCK_SIZE) == Timeouts(2, 5, 0)  # no lowest speed
 
 
-def test_whoever_wants_more_than_the_cap_gets_it() -> None:
+def test_a_connect_timeout_above_the_cap_is_not_reduced() -> None:
     assert Timeouts(90, 256).for_attempt(5).connect == 90

@@ -1,4 +1,4 @@
-"""Heads and bodies of answers as servers send them: proper, odd, and broken."""
+"""Heads and bodies of answers: valid, unusual, and broken ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_body_that_ends_too_early_is_an_error(state: WireState) -> None:
     assert state.phase is Phase.RECEIVING
 
 
-def test_a_body_without_length_goes_on_to_the_end(state: WireState) -> None:
+def test_a_body_without_length_ends_with_the_connection(state: WireState) -> None:
     head = read(b"HTTP/1.1 200 OK\r\n\r\nfoo", state=state)
 
     assert head.body.read(100) == b"foo"
@@ -83,7 +83,7 @@ def test_a_header_that_cannot_be_trusted_is_an_error(lines: bytes, method: str) 
 
 
 @pytest.mark.parametrize("twice", [b"3, 3", b"3\r\nContent-Length: 3", b"3\r\n\t,3"])
-def test_one_length_said_twice_is_one_length(twice: bytes) -> None:
+def test_a_repeated_equal_length_is_accepted(twice: bytes) -> None:
     head = read(b"HTTP/1.1 200 OK\r\nContent-Length: " + twice + b"\r\n\r\nfoobar")
 
     assert head.headers == {"content-length": "3"}
@@ -91,7 +91,7 @@ def test_one_length_said_twice_is_one_length(twice: bytes) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
-def test_a_head_that_is_cut_short_is_an_error_wherever_that_is(method: str) -> None:
+def test_a_head_that_is_cut_anywhere_is_an_error(method: str) -> None:
     text = b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 67108864\r\n\r\n"
 
     for end in range(1, len(text)):
@@ -103,12 +103,12 @@ def test_a_folded_header_is_joined() -> None:
     assert read(b"HTTP/1.1 204 \r\nA: b\r\n  c\r\n\t d\r\n\r\n").headers == {"a": "b c d"}
 
 
-def test_a_change_of_protocol_that_nobody_asked_for_is_an_error() -> None:
+def test_an_unrequested_change_of_protocol_is_an_error() -> None:
     with pytest.raises(http.client.HTTPException):
         read(b"HTTP/1.1 101 Switching\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
-def test_interim_answers_have_an_end() -> None:
+def test_the_number_of_interim_answers_is_limited() -> None:
     with pytest.raises(http.client.HTTPException):
         read(b"HTTP/1.1 102 \r\n\r\n" * 1000 + b"HTTP/1.1 204 \r\n\r\n")
 
@@ -174,12 +174,12 @@ def test_chunks_and_trailers_that_end_too_early_are_an_error(end: int) -> None:
         b"f" * 21 + b"\r\n",
     ],
 )
-def test_what_is_no_chunk_is_an_error(chunks: bytes) -> None:
+def test_an_invalid_chunk_is_an_error(chunks: bytes) -> None:
     with pytest.raises(http.client.HTTPException):
         read(CHUNKED + chunks + b"0\r\n\r\n").body.read(100)
 
 
-def test_chunks_count_and_not_a_length_that_is_said_besides() -> None:
+def test_chunks_define_the_length_and_not_a_content_length() -> None:
     head = read(
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\nfoo\r\n0\r\n\r\n"
@@ -199,7 +199,7 @@ def test_chunks_count_and_not_a_length_that_is_said_besides() -> None:
         (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n", False),
     ],
 )
-def test_a_service_says_whether_it_keeps_the_connection(
+def test_the_head_defines_whether_the_connection_is_kept(
     head: bytes,
     goes_on: bool,  # noqa: FBT001 - a row
     state: WireState,
@@ -222,13 +222,13 @@ def test_a_service_says_whether_it_keeps_the_connection(
         b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n",
     ],
 )
-def test_what_is_no_answer_is_an_error_of_http(text: bytes) -> None:
+def test_an_invalid_answer_is_an_http_exception(text: bytes) -> None:
     with pytest.raises(http.client.HTTPException):
         read(text)
 
 
 @given(st.binary(max_size=300))
-def test_whatever_comes_is_an_answer_or_an_error_of_http(text: bytes) -> None:
+def test_any_bytes_are_an_answer_or_an_http_exception(text: bytes) -> None:
     try:
         head = read(b"HTTP/1.1 200 OK\r\n" + text)
         body = head.body.read(1000)
@@ -237,7 +237,7 @@ def test_whatever_comes_is_an_answer_or_an_error_of_http(text: bytes) -> None:
     assert len(body) <= len(text)
 
 
-def test_our_verdicts_are_those_of_h11() -> None:
+def test_h11_accepts_and_refuses_the_same_answers() -> None:
     kinds, unexplained = fuzz(5_000, seed=12)
 
     assert unexplained == []

@@ -35,13 +35,13 @@ def test_one_outlier_changes_the_wait_by_less_than_its_double() -> None:
     assert before < times.wait(100.0) < 2 * before
 
 
-def test_a_link_that_has_become_slow_is_noticed_within_a_few_answers() -> None:
+def test_a_link_that_has_become_slow_is_detected_within_a_few_answers() -> None:
     times = times_of(*[0.002] * 50, *[0.5] * 10)
 
     assert times.wait(10.0) > 1.0
 
 
-def test_a_refusal_is_an_answer_and_a_failure_is_none() -> None:
+def test_a_refusal_counts_as_an_answer_and_a_failure_does_not() -> None:
     refused, failed = AnswerTimes(), AnswerTimes()
     with pytest.raises(NotFoundError), refused.measured():
         raise NotFoundError("nowhere")

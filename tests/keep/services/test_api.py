@@ -1,4 +1,4 @@
-"""The API client: what it asks, over https, and what it makes of the answers."""
+"""The API client: its requests over https, and its results and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def api(server: ApiControls) -> Iterator[ApiClient]:
     client.close()
 
 
-def test_the_services_are_asked_for_as_the_protocol_says(
+def test_the_request_for_the_services_follows_the_protocol(
     api: ApiClient, server: ApiControls
 ) -> None:
     entry = ServiceEntry.of("http://127.0.0.1:25107", 1)
@@ -67,7 +67,7 @@ def test_the_configuration_is_public(api: ApiClient, server: ApiControls) -> Non
     assert server.log()[0].header("Authorization") is None
 
 
-def test_a_good_token_is_known_by_its_user(api: ApiClient) -> None:
+def test_a_valid_token_has_a_user(api: ApiClient) -> None:
     assert "uuid" in api.users().current().execute()
 
 
@@ -94,7 +94,7 @@ def test_a_bad_token_is_denied(api: ApiClient) -> None:
     ],
     ids=["500", "302", "no json", "no object", "closed", "silent", "403"],
 )
-def test_what_goes_wrong_has_a_cause_and_no_token(
+def test_an_error_has_a_cause_and_no_token(
     api: ApiClient, server: ApiControls, fault: Fault, cause: Cause
 ) -> None:
     server.always(fault)
@@ -108,7 +108,7 @@ def test_what_goes_wrong_has_a_cause_and_no_token(
     assert SECRET not in f"{caught.value!r} {caught.value} {caught.value.__context__!r}"
 
 
-def test_nobody_there_is_unreachable(api: ApiClient, server: ApiControls) -> None:
+def test_a_refused_connection_is_unreachable(api: ApiClient, server: ApiControls) -> None:
     server.go_down()
 
     with pytest.raises(ApiError, match="refused") as caught:
@@ -125,7 +125,7 @@ def test_nobody_there_is_unreachable(api: ApiClient, server: ApiControls) -> Non
         (Settings(api_token="x"), "ARVADOS_API_HOST not set"),  # noqa: S106 - none
     ],
 )
-def test_what_is_missing_is_named(settings: Settings, missing: str) -> None:
+def test_missing_settings_are_named(settings: Settings, missing: str) -> None:
     with pytest.raises(ArgumentError, match=missing):
         ApiClient.of_settings(settings)
 
@@ -170,7 +170,7 @@ def test_a_client_from_the_settings_alone_reads_and_writes(
     assert server.counts() == {"GET": 2}
 
 
-def test_a_client_without_a_good_api_server_says_why(
+def test_a_client_without_a_working_api_server_reports_the_reason(
     server: ApiControls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARVADOS_API_HOST", server.host)

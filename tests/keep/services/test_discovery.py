@@ -1,4 +1,4 @@
-"""Which services there are, what they are good for, and the order to probe them in."""
+"""The list of services, their kinds, and the probe order."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_probe_order_does_not_depend_on_the_lists_order(numbers: list[int]) 
 
 
 @given(st.integers(0, 7), st.text("0123456789abcdef", min_size=32, max_size=32))
-def test_a_service_that_leaves_moves_no_other(leaver: int, md5sum: str) -> None:
+def test_a_removed_service_does_not_change_the_order_of_others(leaver: int, md5sum: str) -> None:
     services = [disk(number) for number in range(8)]
     locator = KeepLocator(md5sum)
 
@@ -101,7 +101,7 @@ def test_a_service_that_leaves_moves_no_other(leaver: int, md5sum: str) -> None:
     assert after == [service for service in before if service.uuid != uuid(leaver)]
 
 
-def test_a_read_only_service_is_probed_to_read_alone() -> None:
+def test_a_read_only_service_is_probed_for_reads_only() -> None:
     services = [disk(0, read_only=True), disk(1)]
 
     assert len(probe_order(FOO, services, Access.READ)) == 2
@@ -137,20 +137,18 @@ def test_a_services_root_is_made_of_its_record(fields: dict[str, Any], root: str
         ("gateway:test", Kind.GATEWAY),
     ],
 )
-def test_a_service_is_what_its_type_says(service_type: str | None, kind: Kind) -> None:
+def test_the_kind_of_a_service_follows_from_its_type(service_type: str | None, kind: Kind) -> None:
     assert ServiceRecord.of_record(announced(service_type=service_type)).kind is kind
 
 
-def test_a_record_that_says_little_is_a_keepstores() -> None:
+def test_a_record_without_a_type_is_a_keepstore() -> None:
     record = {"uuid": uuid(1), "service_host": "keep1", "service_port": 25107}
 
     assert ServiceRecord.of_record(record) == disk(1)
 
 
 @pytest.mark.parametrize("missing", ["uuid", "service_host", "service_port"])
-def test_a_record_that_lacks_what_is_needed_is_left_out(
-    missing: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_incomplete_record_is_left_out(missing: str, caplog: pytest.LogCaptureFixture) -> None:
     bad = announced()
     del bad[missing]
 
@@ -162,13 +160,16 @@ def test_a_record_that_lacks_what_is_needed_is_left_out(
 
 
 @pytest.mark.parametrize("host", ["", "user@keep1", "keep1/path", "a b", "keep1\n"])
-def test_a_host_that_is_none_is_left_out(host: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_with_an_invalid_host_is_left_out(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert Services.of_list([announced(service_host=host)]).records == ()
     assert "no proper host" in caplog.text
 
 
-def test_a_port_that_is_none_is_left_out() -> None:
-    assert Services.of_list([announced(service_port="x")]).records == ()
+@pytest.mark.parametrize("port", ["x", 0, -1, 65536])
+def test_a_record_with_an_invalid_port_is_left_out(port: object) -> None:
+    assert Services.of_list([announced(service_port=port)]).records == ()
 
 
 # --- lists ---
@@ -200,7 +201,7 @@ def test_any_other_writable_service_makes_any_number(service_type: str) -> None:
     assert services.has_proxies(Access.READ)
 
 
-def test_a_read_only_proxy_says_nothing_about_writing() -> None:
+def test_a_read_only_proxy_does_not_affect_writes() -> None:
     proxy = ServiceRecord(uuid(2), "http://proxy/", Kind.PROXY, read_only=True)
     services = Services((disk(1), proxy))
 
@@ -234,7 +235,7 @@ def test_a_users_list_is_not_in_probe_order() -> None:
     "uri",
     ["keep", "//keep", "ftp://keep/", "http://", "http:///x", "http://[::1", "http://a:99999"],
 )
-def test_a_uri_that_is_none_is_an_argument_error(uri: str) -> None:
+def test_an_invalid_uri_is_an_argument_error(uri: str) -> None:
     with pytest.raises(ArgumentError, match="Invalid proxy URI"):
         Services.of_uris(uri)
 
@@ -261,7 +262,7 @@ def test_hints_name_places_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("hint", ["K@XYZZY", "K@a-b-c", "K@-----", "K@x_zzy"])
-def test_a_hint_that_names_no_cluster_leads_nowhere(hint: str) -> None:
+def test_an_invalid_hint_names_no_service(hint: str) -> None:
     assert list(Services().hinted(KeepLocator(f"{FOO}+{hint}"))) == []
 
 
@@ -269,7 +270,7 @@ def test_a_hint_that_names_no_cluster_leads_nowhere(hint: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["\ud800", "é", "", "a b", "x" * 101])
-def test_a_uuid_that_cannot_be_is_left_out_in_words(
+def test_an_invalid_uuid_is_left_out_with_a_warning(
     bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     services = Services.of_list([announced(uuid=bad), announced()])
@@ -278,6 +279,6 @@ def test_a_uuid_that_cannot_be_is_left_out_in_words(
     assert "a service has no proper uuid" in caplog.text
 
 
-def test_a_list_that_is_too_long_is_refused_in_words() -> None:
+def test_a_list_that_is_too_long_is_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match="more than 1000 services"):
         Services.of_list(announced(uuid=uuid(number)) for number in itertools.count())

@@ -1,4 +1,4 @@
-"""Which slow transfers are doubled: those that a second one is likely to overtake."""
+"""Slow transfers get a second one if that is likely to be faster."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def allowed(extras: Extras) -> int:
     return count
 
 
-def test_one_block_is_doubled_to_begin_with(extras: Extras) -> None:
+def test_at_first_one_block_may_have_a_second_transfer(extras: Extras) -> None:
     assert allowed(extras) == 1
     extras.end(None)
     assert allowed(extras) == 1
 
 
-def test_each_win_doubles_how_many_up_to_sixteen(extras: Extras) -> None:
+def test_each_win_doubles_the_number_of_second_transfers_up_to_sixteen(extras: Extras) -> None:
     counts = []
     for _ in range(6):
         assert extras.begin(SLOW, ["a"])
@@ -49,7 +49,7 @@ def test_each_win_doubles_how_many_up_to_sixteen(extras: Extras) -> None:
     assert counts == [2, 4, 8, 16, 16, 16]
 
 
-def test_after_a_loss_there_is_one_again_and_a_pause_that_doubles(
+def test_a_loss_resets_the_number_to_one_and_doubles_the_pause(
     extras: Extras, clock: FakeClock
 ) -> None:
     assert extras.begin(SLOW, ["a"])
@@ -68,7 +68,7 @@ def test_after_a_loss_there_is_one_again_and_a_pause_that_doubles(
     assert pauses == [60, 120, 240, 480, 960, 960]
 
 
-def test_a_win_makes_the_pause_short_again(extras: Extras, clock: FakeClock) -> None:
+def test_a_win_resets_the_pause(extras: Extras, clock: FakeClock) -> None:
     for has_won in (False, False, True, False):
         assert extras.begin(SLOW, ["a"])
         extras.end(has_won=has_won)
@@ -77,7 +77,7 @@ def test_a_win_makes_the_pause_short_again(extras: Extras, clock: FakeClock) -> 
     assert extras.begin(SLOW, ["a"])
 
 
-def test_no_service_is_asked_that_is_known_to_be_no_faster(extras: Extras) -> None:
+def test_there_is_no_second_transfer_if_no_other_service_is_faster(extras: Extras) -> None:
     extras.note("a", MIB, MIB / (3.9 * SLOW))
     extras.note("b", MIB, MIB / (4.1 * SLOW))
 
@@ -117,7 +117,7 @@ def test_the_rate_is_a_moving_average(extras: Extras, clock: FakeClock) -> None:
     assert extras.begin(SLOW, ["a"])
 
 
-def test_a_small_block_tells_no_rate(extras: Extras) -> None:
+def test_a_small_block_gives_no_rate(extras: Extras) -> None:
     extras.note("a", 256 * 1024 - 1, 60)
 
     assert extras.begin(SLOW, ["a"])

@@ -1,4 +1,4 @@
-"""Services that are silent: another is asked too, and nobody waits for the silent one."""
+"""Silent and slow services: another is asked too, and no call waits for the first."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ HELD = [Fault(hold=Stage.BEFORE_STATUS), Fault(hold=Stage.BEFORE_BODY), Fault(ho
 
 
 @pytest.mark.parametrize("fault", HELD, ids=lambda fault: str(fault.hold))
-def test_a_block_comes_from_the_next_service_where_the_first_is_silent(
+def test_a_block_comes_from_the_next_service_if_the_first_is_silent(
     cluster: Cluster, client: BlockClient, fault: Fault
 ) -> None:
     locator = cluster.store(LARGE)
@@ -111,7 +111,7 @@ def test_a_block_comes_from_the_next_service_where_the_first_is_silent(
     first.wait_ended(1, "GET")
 
 
-def test_whether_a_block_is_there_is_told_by_the_next_service_where_the_first_is_silent(
+def test_a_head_is_answered_by_the_next_service_if_the_first_is_silent(
     cluster: Cluster, client: BlockClient
 ) -> None:
     locator = cluster.store(b"foo")
@@ -120,7 +120,7 @@ def test_whether_a_block_is_there_is_told_by_the_next_service_where_the_first_is
     assert Running(lambda: client.head_block(locator)).result() == 3
 
 
-def test_the_first_good_answer_wins_though_it_is_the_silent_services(
+def test_the_first_success_wins_even_if_it_is_that_of_the_silent_service(
     cluster: Cluster, client: BlockClient
 ) -> None:
     locator = cluster.store(b"foo")
@@ -161,7 +161,7 @@ def test_a_bad_copy_does_not_win(cluster: Cluster, client: BlockClient) -> None:
     assert client.services_of(locator) == (root(third),)
 
 
-def test_a_service_whose_place_was_taken_by_a_bad_copy_is_asked_again(
+def test_a_service_displaced_by_a_bad_copy_is_asked_again(
     cluster: Cluster, client: BlockClient
 ) -> None:
     locator = cluster.store(LARGE)
@@ -175,7 +175,7 @@ def test_a_service_whose_place_was_taken_by_a_bad_copy_is_asked_again(
     assert first.counts()["GET"] == 2
 
 
-def test_what_each_service_said_is_told_if_none_answers_well(cluster: Cluster) -> None:
+def test_the_error_has_the_answer_of_each_service_if_none_succeeds(cluster: Cluster) -> None:
     locator = cluster.store(b"foo")
     first, second, third = cluster.by_probe_order(locator)
     first.always(Fault(hold=Stage.BEFORE_STATUS))
@@ -193,7 +193,7 @@ def test_what_each_service_said_is_told_if_none_answers_well(cluster: Cluster) -
     assert "503" in said[root(second)]
 
 
-def test_no_more_than_three_services_are_asked_at_once() -> None:
+def test_at_most_three_services_are_asked_concurrently() -> None:
     with Cluster(5) as cluster, client_of(store_of(cluster)) as client:
         locator = cluster.store(b"foo")
         ranked = cluster.by_probe_order(locator)
@@ -244,7 +244,7 @@ def test_a_service_that_was_silent_is_asked_last_for_a_while(
     assert (first.counts()["GET"], second.counts()["GET"]) == (1, 2)
 
 
-def test_a_service_is_asked_in_its_turn_again_after_a_while_or_when_it_has_answered() -> None:
+def test_a_service_returns_to_its_place_after_a_time_or_an_answer() -> None:
     clock = FakeClock()
     sluggish = Sluggish(clock)
     exchanges = Exchanges(verify=True)
@@ -298,7 +298,7 @@ def test_a_block_takes_the_memory_of_one_however_many_services_send_it(
 
 @pytest.mark.parametrize("size", [4096, 4 * MIB], ids=["small", "large"])
 @pytest.mark.parametrize("fault", HELD, ids=lambda fault: str(fault.hold))
-def test_blocks_that_stall_in_the_only_service_that_has_them_hold_up_no_others(
+def test_blocks_that_stall_at_their_only_service_do_not_delay_others(
     cluster: Cluster, fault: Fault, size: int
 ) -> None:
     sick, well, _ = cluster.stores
@@ -318,7 +318,7 @@ def test_blocks_that_stall_in_the_only_service_that_has_them_hold_up_no_others(
     assert client.block_cache.statistics().in_flight == 0
 
 
-def test_what_asked_for_a_block_goes_with_the_call_and_leaves_no_garbage(
+def test_a_hedged_call_leaves_no_garbage(
     cluster: Cluster,
 ) -> None:
     made: list[weakref.ref[KeepService]] = []
@@ -348,7 +348,7 @@ def test_what_asked_for_a_block_goes_with_the_call_and_leaves_no_garbage(
     assert alive == []
 
 
-def test_a_service_that_is_well_is_asked_without_a_thread(
+def test_a_healthy_service_is_asked_without_a_thread(
     cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locator = cluster.store(b"foo")
@@ -377,7 +377,7 @@ class NoThreads:
         self._monkeypatch.undo()
 
 
-def test_where_no_thread_can_be_had_a_block_is_received_all_the_same(
+def test_without_further_threads_a_block_is_received_nevertheless(
     cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locator = cluster.store(LARGE)
@@ -405,7 +405,7 @@ def test_closing_ends_the_threads_that_ask(cluster: Cluster, client: BlockClient
     wait_until(lambda: not any(each.is_alive() for each in others))
 
 
-def test_an_unexpected_failure_in_a_thread_is_raised_where_the_block_was_wanted(
+def test_an_unexpected_exception_in_a_thread_is_raised_in_the_call(
     cluster: Cluster,
 ) -> None:
     locator = cluster.store(b"foo")
@@ -425,7 +425,7 @@ def test_an_unexpected_failure_in_a_thread_is_raised_where_the_block_was_wanted(
         assert client.block_cache.statistics().in_flight == 0
 
 
-def test_a_service_that_does_not_take_the_connection_is_silent_too(cluster: Cluster) -> None:
+def test_a_service_that_does_not_accept_the_connection_is_silent_too(cluster: Cluster) -> None:
     with silent_port() as port:
         good = cluster.stores[0]
         uris = f"http://127.0.0.1:{port}/ {good.url}/"
@@ -496,7 +496,7 @@ def extra_requests(cluster: Cluster, blocks: int) -> int:
 
 
 @pytest.mark.parametrize("size", [200_000, 8 * MIB], ids=["small", "large"])
-def test_a_block_comes_from_the_next_service_where_the_first_is_slow(
+def test_a_block_comes_from_the_next_service_if_the_first_is_slow(
     cluster: Cluster, client: BlockClient, size: int
 ) -> None:
     block = LARGE[:size]
@@ -525,7 +525,7 @@ def test_a_service_that_was_slow_is_asked_last_for_a_while(
     assert (first.counts()["GET"], second.counts()["GET"]) == (1, 2)
 
 
-def test_the_sdks_call_is_hedged_where_the_first_service_is_slow(cluster: Cluster) -> None:
+def test_get_of_the_sdk_is_hedged_if_the_first_service_is_slow(cluster: Cluster) -> None:
     locator = cluster.store(LARGE)
     first, second, _ = cluster.by_probe_order(locator)
     first.always(SLOW, method="GET")
@@ -536,7 +536,7 @@ def test_the_sdks_call_is_hedged_where_the_first_service_is_slow(cluster: Cluste
     assert second.counts()["GET"] == 1
 
 
-def test_the_slow_service_goes_on_while_the_others_have_no_copy(
+def test_the_slow_transfer_continues_if_the_others_have_no_copy(
     cluster: Cluster, client: BlockClient
 ) -> None:
     block = LARGE[:800_000]
@@ -550,7 +550,7 @@ def test_the_slow_service_goes_on_while_the_others_have_no_copy(
     assert cluster.counts("GET") == [1, 1, 1]
 
 
-def test_the_slow_service_goes_on_while_another_has_a_bad_copy(
+def test_the_slow_transfer_continues_if_another_has_a_bad_copy(
     cluster: Cluster, client: BlockClient
 ) -> None:
     block = LARGE[:200_000]
@@ -566,7 +566,7 @@ def test_the_slow_service_goes_on_while_another_has_a_bad_copy(
     assert first.counts()["GET"] == 1
 
 
-def test_a_large_block_comes_from_the_next_service_where_the_first_stops_in_the_middle(
+def test_a_large_block_comes_from_the_next_service_if_the_first_stalls(
     cluster: Cluster, client: BlockClient
 ) -> None:
     locator = cluster.store(LARGE)
@@ -581,7 +581,7 @@ def test_a_large_block_comes_from_the_next_service_where_the_first_stops_in_the_
 @pytest.mark.parametrize(
     ("rate_of_second", "has_won"), [(None, True), (200_000, False)], ids=["faster", "slower"]
 )
-def test_what_came_of_a_second_transfer_counts_for_the_next(
+def test_the_result_of_a_second_transfer_decides_about_the_next(
     cluster: Cluster,
     client: BlockClient,
     monkeypatch: pytest.MonkeyPatch,
@@ -620,7 +620,7 @@ def test_two_slow_services_are_followed_by_the_third(
     assert client.services_of(locator) == (root(third),)
 
 
-def test_blocks_that_come_slowly_from_all_services_are_not_doubled_each(
+def test_not_each_block_is_doubled_if_all_services_are_slow(
     cluster: Cluster, client: BlockClient
 ) -> None:
     blocks = [bytes([n]) * 600_000 for n in range(8)]
@@ -639,7 +639,7 @@ def test_blocks_that_come_slowly_from_all_services_are_not_doubled_each(
     assert extra_requests(cluster, 2 * len(blocks)) <= 2
 
 
-def test_a_block_that_all_services_send_slowly_is_not_begun_anew(
+def test_a_block_that_all_services_send_slowly_is_not_restarted(
     cluster: Cluster, client: BlockClient
 ) -> None:
     block = LARGE[:800_000]

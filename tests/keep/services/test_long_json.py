@@ -1,4 +1,4 @@
-"""Very long texts go into JSON and come out of it in pieces, wherever they are cut."""
+"""Very long texts are written to JSON and read from it in pieces, cut anywhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_bytes(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
     indent=st.sampled_from([None, 1]),
     cut=st.integers(min_value=1, max_value=40),
 )
-def test_what_is_read_in_pieces_is_what_was_written(
+def test_a_text_read_in_pieces_equals_the_written_one(
     value: dict[str, Any], cut: int, indent: int | None, *, is_ascii: bool
 ) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode()
@@ -54,13 +54,30 @@ def test_what_is_read_in_pieces_is_what_was_written(
     assert reader.parsed() == with_bytes(value)
 
 
+@pytest.mark.parametrize("text", [b'{"a": {"\\u0000": 0}}', b'{"\\u0000": "x"}'])
+def test_no_key_of_an_answer_is_taken_for_an_extracted_text(text: bytes) -> None:
+    reader = LongTexts("manifest_text", 100)
+
+    reader.feed(text)
+
+    assert reader.parsed() == json.loads(text)
+
+
+def test_a_long_text_without_a_blank_is_refused() -> None:
+    reader = LongTexts("manifest_text", 100)
+
+    reader.feed(b'{"manifest_text": "')
+    with pytest.raises(ValueError, match="without a blank"):
+        reader.feed(b"x" * (PIECE + 1))
+
+
 @given(TEXTS)
 def test_what_is_escaped_is_json(text: str) -> None:
     assert json.loads(b'"' + b"".join(escaped(text)) + b'"') == text
     assert json.loads(b'"' + b"".join(escaped(text.encode())) + b'"') == text
 
 
-def test_a_character_may_stand_where_a_text_is_cut() -> None:
+def test_a_text_may_be_cut_within_a_character() -> None:
     text = "x" * (PIECE - 1) + "😀\\" * PIECE
 
     for given_text in (text, text.encode()):
@@ -68,7 +85,7 @@ def test_a_character_may_stand_where_a_text_is_cut() -> None:
 
 
 @pytest.mark.parametrize("bad", ["\ud800", b"\xff", b"\xc3", b"x" * (PIECE - 1) + b"\xe2\x82"])
-def test_what_is_not_utf_8_is_refused(bad: str | bytes) -> None:
+def test_a_text_that_is_not_utf_8_is_refused(bad: str | bytes) -> None:
     with pytest.raises(ValueError, match="codec can't"):
         list(escaped(bad))
 
@@ -85,7 +102,7 @@ def test_what_is_not_utf_8_is_refused(bad: str | bytes) -> None:
     ],
     ids=["no end", "escape", "raw line end", "no brace", "lone surrogate", "too long"],
 )
-def test_what_is_no_json_is_an_error(bad: bytes) -> None:
+def test_invalid_json_is_an_error(bad: bytes) -> None:
     reader = LongTexts("manifest_text", 1000)
 
     with pytest.raises(ValueError, match=r"."):

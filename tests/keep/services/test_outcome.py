@@ -1,4 +1,4 @@
-"""Precedence: which failure a call is told as, where its services failed in different ways."""
+"""Precedence: the cause of a call whose services failed for different reasons."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_write_that_failed_in_different_ways(
 
 
 @pytest.mark.parametrize("order", [READ_ORDER, WRITE_ORDER])
-def test_of_two_causes_the_one_that_stands_first_is_told(order: tuple[Cause, ...]) -> None:
+def test_of_two_causes_the_first_in_the_order_is_reported(order: tuple[Cause, ...]) -> None:
     judge = cause_of_reads if order is READ_ORDER else lambda it: cause_of_writes(it, 0)
 
     for first, second in itertools.combinations(order, 2):

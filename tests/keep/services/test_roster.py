@@ -1,4 +1,4 @@
-"""The list of services: asked for once at a time, and never waited for needlessly."""
+"""The list of services: one request at a time, and no needless wait for it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def requests_under_way() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if "_execute" in each.name]
 
 
-def test_the_first_list_is_asked_for_when_it_is_wanted() -> None:
+def test_the_first_list_is_requested_on_first_use() -> None:
     api = api_of([record(1)])
     roster = Roster(api)
     assert roster.known() is None
@@ -73,7 +73,7 @@ def test_the_first_list_is_asked_for_when_it_is_wanted() -> None:
     assert api.asked == 1
 
 
-def test_many_who_want_the_first_list_make_one_request() -> None:
+def test_concurrent_callers_share_the_request_for_the_first_list() -> None:
     api = GatedApi([record(1)])
     roster = Roster(api)
 
@@ -85,7 +85,7 @@ def test_many_who_want_the_first_list_make_one_request() -> None:
     assert api.asked == 1
 
 
-def test_nobody_waits_for_a_newer_list_who_has_one() -> None:
+def test_a_caller_with_a_list_does_not_wait_for_a_newer_one() -> None:
     api = GatedApi([record(1)], [record(2)])
     roster = Roster(api)
     api.gate.release()
@@ -100,7 +100,7 @@ def test_nobody_waits_for_a_newer_list_who_has_one() -> None:
     assert roots(refresher.result()) == ["http://keep2:25107/"]
 
 
-def test_a_list_that_is_newer_already_is_not_asked_for_again() -> None:
+def test_a_list_that_is_already_newer_is_not_requested_again() -> None:
     api = api_of([record(1)], [record(2)], [record(3)])
     roster = Roster(api)
     first = roster.current(PATIENCE)
@@ -112,7 +112,7 @@ def test_a_list_that_is_newer_already_is_not_asked_for_again() -> None:
     assert api.asked == 2
 
 
-def test_a_list_that_cannot_be_had_leaves_the_known_one(
+def test_a_list_that_cannot_be_fetched_leaves_the_known_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     api = api_of([record(1)], RuntimeError("down"))
@@ -133,7 +133,7 @@ def test_a_list_that_cannot_be_had_leaves_the_known_one(
     ],
     ids=repr,
 )
-def test_without_any_list_the_reason_is_told(error: Exception, cause: Cause) -> None:
+def test_without_a_list_the_error_has_the_reason(error: Exception, cause: Cause) -> None:
     roster = Roster(api_of(error))
 
     for call in (roster.current, lambda timeout: roster.refreshed(None, timeout)):
@@ -153,7 +153,7 @@ def test_an_error_that_has_a_status_is_judged_by_it() -> None:
     assert caught.value.cause is Cause.DENIED
 
 
-def test_waiting_for_the_first_list_ends_with_the_callers_patience() -> None:
+def test_a_wait_for_the_first_list_ends_at_the_callers_timeout() -> None:
     api = GatedApi([record(1)])
     roster = Roster(api)
 
@@ -165,7 +165,7 @@ def test_waiting_for_the_first_list_ends_with_the_callers_patience() -> None:
     assert roots(roster.current(PATIENCE)) == ["http://keep1:25107/"]
 
 
-def test_without_an_api_client_there_is_nobody_to_ask() -> None:
+def test_without_an_api_client_there_is_no_list() -> None:
     with pytest.raises(NoKeepServersError, match="no API client"):
         Roster(None).current(PATIENCE)
 
@@ -189,7 +189,9 @@ def test_a_fixed_list_is_never_refreshed() -> None:
     ("age", "doubted", "asked"),
     [(1, False, 1), (599, False, 1), (601, False, 2), (29, True, 1), (31, True, 2)],
 )
-def test_an_old_list_is_renewed_in_passing(age: float, asked: int, *, doubted: bool) -> None:
+def test_an_old_list_is_refreshed_in_the_background(
+    age: float, asked: int, *, doubted: bool
+) -> None:
     clock = FakeClock()
     api = api_of([record(1)], [record(2)])
     roster = Roster(api, clock=clock)
@@ -250,7 +252,7 @@ NOBODY = [
 
 
 @pytest.mark.parametrize(("useless", "why"), NOBODY)
-def test_a_list_of_no_use_leaves_the_known_one_and_is_asked_for_again_soon(
+def test_a_useless_list_leaves_the_known_one_and_is_requested_again_soon(
     useless: list[dict[str, Any]], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
@@ -272,7 +274,7 @@ def test_a_list_of_no_use_leaves_the_known_one_and_is_asked_for_again_soon(
 
 
 @pytest.mark.parametrize(("useless", "why"), NOBODY)
-def test_a_first_list_of_no_use_is_told_and_asked_for_again(
+def test_a_useless_first_list_is_an_error_and_is_requested_again(
     useless: list[dict[str, Any]], why: str
 ) -> None:
     roster = Roster(api_of(useless, [record(1)]))
@@ -283,7 +285,7 @@ def test_a_first_list_of_no_use_is_told_and_asked_for_again(
     assert roots(roster.current(PATIENCE)) == ["http://keep1:25107/"]
 
 
-def test_an_api_server_that_is_away_is_asked_once_a_minute_however_many_read(
+def test_an_unreachable_api_server_is_asked_once_a_minute_with_any_number_of_readers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()
@@ -325,7 +327,7 @@ def test_a_pause_grows_with_each_failure_and_ends_with_a_success() -> None:
     assert pause.is_over()
 
 
-def test_nobody_waits_for_an_api_server_that_hangs_who_has_a_list() -> None:
+def test_a_caller_with_a_list_does_not_wait_for_a_hung_api_server() -> None:
     clock = FakeClock()
     api = GatedApi([record(1)], [record(2)])
     roster = Roster(api, clock=clock)
@@ -367,7 +369,7 @@ def test_a_request_that_hangs_is_followed_by_others_up_to_a_bound() -> None:
     assert joined.start().wait(PATIENCE) == 3
 
 
-def test_who_waits_for_a_request_that_hangs_gets_the_answer_of_the_next() -> None:
+def test_callers_of_a_hung_request_get_the_answer_of_the_next() -> None:
     gates = [threading.Event(), threading.Event()]
     left = list(gates)
 
@@ -388,7 +390,7 @@ def test_who_waits_for_a_request_that_hangs_gets_the_answer_of_the_next() -> Non
     gates[0].set()
 
 
-def test_what_a_hung_request_brings_in_the_end_replaces_no_newer_list() -> None:
+def test_the_late_answer_of_a_hung_request_does_not_replace_a_newer_list() -> None:
     clock = FakeClock()
     api = GatedApi([record(1)], [record(3)], [record(2)])
     roster = Roster(api, clock=clock)
@@ -420,7 +422,7 @@ def test_what_a_hung_request_brings_in_the_end_replaces_no_newer_list() -> None:
     assert roots(roster.known()) == ["http://keep3:25107/"]
 
 
-def test_closing_lets_nobody_wait() -> None:
+def test_closing_ends_all_waits() -> None:
     api = GatedApi([record(1)])
     roster = Roster(api)
     waiting = Running(lambda: roster.current(PATIENCE))
@@ -434,7 +436,7 @@ def test_closing_lets_nobody_wait() -> None:
     api.gate.release()
 
 
-def test_where_no_thread_can_be_had_the_request_fails_and_nobody_waits_for_it(
+def test_without_a_thread_the_request_fails_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -471,7 +473,7 @@ def defaults_of(
     return Defaults(Api(), clock), asked
 
 
-def test_the_configuration_is_asked_for_once() -> None:
+def test_the_configuration_is_requested_once() -> None:
     defaults, asked = defaults_of(
         {
             "StorageClasses": {"b": {"Default": True}, "a": {"Default": True}},
@@ -484,7 +486,7 @@ def test_the_configuration_is_asked_for_once() -> None:
     assert asked == [1]
 
 
-def test_a_class_that_does_not_say_is_no_default_and_the_others_still_are() -> None:
+def test_a_storage_class_without_the_key_is_not_a_default() -> None:
     defaults, _ = defaults_of(
         {"StorageClasses": {"a": {"Default": True}, "b": {"Priority": 1}, "c": None}}
     )
@@ -492,7 +494,7 @@ def test_a_class_that_does_not_say_is_no_default_and_the_others_still_are() -> N
     assert defaults.storage_classes(PATIENCE) == ("a",)
 
 
-def test_a_configuration_that_cannot_be_had_is_asked_for_again(
+def test_a_configuration_that_cannot_be_fetched_is_requested_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = FakeClock()

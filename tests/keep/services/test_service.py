@@ -1,4 +1,4 @@
-"""One Keep service: what each request leaves behind, and what a service may be asked next."""
+"""One Keep service: the outcome of each request, and whether a further one is useful."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def service(store: KeepstoreControls, exchanges: Exchanges, counters: Counters) 
     return KeepService(f"{store.url}/", exchanges, headers, counters)
 
 
-def test_before_the_first_request_there_is_nothing_to_tell(service: KeepService) -> None:
+def test_before_the_first_request_there_is_no_outcome(service: KeepService) -> None:
     assert service.usable()
     assert not service.finished()
     assert service.outcome() is None
@@ -61,7 +61,7 @@ def test_before_the_first_request_there_is_nothing_to_tell(service: KeepService)
     assert TEST_TOKEN not in repr(service)
 
 
-def test_a_block_that_was_got(
+def test_the_outcome_of_a_get(
     service: KeepService, store: KeepstoreControls, counters: Counters
 ) -> None:
     locator = KeepLocator(store.store_block(b"foo"))
@@ -76,7 +76,7 @@ def test_a_block_that_was_got(
 
 
 @pytest.mark.parametrize(("status", "usable"), [(503, True), (404, False)])
-def test_a_failure_says_whether_to_ask_again(
+def test_a_failure_is_transient_or_permanent(
     service: KeepService, store: KeepstoreControls, status: int, *, usable: bool
 ) -> None:
     store.always(Fault(status=status))
@@ -89,7 +89,7 @@ def test_a_failure_says_whether_to_ask_again(
     assert error.status_code == status
 
 
-def test_a_block_that_was_put(
+def test_the_outcome_of_a_put(
     service: KeepService, store: KeepstoreControls, counters: Counters
 ) -> None:
     assert service.put(FOO.md5sum, b"foo", timeout=5, headers={"X-Mine": "1"})
@@ -111,7 +111,22 @@ def test_head_is_true_or_the_locator_that_the_service_gave(
     assert service.get(locator, "HEAD", PATIENT) == "x"
 
 
-def test_a_locator_without_a_size_whose_head_tells_none_fails_as_the_get_did(
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_head_of_another_size_is_a_damaged_copy(
+    service: KeepService, store: KeepstoreControls, counters: Counters, size: int
+) -> None:
+    locator = KeepLocator(store.store_block(b"foo"))
+    store.always(Fault(length=size), method="HEAD")
+
+    assert not service.get(locator, "HEAD", PATIENT)
+    outcome = service.outcome()
+
+    assert outcome is not None
+    assert outcome.cause is Cause.CORRUPT
+    assert counters.bad_copies.get() == {f"{store.url}/": 1}
+
+
+def test_a_locator_without_a_size_fails_like_its_get_if_the_head_has_no_size(
     service: KeepService, store: KeepstoreControls
 ) -> None:
     store.configure(signing=False)
@@ -168,7 +183,7 @@ def test_after_close_a_request_fails_like_any(service: KeepService, exchanges: E
     assert service.last_status() == 0
 
 
-def test_the_size_is_told_before_the_block_has_come(
+def test_the_size_is_announced_before_the_block_is_received(
     store: KeepstoreControls, exchanges: Exchanges
 ) -> None:
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""Tokens: fit to send, salted for others, and blotted out of texts."""
+"""Tokens: checked, salted for other clusters, and redacted in texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN = "v2/zzzzz-gj3su-077z32aux8dg2s1/thesecretpart"  # noqa: S105 - none
 
 
 @pytest.mark.parametrize("vector", VECTORS["salted_tokens"], ids=lambda vector: vector["remote"])
-def test_a_token_is_salted_as_the_vectors_say(vector: dict[str, Any]) -> None:
+def test_a_token_is_salted_as_in_the_vectors(vector: dict[str, Any]) -> None:
     if vector["error"] is None:
         assert salted_token(vector["token"], vector["remote"]) == vector["salted"]
     else:
@@ -26,7 +26,7 @@ def test_a_token_is_salted_as_the_vectors_say(vector: dict[str, Any]) -> None:
         assert vector["token"] not in str(caught.value)
 
 
-def test_what_follows_the_secret_is_dropped() -> None:
+def test_text_after_the_secret_is_dropped() -> None:
     assert salted_token(f"{TOKEN}/more", "xyzzy") == salted_token(TOKEN, "xyzzy")
 
 
@@ -35,20 +35,20 @@ def test_blanks_around_a_token_are_dropped() -> None:
 
 
 @pytest.mark.parametrize("character", ["\n", " ", "\x00", "é", "€"])
-def test_a_token_that_fits_in_no_header_is_refused_unseen(character: str) -> None:
+def test_a_token_that_fits_in_no_header_is_refused_without_showing_it(character: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         clean_token(f"s3cret{character}s3cret")
 
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_token_and_its_secret_part_are_blotted_out() -> None:
+def test_a_token_and_its_secret_part_are_redacted() -> None:
     text = redacted(f"Bearer {TOKEN} or thesecretpart", TOKEN)
 
     assert text == "Bearer [token] or [token]"
 
 
-def test_without_a_token_there_is_nothing_to_blot_out() -> None:
+def test_without_a_token_nothing_is_redacted() -> None:
     assert redacted("as it was", "") == "as it was"
 
 

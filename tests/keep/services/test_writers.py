@@ -1,4 +1,4 @@
-"""Writers: exactly what is wanted is stored, whatever the services do, in however many threads."""
+"""Writers: exactly the wanted copies are stored, with any failures and any number of threads."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TestThreeCopies:
         assert pool.done() == (3, [])
         assert asked(*services) == [1] * 3 + [0] * 7
 
-    def test_failures_are_made_up_for_and_no_more(
+    def test_each_failure_is_followed_by_one_further_service(
         self, kind: type[StandIn], max_service_replicas: int
     ) -> None:
         services = [kind() for _ in range(5)] + [kind(GOOD) for _ in range(5)]
@@ -242,7 +242,7 @@ def test_a_failure_starts_the_next_though_another_is_under_way() -> None:
     assert running.result().done() == (2, [])
 
 
-def test_what_became_superfluous_is_cancelled() -> None:
+def test_superfluous_requests_are_cancelled() -> None:
     cancelled = threading.Event()
 
     class Cancellable(StandIn):
@@ -272,14 +272,14 @@ def test_a_service_that_is_finished_is_passed_over() -> None:
     assert asked(done, fresh) == [0, 1]
 
 
-def test_without_services_nothing_is_done() -> None:
+def test_without_services_nothing_is_stored() -> None:
     assert pool_of(copies=2).done() == (0, [])
 
 
 # --- what goes with a request ---
 
 
-def test_a_request_carries_the_block_and_what_is_still_wanted() -> None:
+def test_a_request_has_the_block_and_the_missing_copies() -> None:
     first, second = StandIn(GOOD), StandIn(GOOD)
 
     pool_of(first, second, copies=2, max_service_replicas=None)
@@ -291,7 +291,7 @@ def test_a_request_carries_the_block_and_what_is_still_wanted() -> None:
     assert "X-Keep-Storage-Classes" not in first.calls[0]
 
 
-def test_later_requests_carry_the_classes_that_are_pending() -> None:
+def test_later_requests_name_the_pending_classes() -> None:
     first = StandIn({**GOOD, "X-Keep-Storage-Classes-Confirmed": "b=1"})
     second = StandIn({**GOOD, "X-Keep-Storage-Classes-Confirmed": "c=1, a=1"})
 
@@ -333,7 +333,7 @@ def answer(replicas: int, classes: str | None) -> StandIn:
         (1, (), 1, "bar=1", 1),
     ],
 )
-def test_what_is_confirmed_decides_how_many_are_asked(
+def test_the_confirmed_copies_determine_how_many_services_are_asked(
     copies: int, classes: tuple[str, ...], replicas: int, confirmed: str | None, requests: int
 ) -> None:
     services = [answer(replicas, confirmed) for _ in range(3)]
@@ -348,7 +348,7 @@ def test_what_is_confirmed_decides_how_many_are_asked(
     ("copies", "classes", "confirmed"),
     [(1, ("foo",), "bar=1"), (1, ("foo",), ""), (3, ("foo", "bar"), "bar=2, foo=1")],
 )
-def test_classes_that_nobody_confirms_are_never_enough(
+def test_storage_classes_that_no_service_confirms_are_never_satisfied(
     copies: int, classes: tuple[str, ...], confirmed: str
 ) -> None:
     services = [answer(1, confirmed) for _ in range(2)]
@@ -359,7 +359,7 @@ def test_classes_that_nobody_confirms_are_never_enough(
     assert pool.queue.pending_copies() > 0
 
 
-def test_satisfied_classes_are_told() -> None:
+def test_satisfied_classes_are_reported() -> None:
     pool = pool_of(answer(1, "b=1, a=1"), classes=("a", "b"))
 
     assert pool.done() == (1, ["a", "b"])
@@ -467,7 +467,7 @@ def test_a_thread_may_be_used_by_itself() -> None:
     assert service.calls[0]["timeout"] == (1, 2, 3)
 
 
-def test_a_task_that_fails_says_so() -> None:
+def test_a_task_that_fails_raises() -> None:
     thread = KeepWriterThread(KeepWriterQueue(1), b"foo", DIGEST)
 
     with pytest.raises(KeepClient.KeepWriterThread.TaskFailed, match="http://a/"):

@@ -2,9 +2,9 @@
 
 A service checks the signature of a locator before it sends the block. Memory answers a name
 that the services have accepted in this process (`keepfs.keep.caching.grants`). For the disk
-that answer must outlive the process, or a second run would pay one request for each block.
-keepstore's answer depends on the locator, the token and its signing key, not on the process
-that asks; so a name that it accepted is accepted again with the same token until it expires.
+this record must outlive the process, or a second run would need one request for each block.
+The answer of a keepstore depends on the locator, the token and its signing key, not on the
+process. So a name that it accepted is accepted again with the same token until it expires.
 
 A record has the first 16 bytes of BLAKE2b of the digest and the hints, keyed with the token, and
 the time at which the signature expires: neither locators nor tokens can be read from it, and
@@ -33,13 +33,13 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _EXPIRY = struct.Struct("<I")
 _HASH = 16
 _RECORD = _HASH + _EXPIRY.size
-#: Bytes of a file at which expired records are dropped, and at most half of it is kept: 10,000
-#: records, which are read in some 30 µs. A cache of 10 million blocks has 2,441 in a folder.
+#: Bytes at which a file is rewritten without expired records, and at most half of the others:
+#: 10,000 records, read in about 30 µs. A cache of 10 million blocks has 2,441 in a folder.
 _MOST = 10_000 * _RECORD
 
 
 def record_of(locator: KeepLocator, token: str) -> bytes | None:
-    """Return the record of a signed name of this cluster; None if it has none, or has expired."""
+    """Return the record of a name; None if it isn't signed by this cluster, or has expired."""
     expiry = locator.perm_expiry
     others = any(hint.startswith(("R", "K")) for hint in locator.hints)
     if not token or locator.perm_sig is None or expiry is None or others:
@@ -80,7 +80,7 @@ class AcceptedNames:
                 return begin >= 0
 
     def add(self, md5sum: str, record: bytes) -> None:
-        """Record that a name was accepted. The block's folder exists."""
+        """Record that a name was accepted. Without the block's folder this does nothing."""
         try:
             file = os.open(
                 _path(md5sum),

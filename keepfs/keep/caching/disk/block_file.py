@@ -40,7 +40,7 @@ _CHUNK = 4 * 1024 * 1024
 
 
 class DamagedError(Exception):
-    """A file isn't what its name says; the message has the reason."""
+    """A file isn't the intact file of its block; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class PieceTable:
 
     Attributes:
         size: Bytes of the block.
-        seed: What the seeds of the checksums are made of.
+        seed: The first 64 bits of the block's MD5; the seed of piece n is `seed ^ n`.
         sums: The checksum of each piece, in order.
     """
 
@@ -84,7 +84,7 @@ def file_size(size: int) -> int:
 
 
 def tail_of(md5sum: str, block: Buffer) -> bytes:
-    """Return what follows a block's bytes in its file: the table and the footer."""
+    """Return the bytes after a block in its file: the table and the footer."""
     view = memoryview(block).cast("B")
     seed = _seed(md5sum)
     digest = xxhash.xxh3_64_intdigest
@@ -137,8 +137,8 @@ def read_part(file: int, table: PieceTable, begin: int, end: int) -> memoryview:
     Args:
         file: The file's descriptor.
         table: The file's table.
-        begin: The first byte.
-        end: The end of the range, at most the block's size.
+        begin: The offset of the first byte.
+        end: The offset after the last byte, at most the block's size.
 
     Raises:
         DamagedError: A piece is damaged or missing.

@@ -6,8 +6,8 @@ of a user may use it at once. A file gets its name when it is complete; nothing 
 because a block that is lost or damaged is fetched again. Paths are opened relative to a
 descriptor of the directory, and never through a symbolic link.
 
-The inode keeps the visits: its access time is the last visit, its modification time the
-visit before (0 if there was none), so processes share them and no index is needed.
+The inode records the visits: its access time is the last visit, its modification time the
+visit before (0 if there was none). So processes share the visits, and no index is needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NAME = re.compile(r"[0-9a-f]{32}\Z")
 _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 #: Reads within this many nanoseconds are one visit.
 _VISIT = 60 * 10**9
-#: Nanoseconds after which an unfinished file has no process that writes it.
+#: Nanoseconds after which an unfinished file counts as abandoned.
 _LEFT_BEHIND = 3600 * 10**9
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
 _DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
@@ -73,7 +73,7 @@ class BlockFolder:
 
     Args:
         directory: Where `blocks-1` is or will be made; not a symbolic link.
-        damaged: Called with the digest and the reason for each file thrown out.
+        damaged: Called with the digest and the reason for each damaged file removed.
 
     Raises:
         OSError: The directory can't be made, is a symbolic link, or is another user's.
@@ -110,7 +110,7 @@ class BlockFolder:
             return False
 
     def lacking(self, size: int, least: int | None, part: float, floor: int) -> int:
-        """Return the bytes to free on the disk before `size` bytes may be written, or <= 0.
+        """Return the bytes to free on the disk before `size` bytes may be written; <= 0: none.
 
         Args:
             size: The bytes to be written.
@@ -119,7 +119,7 @@ class BlockFolder:
             floor: Bytes.
 
         Raises:
-            OSError: The disk can't be asked.
+            OSError: The disk can't be examined.
         """
         disk = os.statvfs(self._root)
         if least is None:
@@ -148,8 +148,8 @@ class BlockFolder:
 
         Args:
             md5sum: The block's digest.
-            begin: The first byte.
-            end: The end of the range.
+            begin: The offset of the first byte.
+            end: The offset after the last byte.
             size: The size that the block should have, in bytes.
 
         Returns:
@@ -202,7 +202,7 @@ class BlockFolder:
         return True
 
     def remove_names(self) -> None:
-        """Remove the records of accepted names; the services are asked about each again."""
+        """Remove the records of accepted names; each name needs a request again."""
         for name in self._fan_out():
             with contextlib.suppress(OSError), _directory(self._root, name) as folder:
                 os.unlink("names", dir_fd=folder)
@@ -260,7 +260,10 @@ class BlockFolder:
 
     @contextlib.contextmanager
     def _opened(self, md5sum: str) -> Iterator[tuple[int, block_file.PieceTable] | None]:
-        """Open a block's file; damage found in the body ends it without an exception."""
+        """Open a block's file; yield None if it isn't there or is damaged.
+
+        An error of the file in the body of `with` is suppressed.
+        """
         file = -1
         try:
             file = os.open(_path(md5sum), _OPEN_FILE, dir_fd=self._root)
@@ -283,7 +286,7 @@ class BlockFolder:
             os.close(file)
 
     def _judge(self, md5sum: str, file: int, error: Exception) -> None:
-        """Throw a damaged file out, unless another process has replaced it meanwhile."""
+        """Remove a damaged file, unless another process has replaced it meanwhile."""
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
             return
         try:

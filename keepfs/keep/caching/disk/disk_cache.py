@@ -1,8 +1,8 @@
-"""DiskCache: the disk tier of the block cache, within a budget, written off the reader's path.
+"""DiskCache: the disk tier of the block cache, within a budget, written by a separate thread.
 
-Nothing is scanned when it opens: blocks are found by their names. The thread that
-writes blocks lists the directory (of a large one, random folders) when it writes the first
-one, and again when the budget may be exceeded; other processes' blocks count too. A disk that
+Opening it lists nothing: blocks are found by their names. The thread that writes blocks
+lists the directory (of a large one, random folders) before it writes the first one, and
+again when the budget may be exceeded; blocks of other processes count too. A disk that
 can't be used turns the tier off for a minute, with one log line; reads go on without it.
 """
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Blocks that wait for being written, at most: they take memory beyond the cache's budget.
+#: Most blocks that wait to be written: they take memory beyond the cache's budget.
 _MOST_WAITING = 2
-#: The part of the disk, and the bytes, that stay free: the larger of the two.
+#: What stays free: this part of the disk, or these bytes, whichever is more.
 _FREE_PART, _FREE_BYTES = 0.10, 5 * 2**30
-#: An eviction goes down to this part of the budget, so that it isn't repeated for each block.
+#: The part of the budget that an eviction leaves, so that not each block needs another.
 _EVICT_TO = 0.95
 #: Bytes written by this process, as a part of the budget, after which the directory is
 #: listed again: other processes have written too.
 _LIST_AFTER = 0.10
-#: Files that are read for an eviction: all of a smaller cache, and of a larger one those of
-#: random folders, since MD5 spreads blocks evenly. The size of a large cache is then an estimate,
-#: about 1 % off. An eviction of a large cache removes this part of the sample: an 8th.
+#: Files listed for an eviction. A smaller cache is listed completely. Of a larger one random
+#: folders are listed, since MD5 spreads blocks evenly: its size is then an estimate, about
+#: 1 % off, and an eviction removes at most an 8th of these files.
 _SAMPLE, _PART_EVICTED = 20_000, 8
 #: Seconds for which the tier is off after an error of the disk.
 _OFF = 60.0
 #: Most seconds to wait for another process's fetch, which may hang. Guessed: 64 MiB in that
-#: time are 13 MB/s; a slower one is duplicated.
+#: time are 13 MB/s; a slower fetch is duplicated.
 _PATIENCE = 5.0
-#: Seconds that closing waits for blocks being written.
+#: Seconds that `close` waits for a place in the queue, and then for the thread that writes.
 _CLOSING = 5.0
-#: Of the disk, and of the free bytes plus those of the cache, the parts that `auto` takes.
+#: The parts of the disk, and of its free bytes, that `automatic_budget` takes.
 _AUTO_OF_DISK, _AUTO_OF_FREE = 0.10, 0.25
 
 
@@ -67,14 +67,15 @@ class DiskStatistics:
         blocks: The number of these files.
         hits: Blocks and parts read from the disk.
         hit_bytes: Their bytes.
-        misses: Reads of blocks that weren't there.
+        misses: Reads of blocks that were missing, damaged, or of another size than expected.
+            If `has` returns False, there is no read, so such a block isn't counted.
         joined: Blocks that another process fetched while this one waited for it.
         added: Blocks written.
         added_bytes: Bytes of their files.
         skipped: Blocks not written: the disk was slower than the services, full, or failed.
         evictions: Blocks evicted.
-        damaged: Files thrown out because they were damaged.
-        problem: Why the tier is off at the moment; empty if it isn't.
+        damaged: Files removed because they were damaged.
+        problem: Why the tier was last turned off; empty once a block was written again.
     """
 
     maxsize: int
@@ -107,7 +108,7 @@ def automatic_budget(directory: Path) -> int:
     """Return a tenth of the disk or a quarter of its free bytes, whichever is less. Blocks.
 
     Raises:
-        OSError: The directory can't be made or asked.
+        OSError: The directory can't be made or examined.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk = os.statvfs(directory)
@@ -120,10 +121,14 @@ def automatic_budget(directory: Path) -> int:
 
 
 def expected_wait(file: CachedFile, now: int) -> tuple[bool, int]:
-    """Return the sort key of an eviction: the largest is evicted first.
+    """Return the sort key of an eviction: the file with the largest key is evicted first.
 
-    Blocks without a second visit go first, the longest unvisited of them first. Of the
-    others, that with the longest time between visits, or since the last one.
+    Blocks visited once are evicted before others, in the order of their visits. Of the
+    others, the one with the longest time between visits, or since the last, is first.
+
+    Args:
+        file: The file.
+        now: The time, in nanoseconds since the epoch.
     """
     idle = now - file.visited
     if not file.visited_before:
@@ -135,7 +140,7 @@ class DiskCache:
     """Verified blocks on the disk, shared by the processes of a user. Any thread may use it.
 
     Args:
-        directory: Where it keeps its folder; made if it doesn't exist.
+        directory: The parent of its folder; made if it doesn't exist.
         budget: Most bytes of all files; None: see `automatic_budget`.
         least_free: Bytes of the disk that stay free; None: a tenth, at least 5 GiB.
     """
@@ -164,14 +169,18 @@ class DiskCache:
             self._turn_off(error)
 
     def has(self, md5sum: str) -> bool:
-        """Return whether a block is there; it may turn out to be damaged. Blocks."""
+        """Return whether there is a file of a block; it may be damaged. Blocks."""
         folder = self._open()
         return folder is not None and folder.has(md5sum)
 
     def read(
         self, md5sum: str, allocate: Callable[[int], Allocation] = FreshAllocation
     ) -> bytes | memoryview | None:
-        """Return a block, every byte verified; None if it isn't on this disk. Blocks."""
+        """Return a block, every byte verified; None if it isn't there. Blocks.
+
+        Raises:
+            Exception: `allocate` failed.
+        """
         folder = self._open()
         block = None if folder is None else folder.read(md5sum, allocate)
         self._note_read(block)
@@ -231,12 +240,12 @@ class DiskCache:
         claim: Claim | None = None,
         record: bytes | None = None,
     ) -> None:
-        """Have a verified block written by another thread, which keeps it in memory till then.
+        """Queue a verified block for the thread that writes; it stays in memory until then.
 
         Args:
             md5sum: The block's digest.
             block: Its bytes; they must not change.
-            timeout: Seconds to wait while others are being written; then it is skipped.
+            timeout: Seconds to wait for a place in the queue; then the block is skipped.
             claim: Held until the block is written or skipped.
             record: The record of the name that the services accepted, if it has one.
         """
@@ -268,7 +277,7 @@ class DiskCache:
             )
 
     def close(self) -> None:
-        """Write what was added, for 5 s at most, and close the directory."""
+        """Write the blocks that were added, and close the directory. Blocks for up to 10 s."""
         with self._lock:
             self._closed = True
             writer = self._writer
@@ -393,7 +402,7 @@ class DiskCache:
         if total + size > budget:
             goal = int(_EVICT_TO * budget) - size
         goal = min(goal, total - lacking)
-        if part < 1:  # a large cache gives up some of the sample at a time
+        if part < 1:  # of a large cache, only some of the sample is evicted at a time
             goal = max(goal, total - sum(it.length for it in files) // _PART_EVICTED)
         now, evicted, before = time.time_ns(), 0, total
         files.sort(key=lambda it: expected_wait(it, now))

@@ -1,9 +1,10 @@
-"""FetchLocks: at most one process fetches a block that several processes want.
+"""FetchLocks: if several processes need a block, one of them fetches it.
 
 One file, `locks`, has a lock for each block: the byte at the offset that the block's digest
 gives. The locks are those of open file descriptions (`F_OFD_SETLK` of fcntl(2)), so the kernel
 releases them when their process ends, however it ends, and no file has to be removed. They
-cover the processes of one machine. A lock only avoids a second fetch; nothing depends on it.
+work between processes of one machine. A lock only avoids a second fetch: without it the
+result is the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLOCK = struct.Struct("hhqqi4x")
 #: Digits of a digest that make an offset: a positive number of 60 bits.
 _DIGITS = 15
-#: Seconds between two looks at a lock that another process holds, the first and the longest.
+#: Seconds between two tries to lock a block that another process holds: first and longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 
 
@@ -33,7 +34,7 @@ class FetchLocks:
     """The locks of the blocks in a directory. Any thread may use it.
 
     Args:
-        root: A descriptor of the directory; used only while this is called.
+        root: A descriptor of the directory; used by the constructor only.
     """
 
     def __init__(self, root: int) -> None:
@@ -80,12 +81,12 @@ class Claim:
     """The right to fetch a block, or the result of a wait for another process's fetch.
 
     Args:
-        locks: The locks; None makes a claim of nothing.
+        locks: The locks; None: the claim has no effect.
         md5sum: The block's digest.
 
     Attributes:
         has_waited: Whether another process was fetching the block.
-        is_passed_on: Whether another thread releases it.
+        is_passed_on: Whether another thread releases the claim.
     """
 
     def __init__(self, locks: FetchLocks | None, md5sum: str) -> None:

@@ -1,4 +1,4 @@
-"""The disk cache that the options of a mount or command ask for."""
+"""Opens the disk cache that the options of a mount or command select."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def disk_cache_of(options: StoreOptions) -> DiskCache | None:
-    """Open the disk cache; None where the options turn it off. Blocks.
+    """Open the disk cache; return None if the options turn it off. Blocks.
 
     Raises:
-        ArgumentError: There is no directory for it.
+        ArgumentError: No directory is given, and the user has no home directory.
     """
     if not options.disk_cache:
         return None

@@ -1,4 +1,4 @@
-"""Fetching a block through the disk cache: from the disk, or from the services onto it."""
+"""Fetches a block through the disk cache: from the disk, or from the services onto it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def fetch_through(
     allocate: Callable[[int], Allocation],
     receive: Callable[[], bytes | memoryview],
 ) -> bytes | memoryview:
-    """Return a verified block, from the disk if it is there; else add it to the disk. Blocks.
+    """Return a verified block from the disk; if it isn't there, fetch and add it. Blocks.
 
-    If another process fetches the block, wait for it, a few seconds at most: it may hang.
-    The caller holds no memory while it waits.
+    If another process fetches the block, wait for it for up to 5 s. The caller holds no
+    memory while it waits.
 
     Args:
         disk: The disk cache.
         md5sum: The block's digest.
-        record: The record of the block's name, if it has one; see `accepted_names`.
+        record: The record of the block's locator, or None; see `accepted_names`.
         timeout: Seconds left for the caller.
         ensure_granted: Raises if the services refuse the name of the block.
         allocate: Allocates the memory of a block that is on the disk.

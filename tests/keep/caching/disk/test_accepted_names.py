@@ -1,4 +1,4 @@
-"""Names that the services accepted: a later process need not ask, and nothing else is served."""
+"""Accepted names: a later process sends no request for them, and no other name is answered."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cause_of_refusal(
     return caught.value.cause
 
 
-def test_a_second_process_asks_nothing(service: KeepstoreControls, tmp_path: Path) -> None:
+def test_a_second_process_sends_no_request(service: KeepstoreControls, tmp_path: Path) -> None:
     locator = service.store_block(BLOCK)
     for _ in range(3):
         with client_of(service, tmp_path) as client:

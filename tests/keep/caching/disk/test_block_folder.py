@@ -1,4 +1,4 @@
-"""Blocks on the disk: every byte that is read back is verified, whatever happened to a file."""
+"""Blocks on the disk: each byte that is read is verified, with any damage to the file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_flipped_bit_anywhere_is_found(
         assert not path.exists()
 
 
-def test_a_part_is_returned_only_if_its_own_piece_is_sound(
+def test_a_part_is_returned_only_if_its_pieces_are_intact(
     folder: BlockFolder, damage: Damage, tmp_path: Path
 ) -> None:
     md5sum, block = block_of(4 * PIECE)
@@ -115,7 +115,7 @@ def test_a_part_is_returned_only_if_its_own_piece_is_sound(
     assert damage.found == [(md5sum, "piece 2 doesn't match its checksum")]
 
 
-def test_a_cut_file_is_thrown_out_at_any_length(
+def test_a_truncated_file_is_removed_at_any_length(
     folder: BlockFolder, damage: Damage, tmp_path: Path
 ) -> None:
     md5sum, block = block_of(2 * PIECE)
@@ -127,7 +127,7 @@ def test_a_cut_file_is_thrown_out_at_any_length(
     assert len(damage.found) == 8
 
 
-def test_a_file_under_a_wrong_name_or_of_others_is_thrown_out(
+def test_a_file_with_a_wrong_name_or_content_is_removed(
     folder: BlockFolder, damage: Damage, tmp_path: Path
 ) -> None:
     md5sum, block = block_of(1000)
@@ -146,7 +146,7 @@ def test_a_file_under_a_wrong_name_or_of_others_is_thrown_out(
     assert folder.read(md5sum) == block
 
 
-def test_files_are_the_user_s_alone(folder: BlockFolder, tmp_path: Path) -> None:
+def test_files_are_private_to_the_user(folder: BlockFolder, tmp_path: Path) -> None:
     md5sum, block = block_of(1000)
     folder.add(md5sum, block)
 
@@ -190,7 +190,7 @@ def test_a_visit_is_recorded_with_the_one_before(folder: BlockFolder, tmp_path: 
     assert found.visited > before
 
 
-def test_what_a_killed_process_left_is_removed_after_an_hour(
+def test_leftovers_of_a_killed_process_are_removed_after_an_hour(
     folder: BlockFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.add(*block_of(1000))

@@ -1,4 +1,4 @@
-"""A client with the disk tier: blocks survive it, and the services' rules hold."""
+"""A client with the disk tier: blocks are kept after its end, and signatures still decide."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_a_second_client_reads_what_the_first_one_fetched(
         assert (disk.statistics().hits, disk.statistics().added) == (1, 0)
 
 
-def test_a_part_comes_without_the_block(tmp_path: Path, locator: KeepLocator) -> None:
+def test_a_part_is_read_without_the_rest_of_the_block(
+    tmp_path: Path, locator: KeepLocator
+) -> None:
     with client_of(tmp_path) as client:
         part = client.get_part(locator, 1000, 2000, len(BLOCK))
 
@@ -70,10 +72,13 @@ def test_a_damaged_block_is_fetched_again(tmp_path: Path, locator: KeepLocator) 
         assert (disk.statistics().damaged, disk.statistics().added) == (1, 1)
 
 
-def test_the_sdk_s_arguments_turn_it_on(tmp_path: Path) -> None:
+def test_the_sdk_s_arguments_enable_the_disk_cache(tmp_path: Path) -> None:
     cache = KeepBlockCache(123456789, disk_cache=True, disk_cache_dir=str(tmp_path))
 
     assert cache.disk is not None
     assert cache.disk.directory == tmp_path
     assert cache.disk.statistics().maxsize == 123456789
     assert KeepBlockCache().disk is None
+    automatic = KeepBlockCache(disk_cache=True, disk_cache_dir=str(tmp_path)).disk
+    assert automatic is not None
+    assert automatic.statistics().maxsize > 2**28  # that of the memory, which is no default

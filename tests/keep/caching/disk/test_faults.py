@@ -44,7 +44,7 @@ def client_of(tmp_path: Path, disk: DiskCache) -> KeepClient:
     return KeepClient(local_store=tmp_path / "store", block_cache=KeepBlockCache(disk=disk))
 
 
-def test_a_disk_that_fills_up_costs_one_line(
+def test_a_disk_that_fills_up_is_logged_once(
     tmp_path: Path, small_disk: Path, names: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = DiskCache(small_disk, 10**9, least_free=-(10**9))  # so that writing fails

@@ -1,4 +1,4 @@
-"""Processes that want one block: one fetches it, and none waits for a dead or hung one."""
+"""Processes that need one block: one fetches it; a dead or hung process delays no other."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_two_processes_fetch_a_block_once(service: KeepstoreControls, tmp_path: 
     assert service.counts()["GET"] == 1
 
 
-def test_the_lock_of_a_killed_process_falls(service: KeepstoreControls, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(
+    service: KeepstoreControls, tmp_path: Path
+) -> None:
     locator = service.store_block(BLOCK)
     service.script(Fault(hold=Stage.MID_BODY), method="GET")
     with reader(service, tmp_path, locator) as first:
@@ -106,7 +108,9 @@ def test_the_lock_of_a_killed_process_falls(service: KeepstoreControls, tmp_path
     assert service.counts()["GET"] == 2
 
 
-def test_a_process_that_hangs_holds_nobody_up(service: KeepstoreControls, tmp_path: Path) -> None:
+def test_a_process_that_hangs_does_not_delay_others(
+    service: KeepstoreControls, tmp_path: Path
+) -> None:
     locator = service.store_block(BLOCK)
     service.script(Fault(hold=Stage.MID_BODY), method="GET")
     with reader(service, tmp_path, locator) as first:
@@ -146,7 +150,7 @@ def test_locks_are_of_one_block_and_released_on_close(tmp_path: Path) -> None:
     two.close()
 
 
-def test_without_locks_nobody_waits() -> None:
+def test_without_locks_there_is_no_wait() -> None:
     locks = FetchLocks(-1)
     claim = Claim(locks, NAME)
 

@@ -185,8 +185,8 @@ def test_the_systemd_script_knows_its_options() -> None:
     assert "unknown option --twice" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["build-deb", "test-deb"])
-def test_the_scripts_of_the_debian_package_know_their_options(script: str) -> None:
+@pytest.mark.parametrize("script", ["build-deb", "test-deb", "test-docker"])
+def test_the_scripts_of_packages_know_their_options(script: str) -> None:
     done = subprocess.run(
         [ROOT / "scripts" / script, "--twice"], capture_output=True, text=True, check=False
     )

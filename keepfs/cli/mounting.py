@@ -240,6 +240,7 @@ def mount_command(
         lambda pipe: _serve_telling(serve, pipe),
         lambda: waiting.announce(store),
         lambda warning: click.echo(f"Warning: {warning}", err=True),
+        keeps_group=mountpoint.is_automount_point(path),
     )
     if reason is not None:
         if is_new:

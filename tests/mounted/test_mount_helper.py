@@ -127,6 +127,59 @@ def test_findmnt_shows_the_api_host_of_a_cluster(unmounted: KeepfsMount) -> None
     assert (shown.split(), read) == ([api.host, "fuse.keepfs"], "hello")
 
 
+#: Serves an automount point as systemd does: a program lists it, the helper is started in the
+#: group that the kernel lets pass, and the kernel is told when the mount is there.
+_ON_AN_AUTOMOUNT_POINT = """
+import ctypes, fcntl, os, struct, subprocess, sys
+helper, keepfs, store, path = sys.argv[1:]
+os.mkdir(path)
+reading, writing = os.pipe()
+options = f"fd={writing},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"autofs", os.fsencode(path), b"autofs", 0, options.encode()):
+    print("no autofs:", os.strerror(ctypes.get_errno()))
+    sys.exit()
+point = os.open(path, os.O_RDONLY)
+listing = subprocess.Popen(["ls", path], start_new_session=True)
+token = struct.unpack_from("II", os.read(reading, 4096), 4)[1]
+mounting = subprocess.Popen([helper, store, path, "-o", "rw"])
+try:
+    code = mounting.wait(60)
+except subprocess.TimeoutExpired:
+    os.close(reading)  # ends the waits in the kernel
+    raise
+fcntl.ioctl(point, 0x9360, token)  # AUTOFS_IOC_READY
+print(code, listing.wait(), flush=True)
+os.close(point)
+print(subprocess.run([keepfs, "unmount", path]).returncode)
+print([line.split()[2] for line in open("/proc/mounts") if line.split()[1] == path])
+"""
+
+
+def test_an_automount_point_can_be_mounted_on(unmounted: KeepfsMount) -> None:
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private", sys.executable, "-c"),
+            *(_ON_AN_AUTOMOUNT_POINT, HELPER, HELPER.with_name("keepfs")),
+            *(unmounted.store, unmounted.path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE,
+        env={**unmounted.environment, "KEEPFS_STATE_DIR": str(unmounted.base / "state")},
+    )
+    if done.stdout.startswith("no autofs"):
+        pytest.skip(done.stdout)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        *("README", "by_id", "collections", "upload"),
+        *("0 0", "0"),
+        "['autofs']",
+    ]
+
+
 def closed_to_others() -> list[Path]:
     """Return directories of root's that lead to this Python and to keepfs, the topmost ones."""
     needed = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]]

@@ -19,7 +19,9 @@ import trio
 
 from keepfs.fs.future import Future
 from keepfs.fs.limits import YieldingLimiter
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
@@ -368,9 +370,7 @@ class AsyncBlocks:
         self._start(work, self._spills, future)
         try:
             return await future.wait()
-        except RuntimeError as error:
-            if "thread" not in str(error):
-                raise
+        except NoThreadError:
             return work()
 
     async def free_space(self) -> tuple[int, int]:
@@ -408,10 +408,9 @@ class AsyncBlocks:
                 if awaited:
                     self._awaited.add(scope)
                 try:
-                    result = await trio.to_thread.run_sync(
+                    result = await run_in_thread(
                         work,
-                        limiter=cast("trio.CapacityLimiter", limiter),  # has its methods
-                        abandon_on_cancel=True,
+                        cast("trio.CapacityLimiter", limiter),  # has its methods
                     )
                 finally:
                     self._awaited.discard(scope)

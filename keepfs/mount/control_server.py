@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from keepfs.keep.counters import HistogramCounts
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 from keepfs.messages import of_commands, of_running
 from keepfs.mount.control_requests import MOST_BYTES
 
@@ -101,7 +101,7 @@ class ControlServer:
                 Thread(
                     target=self._serve, args=(connection,), name="keepfs request", daemon=True
                 ).start()
-            except RuntimeError as error:
+            except NoThreadError as error:
                 self._places.release()
                 connection.close()
                 _log.warning("%s", of_running.CONTROL_REQUEST_LOST(reason=error))

@@ -13,6 +13,7 @@ import trio
 
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.unsaved import GRACE
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.messages import of_running
 from keepfs.mount import logs, systemd
 
@@ -86,7 +87,7 @@ class Signals:
 
     async def _renew(self) -> None:
         # A token file on a disk that hangs must not delay later signals.
-        await trio.to_thread.run_sync(self._store.renew, abandon_on_cancel=True)
+        await run_in_thread(self._store.renew)
 
     async def _end(self) -> None:
         systemd.notify(stopping(self._drain.timeout))

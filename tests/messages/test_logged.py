@@ -17,6 +17,7 @@ from keepfs.cli import servicing
 from keepfs.config.options import MountOptions, StoreOptions
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
@@ -49,9 +50,9 @@ def catalog_of(directory: Path, *locators: str) -> Iterator[Catalog]:
         catalog.add_root(Metadata(directory_mode(0o755), 0, 0, 0))
         with catalog.change():
             for number, locator in enumerate(locators):
-                receipts = [Receipt(KeepLocator(locator), 1, ())]
+                stored = StoredBytes.of_blocks([Receipt(KeepLocator(locator), 1, ())])
                 owner = Metadata(file_mode(0o644), 0, 0, 0)
-                catalog.add_file(ROOT, f"file{number}", owner, receipts)
+                catalog.add_file(ROOT, f"file{number}", owner, stored)
         yield catalog
 
 

@@ -1,7 +1,8 @@
 """State directories of older versions: the names, the blocks and the unsaved files are there.
 
 tests/data/states/N has the state that a keepfs with version N of the schema left: 1 is the first
-that had a catalog, 2 the last before equal blocks were counted, 3 the last before retention.
+that had a catalog, 2 the last before equal blocks were counted, 3 the last before retention, 4 the
+last before ranges of blocks.
 Each made the same tree in a mount of a local store, then found the store gone, and unmounted.
 The catalogs are SQL text, from Python's `iterdump`, with the path of the store replaced.
 """
@@ -58,7 +59,7 @@ def restore(mount: KeepfsMount, version: str) -> None:
         (mount.store / name).write_bytes(block)
 
 
-@pytest.mark.parametrize("version", ["1", "2", "3"])
+@pytest.mark.parametrize("version", ["1", "2", "3", "4"])
 def test_the_state_of_an_older_version_is_taken_over(unmounted: KeepfsMount, version: str) -> None:
     mount = unmounted
     restore(mount, version)

@@ -16,6 +16,7 @@ import trio
 
 from keepfs.fs.upload.unsaved import GRACE
 from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands, of_stores, of_uploads
 
 if TYPE_CHECKING:
@@ -174,9 +175,7 @@ class Drain:
         with trio.move_on_after(_CLOSING):
             try:
                 await self._blocks.run_alone(self._close_client)
-            except (
-                RuntimeError
-            ) as error:  # no thread: it only shuts sockets, but may wait for some
+            except NoThreadError as error:  # closing here could block: it waits for sockets
                 _log.warning("%s", of_stores.CLIENT_NOT_CLOSED(reason=error))
 
     async def finish(self) -> tuple[int, list[UploadFile]]:

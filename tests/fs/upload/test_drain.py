@@ -12,6 +12,7 @@ import trio.testing
 from keepfs.fs.upload.drain import Drain
 from keepfs.fs.upload.unsaved import GRACE
 from keepfs.keep import Cause, KeepWriteError
+from keepfs.keep.threads import NoThreadError
 from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Blocks:
 
     async def run_alone(self, work: Callable[[], None]) -> None:
         if self.refuses:
-            raise RuntimeError("can't start new thread")
+            raise NoThreadError("can't start new thread")
         if self.hangs:
             await trio.sleep_forever()
         work()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import json
 import os
 import signal
 import stat
@@ -15,13 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 
 import click
 
-from keepfs import stores
 from keepfs.cli import reporting, waiting
 from keepfs.keep.locator import KeepLocator, parse_list
 from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from keepfs.config.options import StoreOptions
@@ -42,12 +42,20 @@ zero_option = click.option(
 )
 
 
+json_option = click.option(
+    "--json", "is_json", is_flag=True, help="Print a JSON object on each line (docs/json.md)."
+)
+
+
 @contextlib.contextmanager
 def command_client(store: StoreOptions) -> Iterator[KeepClient]:
     """Open a client for one command.
 
     Failures become one-line messages. SIGTERM and SIGHUP raise, so that the command cleans up.
     """
+    # Here, not above: `locate` and others use this module and need no client.
+    from keepfs import stores  # noqa: PLC0415
+
     with reporting.in_one_line(), ended_by_signals():
         try:
             with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):
@@ -150,6 +158,15 @@ def print_line(text: str, *, null: bool = False) -> None:
     with writing():
         sys.stdout.buffer.write(os.fsencode(text) + (b"\0" if null else b"\n"))
         sys.stdout.buffer.flush()
+
+
+def print_json(found: Mapping[str, object], *, null: bool = False) -> None:
+    """Print an object as JSON on a line; undecodable bytes of names are lone surrogates.
+
+    Raises:
+        click.ClickException: The line can't be written.
+    """
+    print_line(json.dumps(found), null=null)
 
 
 def check_name(name: str, *, null: bool) -> None:

@@ -184,8 +184,7 @@ def _warn_of_owner(program: str) -> None:
         is_sticky = path.is_dir() and status.st_mode & 0o1000
         if status.st_uid != 0 or (status.st_mode & _OTHERS_MAY_WRITE and not is_sticky):
             click.echo(
-                f"Warning: the service runs {program} as root, but {path} can be changed by other"
-                " users; install keepfs where only root can write: docs/install.md",
+                f"Warning: {of_commands.PROGRAM_CHANGEABLE(program=program, path=path)}",
                 err=True,
             )
             return

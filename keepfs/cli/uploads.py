@@ -74,7 +74,7 @@ class Upload:
     is_flag=True,
     help="Check, and show only files that can't be read any more, or are recorded as lost.",
 )
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@clients.json_option
 @setting(
     "--state-dir",
     type=settings.FilledPath(path_type=Path, file_okay=False),

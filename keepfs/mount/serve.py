@@ -42,9 +42,10 @@ from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
 from keepfs.keep.threads import NoThreadError
-from keepfs.messages import of_mounts, of_stores
+from keepfs.messages import of_commands, of_mounts, of_stores
 from keepfs.mount import fuse, logs, memory, mountpoint, retaining, runtime, systemd
 from keepfs.mount.control import Control
+from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, Owners
 from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
@@ -83,13 +84,14 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         foreground: Log to standard error, unless a log file is set.
 
     Returns:
-        The exit code: 0, or 1 if mounting failed or a file is not stored.
+        The exit code: 0; 1 if mounting failed or a file is not stored; 2 if mounting failed
+        because of a setting.
     """
     try:
         return _serve(options, reporter, foreground=foreground)
     except BaseException:
         # In the background only the log shows the traceback.
-        _log.critical("the mount ended unexpectedly", exc_info=True)
+        _log.critical("%s", of_commands.UNEXPECTED(what="the mount"), exc_info=True)
         raise
 
 
@@ -138,6 +140,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         reason = failure_text(_first_of(failures))
         _log.error("%s", reason)
         reporter.failed(reason)
+        code = exit_status_of(reason)
     return code
 
 
@@ -424,7 +427,7 @@ class _Mount:
                 # A disk that hangs must not delay the drain.
                 await run_in_thread(self._catalog.checkpoint)
             except (NoThreadError, OSError) as error:
-                _log.warning("%s", error)
+                _log.warning("%s", of_mounts.CATALOG_NOT_WRITTEN(reason=error))
 
     async def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed writers from a local store."""
@@ -442,7 +445,7 @@ async def _drain_into_store(drain: Drain) -> None:
     try:
         await drain.store()
     except Exception:  # noqa: BLE001 - logged
-        _log.exception("storing before the end failed")
+        _log.exception("%s", of_commands.UNEXPECTED(what="storing before the end"))
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keepfs.mount import mountpoint
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
 
@@ -423,6 +424,7 @@ def test_a_second_signal_spills_hung_files_and_ends_at_once(unmounted: KeepfsMou
         wait_until(lambda: "SIGTERM: storing" in unmounted.log_file.read_text())
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: "not waiting" in unmounted.log_file.read_text())
+        assert_shows(unmounted.log_file.read_text(), "not-waiting")
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not _runs(pid))
         with pytest.raises(OSError, match=r"Errno"):

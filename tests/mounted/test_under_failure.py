@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.config.options import MountOptions
-from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.upload.unsaved import GRACE
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
@@ -345,6 +346,7 @@ def test_a_half_written_overwrite_is_kept_beside_the_stored_version(over: Keepfs
             file.close()
 
     assert "its writer had not closed it" in over.log_file.read_text()
+    assert_shows(over.log_file.read_text(), "spilled")
     over.mount()
 
     assert path.read_bytes() == b"the good version"

@@ -410,8 +410,10 @@ class Catalog:
         if number not in self._reported:
             self._reported.add(number)
             _log.error(
-                "the catalog %s: the entry %d, %r, is damaged: %s; the others are not affected",
-                *(self._path, number, os.fsdecode(name), damage),
+                "%s",
+                of_mounts.CATALOG_ENTRY_DAMAGED(
+                    path=self._path, number=number, name=repr(os.fsdecode(name)), reason=damage
+                ),
             )
 
     def _one(self, query: str, *values: int | bytes) -> tuple[Any, ...] | None:

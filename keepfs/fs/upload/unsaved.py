@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+#: Seconds after the deadline of the drain in which the client is closed and the rest is
+#: spilled. The service manager must wait for --drain-timeout plus GRACE; the unit does.
+GRACE = 25.0
 _ABOUT, _BYTES = "about.json", "bytes"
 _FOLDER = "unsaved"
 #: Most bytes of `about.json`: about 300 for each of the most ranges that a file may have.

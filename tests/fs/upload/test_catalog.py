@@ -20,6 +20,7 @@ from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.stored import NOTHING, StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -491,6 +492,7 @@ def test_a_damaged_entry_is_reported_once_and_hides_no_other(
             catalog.remove(ROOT, "damaged")
         assert catalog.child(ROOT, "damaged") is None
     assert len([it for it in caplog.records if "damaged" in it.getMessage()]) == 1
+    assert_shows(caplog.text, "catalog-entry-damaged")
 
 
 def test_a_damaged_root_entry_is_replaced(path: Path) -> None:

@@ -143,6 +143,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         reason = failure_text(_first_of(failures))
         _log.error("%s", reason)
         reporter.failed(reason)
+        code = 1
     return code
 
 

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
@@ -363,13 +364,20 @@ class AsyncBlocks:
         the work blocks the trio thread: safe data matters more than latency.
         Cancellation abandons the wait, not the work.
         """
+        begun = threading.Lock()  # taken when the work begins, in whichever thread
+
+        def in_thread() -> _T:
+            if not begun.acquire(blocking=False):  # the thread was started too late
+                raise RuntimeError("the work has begun in the trio thread")
+            return work()
+
         future = Future[_T]()
-        self._start(work, self._spills, future)
+        self._start(in_thread, self._spills, future)
         try:
             return await future.wait()
-        except RuntimeError as error:
-            if "thread" not in str(error):
-                raise
+        except RuntimeError:
+            if not begun.acquire(blocking=False):
+                raise  # an error of the work, not of the start of a thread
             return work()
 
     async def free_space(self) -> tuple[int, int]:

@@ -678,3 +678,18 @@ def test_an_export_replaces_nothing(over: Shell, record: tuple[str, ...], tmp_pa
 
     assert b"out: File exists" in done.stderr
     assert (tmp_path / "out").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_record_that_cannot_be_dropped_is_an_error(
+    over: Shell, record: tuple[str, ...], tmp_path: Path
+) -> None:
+    about = tmp_path / "state" / "unsaved" / record[3] / "about.json"
+    subprocess.run(["mount", "--bind", about, about], check=True)  # so it can't be deleted
+    try:
+        done = over.run("unsaved", "drop", record[2], record[3], *record[5:], code=1)
+    finally:
+        subprocess.run(["umount", about], check=True)
+
+    assert b"about.json" in done.stderr
+    assert over.run("unsaved", "list", record[2], *record[5:]).stdout

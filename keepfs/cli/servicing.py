@@ -172,6 +172,7 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 
 def _make_token_file(path: Path) -> None:
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(0o600)
         click.echo(f"wrote {path}, empty: the token belongs there")
 

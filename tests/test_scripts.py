@@ -54,7 +54,7 @@ def test_the_quickstart_stores_a_file_and_reads_it_back(tmp_path: Path) -> None:
         assert locator is not None
         stored = tmp_path / ".local" / "share" / "keepfs" / locator[1]
         assert stored.read_bytes() == (ROOT / "README.md").read_bytes()
-    assert str(tmp_path / "keep") not in Path("/proc/self/mountinfo").read_text()
+    assert bytes(tmp_path / "keep") not in Path("/proc/self/mountinfo").read_bytes()
 
 
 def test_the_quickstart_knows_its_options() -> None:

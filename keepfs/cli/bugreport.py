@@ -61,7 +61,7 @@ def bugreport_command(words: tuple[str, ...], output: Path | None, timeout: floa
     path = output or Path(f"keepfs-bugreport-{now}.txt")
     with clients.written_whole(path) as file:
         os.fchmod(file.fileno(), 0o600)
-        file.write(text.encode(errors="surrogateescape"))
+        file.write(text.encode(errors="backslashreplace"))  # any reader takes UTF-8
     click.echo(f"keepfs: wrote {path}; read it before you publish it", err=True)
 
 

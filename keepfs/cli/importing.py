@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from pathlib import Path
@@ -20,7 +21,8 @@ from keepfs.collections.parsing import parse
 from keepfs.config.options import StoreOptions
 from keepfs.fs.upload.origins import Origins
 from keepfs.fs.upload.snapshot import store_of
-from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
+from keepfs.fs.upload.stored import MOST_RANGES
+from keepfs.keep.locator import KeepLocator
 from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
@@ -29,13 +31,13 @@ from keepfs.privacy import sync_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from keepfs.collections.manifest import Directory, File, Manifest
+    from keepfs.collections.manifest import Directory, File, Manifest, Range
     from keepfs.collections.records import CollectionRecord
     from keepfs.keep.client import KeepClient
     from keepfs.mount.uploaded import UploadedPath
 
-#: Most files, and blocks, of one request: the mount records them within some milliseconds.
-_MOST_FILES, _MOST_BLOCKS = 200, 2000
+#: Most files, and ranges, of one request: the mount records them within some milliseconds.
+_BATCH_FILES, _BATCH_RANGES = 200, 2000
 
 
 @click.command("import")
@@ -52,10 +54,10 @@ def import_command(
 
     DIR must not exist, or be empty; without it, it is named for the collection,
     in the working directory. It has that name only when it is complete. Prints the
-    portable data hash, a tab, and the folder. Files of whole blocks are named
-    without reading them. A file that shares a block with others, as small files
-    of other programs do, is read and stored anew: upload/ has whole blocks only.
-    A line on standard error tells how much that was.
+    portable data hash, a tab, and the folder. No data is read or stored: files
+    stay where they are, also those that share a block with others. A file in more
+    than 65,536 pieces is an exception: it is read and stored anew, and a line on
+    standard error names how many bytes that were.
     """
     if not is_uuid(name) and not is_hash(name):
         raise click.UsageError(of_commands.BAD_COLLECTION(name=name))
@@ -75,19 +77,17 @@ def import_command(
             keep_services=keep_services if local is None else None,
             token_file=token_file,
         )
-        client = stack.enter_context(clients.command_client(store))
-        moved, size = _imported(manifest, above, target, client)
+        copied, size = _imported(manifest, above, target, store)
         below = f"{above.below}/{target.name}".lstrip("/")
         if record.uuid:
             Origins(above.state_dir).note(
                 below, record.uuid, record.portable_data_hash, record.modified_at
             )
     clients.print_line(f"{record.portable_data_hash}\t{target}")
-    click.echo(
-        f"keepfs: {manifest.file_count} files imported;"
-        f" {moved} of them ({size} bytes) are parts of blocks, and were stored anew",
-        err=True,
-    )
+    said = f"keepfs: {manifest.file_count} files imported"
+    if copied:
+        said += f"; {copied} of them ({size} bytes), of too many pieces, were stored anew"
+    click.echo(said, err=True)
 
 
 def _record(
@@ -122,7 +122,7 @@ def _folder_name(record: CollectionRecord, name: str) -> str:
 
 
 def _imported(
-    manifest: Manifest, above: UploadedPath, target: Path, client: KeepClient
+    manifest: Manifest, above: UploadedPath, target: Path, store: StoreOptions
 ) -> tuple[int, int]:
     """Make the folder; return the numbers of files and bytes that were stored anew."""
     part = target.with_name(f".{target.name[:200]}.part")
@@ -138,7 +138,7 @@ def _imported(
                 path=part, why=", of an import that was ended or is under way: remove it"
             )
         ) from None
-    packed: list[tuple[Path, File]] = []
+    scattered: list[tuple[Path, File]] = []
     below = f"{above.below}/{part.name}".lstrip("/")
     try:
         with ControlConnection(runtime.control_socket(above.mountpoint)) as mount:
@@ -146,12 +146,14 @@ def _imported(
                 where = part / directory.path
                 if directory.number:
                     where.mkdir()
-                packed += (
-                    (where / file.name, file) for file in _add_whole(directory, mount, below)
+                scattered += (
+                    (where / file.name, file) for file in _add_names(directory, mount, below)
                 )
-        copied = clients.side_by_side(lambda each: _copy(*each, client), packed)
-        for _ in progress.counted(copied, "storing anew", len(packed)):
-            pass
+        if scattered:
+            with clients.command_client(store) as client:
+                copied = clients.side_by_side(lambda each: _copy(*each, client), scattered)
+                for _ in progress.counted(copied, "storing anew", len(scattered)):
+                    pass
         sync_directory(part)
         part.rename(target)
     except ControlError as error:
@@ -161,42 +163,28 @@ def _imported(
     except BaseException:
         click.echo(f"keepfs: {part} is incomplete: remove it", err=True)
         raise
-    return len(packed), sum(file.size for _, file in packed)
+    return len(scattered), sum(file.size for _, file in scattered)
 
 
-def _add_whole(directory: Directory, mount: ControlConnection, below: str) -> Iterator[File]:
-    """Add a folder's files of whole blocks through the mount; yield the other files."""
+def _add_names(directory: Directory, mount: ControlConnection, below: str) -> Iterator[File]:
+    """Add a folder's files through the mount; yield the files in too many pieces."""
     umask = os.umask(0o022)
     os.umask(umask)
     path = f"{below}/{directory.path}".rstrip("/")
-    now, batch, blocks = time.time_ns(), [], 0
+    now, count = time.time_ns(), 0
+    batch: list[tuple[str, int, int, list[Range]]] = []
     for file in directory.files():
-        locators = _whole_blocks(file)
-        if locators is None:
+        ranges = list(itertools.islice(file.ranges(), MOST_RANGES + 1))
+        if len(ranges) > MOST_RANGES:
             yield file
             continue
-        batch.append((file.name, 0o666 & ~umask, now, locators))
-        blocks += len(locators)
-        if len(batch) >= _MOST_FILES or blocks >= _MOST_BLOCKS:
-            mount.add_files(path, batch)
-            batch, blocks = [], 0
+        if batch and (len(batch) >= _BATCH_FILES or count + len(ranges) > _BATCH_RANGES):
+            mount.add_stored(path, batch)
+            batch, count = [], 0
+        batch.append((file.name, 0o666 & ~umask, now, ranges))
+        count += len(ranges)
     if batch:
-        mount.add_files(path, batch)
-
-
-def _whole_blocks(file: File) -> list[str] | None:
-    """Return the locators of a file of whole blocks, all but the last full; None for others."""
-    if not file.size:
-        return [str(EMPTY_BLOCK)]
-    found = []
-    left = file.size
-    for each in file.ranges():
-        size = KeepLocator(each.locator).size
-        left -= each.length
-        if each.offset or each.length != size or (left and size != MAX_BLOCK_SIZE):
-            return None
-        found.append(each.locator)
-    return found
+        mount.add_stored(path, batch)
 
 
 def _copy(path: Path, file: File, client: KeepClient) -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from keepfs.cli import clients
 from keepfs.cli.settings import FilledPath
+from keepfs.keep.locator import KeepLocator
 from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import mountpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keepfs.collections.manifest import Manifest
 
 
 @click.command("locate")
@@ -30,7 +37,9 @@ def locate_command(
     """Print the locator of each FILE in a mount.
 
     A line of output is the locator, a tab, and the name of FILE. The list of a
-    file over about 44 GiB is too long for that: --output writes it.
+    file over about 44 GiB is too long for that: --output writes it. A file that
+    shares a block with others, as in many collections, has the locator of that
+    block: only the manifest says which part of the block it is.
     """
     if is_manifest and output is None:
         raise click.UsageError(
@@ -65,10 +74,17 @@ def _write_list(path: Path, output: Path, *, is_manifest: bool) -> None:
         if is_manifest:
             pieces = manifest.pieces()
         else:
-            ranges = (each for file in manifest.files() for each in file.ranges())
-            pieces = (f"{each.locator}\n".encode() for each in ranges)
+            pieces = (f"{name}\n".encode() for name in _block_names(manifest))
         with clients.written_whole(output) as file:
             file.writelines(pieces)
+
+
+def _block_names(manifest: Manifest) -> Iterable[str]:
+    """Return the locators of one file: each block once, if the file has parts of blocks."""
+    ranges = [each for file in manifest.files() for each in file.ranges()]
+    is_packed = any(each.length != KeepLocator(each.locator).size for each in ranges)
+    names = [each.locator for each in ranges]
+    return dict.fromkeys(names) if is_packed else names
 
 
 def locator_of(name: str) -> str:

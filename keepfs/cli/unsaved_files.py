@@ -106,9 +106,11 @@ def export_command(
         with clients.written_whole(output, is_new=True) as written:
             for piece in pieces:
                 begin = written.tell()
-                if piece.receipt is not None:
+                if piece.stored:
                     client = client or stack.enter_context(stores.open_client(store))
-                    written.write(client.get_block(piece.receipt.locator)[: piece.length])
+                    for each in piece.stored.ranges:
+                        block = client.get_block(each.locator)
+                        written.write(block[each.offset : each.offset + each.length])
                 elif piece.staged is not None:
                     written.write(piece.staged)
                 written.truncate(begin + piece.length)

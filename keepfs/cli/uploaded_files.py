@@ -120,7 +120,7 @@ def _noted(nodes: Iterable[StoredNode], ended: list[tuple[str, str]]) -> Iterato
     """Yield the nodes; add files with a block whose signature has ended to `ended`."""
     now = dt.datetime.now(dt.UTC)
     for node in nodes:
-        for receipt in node.receipts:
+        for receipt in node.stored.receipts():
             if receipt.locator.permission_expired(now):
                 ended.append((node.path, f"signed until {receipt.locator.perm_expiry}"))
                 break

@@ -19,7 +19,7 @@ from keepfs.cli.unsaved_files import state_dir_of
 from keepfs.config.options import StoreOptions
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.fs.upload.snapshot import CATALOG, lost_files, open_snapshot, store_of
-from keepfs.fs.upload.version import distinct
+from keepfs.fs.upload.version import locators_of
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.mount import mountpoint, runtime
@@ -164,15 +164,16 @@ def _uploads(path: Path, state_dir: Path) -> Iterator[Upload]:
 def _of_node(node: StoredNode, lost: str) -> Upload:
     if node.damage:
         return Upload(node.path, 0, "damaged", error=node.damage)
-    ends = [it.locator.perm_expiry for it in distinct(node.receipts)]
+    receipts = list(node.stored.receipts())
+    ends = [it.locator.perm_expiry for it in receipts]
     expires = min((each for each in ends if each is not None), default=None)
     return Upload(
         node.path,
-        sum(receipt.locator.size or 0 for receipt in node.receipts),
+        node.stored.size,
         "lost" if lost else "stored",
-        min((receipt.copies for receipt in node.receipts), default=0) or None,
+        min((receipt.copies for receipt in receipts), default=0) or None,
         None if expires is None else expires.isoformat(),
-        tuple(str(receipt.locator) for receipt in node.receipts),
+        tuple(map(str, locators_of(node.stored))),
         lost,
     )
 

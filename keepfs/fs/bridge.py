@@ -12,7 +12,6 @@ import collections
 import contextlib
 import logging
 import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
@@ -20,7 +19,9 @@ import trio
 
 from keepfs.fs.future import Future
 from keepfs.fs.limits import YieldingLimiter
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.keep.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -364,20 +365,11 @@ class AsyncBlocks:
         the work blocks the trio thread: safe data matters more than latency.
         Cancellation abandons the wait, not the work.
         """
-        begun = threading.Lock()  # taken when the work begins, in whichever thread
-
-        def in_thread() -> _T:
-            if not begun.acquire(blocking=False):  # the thread was started too late
-                raise RuntimeError("the work has begun in the trio thread")
-            return work()
-
         future = Future[_T]()
-        self._start(in_thread, self._spills, future)
+        self._start(work, self._spills, future)
         try:
             return await future.wait()
-        except RuntimeError:
-            if not begun.acquire(blocking=False):
-                raise  # an error of the work, not of the start of a thread
+        except NoThreadError:
             return work()
 
     async def free_space(self) -> tuple[int, int]:
@@ -415,10 +407,9 @@ class AsyncBlocks:
                 if awaited:
                     self._awaited.add(scope)
                 try:
-                    result = await trio.to_thread.run_sync(
+                    result = await run_in_thread(
                         work,
-                        limiter=cast("trio.CapacityLimiter", limiter),  # has its methods
-                        abandon_on_cancel=True,
+                        cast("trio.CapacityLimiter", limiter),  # has its methods
                     )
                 finally:
                     self._awaited.discard(scope)

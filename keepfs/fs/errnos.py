@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.keep.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ def errno_of(error: BaseException) -> int:
             return error.errno
         case KeepRequestError():
             return ERRNO_BY_CAUSE[error.cause]
-        case MemoryError():
+        case MemoryError() | NoThreadError():
             return errno.ENOMEM
         case OSError(errno=int(number)) if number in errno.errorcode:  # 0 would mean success
             return number

@@ -13,7 +13,6 @@ import stat
 from typing import TYPE_CHECKING
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
 from keepfs.fs import replies
@@ -31,6 +30,7 @@ from keepfs.fs.nodes import (
 from keepfs.fs.request_paths import path_of
 from keepfs.fs.requests import Requests, guarded
 from keepfs.fs.upload.directory import MAX_NAME
+from keepfs.fs.worker_threads import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -456,5 +456,5 @@ class Operations(pyfuse3.Operations):
 
 async def _invalidate(inode: InodeT) -> None:
     """Drop the kernel's cached attributes and pages of an inode, but not its name."""
-    with contextlib.suppress(OSError, RuntimeError):  # not cached; no thread
-        await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
+    with contextlib.suppress(OSError, RuntimeError):  # not cached; nothing is mounted; no thread
+        await run_in_thread(lambda: pyfuse3.invalidate_inode(inode))

@@ -36,6 +36,7 @@ from keepfs.fs.failure_text import failure_text
 from keepfs.fs.processes import dies_of_a_signal, dying_threads_in_fuse
 from keepfs.keep.counters import Histogram
 from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands, of_mounts
 from keepfs.messages.message import without_ids
 
@@ -196,7 +197,7 @@ class Requests:
             # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
             # could not even be killed. The next checkpoint raises it again.
             raise self._failed(name, errno.ENOTCONN) from None
-        except (KeepRequestError, OSError) as error:  # expected failures: one line
+        except (KeepRequestError, NoThreadError, OSError) as error:  # expected failures: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
             said = failure_text(error)

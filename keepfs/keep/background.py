@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.keep.errors import fresh_copy
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import BusyError, NoThreadError, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +45,6 @@ class Background:
             self._threads.add(thread)
         try:
             thread.start()
-        except (RuntimeError, MemoryError) as error:
-            self._forget(thread)
-            raise NoThreadError(f"no thread can be started: {error}") from error
         except BaseException:
             self._forget(thread)
             raise
@@ -120,11 +117,3 @@ class Background:
         with self._changed:
             self._threads.discard(thread)
             self._changed.notify_all()
-
-
-class BusyError(RuntimeError):
-    """No thread is free for more work."""
-
-
-class NoThreadError(BusyError):
-    """The system can't start a thread: waiting for a free one would not help."""

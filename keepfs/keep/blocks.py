@@ -10,7 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
-from keepfs.keep.background import Background, BusyError
+from keepfs.keep.background import Background
 from keepfs.keep.caching.cache import KeepBlockCache, given_or_new
 from keepfs.keep.caching.disk.accepted_names import record_of
 from keepfs.keep.caching.disk.through_disk import fetch_through
@@ -24,6 +24,7 @@ from keepfs.keep.request_ids import new_request_id
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.answer_times import AnswerTimes
 from keepfs.keep.store import CallOptions, Wanted
+from keepfs.keep.threads import BusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 
 if TYPE_CHECKING:
     from keepfs.keep.client import KeepClient
@@ -84,7 +84,7 @@ def survey(
         thread = Thread(target=ask, args=(root,), daemon=True)
         try:
             thread.start()
-        except (RuntimeError, MemoryError):  # no thread can be started
+        except NoThreadError:
             ask(root)
         else:
             threads.append(thread)

@@ -12,6 +12,21 @@ import threading
 START_PATIENCE = 10.0
 
 
+class BusyError(RuntimeError):
+    """No thread is free for more work."""
+
+
+class NoThreadError(BusyError):
+    """The system can't start a thread: waiting for a free one would not help.
+
+    Args:
+        reason: Why, as the interpreter says it.
+    """
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(f"no thread can be started: {reason}")
+
+
 class _BoundedEvent(threading.Event):
     """An event whose `wait` has a default timeout."""
 
@@ -47,7 +62,7 @@ class Thread(threading.Thread):
         """Start the thread; `run` is not called after an error.
 
         Raises:
-            RuntimeError: The thread can't be started, or doesn't run in time.
+            NoThreadError: The thread can't be started, or doesn't run in time.
         """
         work = self.run
 
@@ -60,9 +75,12 @@ class Thread(threading.Thread):
             work()
 
         self.run = run  # type: ignore[method-assign] # of this thread alone
-        super().start()
+        try:
+            super().start()
+        except (RuntimeError, MemoryError) as error:
+            raise NoThreadError(error) from error
         if not self._started.is_set():
             with self._deciding:
                 self._is_given_up = not self._has_begun
             if self._is_given_up:
-                raise RuntimeError("can't start new thread: it does not begin")
+                raise NoThreadError("it does not begin")

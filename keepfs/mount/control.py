@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.fs.upload.directory import UploadDirectory, UploadNode
-from keepfs.fs.upload.file import UploadFile
-from keepfs.fs.upload.version import is_whole
-from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
+from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
+from keepfs.fs.upload.stored import MOST_RANGES, StoredBytes, checked_range
+from keepfs.keep.locator import EMPTY_BLOCK, KeepLocator
 from keepfs.keep.store import Receipt
 from keepfs.mount.control_requests import MOST_NAMES
 
@@ -60,30 +60,26 @@ class Control:
         """Handle one request; return the answer."""
         if request["do"] == "unstored":
             return {"paths": self._unstored(request["path"])}
-        if request["do"] != "add_files":
+        if request["do"] != "add_stored":
             return {"error": f"the mount knows no request {request['do']!r}"}
         if self._drain.has_begun:
             return {"error": "the mount ends"}
         if self._is_read_only:
             return {"error": "the mount is read-only"}
-        self._add_files(request["directory"], request["files"])
+        self._add_stored(request["directory"], request["files"])
         return {}
 
-    def _add_files(self, path: str, files: list[list[Any]]) -> None:
+    def _add_stored(self, path: str, files: list[list[Any]]) -> None:
         directory = self._directory(path)
         added = {}
-        for name, mode, mtime_ns, locators in files:
+        blocks: dict[str, Receipt] = {}
+        for name, mode, mtime_ns, ranges in files:
             _check_entry_name(name)
-            receipts = [Receipt(KeepLocator(each), 0, ()) for each in locators]
-            is_sized = all(each.locator.size is not None for each in receipts)
-            if (
-                not receipts
-                or not is_sized
-                or not is_whole(receipts, len(receipts), MAX_BLOCK_SIZE)
-            ):
-                raise ValueError(f"{name!r}: all blocks but the last must be full")
+            stored = _stored(ranges, blocks)
+            if stored.size > MAX_FILE_SIZE or len(stored) > MOST_RANGES:
+                raise ValueError(f"{name!r}: it is too long")
             metadata = Metadata(file_mode(stat.S_IMODE(mode) & 0o777), 0, 0, mtime_ns)
-            added[name] = (metadata, receipts)
+            added[name] = (metadata, stored)
         directory.add_stored(added)
 
     def _unstored(self, path: str) -> list[str]:
@@ -123,6 +119,23 @@ class Control:
                 raise RefusedError(errno.ENOENT)
             node = found
         return node
+
+
+def _stored(ranges: list[list[Any]], blocks: dict[str, Receipt]) -> StoredBytes:
+    """Return where the bytes of a file are.
+
+    Args:
+        ranges: Locator, offset and length of each range; none for an empty file.
+        blocks: The receipts of the blocks, by locator; new ones are added.
+    """
+    found = []
+    for locator, offset, length in ranges or [[str(EMPTY_BLOCK), 0, 0]]:
+        receipt = blocks.get(locator)
+        if receipt is None:
+            # The mount has confirmed no copies: another client stored the block.
+            receipt = blocks[locator] = Receipt(KeepLocator(locator), 0, ())
+        found.append(checked_range(receipt, offset, length))
+    return StoredBytes(found)
 
 
 def _check_entry_name(name: object) -> None:

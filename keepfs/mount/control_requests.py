@@ -2,15 +2,15 @@
 
 A request is one line of JSON on the mount's control socket, its answer another:
 
-    {"do": "add_files", "directory": PATH, "files": [[NAME, MODE, MTIME_NS, [LOCATOR, ...]], ...]}
+    {"do": "add_stored", "directory": PATH, "files": [[NAME, MODE, MTIME_NS, [RANGE, ...]], ...]}
     {}
     {"do": "unstored", "path": PATH}
     {"paths": [PATH, ...]}
     {"do": "status"}
     {"status": {...}}                 the fields of `figures.MountFigures`
 
-An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. Names
-and paths are as `os.fsdecode` returns them.
+An answer may be {"error": TEXT} instead. PATH is below upload/, empty for upload/ itself. RANGE
+is [LOCATOR, OFFSET, LENGTH], as in a manifest. Names and paths are as `os.fsdecode` returns them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-#: Most bytes of a request or an answer. The request for a file of 65,536 signed blocks fits.
+    from keepfs.collections.manifest import Range
+
+#: Most bytes of a request or an answer. The request for a file of 65,536 signed ranges fits.
 MOST_BYTES = 16 * 1024 * 1024
 #: Most paths in an answer.
 MOST_NAMES = 2000
@@ -72,17 +74,19 @@ class ControlConnection:
         self._answers.close()
         self._socket.close()
 
-    def add_files(self, directory: str, files: Iterable[tuple[str, int, int, list[str]]]) -> None:
-        """Add files with stored blocks to a directory of upload/: all of them or none. Blocks.
+    def add_stored(
+        self, directory: str, files: Iterable[tuple[str, int, int, list[Range]]]
+    ) -> None:
+        """Add files with stored bytes to a directory of upload/: all of them or none. Blocks.
 
         Args:
             directory: Its path below upload/.
-            files: (name, permissions, mtime in nanoseconds since 1970, locators) of each.
+            files: (name, permissions, mtime in nanoseconds since 1970, ranges) of each.
 
         Raises:
             ControlError: The mount refused, or did not answer.
         """
-        self._ask({"do": "add_files", "directory": directory, "files": list(files)})
+        self._ask({"do": "add_stored", "directory": directory, "files": list(files)})
 
     def unstored(self, path: str) -> list[str]:
         """Return the paths of files whose latest changes are not stored. Blocks.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from keepfs.keep.counters import HistogramCounts
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 from keepfs.mount.control_requests import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ControlServer:
                 Thread(
                     target=self._serve, args=(connection,), name="keepfs request", daemon=True
                 ).start()
-            except RuntimeError as error:
+            except NoThreadError as error:
                 self._places.release()
                 connection.close()
                 _log.warning("a control request can't be answered: %s", error)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import TYPE_CHECKING
 
 import trio
+
+from keepfs.fs.worker_threads import run_in_thread
+from keepfs.keep.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +49,9 @@ async def trim_when_idle(
         if now != seen:
             seen, is_trimmed = now, False
         elif not is_trimmed:
-            await trio.to_thread.run_sync(_trim, give_back)
-            is_trimmed = True
+            with contextlib.suppress(NoThreadError):
+                await run_in_thread(lambda: _trim(give_back))
+                is_trimmed = True
 
 
 def _trim(give_back: Callable[[], None]) -> None:

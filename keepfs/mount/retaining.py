@@ -14,6 +14,7 @@ from keepfs import renewing_store, stores
 from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.snapshot import CATALOG
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.retry import Backoff
 from keepfs.messages import of_mounts, of_stores
 from keepfs.retention import losses
@@ -189,10 +190,8 @@ class Keeping:
             return trio.from_thread.run_sync(self._catalog.path_of, number)
 
         with contextlib.suppress(CatalogError):  # the keeper reads it, too, and reports that
-            await trio.to_thread.run_sync(
-                losses.warn_of_former_token,
-                *(self._path, self._store.head_block, path_of),
-                abandon_on_cancel=True,
+            await run_in_thread(
+                lambda: losses.warn_of_former_token(self._path, self._store.head_block, path_of)
             )
 
     def _save(self, ledger: Ledger) -> None:

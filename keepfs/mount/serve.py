@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -35,10 +36,12 @@ from keepfs.fs.upload.noting import FailureNotes
 from keepfs.fs.upload.recovery import Spills
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.fs.upload.staging import SLOT_OVERHEAD, Staging
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.buffers import BufferPool
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
+from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_mounts, of_stores
 from keepfs.mount import (
     fuse,
@@ -395,9 +398,7 @@ class _Mount:
     async def _announce(self) -> None:
         """Report ready once a stat of the mount, made in a worker thread, is answered."""
         with trio.fail_after(_READY_TIMEOUT):
-            status = await trio.to_thread.run_sync(
-                os.stat, self._options.mountpoint, abandon_on_cancel=True
-            )
+            status = await run_in_thread(self._options.mountpoint.stat)
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         fuse.allow_background(status.st_dev)
@@ -415,8 +416,8 @@ class _Mount:
             await trio.sleep(_CHECKPOINT_INTERVAL)
             try:
                 # A disk that hangs must not delay the drain.
-                await trio.to_thread.run_sync(self._catalog.checkpoint, abandon_on_cancel=True)
-            except OSError as error:
+                await run_in_thread(self._catalog.checkpoint)
+            except (NoThreadError, OSError) as error:
                 _log.warning("%s", error)
 
     async def _remove_leftovers(self) -> None:
@@ -425,9 +426,7 @@ class _Mount:
         if store is not None and not self._options.read_only:
             count = 0
             for directory in (store, store / DIRECTORY):
-                count += await trio.to_thread.run_sync(
-                    remove_leftovers, directory, abandon_on_cancel=True
-                )
+                count += await run_in_thread(functools.partial(remove_leftovers, directory))
             if count:
                 _log.info("removed %d temporary files of killed writers from %s", count, store)
 

@@ -13,6 +13,7 @@ import trio
 
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Signals:
 
     async def _renew(self) -> None:
         # A token file on a disk that hangs must not delay later signals.
-        await trio.to_thread.run_sync(self._store.renew, abandon_on_cancel=True)
+        await run_in_thread(self._store.renew)
 
     async def _end(self) -> None:
         systemd.notify(stopping(self._drain.timeout))

@@ -10,7 +10,9 @@ import trio
 from keepfs.collections.remote_errors import CollectionError, ForbiddenError, UnauthorizedError
 from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.renewal import Relabelled
+from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.errors import KeepRequestError
+from keepfs.keep.threads import NoThreadError
 from keepfs.retention import losses, rows, signatures
 from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
@@ -39,7 +41,7 @@ _ROUND_KEY = "retention-put"
 _AT_ONCE = 100
 #: Seconds after new signatures or a failure in which further refusals don't request any.
 _FRESH = 1.0
-_FAILURES = (CollectionError, KeepRequestError, CatalogError, OSError)
+_FAILURES = (CollectionError, KeepRequestError, CatalogError, NoThreadError, OSError)
 
 
 class Keeper:
@@ -286,12 +288,12 @@ class Keeper:
     async def _asked(self, ask: Callable[[], _T]) -> _T:
         """Run `ask` in a thread; if the token is refused, read it again and repeat it once."""
         try:
-            return await _in_thread(ask)
+            return await run_in_thread(ask)
         except UnauthorizedError:
-            if not await _in_thread(self._store.renew) and self._store.api_token == self._token:
+            if not await run_in_thread(self._store.renew) and self._store.api_token == self._token:
                 raise
             await self._take_token()
-            return await _in_thread(ask)
+            return await run_in_thread(ask)
 
     # --- collections ------------------------------------------------------------------
 
@@ -343,7 +345,7 @@ class Keeper:
         self._ttl = mirror.ledger.ttl or self._ttl
         await self._take(fresh)
         with_missing = self._is_token_new
-        await _in_thread(lambda: self._rewrite(fresh, with_missing=with_missing))
+        await run_in_thread(lambda: self._rewrite(fresh, with_missing=with_missing))
         if with_missing:
             await self._take(fresh)
         self._is_token_new = False
@@ -361,7 +363,7 @@ class Keeper:
             return
         fresh = await self._asked(mirror.fetch_during_update)
         await self._take(fresh)
-        await _in_thread(lambda: self._rewrite(fresh, with_missing=False))
+        await run_in_thread(lambda: self._rewrite(fresh, with_missing=False))
         self._renewed_at, self._renewed_for = trio.current_time(), self._token
         self._renewals += 1
 
@@ -392,7 +394,7 @@ class Keeper:
 
     async def _find_expired(self) -> None:
         """Record the files with expired signatures as lost."""
-        self._mark_lost(await _in_thread(lambda: losses.expired_files(self._path)))
+        self._mark_lost(await run_in_thread(lambda: losses.expired_files(self._path)))
 
     def _mark_lost(self, reasons: dict[int, str]) -> None:
         before = self._catalog.changes
@@ -422,7 +424,7 @@ class Keeper:
                 trio.from_thread.run(self._use, batch, fresh)
             return losses.first_expiry_after(self._path, now)
 
-        self._earliest = await _in_thread(work)
+        self._earliest = await run_in_thread(work)
         self._is_token_new = self._is_round_wanted = False
         if is_due_by_time:
             before = self._catalog.changes
@@ -438,7 +440,7 @@ class Keeper:
     async def _put_one(self, locator: KeepLocator, number: int | None) -> bool:
         """Store a block with a refused signature again; return whether that succeeded."""
         fresh = signatures.Signatures()
-        fresh.take(await _in_thread(lambda: self._store.put_again(locator, self._copies)))
+        fresh.take(await run_in_thread(lambda: self._store.put_again(locator, self._copies)))
         await self._take(fresh)
         if number is not None:
             content = self._catalog.content(number)
@@ -454,7 +456,3 @@ class Keeper:
             self._earliest = min(self._earliest, expiry)
             if not self._ttl and expiry < float("inf"):
                 self._ttl = max(0.0, float(round(expiry - signatures.wall_clock())))
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    return await trio.to_thread.run_sync(work, abandon_on_cancel=True)

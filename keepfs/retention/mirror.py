@@ -185,7 +185,9 @@ class Mirror:
         now = signatures.wall_clock()
         with open_snapshot(self._catalog) as nodes:
             for node in nodes:
-                if not any(signatures.is_expired(each.locator, now) for each in node.receipts):
+                if not any(
+                    signatures.is_expired(each.locator, now) for each in node.stored.receipts()
+                ):
                     yield node
 
     # --- one collection ---------------------------------------------------------

@@ -23,6 +23,8 @@ _BESIDE = 16 * 1024
 _ESCAPED, _WIDE = bytes(range(33)) + b":\\", bytes(range(127, 256))
 #: Further bytes of a file: the empty block's locator, position and size of a segment.
 _FIXED = 80
+#: What each further segment takes beside the name: position and size, of 20 digits at most.
+_PLACE = 43
 
 
 def most_text(max_request_size: int) -> int:
@@ -33,8 +35,8 @@ def most_text(max_request_size: int) -> int:
 def text_size(node: StoredNode) -> int:
     """Return the most bytes that a node takes in the JSON of a manifest.
 
-    More are possible if a file has the same block several times: each time its name is
-    written again.
+    More are possible if files of one directory have the same blocks in another order: the
+    name is then written once for each change of the order.
     """
     if node.kind not in {stat.S_IFREG, stat.S_IFDIR}:
         return 0
@@ -44,8 +46,14 @@ def text_size(node: StoredNode) -> int:
     escaped = len(path) - len(path.translate(None, _ESCAPED))
     wide = len(path) - len(path.translate(None, _WIDE))
     name = len(path) + 4 * escaped + 2 * wide
-    blocks = sum(len(str(each.locator)) + 1 for each in node.receipts)
-    return 2 * name + blocks + _FIXED
+    blocks = sum(len(str(each.locator)) + 1 for each in node.stored.ranges)
+    # The name is once with each sequence of blocks. A part of a block may begin and end one, and
+    # so may a block that the file has already.
+    digests = [each.locator.md5sum for each in node.stored.ranges]
+    breaks = sum(not each.is_whole for each in node.stored.ranges)
+    breaks += 2 * (len(digests) - len(set(digests)))
+    sequences = min(len(digests), 1 + breaks)
+    return 2 * name + blocks + _FIXED + max(0, sequences - 1) * (name + _PLACE)
 
 
 def part_of(firsts: Sequence[int], number: int) -> int:

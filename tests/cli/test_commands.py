@@ -17,6 +17,7 @@ import pytest
 
 from keepfs.cli import clients
 from keepfs.fs.upload import unsaved
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.unsaved import About, Piece
 from keepfs.keep import KeepLocator, Receipt
 from keepfs.keep.local import LocalStore
@@ -574,8 +575,9 @@ def record(over: Shell, stores: list[KeepstoreControls], tmp_path: Path) -> tupl
     """The words that export a file of two pieces: one is in the record, the other in a store."""
     locator = KeepLocator(over.run("put", "-", sent=b"in a store").stdout.decode().split()[0])
     receipt = Receipt(locator, 1, (stores[0].url,))
-    pieces = [Piece(100_000, staged=b"x" * 100_000), Piece(10, receipt)]
-    spilled = unsaved.spill(tmp_path / "state", About("file", 100_010, mtime_ns=10**18), pieces)
+    stored = StoredBytes([StoredRange(receipt, 0, 10), StoredRange(receipt, 3, 2)])
+    pieces = [Piece(100_000, staged=b"x" * 100_000), Piece(14, stored)]
+    spilled = unsaved.spill(tmp_path / "state", About("file", 100_014, mtime_ns=10**18), pieces)
     (tmp_path / "mountpoint").mkdir()
     return ("unsaved", "export", str(tmp_path / "mountpoint"), spilled.name, str(tmp_path / "out"),
             "--state-dir", str(tmp_path / "state"))  # fmt: skip
@@ -587,7 +589,7 @@ def test_an_export_has_its_name_when_it_is_whole(
     done = over.run(*record)
 
     assert done.stderr == b""
-    assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a store"
+    assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a storea \0\0"
     assert (tmp_path / "out").stat().st_mtime_ns == 10**18
     assert list(tmp_path.glob(".out.*.part")) == []
 
@@ -620,7 +622,7 @@ def test_an_export_that_is_killed_leaves_nothing_under_its_name(
     for store in stores:
         store.heal()
     over.run(*record)  # what a killed one left doesn't keep another from it
-    assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a store"
+    assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a storea \0\0"
     assert list(tmp_path.glob(".out.*.part")) == left
 
 

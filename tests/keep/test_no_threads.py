@@ -39,11 +39,13 @@ def client(stores: list[KeepstoreControls]) -> Iterator[KeepClient]:
 
 
 @contextlib.contextmanager
-def no_threads() -> Iterator[None]:
+def no_threads(
+    reason: Exception = RuntimeError("can't start new thread"),  # noqa: B008 - raised only
+) -> Iterator[None]:
     """Let no thread be started meanwhile."""
 
     def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise reason
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.keep import Cause, KeepBlockCache, KeepClient, KeepLocator, KeepReadError
-from keepfs.keep.background import Background, BusyError
+from keepfs.keep.background import Background
+from keepfs.keep.threads import BusyError
 from tests.fakes.threads import wait_until
 from tests.keep.clusters import Cluster
 from tests.keepstore import Fault, Stage

@@ -20,6 +20,7 @@ import pytest
 from keepfs.fs.nodes import Metadata
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.failed_journal import FailedJournal
+from keepfs.fs.upload.stored import NOTHING
 from keepfs.fs.upload.unsaved import About
 from keepfs.mount import fuse, mountpoint
 from keepfs.mount.control_requests import ControlConnection, ControlError
@@ -247,7 +248,7 @@ def test_catalogs(shell: Shell, tmp_path: Path) -> str:
     catalog = Catalog(path, "local:/one")
     with catalog.change():
         catalog.add_root(Metadata(0o40755, 0, 0, 0))
-        catalog.add_file(ROOT, "file", Metadata(0o100644, 0, 0, 0), [])
+        catalog.add_file(ROOT, "file", Metadata(0o100644, 0, 0, 0), NOTHING)
     catalog.close()
     with pytest.raises(CatalogError) as caught:
         Catalog(path, "local:/other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import socket
 import sqlite3
@@ -17,8 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from keepfs.collections.builder import ManifestBuilder
 from keepfs.collections.local_collections import LocalCollections
+from keepfs.collections.manifest import Range
 from keepfs.collections.parsing import parse
+from keepfs.keep import LocalStore
+from keepfs.keep.locator import EMPTY_BLOCK
 from keepfs.mount import runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
 from tests.keepstore import (
@@ -30,6 +35,7 @@ from tests.keepstore import (
     ServiceEntry,
 )
 from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs
+from tests.mounted.packing import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -547,7 +553,7 @@ def test_arv_ls_and_arv_get_read_what_was_committed(
 
 
 def test_files_stored_by_arv_put_are_in_collections(
-    cluster: tuple[KeepfsMount, ApiControls], tmp_path: Path
+    cluster: tuple[KeepfsMount, ApiControls], stores: list[KeepstoreControls], tmp_path: Path
 ) -> None:
     mount, _ = cluster
     source = tmp_path / "source"
@@ -557,9 +563,16 @@ def test_files_stored_by_arv_put_are_in_collections(
     (source / "sub" / "deep" / "a b").write_bytes(b"odd")
 
     uuid = run_sdk("arv-put", "--no-progress", "--no-resume", f"{source}/").strip()
+    for store in stores:
+        store.clear_log()
+    run(mount, "import", uuid, mount.upload / "it")
+    _, again = commit(mount, mount.upload / "it", "--name", "again")
+    assert [entry for store in stores for entry in store.log()] == []
 
+    assert differences(source, mount.upload / "it") == ""
     assert differences(source, mount.path / "collections" / uuid) == ""
     name = os.getxattr(mount.path / "collections" / uuid, "user.keep.pdh").decode()
+    assert name == again
     assert differences(source, mount.path / "collections" / name) == ""
 
 
@@ -597,7 +610,7 @@ def test_import_of_whole_blocks_moves_no_data(
     done = keepfs("import", uuid, mount.upload / "again", env=mount.environment)
 
     assert (done.returncode, os.fsdecode(done.stdout)) == (0, f"{name}\t{mount.upload}/again\n")
-    assert b"files imported; 0 of them (0 bytes)" in done.stderr
+    assert done.stderr == b"keepfs: 19 files imported\n"
     assert [entry.method for store in stores for entry in store.log()] == []
     assert os.getxattr(mount.upload / "again" / "a b", "user.keep.copies") == b"unknown"
     listed = [json.loads(it) for it in run(mount, "uploads", "--json", mount.path).splitlines()]
@@ -630,13 +643,198 @@ def test_a_collection_of_the_sdk_is_imported_changed_and_committed_again(
     done = keepfs("import", uuid, mount.upload / "it", env=mount.environment)
 
     assert done.returncode == 0, done.stderr
-    assert b"are parts of blocks, and were stored anew" in done.stderr
+    assert b"stored anew" not in done.stderr
     assert differences(tmp_path / "source", mount.upload / "it") == ""
     (mount.upload / "it" / "sub" / "new").write_bytes(b"new")
     (mount.upload / "it" / "a b").unlink()
     assert commit(mount, mount.upload / "it", "--update", uuid)[0] == uuid
     read_with_sdk(client, uuid, tmp_path / "back")
     assert differences(mount.upload / "it", tmp_path / "back") == ""
+
+
+def make_packed(client: SdkClient, source: Path, count: int) -> tuple[str, str]:
+    """Make files in folders, and a collection with them in one block; return uuid and hash."""
+    written = sdk.Collection(api_client=client)
+    for number in range(count):
+        folder = source / f"d{number % 30}"
+        folder.mkdir(parents=True, exist_ok=True)
+        name, content = f"{ODD[number % len(ODD)]}{number}", f"{number}".encode() * (number % 9)
+        (folder / name).write_bytes(content)
+        file = written.open(f"d{number % 30}/{name}", "wb")
+        file.write(content)
+        file.close(flush=False)  # so that the SDK packs it with others
+    written.save_new(name="packed")
+    found = written.manifest_locator(), written.portable_data_hash()
+    written.stop_threads()
+    return found
+
+
+def test_import_of_thousands_of_packed_files_moves_no_data_and_survives_a_kill(
+    cluster: tuple[KeepfsMount, ApiControls],
+    client: SdkClient,
+    stores: list[KeepstoreControls],
+    tmp_path: Path,
+) -> None:
+    mount, _ = cluster
+    uuid, name = make_packed(client, tmp_path / "source", 3000)
+    for store in stores:
+        store.clear_log()
+
+    done = keepfs("import", uuid, mount.upload / "it", env=mount.environment)
+    requests = [entry.method for store in stores for entry in store.log()]
+    mount.kill()
+    mount.mount()
+
+    assert done.stderr == b"keepfs: 3000 files imported\n"
+    assert commit(mount, mount.upload / "it", "--name", "again")[1] == name
+    requests += [
+        entry.method for store in stores for each in ("GET", "PUT") for entry in store.log(each)
+    ]
+    assert requests == []
+    assert differences(tmp_path / "source", mount.upload / "it") == ""
+    read = [entry for store in stores for entry in store.log("GET")]
+    assert len(read) == 1  # the one block, out of which all files are read
+    assert [entry for store in stores for entry in store.log("PUT")] == []
+
+
+def test_a_change_of_a_packed_file_leaves_the_others_in_their_blocks(
+    cluster: tuple[KeepfsMount, ApiControls],
+    client: SdkClient,
+    stores: list[KeepstoreControls],
+    tmp_path: Path,
+) -> None:
+    mount, _ = cluster
+    uuid, name = make_packed(client, tmp_path / "source", 600)
+    run(mount, "import", uuid, mount.upload / "it")
+    old = parse(run(mount, "manifest", "--strip", mount.upload / "it"))
+    changed = [path for path in (it.path for it in old.files()) if path.endswith("44")][:3]
+    for store in stores:
+        store.clear_log()
+
+    for path, change in zip(changed, ("middle", "append", "truncate"), strict=True):
+        for top in (mount.upload / "it", tmp_path / "source"):
+            with (top / path).open("r+b") as file:
+                file.seek(1 if change == "middle" else 0, os.SEEK_SET)
+                if change == "append":
+                    file.seek(0, os.SEEK_END)
+                if change == "truncate":
+                    file.truncate(2)
+                else:
+                    file.write(b"!")
+    puts = [entry for store in stores for entry in store.log("PUT")]
+    new = parse(run(mount, "manifest", "--strip", mount.upload / "it"))
+
+    assert old.portable_data_hash() == name
+    assert len(puts) == 3 * 2
+    for before, after in zip(old.files(), new.files(), strict=True):
+        assert before.path == after.path
+        assert (list(before.ranges()) == list(after.ranges())) is (before.path not in changed)
+    assert commit(mount, mount.upload / "it", "--update", uuid)[0] == uuid
+    read_with_sdk(client, uuid, tmp_path / "back")
+    assert differences(tmp_path / "source", tmp_path / "back") == ""
+    assert differences(tmp_path / "source", mount.upload / "it") == ""
+
+
+def test_a_packed_file_has_the_locators_of_its_blocks_as_in_collections(
+    cluster: tuple[KeepfsMount, ApiControls], client: SdkClient, tmp_path: Path
+) -> None:
+    mount, _ = cluster
+    uuid, _ = make_packed(client, tmp_path / "source", 90)
+    run(mount, "import", uuid, mount.upload / "it")
+    path = f"d17/{ODD[17 % len(ODD)]}17"
+    file, same = mount.upload / "it" / path, mount.path / "collections" / uuid / path
+
+    assert mount.locator(file).split("+A")[0] == mount.locator(same).split("+A")[0]
+    assert os.listdir(mount.by_id) == [str(EMPTY_BLOCK)]  # of the empty files
+    run(mount, "locate", "--output", tmp_path / "list", file)
+    run(mount, "locate", "--manifest", "--output", tmp_path / "text", file)
+    assert (tmp_path / "list").read_text() == f"{mount.locator(file)}\n"
+    [found] = parse((tmp_path / "text").read_bytes()).files()
+    [part] = found.ranges()
+    block = (mount.by_id / part.locator).read_bytes()
+    content = (tmp_path / "source" / path).read_bytes()
+    assert part.offset > 0
+    assert block[part.offset : part.offset + part.length] == content
+    [listed] = [
+        it
+        for it in map(json.loads, run(mount, "uploads", "--json", mount.path).splitlines())
+        if it["path"] == f"it/{path}"
+    ]
+    assert (listed["size"], listed["locators"]) == (len(content), [mount.locator(file)])
+
+
+def test_all_files_of_a_packed_block_are_lost_with_it(
+    cluster: tuple[KeepfsMount, ApiControls],
+    client: SdkClient,
+    stores: list[KeepstoreControls],
+    tmp_path: Path,
+) -> None:
+    mount, _ = cluster
+    uuid, _ = make_packed(client, tmp_path / "source", 9)
+    run(mount, "import", uuid, mount.upload / "it")
+    file = mount.upload / "it" / "d4" / f"{ODD[4]}4"
+    digest = mount.locator(file)[:32]
+    for store in stores:
+        store.remove_block(digest)
+
+    done = keepfs("uploads", "--lost", "--json", mount.path, env=mount.environment)
+
+    lost = [json.loads(it)["path"] for it in done.stdout.splitlines()]
+    assert (done.returncode, len(lost)) == (1, 8)  # the first of the nine is empty
+    with pytest.raises(OSError, match="Input/output error"):
+        file.read_bytes()
+    with pytest.raises(OSError, match="Input/output error"), file.open("r+b") as changed:
+        changed.write(b"!")
+    assert os.getxattr(file, "user.keep.state") == b"lost"
+
+
+def test_files_over_several_blocks_are_changed_as_on_a_local_disk(
+    mount: KeepfsMount, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    chosen = random.Random(14)  # noqa: S311 - no secret
+    for number in range(40):
+        (source / f"{number}").write_bytes(chosen.randbytes(chosen.randrange(30_000)))
+    store = LocalStore(mount.store)
+    manifest = packed(source, lambda block: str(store.put(block).locator), 10_007)
+    name = LocalCollections(mount.store).put(manifest).portable_data_hash
+
+    run(mount, "import", name, mount.upload / "it")
+    assert differences(source, mount.upload / "it") == ""
+    for _ in range(100):
+        number, offset = chosen.randrange(40), chosen.randrange(35_000)
+        content = chosen.randbytes(chosen.choice([0, 1, 5000]))
+        for top in (source, mount.upload / "it"):
+            with (top / f"{number}").open("r+b") as file:
+                if content:
+                    file.seek(offset)
+                    file.write(content)
+                else:
+                    file.truncate(offset)
+
+    assert differences(source, mount.upload / "it") == ""
+    mount.kill()
+    mount.mount()
+    assert differences(source, mount.upload / "it") == ""
+    _, again = commit(mount, mount.upload / "it")
+    assert differences(source, mount.path / "collections" / again) == ""
+
+
+def test_a_file_in_too_many_pieces_is_stored_anew(mount: KeepfsMount) -> None:
+    (mount.upload / "block").write_bytes(b"b-a")
+    builder = ManifestBuilder()
+    locator = mount.locator(mount.upload / "block")
+    builder.add_file("scattered", [(locator, 2 - n % 2 * 2, 1) for n in range(65537)])
+    builder.add_file("part", [(locator, 2, 1)])
+    name = LocalCollections(mount.store).put(builder.build()).portable_data_hash
+
+    done = keepfs("import", name, mount.upload / "it", env=mount.environment)
+
+    said = "2 files imported; 1 of them (65537 bytes), of too many pieces, were stored anew"
+    assert done.stderr.decode() == f"keepfs: {said}\n"
+    assert (mount.upload / "it" / "scattered").read_bytes() == b"ab" * 32768 + b"a"
+    assert (mount.upload / "it" / "part").read_bytes() == b"a"
 
 
 def test_import_refuses_wrong_sources_and_targets(
@@ -680,23 +878,26 @@ def test_invalid_control_requests_change_nothing(
     block = "9dd4e461268c8034f5c8564e155c67a6"
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    for directory, name, locators, why in (
-        ("", "file", [f"{block}+1"], "File exists"),
-        ("none", "new", [f"{block}+1"], "No such file"),
-        ("file", "new", [f"{block}+1"], "Not a directory"),
-        ("", "a/b", [f"{block}+1"], "is no name"),
-        ("", "new", [], "all blocks but the last must be full"),
-        ("", "new", [block], "all blocks but the last must be full"),
-        ("", "new", [f"{block}+1", f"{block}+1"], "all blocks but the last must be full"),
-        ("", "new", ["x"], "x"),
-        ("", "n" * 256, [f"{block}+1"], "File name too long"),
+    good = Range(f"{block}+1", 0, 1)
+    for directory, name, ranges, why in (
+        ("", "file", [good], "File exists"),
+        ("none", "new", [good], "No such file"),
+        ("file", "new", [good], "Not a directory"),
+        ("", "a/b", [good], "is no name"),
+        ("", "new", [Range(block, 0, 1)], "has no size"),
+        ("", "new", [good, Range(f"{block}+1", 1, 1)], "a length is 1, not from 0 to 0"),
+        ("", "new", [Range(f"{block}+1", 2, 0)], "an offset is 2, not from 0 to 1"),
+        ("", "new", [Range(f"{block}+67108865", 0, 1)], "has no size of a block"),
+        ("", "new", [good] * 65537, "'new': it is too long"),
+        ("", "new", [Range("x", 0, 1)], "x"),
+        ("", "n" * 256, [good], "File name too long"),
     ):
         with (
             ControlConnection(path) as connection,
             pytest.raises(ControlError, match=re.escape(why)),
         ):
-            connection.add_files(
-                directory, [("good", 0o644, 0, [f"{block}+1"]), (name, 0o644, 0, locators)]
+            connection.add_stored(
+                directory, [("good", 0o644, 0, [good]), (name, 0o644, 0, ranges)]
             )
     assert os.listdir(mount.upload) == ["file"]
 

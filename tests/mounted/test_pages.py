@@ -44,9 +44,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
     made.mkdir()
     yield made
     mountpoints = [
-        Path(line.split()[4])
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if line.split()[4].startswith(f"{made}/")
+        Path(os.fsdecode(line.split()[4]))
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines()
+        if line.split()[4].startswith(b"%b/" % bytes(made))
     ]
     for path in mountpoints:
         subprocess.run(

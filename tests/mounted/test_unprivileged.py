@@ -85,8 +85,8 @@ def _device_open_to_users() -> Iterator[None]:
 def of_user(tmp_path: Path) -> Iterator[KeepfsMount]:
     """A mount of the user's, in a directory of the user's that others can enter."""
     it = KeepfsMount(tmp_path)
-    for parent in [tmp_path, *list(tmp_path.parents)[:2]]:
-        if not parent.stat().st_mode & stat.S_ISVTX:  # /tmp itself, with --basetemp
+    for parent in (tmp_path, *list(tmp_path.parents)[:3]):  # pytest's own
+        if not parent.stat().st_mode & stat.S_IXOTH:
             parent.chmod(0o755)
     os.chown(tmp_path, USER, USER)
     it.path.mkdir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ from keepfs.collections.remote_errors import (
 )
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.api import ApiClient
@@ -53,7 +56,17 @@ class Mounted:
         locator = self._store.store_block(content, token=token)
         receipt = Receipt(KeepLocator(locator), 2, ())
         with self.catalog.change():
-            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), [receipt])
+            stored = StoredBytes.of_blocks([receipt])
+            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), stored)
+
+    def add_ranges(self, name: str, ranges: list[tuple[KeepLocator, int, int]]) -> None:
+        """Add a file of parts of blocks."""
+        stored = StoredBytes(
+            StoredRange(Receipt(locator, 0, ()), begin, length)
+            for locator, begin, length in ranges
+        )
+        with self.catalog.change():
+            self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), stored)
 
     def mirror(self, name: str = "kept", retries: int = 0) -> Mirror:
         """Make one as a mount does at its start."""
@@ -355,3 +368,23 @@ def test_a_lost_record_of_a_collection_is_found_by_its_property(
 
     assert [each["uuid"] for each in api.collections()] == [made.uuid]
     assert dataclasses.replace(mirror.ledger.parts[0], hash="").uuid == made.uuid
+
+
+def test_files_in_one_block_and_a_block_with_two_signatures_are_kept_as_they_are(
+    mounted: Mounted, api: ApiControls, store: KeepstoreControls
+) -> None:
+    mirror = mounted.mirror()
+    locator = KeepLocator(store.store_block(b"one-two"))
+    mounted.add_ranges("one", [(locator, 0, 3)])
+    mounted.add_ranges("two", [(locator, 4, 3), (locator, 0, 1)])
+    mirror.update()
+    time.sleep(1.1)  # signatures count seconds
+    mounted.add_ranges("all", [(KeepLocator(store.store_block(b"one-two")), 0, 7)])
+
+    assert mirror.update()
+    assert not mirror.update()
+
+    [kept] = api.collections()  # it is recognized: its hash is as was expected
+    assert re.sub(r"\+A[0-9a-f@]+", "", kept["manifest_text"]) == (
+        f". {locator.stripped()} 0:7:all 0:3:one 4:3:two 0:1:two\n"
+    )

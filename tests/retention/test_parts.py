@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.snapshot import StoredNode, manifest_of
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
 from keepfs.retention.parts import cut, default_name, most_text, numbered, part_of, text_size
@@ -60,12 +61,24 @@ def test_no_part_is_too_large_and_none_is_cut_twice(sizes: dict[int, int], limit
         max_size=4,
     ),
     st.integers(0, 3),
+    st.lists(st.integers(0, 2), max_size=9),
+    st.lists(st.integers(0, 3), max_size=12),
 )
-def test_a_file_takes_no_more_than_was_estimated(names: list[str], blocks: int) -> None:
+def test_a_file_takes_no_more_than_was_estimated(
+    names: list[str], blocks: int, parts: list[int], others: list[int]
+) -> None:
     if any(name in {".", ".."} for name in names):
         return
     receipt = Receipt(KeepLocator(SIGNED), 2, ())
-    file = StoredNode("/".join(names), 2, Metadata(file_mode(0o644), 0, 0, 0), (receipt,) * blocks)
+    size = receipt.locator.size or 0
+    whole = StoredRange(receipt, 0, size)
+    # From the last to the first, they can't be joined.
+    ranges = [whole] * blocks + [StoredRange(receipt, n, 1) for n in parts]
+    for each in others:  # of blocks that occur several times
+        other = Receipt(KeepLocator(f"{each}{SIGNED[1:]}"), 2, ())
+        ranges.append(StoredRange(other, 0, size))
+    stored = StoredBytes(ranges)
+    file = StoredNode("/".join(names), 2, Metadata(file_mode(0o644), 0, 0, 0), stored)
     folders = [
         StoredNode("/".join(path), 3, Metadata(directory_mode(0o755), 0, 0, 0))
         for path in itertools.accumulate([name] for name in names[:-1])

@@ -8,6 +8,8 @@ import pytest
 
 from keepfs.fs.nodes import Metadata, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.entries import stored_of
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep import KeepClient
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
@@ -33,12 +35,11 @@ class Again:
         self.rows = PutAgain(self, self.path, 1, self.lost.__setitem__)
         self.stops_after = 1000
 
-    def add(self, name: str, locator: str) -> int:
-        receipt = Receipt(KeepLocator(locator), 1, ())
+    def add(self, name: str, locator: str, begin: int = 0, length: int = 3) -> int:
+        """Add a file with some bytes of a block."""
+        stored = StoredBytes([StoredRange(Receipt(KeepLocator(locator), 1, ()), begin, length)])
         with self.catalog.change():
-            return self.catalog.add_file(
-                ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), [receipt]
-            )
+            return self.catalog.add_file(ROOT, name, Metadata(file_mode(0o644), 0, 0, 0), stored)
 
     def put_again(self, locator: KeepLocator, copies: int) -> KeepLocator:
         self.asked.append(str(locator))
@@ -62,13 +63,16 @@ def again(tmp_path: Path) -> Iterator[Again]:
 
 def test_a_block_of_several_files_is_stored_once_and_all_their_rows_change(again: Again) -> None:
     block = again.client.put(b"foo", 1)
-    numbers = [again.add(name, block + OLD) for name in ("a", "b")]
+    numbers = [again.add("a", block + OLD), again.add("b", block + OLD, 1, 2)]
 
     rewrites = again.round()
 
     assert again.asked == [block + OLD]
     assert [number for number, *_ in rewrites] == numbers
     assert all(NEW.encode() in new for *_, new in rewrites)
+    assert [
+        stored_of(new, size=size).size for (*_, new), size in zip(rewrites, (3, 2), strict=True)
+    ] == [3, 2]
     assert not again.lost
 
 

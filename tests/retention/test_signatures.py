@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from keepfs.fs.upload.entries import receipts_as_text, receipts_of
+from keepfs.fs.upload.entries import stored_as_text, stored_of
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
 from keepfs.retention.signatures import Signatures, first_expiry, is_expired, locators_of_row
@@ -24,16 +25,17 @@ def test_a_manifest_gives_the_locators_of_its_blocks_and_nothing_of_its_names() 
 def test_rows_have_the_new_locators_and_nothing_else_changes() -> None:
     service = f"http://{FOO}{OLD}/"
     hole = Receipt(KeepLocator(FOO + OLD), 2, (service,))
-    old = receipts_as_text([hole, hole, Receipt(KeepLocator(BAR + OLD), 1, ())])
+    old = stored_as_text(
+        StoredBytes.of_blocks([hole, hole, Receipt(KeepLocator(BAR + OLD), 1, ())])
+    )
     found = Signatures()
     found.take(KeepLocator(FOO + NEW))
 
-    new = receipts_of(found.rewritten(old), size=9)
+    new = stored_of(found.rewritten(old), size=9).ranges
 
-    assert new[0] is not None
     assert [str(each.locator) for each in new] == [FOO + NEW, FOO + NEW, BAR + OLD]
-    assert new[0].services == (service,)
-    assert new[0].copies == 2
+    assert new[0].receipt.services == (service,)
+    assert new[0].receipt.copies == 2
     assert locators_of_row(old) == [(FOO + OLD).encode(), (BAR + OLD).encode()]
     assert first_expiry([old]) == 0x10
     assert first_expiry([b"[]"]) == float("inf")

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import requests
+
+from keepfs.collections.builder import ManifestBuilder
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -28,7 +31,7 @@ from tests.keepstore import (
     ServiceEntry,
     Settings,
 )
-from tests.mounted.mounts import KeepfsMount
+from tests.mounted.mounts import KeepfsMount, keepfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +95,35 @@ def expiring_cluster(base: Path, ttl: float, stores: int = 2) -> Iterator[Expiri
         yield ExpiringCluster(api, services, collector, ttl, Path(authority.bundle))
 
 
+def import_packed(cluster: ExpiringCluster, mount: KeepfsMount, count: int) -> dict[str, bytes]:
+    """Import a collection of files that share one block, and trash it.
+
+    Returns:
+        The bytes of each file, by its path in upload/.
+    """
+    parts = [os.urandom(1000 + number) for number in range(count)]
+    locators = [store.store_block(b"".join(parts)) for store in cluster.stores]
+    builder, offset = ManifestBuilder(), 0
+    for number, part in enumerate(parts):
+        builder.add_file(f"{number}", [(locators[0], offset, len(part))])
+        offset += len(part)
+    url = f"https://{cluster.api.host}/arvados/v1/collections"
+    headers = {"Authorization": f"Bearer {TEST_TOKEN}"}
+    body = {"collection": {"name": "packed", "manifest_text": builder.build().text()}}
+    with requests.Session() as session:
+        session.trust_env, session.verify = False, str(cluster.bundle)
+        made = session.post(url, json=body, headers=headers, timeout=60)
+        made.raise_for_status()
+        uuid = made.json()["uuid"]
+        done = keepfs(
+            *("import", "--token-file", mount.base / "token", uuid, mount.upload / "packed"),
+            env=mount.environment,
+        )
+        assert done.returncode == 0, done.stderr
+        session.delete(f"{url}/{uuid}", headers=headers, timeout=60).raise_for_status()
+    return {f"packed/{number}": part for number, part in enumerate(parts)}
+
+
 def evict(path: Path) -> None:
     """Have the kernel forget the pages of a file, so that a read asks the mount."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -102,7 +134,7 @@ def evict(path: Path) -> None:
 
 
 def soak(base: Path, mode: str, ttls: float, ttl: float, files: int = 20) -> int:
-    """Write files, and read all of them until `ttls` times the TTL have passed.
+    """Write and import files, and read all of them until `ttls` times the TTL have passed.
 
     The token is replaced after half the time, and the old one is refused from then on.
 
@@ -119,6 +151,7 @@ def soak(base: Path, mode: str, ttls: float, ttl: float, files: int = 20) -> int
         try:
             mount.mount()
             contents: dict[str, bytes] = {}
+            packed = import_packed(cluster, mount, 3)
             begun = time.monotonic()
             is_replaced = False
             held = None
@@ -134,7 +167,7 @@ def soak(base: Path, mode: str, ttls: float, ttl: float, files: int = 20) -> int
                     if mode == "put":  # nothing asks the API server, which refuses the old one
                         os.kill(mount.pid(), signal.SIGHUP)
                     is_replaced = True
-                for name, content in contents.items():
+                for name, content in {**contents, **packed}.items():
                     evict(mount.upload / name)
                     assert (mount.upload / name).read_bytes() == content, name
                     reads += 1

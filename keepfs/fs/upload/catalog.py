@@ -1,4 +1,4 @@
-"""The catalog of upload/: names, modes, times and locators, in a database that outlives the mount.
+"""The catalog of upload/: names, modes, times and ranges of blocks, in a lasting database.
 
 Every change is one transaction, committed before the call returns: a crash of
 keepfs leaves the old version or the new one. A commit goes to the operating
@@ -30,20 +30,20 @@ from keepfs.fs.upload.entries import (
     damage_of,
     damaged_entry,
     entry_of,
-    receipts_as_text,
-    receipts_of,
+    stored_as_text,
+    stored_of,
     values_of,
 )
 from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.sqlite_errors import as_os_errors, reason
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from keepfs.fs.nodes import Metadata
-    from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
 
@@ -183,19 +183,19 @@ class Catalog:
         row = self._one("SELECT mode, gid FROM entries WHERE number = ?", number)
         return None if row is None else tuple(row)
 
-    def receipts(self, number: int) -> tuple[Receipt, ...]:
-        """Return the receipts of a file's blocks; none if there is no such entry.
+    def version(self, number: int) -> StoredBytes:
+        """Return where the bytes of a file are; nothing if there is no such entry.
 
         Raises:
             OSError: EIO, the entry is damaged.
         """
         row = self._one(f"SELECT {COLUMNS}, content FROM entries WHERE number = ?", number)  # noqa: S608
         if row is None:
-            return ()
+            return NOTHING
         damage = damage_of(row[:-1])
         if not damage:
             try:
-                return receipts_of(row[-1], size=row[8])
+                return stored_of(row[-1], size=row[8])
             except ValueError as error:
                 damage = str(error)
         self._report(number, row[1], damage)
@@ -262,21 +262,17 @@ class Catalog:
             (ROOT, *values_of(metadata)),
         )
 
-    def add_file(
-        self, parent: int, name: str, metadata: Metadata, receipts: Sequence[Receipt]
-    ) -> int:
+    def add_file(self, parent: int, name: str, metadata: Metadata, stored: StoredBytes) -> int:
         """Add a stored file, in place of an entry with this name; return its number."""
-        size = sum(receipt.locator.size or 0 for receipt in receipts)
-        number = self.add(parent, name, metadata, size, receipts_as_text(receipts))
+        number = self.add(parent, name, metadata, stored.size, stored_as_text(stored))
         self.on_version(number)
         return number
 
-    def set_version(self, number: int, metadata: Metadata, receipts: Sequence[Receipt]) -> None:
+    def set_version(self, number: int, metadata: Metadata, stored: StoredBytes) -> None:
         """Record a file's new version."""
-        size = sum(receipt.locator.size or 0 for receipt in receipts)
         self._database.execute(
             "UPDATE entries SET size = ?, content = ? WHERE number = ?",
-            (size, receipts_as_text(receipts), number),
+            (stored.size, stored_as_text(stored), number),
         )
         self.set_metadata(number, metadata)
         self._database.execute("DELETE FROM lost WHERE number = ?", (number,))

@@ -31,7 +31,6 @@ from keepfs.fs.upload.catalog import ROOT
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.place import Place
 from keepfs.fs.upload.symlink import UploadSymlink
-from keepfs.fs.upload.version import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.failed import FailedFiles
     from keepfs.fs.upload.place import OnStored
     from keepfs.fs.upload.staging import Staging
-    from keepfs.keep.store import Receipt
+    from keepfs.fs.upload.stored import StoredBytes
 
 _NodeT = TypeVar("_NodeT", bound="UploadNode")
 
@@ -172,12 +171,12 @@ class UploadDirectory(DirectoryNode):
         file = UploadFile(self._owned(metadata), self._staging, self.on_stored)
         return self._add(name, file)
 
-    def add_stored(self, files: Mapping[str, tuple[Metadata, Sequence[Receipt]]]) -> None:
-        """Add files whose blocks are stored already: all of them, or none.
+    def add_stored(self, files: Mapping[str, tuple[Metadata, StoredBytes]]) -> None:
+        """Add files whose bytes are stored already: all of them, or none.
 
         Args:
             files: By name: the metadata, whose owner and group are set to this directory's,
-                and the receipts of the blocks; all blocks but the last are full.
+                and where the bytes are.
 
         Raises:
             RefusedError: EEXIST, ENAMETOOLONG, or ENOENT if this directory was removed.
@@ -191,10 +190,10 @@ class UploadDirectory(DirectoryNode):
                 raise RefusedError(errno.EEXIST)
             metadata.uid, metadata.gid = self.metadata.uid, self.metadata.gid
         with self._recording():
-            for name, (metadata, receipts) in files.items():
-                self.catalog.add_file(self._number, name, metadata, receipts)
-        for metadata, receipts in files.values():
-            for receipt in distinct(receipts):
+            for name, (metadata, stored) in files.items():
+                self.catalog.add_file(self._number, name, metadata, stored)
+        for metadata, stored in files.values():
+            for receipt in stored.whole_blocks():
                 self.on_stored(receipt, metadata)
 
     def mkdir(self, name: str, metadata: Metadata) -> DirectoryNode:
@@ -396,7 +395,7 @@ UploadNode = UploadDirectory | UploadFile | UploadSymlink
 
 
 def _prepare_to_forget(node: UploadNode) -> None:
-    """Load a file's receipts before its entry is removed from the catalog: it may be open."""
+    """Load a file's version before its entry is removed from the catalog: it may be open."""
     if isinstance(node, UploadFile):
         with contextlib.suppress(OSError):  # the blocks of a damaged entry are unknown
             node.load()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.keep.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -175,9 +176,7 @@ class Drain:
         with trio.move_on_after(_CLOSING):
             try:
                 await self._blocks.run_alone(self._close_client)
-            except (
-                RuntimeError
-            ) as error:  # no thread: it only shuts sockets, but may wait for some
+            except NoThreadError as error:  # closing here could block: it waits for sockets
                 _log.warning("can't close the client: %s", error)
 
     async def finish(self) -> tuple[int, list[UploadFile]]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keepfs.fs.nodes import Metadata, file_mode
-from keepfs.keep.locator import KeepLocator
-from keepfs.keep.store import Receipt
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from keepfs.fs.upload.stored import StoredBytes, as_rows, from_rows
 
 #: The columns of a row, for SELECT.
 COLUMNS = (
     "number, name, mode, uid, gid, atime_ns, mtime_ns, ctime_ns, size, typeof(content) = 'blob'"
 )
-#: Most blocks of a file.
-_MOST_BLOCKS = 65536
 #: The size of a damaged entry without a valid size, in bytes. Not 0: the kernel would answer a
 #: read of an empty file itself, without the error.
 _SOME_SIZE = 1
@@ -99,50 +92,28 @@ def values_of(metadata: Metadata) -> tuple[int, ...]:
     )
 
 
-def receipts_as_text(receipts: Sequence[Receipt]) -> bytes:
-    """Encode receipts for a row; a fourth value is the length of a run of equal receipts."""
-    rows = []
-    for _, run in itertools.groupby(receipts, id):  # a sparse file has one object for all holes
-        first, *others = run
-        row = [str(first.locator), first.copies, first.services]
-        rows.append([*row, 1 + len(others)] if others else row)
-    return json.dumps(rows).encode()
+def stored_as_text(stored: StoredBytes) -> bytes:
+    """Encode where a file's bytes are, for a row."""
+    return json.dumps(as_rows(stored)).encode()
 
 
-def receipts_of(text: bytes, *, size: int) -> tuple[Receipt, ...]:
-    """Decode the receipts of a file's blocks.
+def stored_of(text: bytes, *, size: int) -> StoredBytes:
+    """Decode where a file's bytes are.
 
     Args:
-        text: The receipts as encoded in a row.
+        text: The bytes' ranges as encoded in a row.
         size: The size of the file, in bytes.
 
     Raises:
         ValueError: They are damaged.
     """
     try:
-        runs = (
-            itertools.repeat(
-                Receipt(KeepLocator(locator), copies, tuple(services)), _count_of(*counts)
-            )
-            for locator, copies, services, *counts in json.loads(text)
-        )
-        receipts = tuple(itertools.islice(itertools.chain.from_iterable(runs), _MOST_BLOCKS))
+        stored = from_rows(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"its blocks can't be read: {error}") from error
-    if sum(it.locator.size or 0 for it in receipts) != size:
+    if stored.size != size:
         raise ValueError("its blocks have another size than the file")
-    return receipts
-
-
-def _count_of(count: object = 1) -> int:
-    """Check and return the length of a run of equal receipts.
-
-    Raises:
-        ValueError: It isn't from 1 to 65,536.
-    """
-    if not isinstance(count, int) or not 1 <= count <= _MOST_BLOCKS:
-        raise ValueError(f"a block is repeated {count!r} times")
-    return count
+    return stored
 
 
 def _is_number(value: object) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,8 +23,9 @@ from keepfs.fs.upload.content import Content
 from keepfs.fs.upload.passage import Passage, PassageEvent
 from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staged import zeros
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.fs.upload.storing import State, StoringFile
-from keepfs.fs.upload.version import distinct, is_whole, name_of, xattrs_of
+from keepfs.fs.upload.version import identity_of, xattrs_of
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
     from keepfs.fs.upload.place import OnStored, Place, Spilled
     from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
+    from keepfs.fs.upload.stored import StoredRange
     from keepfs.fs.upload.unsaved import Piece
-    from keepfs.keep.store import Receipt
-
-_T = TypeVar("_T")
+    from keepfs.keep.locator import KeepLocator
 
 #: Largest file, in bytes: 65,536 blocks, whose locators take 6 MB.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
@@ -49,7 +49,8 @@ class UploadFile(StoringFile):
     Args:
         metadata: Its mode, owner and times.
         staging: Holds its bytes until they are stored.
-        on_stored: Called with a block's receipt and the file's metadata after each store.
+        on_stored: Called after each store with the receipt of each whole block of the version,
+            and the file's metadata.
     """
 
     __slots__ = (
@@ -116,7 +117,7 @@ class UploadFile(StoringFile):
         """Return `user.keep.…`: the state, and the stored version's locator and copies."""
         found = {"user.keep.state": self.state.value}
         if self._passage.is_stored:
-            found |= xattrs_of(self._stored_receipts())
+            found |= xattrs_of(self._stored_version())
             retained = self._staging.renewal.retained(self.number)
             if retained:
                 found["user.keep.retained"] = retained
@@ -139,12 +140,12 @@ class UploadFile(StoringFile):
 
     @property
     def version(self) -> str:
-        """The name in by_id/ of the catalog's version of its name; empty without one.
+        """The identity of the catalog's version of its name; empty without one.
 
         `damaged` if the entry in the catalog is damaged.
         """
         try:
-            return "" if self.place is None else name_of(self.place.version())
+            return "" if self.place is None else identity_of(self.place.version())
         except OSError:
             return "damaged"
 
@@ -209,57 +210,89 @@ class UploadFile(StoringFile):
         """
         content = self.load()
         end = min(offset + size, content.size)
-        pieces = [
-            await self._read_slot(content, number, begin, stop)
-            for number, begin, stop in content.ranges(offset, end)
-        ]
+        pieces = []
+        while offset < end:
+            piece = await self._read_at(content, offset, end)
+            pieces.append(piece)
+            offset += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _read_slot(
-        self, content: Content, number: int, begin: int, end: int
-    ) -> bytes | memoryview:
-        return await self._readable(
-            content, number, lambda: self._read_slot_once(content, number, begin, end)
-        )
-
-    async def _readable(
-        self, content: Content, number: int, call: Callable[[], Awaitable[_T]]
-    ) -> _T:
-        """Make a call that may read a block; repeat it once if new signatures help.
+    async def _read_at(self, content: Content, offset: int, end: int) -> bytes | memoryview:
+        """Return the bytes from `offset` up to `end`, or to the end of their block or slot.
 
         Raises:
             KeepReadError: The block couldn't be read; `Cause.OTHER` if no service has it.
         """
-        locator, renewal = content.locator_at(number), self._staging.renewal
+        part = content.stored_at(offset)
         try:
-            return await call()
+            return await self._read_part(content, offset, end, part)
         except KeepReadError as error:
-            if error.cause is Cause.NOT_FOUND:
-                renewal.missing(self.number, str(error))
-                raise KeepReadError(f"a block is lost: {error}", cause=Cause.OTHER) from error
-            if error.cause is not Cause.DENIED or locator is None:
-                raise
-            is_newer = content.locator_at(number) != locator  # since the call began
-            if not is_newer and not await renewal.refused(locator, self.number):
-                raise
-        return await call()
+            before = [] if part is None else [part.locator]
+            part = content.stored_at(offset)
+            await self._renewed(error, before, [] if part is None else [part.locator])
+        return await self._read_part(content, offset, end, content.stored_at(offset))
+
+    async def _read_part(
+        self, content: Content, offset: int, end: int, part: StoredRange | None
+    ) -> bytes | memoryview:
+        if part is not None:
+            if self._reader is None:
+                self._reader = BlockReader(self._staging.blocks, content.locator_of)
+            last = part.offset + min(part.length, end - offset)
+            block, size = content.block_at(offset), part.locator.size or 0
+            return await self._reader.read(block, part.locator, size, part.offset, last)
+        block_size = self._staging.block_size
+        number, begin = divmod(offset, block_size)
+        stop = min(block_size, begin + end - offset)
+        if not content.may_have_bytes(number):
+            return zeros(stop - begin)
+        return await content.slot(number).read(begin, stop)
+
+    async def _readable(
+        self, content: Content, number: int, change: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Change a slot, which may read its stored bytes; repeat it once if that helps.
+
+        Raises:
+            KeepReadError: A block couldn't be read; `Cause.OTHER` if no service has it.
+        """
+        before = content.locators(number)
+        try:
+            return await change()
+        except KeepReadError as error:
+            await self._renewed(error, before, content.locators(number))
+        return await change()
+
+    async def _renewed(
+        self, error: KeepReadError, before: list[KeepLocator], now: list[KeepLocator]
+    ) -> None:
+        """Return when there are new signatures after a refusal; raise if nothing helps.
+
+        Args:
+            error: The failure of a read.
+            before: The locators of its blocks when it began.
+            now: Those that they have now.
+
+        Raises:
+            KeepReadError: There are none, or the error is another; `Cause.OTHER` if no service
+                has the block.
+        """
+        renewal = self._staging.renewal
+        if error.cause is Cause.NOT_FOUND:
+            renewal.missing(self.number, str(error))
+            raise KeepReadError(f"a block is lost: {error}", cause=Cause.OTHER) from error
+        if error.cause is not Cause.DENIED:
+            raise error
+        if now == before:
+            # The error doesn't say which was refused; most likely all are of another token.
+            asked = [await renewal.refused(each, self.number) for each in before]
+            if not any(asked):
+                raise error
 
     def take_locators(self, relabelled: Relabelled) -> None:
         """Use newer locators of the same blocks."""
         if self._content is not None:
             self._content.take_locators(relabelled)
-
-    async def _read_slot_once(
-        self, content: Content, number: int, begin: int, end: int
-    ) -> bytes | memoryview:
-        if not content.may_have_bytes(number):
-            return zeros(end - begin)
-        locator = content.locator_at(number)
-        if locator is None or locator.size is None or locator.size < end:
-            return await content.slot(number).read(begin, end)
-        if self._reader is None:
-            self._reader = BlockReader(self._staging.blocks, content.locator_at)
-        return await self._reader.read(number, locator, locator.size, begin, end)
 
     async def write(self, offset: int, content: bytes) -> None:
         """Write bytes at `offset`; start to store each block that is full.
@@ -278,7 +311,7 @@ class UploadFile(StoringFile):
         view = memoryview(content)
         block_size = self._staging.block_size
         async with self._changing() as held:
-            for number, begin, stop in held.ranges(offset, end):
+            for number, begin, stop in held.spans(offset, end):
                 slot, start = held.slot(number), number * block_size
                 taken = start + begin - offset
                 piece = view[taken : taken + stop - begin]
@@ -317,32 +350,32 @@ class UploadFile(StoringFile):
 
     async def _store_once(self, changes: int) -> None:
         content = self.load()
-        count, base, cuts = content.count, content.base, content.cuts
+        base, base_count, cuts = content.base, content.base_count, content.cuts
         used = content.slots_to_store()
         # The other slots after the base are holes; one block is stored for all of them.
-        behind = count - len(base)
-        has_holes = sum(number >= len(base) for number in used) < behind
+        behind = content.count - base_count
+        has_holes = sum(number >= base_count for number in used) < behind
         hole = [Slot(self._staging, self._staging.block_size)] if has_holes else []
         stored = await store_slots([*used.values(), *hole])
         if not self.links:
             return
-        found: list[Receipt | None] = [*base, *(stored[len(used) :] or [None]) * behind]
-        for number, receipt in zip(used, stored, strict=False):
-            found[number] = receipt
-        receipts = tuple(each for each in found if each is not None)  # None: cut meanwhile
-        if not is_whole(receipts, count, self._staging.block_size):
+        zero_slot = stored[-1] if hole else None
+        version = content.assembled(
+            base, dict(zip(used, stored, strict=False)), zero_slot or NOTHING
+        )
+        if version is None:
             if self._passage.changes == changes:
                 raise KeepWriteError("the blocks that were stored make up no version")
             return  # cut meanwhile
         spilled = self.spilled
         if self.place is not None:
-            self.place.record_version(self, receipts, "" if spilled is None else spilled.name)
+            self.place.record_version(self, version, "" if spilled is None else spilled.name)
         self._passage.note(PassageEvent.RECORD)
-        content.take_version(receipts, cuts)
+        content.take_version(version, cuts)
         if spilled is not None:
             self.spilled = None
             spilled.remove()
-        for receipt in distinct(receipts):
+        for receipt in version.whole_blocks():
             self._on_stored(receipt, self.metadata)
 
     def _is_sending(self) -> bool:
@@ -397,14 +430,14 @@ class UploadFile(StoringFile):
     def load(self) -> Content:
         """Load the content, so that it no longer depends on the catalog's entry; return it."""
         if self._content is None:
-            self._content = Content(self._staging, self._resting_size, self._stored_receipts())
+            self._content = Content(self._staging, self._resting_size, self._stored_version())
         return self._content
 
-    def _stored_receipts(self) -> tuple[Receipt, ...]:
-        """Return the stored version's receipts, from memory or from the catalog."""
+    def _stored_version(self) -> StoredBytes:
+        """Return where the stored version's bytes are, from memory or from the catalog."""
         if self._content is not None:
-            return self._content.receipts
-        return () if self.place is None else self.place.receipts(self.number)
+            return self._content.version
+        return NOTHING if self.place is None else self.place.version_of(self.number)
 
     def _rest(self) -> None:
         """Drop the content from memory, if the catalog has all of it and it isn't in use."""

@@ -7,10 +7,10 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from keepfs.fs.upload.version import distinct
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from keepfs.fs.nodes import Metadata
     from keepfs.fs.upload.catalog import Catalog
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from keepfs.keep.store import Receipt
 
 
-#: Called with a stored block's receipt, and owner and mode of its file.
+#: Called with the receipt of a stored block that is all in one file, and its owner and mode.
 OnStored: TypeAlias = "Callable[[Receipt, Metadata], None]"
 
 
@@ -105,24 +105,21 @@ class Place:
         """Whether the catalog has a stored version under this name."""
         return self._entry() is not None
 
-    def version(self) -> tuple[Receipt, ...]:
-        """Return the receipts of the catalog's version of this name."""
-        entry = self._entry()
-        return () if entry is None else self.directory.catalog.receipts(entry.number)
+    def version(self) -> StoredBytes:
+        """Return the catalog's version of this name."""
+        return self.version_of(entry.number if (entry := self._entry()) else None)
 
     def _entry(self) -> Entry | None:
         """Return the catalog's entry of this name: the file, or the one that it will replace."""
         number = self.directory.number
         return None if number is None else self.directory.catalog.child(number, self.name)
 
-    def record_version(
-        self, file: Recorded, receipts: Sequence[Receipt], spilled: str = ""
-    ) -> None:
+    def record_version(self, file: Recorded, stored: StoredBytes, spilled: str = "") -> None:
         """Record a stored version of a file in the catalog.
 
         Args:
             file: The file.
-            receipts: The receipts of its blocks.
+            stored: Where its bytes are.
             spilled: The name of the spill record that this makes obsolete.
 
         Raises:
@@ -133,18 +130,18 @@ class Place:
         with catalog.change():
             if number is None:
                 parent = directory.number or 0
-                number = catalog.add_file(parent, self.name, file.metadata, receipts)
+                number = catalog.add_file(parent, self.name, file.metadata, stored)
                 catalog.set_metadata(parent, directory.metadata)
             else:
-                catalog.set_version(number, file.metadata, receipts)
+                catalog.set_version(number, file.metadata, stored)
             if spilled:
                 catalog.mark_obsolete(spilled)
         file.number = number
         directory.unrecorded.pop(self.name, None)
 
-    def receipts(self, number: int | None) -> tuple[Receipt, ...]:
-        """Return the receipts of a file's stored version; empty if it has none."""
-        return () if number is None else self.directory.catalog.receipts(number)
+    def version_of(self, number: int | None) -> StoredBytes:
+        """Return the stored version of a file by its number; nothing if it has none."""
+        return NOTHING if number is None else self.directory.catalog.version(number)
 
     def record_metadata(self, number: int | None, metadata: Metadata) -> None:
         """Record a node's mode, owner and times, if the node is in the catalog.
@@ -162,7 +159,7 @@ class Place:
             catalog.set_metadata(number, metadata)
         if before != (metadata.mode, metadata.gid) and stat.S_ISREG(metadata.mode):
             with contextlib.suppress(OSError):  # the blocks of a damaged entry are unknown
-                for receipt in distinct(catalog.receipts(number)):
+                for receipt in catalog.version(number).whole_blocks():
                     self.directory.on_stored(receipt, metadata)
 
     def sync(self) -> None:

@@ -20,7 +20,11 @@ from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.place import Spilled
 from keepfs.fs.upload.staged import zeros
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.unsaved import About, UnsavedError
+from keepfs.fs.upload.version import identity_of, unsigned
+from keepfs.keep.locator import KeepLocator
+from keepfs.keep.store import Receipt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,15 +184,11 @@ class Spills:
         directory, name = _directory_of(described, upload)
         there = directory.entry_nowait(name)
         stored = there.version if isinstance(there, UploadFile) else ""
-        if stored and await self._blocks.spill(lambda: _digests(pieces)) == _unsigned_locators(
-            stored
-        ):
+        if stored and await self._blocks.spill(lambda: _version_of(pieces)) == unsigned(stored):
             _log.info("stored before the last mount ended: %s", described.path)
             await self._blocks.spill(lambda: self._remove_synced(record))
             return
-        is_same = isinstance(there, UploadFile) and _unsigned_locators(
-            stored
-        ) == _unsigned_locators(described.version)
+        is_same = unsigned(stored) == unsigned(described.version)
         if isinstance(there, UploadFile) and is_same and not described.is_partial:
             file = there
         else:
@@ -241,25 +241,23 @@ class Spills:
         record.remove()
 
 
-def _digests(pieces: list[Piece]) -> list[str]:
-    """Return digest and size of each block that pieces would make; empty if unknown. Blocks."""
-    found = []
+def _version_of(pieces: list[Piece]) -> list[str]:
+    """Return the unsigned identity of the version that pieces would make. Blocks.
+
+    Empty if it is unknown: stored bytes are padded with zeros, which changes their digest.
+    """
+    ranges: list[StoredRange] = []
     for piece in pieces:
-        if piece.receipt is not None:
-            # A shorter block is padded with zeros, which changes its digest.
-            is_all = piece.receipt.locator.size == piece.length
-            found.append(piece.receipt.locator.stripped() if is_all else "")
-            continue
-        staged = memoryview(b"" if piece.staged is None else piece.staged).cast("B")
-        md5 = hashlib.md5(staged, usedforsecurity=False)
-        md5.update(zeros(piece.length - staged.nbytes))
-        found.append(f"{md5.hexdigest()}+{piece.length}")
-    return found
-
-
-def _unsigned_locators(version: str) -> list[str]:
-    """Return a version's locators without their hints: signatures change."""
-    return ["+".join(each.split("+")[:2]) for each in version.split(",") if each]
+        if piece.stored and piece.stored.size != piece.length:
+            return []
+        ranges += piece.stored.ranges
+        if not piece.stored:
+            staged = memoryview(b"" if piece.staged is None else piece.staged).cast("B")
+            md5 = hashlib.md5(staged, usedforsecurity=False)
+            md5.update(zeros(piece.length - staged.nbytes))
+            locator = KeepLocator(f"{md5.hexdigest()}+{piece.length}")
+            ranges.append(StoredRange(Receipt(locator, 0, ()), 0, piece.length))
+    return unsigned(identity_of(StoredBytes(ranges)))
 
 
 def _directory_of(described: About, upload: UploadDirectory) -> tuple[UploadDirectory, str]:

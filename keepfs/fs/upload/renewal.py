@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keepfs.fs.upload.stored import StoredBytes
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
 
@@ -76,6 +77,10 @@ class Relabelled:
     def __init__(self, newer: Newer) -> None:
         self._newer = newer
         self._known: dict[int, tuple[Receipt, Receipt]] = {}
+
+    def stored(self, old: StoredBytes) -> StoredBytes:
+        """Return the same bytes with the newest locators of their blocks."""
+        return old.with_receipts(self.receipt)
 
     def receipt(self, old: Receipt) -> Receipt:
         """Return a receipt of the same block with its newest locator."""

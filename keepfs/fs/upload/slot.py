@@ -1,4 +1,4 @@
-"""Slot: up to 64 MiB of a file, staged in memory until they are a block in the store.
+"""Slot: up to 64 MiB of a file, stored already, or staged in memory until they are a block.
 
 For the trio thread only. Between two awaits a slot doesn't change. So a method
 compares after an await what it read before, and then changes the slot without
@@ -23,15 +23,16 @@ from keepfs.fs.upload.slot_state import (
     slot_state_after,
 )
 from keepfs.fs.upload.staged import StagedBytes, zeros
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.fs.upload.unsaved import Piece
 from keepfs.keep.errors import fresh_copy
-from keepfs.keep.store import Receipt
 
 if TYPE_CHECKING:
     from keepfs.fs.future import Future
     from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
     from keepfs.keep.locator import KeepLocator
+    from keepfs.keep.store import Receipt
 
 
 @dataclass(slots=True)
@@ -53,43 +54,44 @@ class Slot:
     """Up to 64 MiB of a file, at a fixed place in it.
 
     Invariant: its content is the staged bytes if there are any, else the stored
-    block if there is one, else empty; padded with zeros to `length`. `SlotState`
-    records which, and whether a store is in progress.
+    bytes if there are any, else empty; padded with zeros to `length`. `SlotState`
+    records which, and whether a store is in progress. Stored bytes are one block if this slot
+    was stored, and ranges of any blocks if the file was imported: the first change stages them.
 
     Args:
         staging: Accounts for its memory.
         length: Its length, in bytes.
-        receipt: The stored block with all its bytes or the first of them; None for a hole.
+        stored: Where its bytes are, or the first of them; nothing for a hole.
 
     Attributes:
         failure: The error of the last attempt to store it, or None.
     """
 
-    def __init__(self, staging: Staging, length: int, receipt: Receipt | None = None) -> None:
+    def __init__(self, staging: Staging, length: int, stored: StoredBytes = NOTHING) -> None:
         self.length = length
         self.failure: Exception | None = None
         self._staging = staging
         self._state = SlotState.HOLE
-        #: None for a hole, and when dropped.
-        self._content: StagedBytes | Receipt | None = None
+        #: Without ranges for a hole, and when dropped.
+        self._content: StagedBytes | StoredBytes = NOTHING
         self._sending: _Sending | None = None
         #: The number of changes: a waiter compares it with the version of a store in progress.
         self._version = 0
-        if receipt is not None:
-            self._name(receipt)
+        if stored:
+            self._name(stored)
 
     def __repr__(self) -> str:
         return f"<Slot {self._state.name}, {self.length} bytes, version {self._version}>"
 
     @property
     def is_stored(self) -> bool:
-        """Whether a stored block has exactly the slot's bytes."""
+        """Whether stored blocks have exactly the slot's bytes."""
         return self._state is SlotState.STORED
 
     @property
-    def locator(self) -> KeepLocator | None:
-        """The locator of the stored block with the slot's bytes or the first of them, or None."""
-        return self._content.locator if isinstance(self._content, Receipt) else None
+    def stored(self) -> StoredBytes:
+        """Where the slot's bytes are, or the first of them; nothing if they are not stored."""
+        return self._content if isinstance(self._content, StoredBytes) else NOTHING
 
     @property
     def is_hole(self) -> bool:
@@ -116,13 +118,13 @@ class Slot:
         content = self._content
         if isinstance(content, StagedBytes):
             # A copy: the reply may be written after the next change.
-            found: bytes | memoryview = bytes(content.view[begin:end])
-        elif content is not None:
-            found = (await self._staging.blocks.get(content.locator))[begin:end]
+            found: bytes | bytearray | memoryview = bytes(content.view[begin:end])
         else:
-            found = b""
+            found = await self._fetched(content.slice(begin, end))
         missing = end - begin - len(found)
-        return b"".join((found, zeros(missing))) if missing else found
+        if missing or isinstance(found, bytearray):
+            return b"".join((found, zeros(missing)))
+        return found
 
     async def write(self, begin: int, content: memoryview) -> None:
         """Write bytes at `begin`; extend the slot if necessary. Waits for memory.
@@ -139,7 +141,7 @@ class Slot:
 
     async def cut(self, length: int) -> None:
         """Cut the slot to `length` bytes; raises as `write` does."""
-        if self._content is None:
+        if not self._content:
             self._note(SlotEvent.RESIZE)
         else:
             staged = await self._stage(0)
@@ -156,7 +158,7 @@ class Slot:
     def piece(self) -> Piece:
         """Return the slot's content; staged bytes aren't copied."""
         if isinstance(self._content, StagedBytes):
-            return Piece(self.length, None, self._content.view)
+            return Piece(self.length, staged=self._content.view)
         return Piece(self.length, self._content)
 
     def restore(self, piece: Piece) -> None:
@@ -165,8 +167,8 @@ class Slot:
             staged = self._staged(memoryview(piece.staged).cast("B"))
             self._note(SlotEvent.CHANGE)
             self._content = staged
-        elif piece.receipt is not None:
-            self._name(piece.receipt)
+        elif piece.stored:
+            self._name(piece.stored)
         self._account()
 
     def drop(self) -> None:
@@ -175,16 +177,16 @@ class Slot:
         Bytes that are being sent stay in memory, and are accounted for, until they are sent.
         """
         self._note(SlotEvent.DROP)
-        self._content = None
+        self._content = NOTHING
         self._account()
 
     def adopt(self, receipt: Receipt) -> None:
         """Take a stored block of zeros as the content, if the slot is a hole of its size."""
         if self._state is SlotState.HOLE and self.length == receipt.locator.size:
-            self._name(receipt)
+            self._name(StoredBytes.of_blocks([receipt]))
 
-    async def store(self) -> Receipt | None:
-        """Wait until the current bytes are stored; return the receipt, or None if dropped.
+    async def store(self) -> StoredBytes | None:
+        """Wait until the current bytes are stored; return where they are, or None if dropped.
 
         Raises:
             KeepWriteError: They couldn't be stored; they stay staged, and `failure` is set.
@@ -193,14 +195,14 @@ class Slot:
         wanted = self._version
         while self._state not in GONE:
             if self._sending is None:
-                if not isinstance(self._content, Receipt):
+                if not self.stored:
                     self.start_storing()
                 elif self._state is SlotState.STORED:
-                    return self._content
+                    return self.stored
                 else:
-                    await self._stage_short_block(self._content)
+                    await self._stage_short_bytes(self.stored)
             elif self._sending.version >= wanted:
-                return await self._sending.future.wait()
+                return StoredBytes.of_blocks([await self._sending.future.wait()])
             else:
                 await self._storing_ended()
         await self._storing_ended()
@@ -235,10 +237,10 @@ class Slot:
     def _settle(self, future: Future[Receipt]) -> None:
         """Handle the outcome of a store."""
         sending, self._sending = self._sending, None
-        self.failure = future.failure
+        self.failure, receipt = future.failure, future.result
         self._note(SlotEvent.SENT if future.failure is None else SlotEvent.FAIL)
-        if self._state is SlotState.STORED:
-            self._content = future.result
+        if self._state is SlotState.STORED and receipt is not None:
+            self._content = StoredBytes.of_blocks([receipt])
         elif (
             isinstance(self._content, StagedBytes)
             and sending is not None
@@ -254,9 +256,9 @@ class Slot:
         """
         while True:
             content, version = self._content, self._version
-            block = memoryview(b"")
-            if isinstance(content, Receipt):
-                block = await self._staging.blocks.get(content.locator)
+            block: bytearray | memoryview = memoryview(b"")
+            if isinstance(content, StoredBytes):
+                block = await self._fetched(content)
             staged = content if isinstance(content, StagedBytes) else self._staging.new_bytes()
             await self._staging.make_room(
                 self, staged.footprint(max(size, len(block), staged.size))
@@ -273,33 +275,54 @@ class Slot:
             self._content = staged
         return staged
 
-    async def _stage_short_block(self, receipt: Receipt) -> None:
-        """Stage a block that is shorter than the slot, so that it can be padded with zeros."""
-        block = await self._staging.blocks.get(receipt.locator)
+    async def _stage_short_bytes(self, stored: StoredBytes) -> None:
+        """Stage stored bytes that are fewer than the slot has, to pad them with zeros."""
+        block = await self._fetched(stored)
         await self._staging.make_room(self, len(block))
-        is_same = isinstance(self._content, Receipt) and self._content.names_block_of(receipt)
-        if is_same and self._state is SlotState.SHORT:
+        if self.stored.is_same_as(stored) and self._state is SlotState.SHORT:
             staged = self._staged(block)
             self._note(SlotEvent.FETCH)
             self._content = staged
             self._account()
 
-    def _staged(self, content: memoryview) -> StagedBytes:
+    async def _fetched(self, stored: StoredBytes) -> bytearray | memoryview:
+        """Return stored bytes: a view of a whole block, else a copy without a hold on blocks.
+
+        Each block is fetched once, and one at a time, also if its ranges are among others.
+
+        Raises:
+            KeepReadError: A block couldn't be read, or has another size than its locator says.
+        """
+        copied = bytearray(stored.size)
+        numbers: dict[KeepLocator, list[int]] = {}
+        for number, each in enumerate(stored.ranges):
+            numbers.setdefault(each.locator, []).append(number)
+        for locator, of_block in numbers.items():
+            block = await self._staging.blocks.get(locator)
+            if len(stored) == 1 and stored.ranges[0].is_whole:
+                return block
+            for number in of_block:
+                each, begin = stored.ranges[number], stored.start_of(number)
+                part = block[each.offset : each.offset + each.length]
+                copied[begin : begin + each.length] = part
+        return copied
+
+    def _staged(self, content: bytearray | memoryview) -> StagedBytes:
         """Stage a copy of bytes."""
         staged = self._staging.new_bytes()
         staged.write(0, content)
         return staged
 
     def take_locator(self, relabelled: Relabelled) -> None:
-        """Use a newer locator of the stored block, if one is the content."""
-        if isinstance(self._content, Receipt):
-            self._content = relabelled.receipt(self._content)
+        """Use newer locators of the stored blocks, if there are any."""
+        if isinstance(self._content, StoredBytes):
+            self._content = relabelled.stored(self._content)
 
-    def _name(self, receipt: Receipt) -> None:
-        """Set a stored block as the content."""
-        is_exact = receipt.locator.size == self.length
+    def _name(self, stored: StoredBytes) -> None:
+        """Set stored bytes as the content."""
+        is_exact = stored.size == self.length
         self._note(SlotEvent.NAME if is_exact else SlotEvent.NAME_SHORT)
-        self._content = receipt
+        self._content = stored
 
     def _note(self, event: SlotEvent) -> None:
         """Handle an event: set the next state; increase the version if the content changed."""
@@ -315,14 +338,14 @@ class Slot:
         self._staging.account(self, sum(each.footprint(each.size) for each in taken))
 
 
-async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
-    """Store slots concurrently, equal holes once; return their receipts, None if dropped.
+async def store_slots(slots: list[Slot]) -> list[StoredBytes | None]:
+    """Store slots concurrently, equal holes once; return where they are, None if dropped.
 
     Raises:
         Exception: The first failure, raised when all stores have ended.
     """
     failures: list[Exception] = []
-    receipts: dict[Slot, Receipt | None] = {}
+    stored: dict[Slot, StoredBytes | None] = {}
     holes: dict[int, Future[Receipt] | None] = {}
     for slot in slots:
         if slot.is_hole and slot.length not in holes:
@@ -333,7 +356,7 @@ async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
         try:
             if zeros_sent is not None:
                 slot.adopt(await zeros_sent.wait())
-            receipts[slot] = await slot.store()
+            stored[slot] = await slot.store()
         except Exception as error:  # noqa: BLE001 - raised when the others have ended
             failures.append(error)
 
@@ -342,4 +365,4 @@ async def store_slots(slots: list[Slot]) -> list[Receipt | None]:
             nursery.start_soon(store_one, slot)
     if failures:
         raise fresh_copy(failures[0])
-    return [receipts[slot] for slot in slots]
+    return [stored[slot] for slot in slots]

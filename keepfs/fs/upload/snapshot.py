@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from keepfs.collections.builder import ManifestBuilder
 from keepfs.collections.manifest_errors import EntryError
 from keepfs.fs.upload.catalog import ROOT, CatalogError
-from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, receipts_of
+from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, stored_of
 from keepfs.fs.upload.sqlite_errors import reason
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.messages import of_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from keepfs.collections.manifest import Manifest
+    from keepfs.collections.manifest import Manifest, Range
     from keepfs.fs.nodes import Metadata
-    from keepfs.keep.store import Receipt
 
 #: Name of the catalog in a state directory.
 CATALOG = "catalog.sqlite"
@@ -40,7 +40,7 @@ class StoredNode:
         path: The path below upload/: names joined by slashes, as `os.fsdecode` returns them.
         number: Its number in the catalog.
         metadata: Mode, owner and times; None if the entry is damaged.
-        receipts: For a file: the receipts of its blocks, in order.
+        stored: For a file: where its bytes are.
         target: For a symbolic link: its target.
         damage: The flaw of a damaged entry, of which only path and number are known; else empty.
     """
@@ -48,7 +48,7 @@ class StoredNode:
     path: str
     number: int
     metadata: Metadata | None
-    receipts: tuple[Receipt, ...] = ()
+    stored: StoredBytes = NOTHING
     target: bytes = b""
     damage: str = ""
 
@@ -158,10 +158,10 @@ def _node(prefix: str, row: tuple[Any, ...]) -> StoredNode:
     if kind == stat.S_IFDIR:
         return StoredNode(path, number, entry.metadata)
     try:
-        receipts = receipts_of(content, size=entry.size)
+        stored = stored_of(content, size=entry.size)
     except ValueError as error:
         return StoredNode(path, number, None, damage=str(error))
-    return StoredNode(path, number, entry.metadata, receipts)
+    return StoredNode(path, number, entry.metadata, stored)
 
 
 class SnapshotManifest:
@@ -169,6 +169,7 @@ class SnapshotManifest:
 
     def __init__(self) -> None:
         self._builder = ManifestBuilder()
+        self._names: dict[str, str] = {}  # the locator of each block, by digest and size
         #: Path and reason of each node that the manifest can't hold.
         self.left_out: list[tuple[str, str]] = []
 
@@ -187,7 +188,7 @@ class SnapshotManifest:
             elif node.kind == stat.S_IFLNK:
                 self.left_out.append((node.path, "manifests have no symbolic links"))
             else:
-                self._builder.add_file(node.path, _ranges(node.receipts))
+                self._builder.add_file(node.path, _ranges(node.stored, self._names))
         except EntryError as error:
             self.left_out.append((node.path, str(error)))
 
@@ -211,10 +212,16 @@ def manifest_of(nodes: Iterable[StoredNode]) -> tuple[Manifest, list[tuple[str, 
     return made.build(), made.left_out
 
 
-def _ranges(receipts: Iterable[Receipt]) -> Iterator[tuple[str, int, int]]:
-    for receipt in receipts:
-        if receipt.locator.size:
-            yield str(receipt.locator), 0, receipt.locator.size
+def _ranges(stored: StoredBytes, names: dict[str, str]) -> Iterator[Range]:
+    """Yield the ranges of a file, each block under the first of its locators.
+
+    A block with several signatures would be in the text several times, and give it another
+    portable data hash.
+    """
+    for each in stored.ranges:
+        if each.length:
+            name = names.setdefault(each.locator.stripped(), str(each.locator))
+            yield each.as_range()._replace(locator=name)
 
 
 def _open_read_only(catalog: Path) -> sqlite3.Connection:

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.store import Receipt
+from keepfs.fs.upload.stored import NOTHING, StoredBytes, as_rows, from_rows
+from keepfs.keep.locator import MAX_BLOCK_SIZE
 from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 _ABOUT, _BYTES = "about.json", "bytes"
 _FOLDER = "unsaved"
-#: Most bytes of `about.json`: 1 KiB for each of the 65,536 blocks of the largest file. A block
-#: takes about 300.
+#: Most bytes of `about.json`: about 300 for each of the most ranges that a file may have.
 _MAX_ABOUT = 64 * 2**20
 #: Most bytes of a name, as in Linux, and of a path: a tree may be deeper than PATH_MAX.
 _MAX_NAME, _MAX_PATH = 255, 2**20
@@ -53,13 +52,13 @@ class Piece:
 
     Attributes:
         length: Its length, in bytes.
-        receipt: The receipt of its stored block, or None.
+        stored: Where its bytes are, or the first of them; nothing for a hole.
         staged: Its unstored bytes, to be padded with zeros to `length`. None for a hole, or
-            if there is a receipt.
+            if bytes are stored.
     """
 
     length: int
-    receipt: Receipt | None = None
+    stored: StoredBytes = NOTHING
     staged: Buffer | None = None
 
 
@@ -75,7 +74,7 @@ class About:
         gid: Its group.
         atime_ns: Last access, in nanoseconds since 1970.
         mtime_ns: Last change of the content, likewise.
-        version: The name in by_id/ of the stored version that it replaces, or empty.
+        version: Which stored version it replaces, as `version.identity_of` says; or empty.
         error: The error that prevented storing it.
         is_partial: Whether its writer had not closed it: it must not replace
             the stored version.
@@ -300,12 +299,10 @@ def _check_piece(piece: dict[str, Any], *, is_last: bool) -> None:
     length = _check_number("length", piece["length"], range(MAX_BLOCK_SIZE + 1))
     if length == 0 and not is_last:
         raise ValueError("a piece in the middle is empty")
-    if piece["receipt"] is not None:
-        receipt = _receipt(piece["receipt"])
-        size = receipt.locator.size
-        if size is None or size > length:
-            raise ValueError(f"the block {receipt.locator.md5sum} is longer than its piece")
-    elif piece["staged"] is not None:
+    stored = _stored(piece)
+    if stored.size > length:
+        raise ValueError(f"the blocks have more bytes than their piece: {stored.size}")
+    if not stored and piece["staged"] is not None:
         _check_number("staged", piece["staged"], range(length + 1))
         if not isinstance(piece["sha256"], str):
             raise TypeError("sha256 is not a string")
@@ -318,26 +315,24 @@ def _check_number(key: str, value: object, allowed: range) -> int:
 
 
 def _describe(piece: Piece, staged: memoryview | None) -> dict[str, Any]:
-    receipt = piece.receipt
     return {
         "length": piece.length,
         "staged": None if staged is None else staged.nbytes,
         "sha256": None if staged is None else hashlib.sha256(staged).hexdigest(),
-        "receipt": receipt and [str(receipt.locator), receipt.copies, list(receipt.services)],
+        "blocks": as_rows(piece.stored),
     }
 
 
-def _receipt(described: Any) -> Receipt:  # noqa: ANN401 - of a file that anybody may have changed
-    locator, copies, services = described
-    _check_number("copies", copies, range(2**31))
-    if not isinstance(services, list) or not all(isinstance(each, str) for each in services):
-        raise TypeError("services is not a list of names")
-    return Receipt(KeepLocator(locator), copies, tuple(services))
+def _stored(piece: dict[str, Any]) -> StoredBytes:
+    """Return the ranges of a piece, also of a record that an older keepfs has written."""
+    if "blocks" in piece:
+        return from_rows(piece["blocks"])
+    return from_rows([piece["receipt"]] if piece["receipt"] is not None else [])
 
 
 def _read_piece(described: dict[str, Any], staged: bytes) -> Piece:
-    if described["receipt"] is not None:
-        return Piece(described["length"], _receipt(described["receipt"]))
+    if stored := _stored(described):
+        return Piece(described["length"], stored)
     if described["staged"] is None:
         return Piece(described["length"])
     if hashlib.sha256(staged).hexdigest() != described["sha256"]:

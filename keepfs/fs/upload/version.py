@@ -1,25 +1,55 @@
-"""Version: name, attributes and completeness of a stored version, from its receipts."""
+"""Version: names and attributes of a stored version, from the ranges of its blocks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from keepfs.fs.upload.stored import StoredBytes
+    from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
 
 
-def name_of(receipts: Sequence[Receipt]) -> str:
-    """Return the version's name in by_id/: the locators, joined by commas."""
-    return ",".join(str(each.locator) for each in receipts)
+def locators_of(stored: StoredBytes) -> list[KeepLocator]:
+    """Return the locators of the blocks, in order.
+
+    If all ranges are whole blocks, the list stands for the bytes, as a name in by_id/. Otherwise
+    each block is in it once, as for files in collections/.
+    """
+    locators = [each.locator for each in stored.ranges]
+    if all(each.is_whole for each in stored.ranges):
+        return locators
+    return list(dict.fromkeys(locators))
 
 
-def xattrs_of(receipts: Sequence[Receipt]) -> dict[str, str]:
+def identity_of(stored: StoredBytes) -> str:
+    """Return a text that stands for the bytes; it changes if signatures do.
+
+    Of whole blocks it is their name in by_id/; a part of a block is `locator:offset:length`.
+    """
+    return ",".join(
+        str(each.locator) if each.is_whole else f"{each.locator}:{each.offset}:{each.length}"
+        for each in stored.ranges
+    )
+
+
+def unsigned(identity: str) -> list[str]:
+    """Return the parts of `identity_of` without hints: signatures change."""
+    found = []
+    for each in identity.split(",") if identity else ():
+        locator, colon, place = each.partition(":")
+        found.append("+".join(locator.split("+")[:2]) + colon + place)
+    return found
+
+
+def xattrs_of(stored: StoredBytes) -> dict[str, str]:
     """Return the attributes `user.keep.…`, without the state."""
+    receipts = list(stored.receipts())
     services = dict.fromkeys(name for each in receipts for name in each.services)
     found = {
-        "user.keep.locator": name_of(receipts),
+        "user.keep.locator": ",".join(map(str, locators_of(stored))),
         "user.keep.copies": copies_of(receipts),
         "user.keep.services": " ".join(services),
     }
@@ -35,17 +65,3 @@ def copies_of(receipts: Sequence[Receipt]) -> str:
     An imported file has blocks that another client stored: their receipts count no copies.
     """
     return str(min((each.copies for each in receipts), default=0) or "unknown")
-
-
-def distinct(receipts: Iterable[Receipt]) -> Iterable[Receipt]:
-    """Return the distinct receipt objects: a sparse file has one for all its holes."""
-    return {id(each): each for each in receipts}.values()
-
-
-def is_whole(receipts: Sequence[Receipt], blocks: int, block_size: int) -> bool:
-    """Return whether receipts make a version: none is missing, all but the last are full.
-
-    The version has all bytes written before the store, and may have later ones.
-    """
-    sizes = [receipt.locator.size for receipt in receipts]
-    return len(sizes) == blocks and all(size == block_size for size in sizes[:-1])

@@ -23,8 +23,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from keepfs.keep.background import BusyError
 from keepfs.keep.http.pace import CancelledError, TooSlowError, Watch
+from keepfs.keep.threads import BusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from keepfs.keep.errors import Cause, NoKeepServersError
 from keepfs.keep.services.outcome import cause_of_error
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ class Joined(Generic[_T]):
         thread = Thread(target=self._execute, args=(run,), daemon=True)
         try:
             thread.start()
-        except (RuntimeError, MemoryError) as error:
+        except NoThreadError as error:
             self._end(run)
             run.fail(error)
         return run

@@ -397,7 +397,8 @@ class KeepService:
         declared = content_length(answer)
         if method == "HEAD":
             receive_text(answer)  # empty; makes the connection reusable
-            if declared is not None and locator.size not in {None, declared}:
+            # 0 is not compared: some servers of HTTP send it with every answer to a HEAD.
+            if declared and locator.size not in {None, declared}:
                 self._report_bad_copy(locator, f"it has {declared} bytes")
                 reason = f"it has {declared} bytes, not {locator.size}"
                 return Outcome(0, reason, Cause.CORRUPT, headers, is_permanent=True)

@@ -25,7 +25,7 @@ from keepfs.keep.http.wire import CutShortError, declared_length
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, innermost
 from keepfs.keep.store import ReadObserver
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 
 if TYPE_CHECKING:
     from keepfs.keep.buffers import Allocation
@@ -216,7 +216,7 @@ class _HashThread(_Hash):
         self._thread = Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(RuntimeError, MemoryError):  # no thread can be started
+        with contextlib.suppress(NoThreadError):
             self._thread.start()
         return self
 

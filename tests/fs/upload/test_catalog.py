@@ -16,7 +16,9 @@ import pytest
 
 from keepfs.fs.nodes import Metadata
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
+from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.snapshot import open_snapshot
+from keepfs.fs.upload.stored import NOTHING, StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
 
@@ -31,6 +33,7 @@ RECEIPTS = (
     ),
     Receipt(KeepLocator("37b51d194a7513e45b56f6524f2d51f2+3"), 1, ()),
 )
+STORED = StoredBytes.of_blocks(RECEIPTS)
 
 
 @pytest.fixture
@@ -67,26 +70,26 @@ def test_entries_are_there_when_the_catalog_is_opened_again(path: Path) -> None:
     times = {"atime_ns": 1, "mtime_ns": 2, "ctime_ns": 3}
     with closing(Catalog(path)) as first, first.change():
         first.add_root(metadata(DIRECTORY))
-        number = first.add_file(ROOT, "f\udcff", metadata(**times), RECEIPTS)
+        number = first.add_file(ROOT, "f\udcff", metadata(**times), STORED)
         link = first.add(ROOT, "link", metadata(stat.S_IFLNK | 0o777), 3, b"\xff/x")
 
     with closing(Catalog(path)) as second:
         root, entry = second.root(), second.child(ROOT, "f\udcff")
-        receipts, target = second.receipts(number), second.target(link)
+        receipts, target = second.version(number), second.target(link)
 
     assert root is not None
     assert (root.mode, root.uid, root.gid) == (DIRECTORY, 1000, 1001)
     assert entry is not None
     assert (entry.number, entry.name, entry.size) == (number, "f\udcff", 6)
     assert entry.metadata == metadata(**times)
-    assert receipts == RECEIPTS
+    assert receipts == STORED
     assert target == b"\xff/x"
 
 
 def test_missing_entries_are_none(catalog: Catalog) -> None:
     assert catalog.root() is None
     assert catalog.child(ROOT, "x") is None
-    assert catalog.receipts(7) == ()
+    assert catalog.version(7) == NOTHING
     assert catalog.target(7) == b""
     assert not catalog.has_children(ROOT)
     with catalog.change():
@@ -140,25 +143,25 @@ def test_two_entries_change_places_across_directories(catalog: Catalog) -> None:
     assert (there.number, here.number) == (one, other)
 
 
-def test_a_new_version_has_new_receipts_and_times(catalog: Catalog) -> None:
+def test_a_new_version_has_new_blocks_and_times(catalog: Catalog) -> None:
     (number,) = add(catalog, "a")
 
     with catalog.change():
-        catalog.set_version(number, metadata(mtime_ns=5), RECEIPTS)
+        catalog.set_version(number, metadata(mtime_ns=5), STORED)
 
     entry = catalog.child(ROOT, "a")
     assert entry is not None
     assert (entry.size, entry.metadata.mtime_ns) == (6, 5)
-    assert catalog.receipts(number) == RECEIPTS
+    assert catalog.version(number) == STORED
 
 
 def test_equal_blocks_in_a_row_take_the_room_of_one(catalog: Catalog) -> None:
     receipts = (RECEIPTS[0], *(RECEIPTS[1],) * 65533, *RECEIPTS)
     with catalog.change():
-        number = catalog.add_file(ROOT, "sparse", metadata(), receipts)
+        number = catalog.add_file(ROOT, "sparse", metadata(), StoredBytes.of_blocks(receipts))
 
-    assert catalog.receipts(number) == receipts
-    assert len({id(each) for each in catalog.receipts(number)}) == 4
+    assert catalog.version(number) == StoredBytes.of_blocks(receipts)
+    assert list(catalog.version(number).receipts()) == list(RECEIPTS)
     entry = catalog.child(ROOT, "sparse")
     assert entry is not None
     assert entry.size == 3 * 65536
@@ -171,7 +174,7 @@ def test_an_impossible_count_is_reported_as_damage(path: Path, count: object) ->
     with closing(Catalog(path)) as catalog, catalog.change():
         number = catalog.add(ROOT, "a", metadata(), 3, content.encode())
     with closing(Catalog(path)) as catalog, pytest.raises(OSError, match="is damaged"):
-        catalog.receipts(number)
+        catalog.version(number)
 
 
 def test_a_given_owner_owns_all_entries(path: Path) -> None:
@@ -301,6 +304,46 @@ def test_an_empty_catalog_fits_any_store(path: Path) -> None:
 
     with pytest.raises(CatalogError, match="not in http://one/"):
         Catalog(path, "http://one/")
+
+
+@pytest.mark.parametrize("version", range(len(MIGRATIONS)))
+def test_one_of_an_older_version_is_brought_up_to_date(path: Path, version: int) -> None:
+    path.parent.mkdir(mode=0o700)
+    old = json.dumps([[str(each.locator), each.copies, each.services] for each in RECEIPTS])
+    with closing(sqlite3.connect(path)) as database, database:
+        for each in MIGRATIONS[:version]:
+            database.executescript(each)
+        database.execute(f"PRAGMA user_version = {version}")
+        if version:
+            database.execute(
+                "INSERT INTO entries VALUES (2, 1, CAST('old' AS BLOB), ?, 0, 0, 0, 0, 0, 6, ?)",
+                (FILE, old.encode()),
+            )
+    part = StoredBytes([StoredRange(RECEIPTS[0], 1, 2)])
+
+    with closing(Catalog(path)) as catalog:
+        if version:
+            assert catalog.version(2) == STORED
+        with catalog.change():
+            number = catalog.add_file(ROOT, "part", metadata(), part)
+        assert not catalog.lost(number)
+    with closing(Catalog(path)) as catalog:
+        assert catalog.version(number) == part
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_parts_of_blocks_are_recorded(path: Path) -> None:
+    other = StoredRange(RECEIPTS[1], 1, 1)
+    stored = StoredBytes([StoredRange(RECEIPTS[0], 1, 2), other, other, *STORED.ranges])
+    with closing(Catalog(path)) as catalog, catalog.change():
+        number = catalog.add_file(ROOT, "part", metadata(), stored)
+
+    with closing(Catalog(path)) as catalog:
+        assert catalog.version(number) == stored
+        entry = catalog.child(ROOT, "part")
+        assert entry is not None
+        assert entry.size == 10
 
 
 def test_a_catalog_of_a_newer_version_is_refused_unchanged(path: Path) -> None:
@@ -450,7 +493,7 @@ def test_a_damaged_entry_is_reported_once_and_hides_no_other(
     with closing(Catalog(path)) as catalog, catalog.change():
         catalog.add_root(metadata(DIRECTORY))
         for name in ("before", "damaged", "later"):
-            catalog.add_file(ROOT, name, metadata(), RECEIPTS)
+            catalog.add_file(ROOT, name, metadata(), STORED)
     with closing(sqlite3.connect(path)) as database, database:
         change = f"UPDATE entries SET {damage} WHERE name = CAST('damaged' AS BLOB)"  # noqa: S608
         database.execute(change)
@@ -469,9 +512,9 @@ def test_a_damaged_entry_is_reported_once_and_hides_no_other(
         assert damaged.size > 0
         for _ in range(2):
             with pytest.raises(OSError, match="is damaged") as caught:
-                catalog.receipts(damaged.number)
+                catalog.version(damaged.number)
             assert caught.value.errno == errno.EIO
-        assert catalog.receipts(entries["later"].number) == RECEIPTS
+        assert catalog.version(entries["later"].number) == STORED
         with catalog.change():
             catalog.remove(ROOT, "damaged")
         assert catalog.child(ROOT, "damaged") is None
@@ -481,7 +524,7 @@ def test_a_damaged_entry_is_reported_once_and_hides_no_other(
 def test_a_damaged_root_entry_is_replaced(path: Path) -> None:
     with closing(Catalog(path)) as catalog, catalog.change():
         catalog.add_root(metadata(DIRECTORY))
-        catalog.add_file(ROOT, "file", metadata(), RECEIPTS)
+        catalog.add_file(ROOT, "file", metadata(), STORED)
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE entries SET mode = 'text' WHERE number = ?", (ROOT,))
 

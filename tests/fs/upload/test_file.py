@@ -17,6 +17,7 @@ from keepfs.fs.nodes import Changes, Metadata, file_mode
 from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
 from keepfs.fs.upload.slot import Slot
 from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.fs.upload.storing import State
 from keepfs.keep import Cause, KeepLocator, KeepWriteError
 from tests.fakes.store import DictStore, FailingStore, GatedStore
@@ -687,7 +688,7 @@ async def test_a_file_may_have_the_largest_size() -> None:
         assert bytes(await file.read(MAX_FILE_SIZE - 2, 9)) == bytes(2)
 
 
-async def test_the_pieces_of_a_file_are_receipts_holes_and_staged_bytes() -> None:
+async def test_the_pieces_of_a_file_are_blocks_holes_and_staged_bytes() -> None:
     async with open_bench() as bench:
         file = bench.file()
         await file.write(0, b"01234567")
@@ -697,7 +698,11 @@ async def test_the_pieces_of_a_file_are_receipts_holes_and_staged_bytes() -> Non
         pieces = file.pieces()
 
         assert [piece.length for piece in pieces] == [BLOCK, BLOCK, 3]
-        assert [piece.receipt for piece in pieces] == [bench.receipts[0], None, None]
+        assert [piece.stored for piece in pieces] == [
+            StoredBytes.of_blocks(bench.receipts),
+            NOTHING,
+            NOTHING,
+        ]
         assert pieces[1].staged is None
         assert pieces[2].staged is not None
         assert bytes(pieces[2].staged) == b"abc"

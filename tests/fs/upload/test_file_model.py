@@ -8,11 +8,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from keepfs.fs.nodes import Metadata, file_mode
+from keepfs.fs.nodes import Metadata, directory_mode, file_mode
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.storing import State
-from keepfs.keep import Cause, KeepLocator, KeepWriteError
+from keepfs.keep import Cause, KeepLocator, KeepWriteError, Receipt
 from tests.fakes.loops import Loop, Task
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 
@@ -144,11 +147,7 @@ class UploadFileModel(RuleBasedStateMachine):
     @invariant()
     def what_is_said_to_be_stored_is_stored(self) -> None:
         if self.file.state is State.STORED:
-            locators = self.file.xattrs()["user.keep.locator"].split(",")
-            blocks = [self.memory.blocks[KeepLocator(each).md5sum] for each in locators]
-
-            assert b"".join(blocks) == self.expected
-            assert all(len(block) == BLOCK for block in blocks[:-1])
+            self._check_version()
 
     @invariant()
     def memory_is_bounded(self) -> None:
@@ -166,6 +165,14 @@ class UploadFileModel(RuleBasedStateMachine):
         self.loop.close()
 
     # --- how -------------------------------------------------------------------
+
+    def _check_version(self) -> None:
+        """Compare the stored version with what is expected."""
+        locators = self.file.xattrs()["user.keep.locator"].split(",")
+        blocks = [self.memory.blocks[KeepLocator(each).md5sum] for each in locators]
+
+        assert b"".join(blocks) == self.expected
+        assert all(len(block) == BLOCK for block in blocks[:-1])
 
     def _content(self) -> bytes:
         return bytes(self.loop.wait(self.file.read, 0, 2 * LARGEST))
@@ -216,5 +223,69 @@ class UploadFileModel(RuleBasedStateMachine):
         self.loop.calm_down()
 
 
+class PackedFileModel(UploadFileModel):
+    """The same for a file that was imported: its bytes are ranges of blocks of any sizes."""
+
+    @initialize(
+        maxsize=st.sampled_from([BLOCK // 2, 2 * BLOCK, 100 * BLOCK]),
+        blocks=st.lists(st.binary(min_size=1, max_size=3 * BLOCK), min_size=1, max_size=4),
+        places=st.lists(
+            st.tuples(st.integers(0, 3), st.integers(0, 3 * BLOCK), st.integers(1, 2 * BLOCK)),
+            min_size=1,
+            max_size=6,
+        ),
+    )
+    def make(self, maxsize: int, blocks: list[bytes], places: list[tuple[int, int, int]]) -> None:
+        self.staging = Staging(self.loop.blocks, maxsize, BLOCK)
+        self.catalog = Catalog()
+        ranges = []
+        for number, begin, length in places:
+            block = blocks[number % len(blocks)]
+            start = begin % len(block)
+            part = block[start : start + length]
+            receipt = Receipt(self.memory.put_block(block, 1).locator, 0, ())
+            ranges.append(StoredRange(receipt, start, len(part)))
+            self.expected += part
+        self.imported = StoredBytes(ranges)
+        owner = Metadata(directory_mode(0o755), 0, 0)
+        upload = UploadDirectory.mounted(owner, self.staging, lambda *_: None, self.catalog)
+        upload.add_stored({"file": (Metadata(file_mode(0o644), 0, 0), self.imported)})
+        file = upload.entry_nowait("file")
+        assert isinstance(file, UploadFile)
+        self.file = file
+        self.file.opened()
+        self.touched: set[int] = set()
+
+    def _do(self, work: Callable[..., Awaitable[None]], *args: object, gives_up: bool) -> bool:
+        before, offset = len(self.expected), args[0]
+        assert isinstance(offset, int)
+        end = offset + len(args[1]) if len(args) > 1 and isinstance(args[1], bytes) else offset
+        # A file that grows has zeros in the slot where it ended.
+        first = min(before, offset) if end > before or len(args) == 1 else offset
+        last = max(before, end) if len(args) == 1 else end
+        self.touched |= set(range(first // BLOCK, -(-last // BLOCK)))
+        return super()._do(work, *args, gives_up=gives_up)
+
+    def _check_version(self) -> None:
+        assert self.file.number is not None
+        version = self.catalog.version(self.file.number)
+        content = b""
+        for each in version.ranges:
+            block = self.memory.blocks[each.locator.md5sum]
+            content += block[each.offset : each.offset + each.length]
+
+        assert content == self.expected
+        for slot in range(-(-self.imported.size // BLOCK)):
+            if slot not in self.touched:
+                place = slot * BLOCK, (slot + 1) * BLOCK
+                assert version.slice(*place) == self.imported.slice(*place)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.catalog.close()
+
+
 TestUploadFileModel = UploadFileModel.TestCase
 TestUploadFileModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestPackedFileModel = PackedFileModel.TestCase
+TestPackedFileModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.fs.bridge import open_blocks
-from keepfs.fs.nodes import Metadata, file_mode
+from keepfs.fs.nodes import Metadata, directory_mode, file_mode
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.renewal import Relabelled
 from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep import Cause, KeepLocator, KeepReadError
 from tests.fakes.store import DictStore, FailingStore
 
@@ -183,3 +186,29 @@ async def test_a_file_that_is_stored_anew_has_its_new_blocks_without_the_old_sig
 
         assert SIGNED not in first
         assert SIGNED in second
+
+
+async def test_a_change_of_a_slot_with_parts_of_blocks_is_repeated_with_new_signatures() -> None:
+    async with open_case() as case:
+        staging = Staging(case.file._staging.blocks, 100 * BLOCK, BLOCK)  # noqa: SLF001 - its blocks
+        staging.renewal = case.renewal
+        blocks = [case.memory.put_block(each, 1) for each in (b"abc", CONTENT)]
+        version = StoredBytes([StoredRange(blocks[0], 1, 2), StoredRange(blocks[1], 4, 3)])
+        with contextlib.closing(Catalog()) as catalog:
+            owner = Metadata(directory_mode(0o755), 0, 0)
+            upload = UploadDirectory.mounted(owner, staging, lambda *_: None, catalog)
+            upload.add_stored({"file": (Metadata(file_mode(0o644), 0, 0), version)})
+            file = upload.entry_nowait("file")
+            assert isinstance(file, UploadFile)
+            case.renewal.file = file
+            file.opened()
+            case.memory.forget_cached()
+            case.failing.fail_next("get_block", DENIED)
+
+            await file.write(0, b"X")
+            await file.store()
+
+            assert bytes(await file.read(0, 9)) == b"Xc456"
+            assert [locator for locator, _ in case.renewal.refusals] == [
+                str(each.locator) for each in blocks
+            ]

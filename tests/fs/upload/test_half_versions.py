@@ -88,7 +88,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def content_of(memory: DictStore, file: UploadFile) -> bytes:
     """Return the version that the catalog has."""
     assert file.place is not None
-    return b"".join(memory.blocks[it.locator.md5sum] for it in file.place.version())
+    return b"".join(memory.blocks[it.locator.md5sum] for it in file.place.version().ranges)
 
 
 async def test_a_retry_that_hung_does_not_store_later_writes(

@@ -19,6 +19,7 @@ from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.recovery import Spills
 from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.storing import State
 from keepfs.fs.upload.unsaved import About, Piece
 from keepfs.keep import KeepLocator, KeepWriteError, Receipt
@@ -343,7 +344,8 @@ async def test_an_unstored_version_of_another_base_is_restored_beside(
 async def test_a_file_stored_before_a_crash_is_not_restored_twice(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         stored = await bench.stored("name", b"01234567abc\0\0")
-        first, _ = stored.place.receipts(stored.number) if stored.place else ()
+        assert stored.place is not None
+        first = stored.place.version_of(stored.number).slice(0, BLOCK)
         bench.record("name", [Piece(BLOCK, first), Piece(5, staged=b"abc")])
         bench.record("name", [Piece(BLOCK, staged=b"01234567"), Piece(5, staged=b"abc\0")])
 
@@ -356,7 +358,7 @@ async def test_a_short_block_padded_with_zeros_is_not_restored_as_zeros(tmp_path
     async with open_bench(tmp_path) as bench:
         short = await bench.blocks.put(b"abc", 3).wait()
         await bench.stored("name", bytes(5))
-        bench.record("name", [Piece(5, short)])
+        bench.record("name", [Piece(5, StoredBytes.of_blocks([short]))])
 
         assert await bench.restore() == ["name", "name~unsaved"]
         assert await bench.content("name~unsaved") == b"abc\0\0"
@@ -433,11 +435,80 @@ async def test_a_name_too_long_for_a_suffix_is_replaced(tmp_path: Path) -> None:
         assert await bench.content("unsaved-42") == b"new"
 
 
+async def packed_file(bench: Bench, name: str, *places: tuple[bytes, int, int]) -> UploadFile:
+    """Make a file of parts of blocks, as an import does."""
+    ranges = []
+    for block, begin, length in places:
+        receipt = await bench.blocks.put(block, len(block)).wait()
+        ranges.append(StoredRange(receipt, begin, length))
+    metadata = Metadata(file_mode(0o640), 1, 2, 5, 6)
+    bench.upload.add_stored({name: (metadata, StoredBytes(ranges))})
+    return bench.found(name)
+
+
+async def test_a_changed_packed_file_is_spilled_and_restored_with_its_parts(
+    tmp_path: Path,
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        places = (b"0123456789", 4, 5), (b"abcdefghijklmnopqrstuvwxyz", 2, 21)
+        file = await packed_file(bench, "name", *places)
+        before = file.load().version
+        file.opened()
+        await file.write(BLOCK, b"X")
+        bench.store.fail_always("put_block", DOWN)
+        with pytest.raises(KeepWriteError):
+            await file.store()
+        assert await bench.spills.spill(file)
+        bench.mount()
+        bench.store.heal()
+
+        assert await bench.restore() == ["name"]
+        restored = bench.found("name")
+        assert bench.staging.currsize == BLOCK
+        await restored.store()
+
+        assert await bench.content("name") == b"45678cdeXghijklmnopqrstuvw"
+        after = restored.load().version
+        assert after.slice(0, BLOCK) == before.slice(0, BLOCK)
+        assert after.slice(2 * BLOCK, 99) == before.slice(2 * BLOCK, 99)
+        assert after.slice(BLOCK, 2 * BLOCK).ranges[0].is_whole
+
+
+async def test_a_record_of_one_part_of_a_block_does_not_replace_another(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        block = b"0123456789"
+        first = await packed_file(bench, "name", (block, 0, 4))
+        bench.record("name", [Piece(3, staged=b"new")], version=first.version)
+        bench.upload.unlink("name")
+        await packed_file(bench, "name", (block, 4, 4))
+
+        assert await bench.restore() == ["name", "name~unsaved"]
+        assert await bench.content("name") == b"4567"
+        assert await bench.content("name~unsaved") == b"new"
+
+
+async def test_a_packed_version_that_was_stored_before_the_crash_is_no_second_file(
+    tmp_path: Path,
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        block = b"0123456789ABC"
+        file = await packed_file(bench, "name", (block, 1, 10))
+        stored = file.load().version
+        pieces = [Piece(BLOCK, stored.slice(0, BLOCK)), Piece(2, stored.slice(BLOCK, 99))]
+        bench.record("name", pieces)
+
+        assert await bench.restore() == ["name"]
+        assert bench.records() == []
+
+
 async def test_a_hole_and_a_stored_block_are_restored_without_their_bytes(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         block = await bench.blocks.put(b"01234567", BLOCK).wait()
         assert block == Receipt(KeepLocator.of_block(b"01234567"), 1, ("dict:",))
-        bench.record("name", [Piece(BLOCK), Piece(BLOCK, block), Piece(2, staged=b"xy")])
+        bench.record(
+            "name",
+            [Piece(BLOCK), Piece(BLOCK, StoredBytes.of_blocks([block])), Piece(2, staged=b"xy")],
+        )
 
         await bench.restore()
 

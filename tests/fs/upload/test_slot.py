@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -16,15 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.upload.slot import Slot, store_slots
 from keepfs.fs.upload.staging import Staging
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.unsaved import Piece
-from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError
+from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError, Receipt
 from tests.fakes.loops import Loop, Task
 from tests.fakes.slots import staged
 from tests.fakes.store import DictStore, FailingStore, GatedStore
 from tests.fakes.threads import wait_until
-
-if TYPE_CHECKING:
-    from keepfs.keep import Receipt
 
 BLOCK = 16
 DOWN = KeepWriteError("no service takes it", cause=Cause.UNREACHABLE)
@@ -46,7 +43,7 @@ class SlotModel(RuleBasedStateMachine):
         self.expected = b""
         self.is_shut = False
         self.is_down = False
-        self.under_way: list[Task[Receipt | None]] = []
+        self.under_way: list[Task[StoredBytes | None]] = []
 
     @rule(begin=lengths, content=contents)
     def write(self, begin: int, content: bytes) -> None:
@@ -75,11 +72,13 @@ class SlotModel(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_shut and not self.is_down)
     @rule()
     def store_all(self) -> None:
-        receipt = self.loop.wait(self.slot.store)
+        stored = self.loop.wait(self.slot.store)
 
-        assert receipt is not None
-        assert receipt.locator == KeepLocator.of_block(self.expected)
-        assert self.memory.blocks[receipt.locator.md5sum] == self.expected
+        assert stored is not None
+        [block] = stored.ranges
+        assert block.is_whole
+        assert block.locator == KeepLocator.of_block(self.expected)
+        assert self.memory.blocks[block.locator.md5sum] == self.expected
         assert self.slot.is_stored
         assert self.slot.failure is None
         assert self.staging.currsize == 0
@@ -211,10 +210,10 @@ async def test_a_stored_slot_that_grew_is_read_back_and_stored_with_zeros() -> N
         await slot.store()
         slot.extend(6)
 
-        receipt = await slot.store()
+        stored = await slot.store()
 
-    assert receipt is not None
-    assert memory.blocks[receipt.locator.md5sum] == b"abc\0\0\0"
+    assert stored is not None
+    assert memory.blocks[stored.ranges[0].locator.md5sum] == b"abc\0\0\0"
     assert staging.currsize == 0
 
 
@@ -292,11 +291,11 @@ async def test_a_write_that_waited_while_its_slot_was_changed_changes_the_new_by
         staging = Staging(blocks, maxsize=BLOCK, block_size=BLOCK)
         old, new = [await blocks.put(it, BLOCK).wait() for it in (b"a" * BLOCK, b"b" * BLOCK)]
         slot, other = Slot(staging, BLOCK), await staged(staging, bytes(BLOCK))
-        slot.restore(Piece(BLOCK, old))
+        slot.restore(Piece(BLOCK, StoredBytes.of_blocks([old])))
         store.shut("put_block")
         nursery.start_soon(slot.write, 0, memoryview(b"X"))
         await trio.testing.wait_all_tasks_blocked()
-        slot.restore(Piece(BLOCK, new))
+        slot.restore(Piece(BLOCK, StoredBytes.of_blocks([new])))
         store.open("put_block")
 
     assert other.is_stored
@@ -330,9 +329,9 @@ async def test_equal_holes_are_sent_once_and_bytes_of_their_length_beside_them()
             slot.extend(length)
         slots.append(await staged(staging, b"a" * BLOCK))
 
-        receipts = await store_slots(slots)
+        stored = await store_slots(slots)
 
-    assert [it and it.locator.size for it in receipts] == [BLOCK, 5, BLOCK, BLOCK, BLOCK]
+    assert [it and it.size for it in stored] == [BLOCK, 5, BLOCK, BLOCK, BLOCK]
     assert all(slot.is_stored for slot in slots)
     assert [call for call, _ in memory.calls] == ["put_block"] * 3
     assert sorted(memory.blocks.values()) == [bytes(5), bytes(BLOCK), b"a" * BLOCK]
@@ -360,7 +359,7 @@ async def test_zeros_are_read_where_nothing_is_written() -> None:
 
 async def test_a_slot_that_grows_while_it_is_sent_is_sent_again() -> None:
     store = GatedStore(DictStore())
-    receipts: list[Receipt | None] = []
+    stored: list[StoredBytes | None] = []
     async with open_blocks(store, copies=2) as blocks, trio.open_nursery() as nursery:
         slot = await staged(Staging(blocks, block_size=BLOCK), b"abc")
         store.shut("put_block")
@@ -368,19 +367,51 @@ async def test_a_slot_that_grows_while_it_is_sent_is_sent_again() -> None:
         slot.extend(5)
 
         async def store_it() -> None:
-            receipts.append(await slot.store())
+            stored.append(await slot.store())
 
         nursery.start_soon(store_it)
         await trio.testing.wait_all_tasks_blocked()
         store.open("put_block")
 
-    assert [it and it.locator.size for it in receipts] == [5]
+    assert [it and it.size for it in stored] == [5]
 
 
-async def test_a_stored_slots_piece_is_its_receipt() -> None:
+async def test_a_stored_slots_piece_is_its_block() -> None:
     async with open_blocks(DictStore(), copies=2) as blocks:
         slot = await staged(Staging(blocks, block_size=BLOCK), b"abc")
-        receipt = await slot.store()
+        stored = await slot.store()
 
-    assert receipt is not None
-    assert slot.piece() == Piece(3, receipt)
+    assert stored is not None
+    assert slot.piece() == Piece(3, stored)
+
+
+async def test_a_change_fetches_each_block_of_a_slot_once() -> None:
+    store = DictStore()
+    first, second = [store.put_block(it, 1) for it in (b"0123456789", b"abcdefghij")]
+    stored = StoredBytes(
+        StoredRange(block, begin, 3) for begin in (0, 4) for block in (first, second)
+    )
+    async with open_blocks(store, copies=1) as blocks:
+        slot = Slot(Staging(blocks, block_size=BLOCK), stored.size, stored)
+        store.forget_cached()
+        store.calls.clear()
+
+        await slot.write(1, memoryview(b"X"))
+
+        assert bytes(await slot.read(0, 12)) == b"0X2abc456efg"
+        assert [call for call, _ in store.calls] == ["get_block"] * 2
+
+
+async def test_a_block_of_another_size_than_its_locator_says_is_no_content() -> None:
+    store = DictStore()
+    receipt = store.put_block(b"0123", 1)
+    longer = Receipt(KeepLocator(f"{receipt.locator.md5sum}+8"), 0, ())
+    stored = StoredBytes([StoredRange(longer, 2, 4)])
+    async with open_blocks(store, copies=1) as blocks:
+        slot = Slot(Staging(blocks, block_size=BLOCK), 4, stored)
+
+        with pytest.raises(KeepReadError, match="has another size") as caught:
+            await slot.write(0, memoryview(b"X"))
+
+        assert caught.value.cause is Cause.CORRUPT
+        assert slot.stored == stored

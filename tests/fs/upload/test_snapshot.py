@@ -11,6 +11,7 @@ import pytest
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.snapshot import StoredNode, manifest_of, open_snapshot
+from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.keep import KeepLocator, Receipt
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def catalog(path: Path) -> Iterator[Catalog]:
     with closing(Catalog(path, "store")) as it:
         with it.change():
             it.add_root(DIRECTORY)
-            it.add_file(ROOT, "two", FILE, [FOO, BAR])
+            it.add_file(ROOT, "two", FILE, StoredBytes.of_blocks([FOO, BAR]))
             inner = it.add(ROOT, "d", DIRECTORY)
-            it.add_file(inner, "e m p t y", FILE, [EMPTY])
+            it.add_file(inner, "e m p t y", FILE, StoredBytes.of_blocks([EMPTY]))
             it.add(inner, "none", DIRECTORY)
             it.add(ROOT, "link", Metadata(stat.S_IFLNK | 0o777, 1, 2, 3), 3, b"two")
         yield it
@@ -52,7 +53,7 @@ def test_a_snapshot_has_all_nodes_directories_before_entries(catalog: Catalog, p
     found = nodes_of(path)
 
     assert list(found) == ["d", "link", "two", "d/e m p t y", "d/none"]
-    assert found["two"].receipts == (FOO, BAR)
+    assert found["two"].stored == StoredBytes.of_blocks([FOO, BAR])
     assert found["two"].metadata == FILE
     assert found["link"].target == b"two"
     assert found["d"].kind == stat.S_IFDIR
@@ -63,7 +64,7 @@ def test_a_snapshot_does_not_show_or_block_later_changes(catalog: Catalog, path:
         first = next(nodes)
         with catalog.change():
             catalog.remove(ROOT, "two")
-            catalog.add_file(ROOT, "new", FILE, [BAR])
+            catalog.add_file(ROOT, "new", FILE, StoredBytes.of_blocks([BAR]))
         rest = {node.path for node in nodes}
 
     assert first.path == "d"
@@ -100,3 +101,22 @@ def test_a_file_that_is_no_catalog_is_refused_in_one_line(
 
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_has_files_in_their_blocks_each_block_under_one_signature(
+    catalog: Catalog, path: Path
+) -> None:
+    later = Receipt(KeepLocator(FOO.locator.stripped() + f"+A{2:040x}@23456789"), 0, ())
+    with catalog.change():
+        catalog.remove(ROOT, "link")
+        for name, receipt, begin, length in (
+            ("b", FOO, 1, 2), ("c", later, 0, 2), ("e", later, 0, 3),
+        ):  # fmt: skip
+            stored = StoredBytes([StoredRange(receipt, begin, length)])
+            catalog.add_file(ROOT, name, FILE, stored)
+    manifest, left_out = manifest_of(
+        node for node in nodes_of(path).values() if node.path in {"b", "c", "e"}
+    )
+
+    assert left_out == []
+    assert manifest.text() == f". {FOO.locator} 1:2:b 0:2:c 0:3:e\n"

@@ -10,6 +10,7 @@ import pytest
 
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.fs.upload.failed_journal import FailedJournal
+from keepfs.fs.upload.stored import StoredBytes
 from keepfs.fs.upload.unsaved import About, Piece, UnsavedError
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator, Receipt
 
@@ -35,7 +36,7 @@ def piece(**fields: object) -> dict[str, object]:
 
 
 def test_a_record_has_what_was_spilled(tmp_path: Path) -> None:
-    pieces = [Piece(MAX_BLOCK_SIZE), Piece(5, FOO)]
+    pieces = [Piece(MAX_BLOCK_SIZE), Piece(5, StoredBytes.of_blocks([FOO]))]
     about = About("name", MAX_BLOCK_SIZE + 5, 0o100600, 1, 2, -3, 4, "v", "e", is_partial=True)
 
     written = unsaved.spill(tmp_path, about, pieces)
@@ -43,6 +44,21 @@ def test_a_record_has_what_was_spilled(tmp_path: Path) -> None:
     (found,), flaws = unsaved.find_all(tmp_path)
     assert (found, flaws) == (written, [])
     assert found.pieces() == pieces
+
+
+def test_a_record_of_an_older_keepfs_is_read(tmp_path: Path) -> None:
+    record = spilled(tmp_path)
+    change(
+        record,
+        size=6 + 5,
+        pieces=[
+            piece(staged=None, receipt=[str(FOO.locator), FOO.copies, list(FOO.services)]),
+            piece(length=5, staged=None),
+        ],
+    )
+    (record.directory / "bytes").write_bytes(b"")
+
+    assert record.pieces() == [Piece(6, StoredBytes.of_blocks([FOO])), Piece(5)]
 
 
 def test_a_record_survives_a_power_cut_when_it_is_written(
@@ -94,6 +110,9 @@ def test_a_record_survives_a_power_cut_when_it_is_written(
         {"pieces": [piece(receipt=[str(FOO.locator), "2", []])]},
         {"pieces": [piece(receipt=[str(FOO.locator), 2, "http://one/"])]},
         {"pieces": [piece(receipt=["acbd18db4cc2f85cedef654fccc4a4d8+7", 2, []])]},
+        {"pieces": [piece(blocks=[[str(FOO.locator), 2, [], 1, 2, 2]])]},
+        {"pieces": [piece(blocks=[[str(FOO.locator), 2, [], 3]])]},
+        {"pieces": [piece(blocks=5)]},
         {"pieces": 3},
         {"mode": 0o040755},
         {"mode": None},

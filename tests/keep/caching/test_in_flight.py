@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.keep import MAX_BLOCK_SIZE, KeepBlockCache, KeepLocator, KeepReadError
-from keepfs.keep.background import Background, BusyError
+from keepfs.keep.background import Background
 from keepfs.keep.caching.in_flight import SILENT, STUCK, Fetch, Reservations
+from keepfs.keep.threads import BusyError
 from tests.fakes.threads import Running, wait_for, wait_until
 
 if TYPE_CHECKING:

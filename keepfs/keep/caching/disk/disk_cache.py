@@ -22,7 +22,7 @@ from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.fetch_locks import Claim
-from keepfs.keep.threads import Thread
+from keepfs.keep.threads import NoThreadError, Thread
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class DiskCache:
                 writer = Thread(target=self._write, name="disk cache", daemon=True)
                 try:
                     writer.start()
-                except RuntimeError:
+                except NoThreadError:
                     self._count(skipped=1)
                     return
                 self._writer = writer

@@ -161,6 +161,9 @@ def main() -> NoReturn:
         code = 1
     except SystemExit as leaving:
         code = leaving.code
+        if isinstance(code, str):  # as in Python, a text is an error
+            click.echo(f"Error: {of_commands.USAGE(text=code)}", err=True)
+            code = 1
     _forget_output()
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from keepfs.cli import clients, reporting, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
-from keepfs.messages import of_uploads
+from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -104,16 +105,16 @@ def export_command(
     from keepfs import stores  # noqa: PLC0415 - 100 ms that `list` need not spend
 
     file = _named(path, state_dir, name)
-    with reporting.in_one_line(), clients.ended_by_signals():
-        pieces = file.pieces()
+    with reporting.in_one_line(), clients.ended_by_signals(), contextlib.ExitStack() as stack:
+        pieces, client = file.pieces(), None
         with clients.written_whole(output, is_new=True) as written:
             for piece in pieces:
                 begin = written.tell()
                 if piece.stored:
-                    with stores.open_client(store) as client:
-                        for each in piece.stored.ranges:
-                            block = client.get_block(each.locator)
-                            written.write(block[each.offset : each.offset + each.length])
+                    client = client or stack.enter_context(stores.open_client(store))
+                    for each in piece.stored.ranges:
+                        block = client.get_block(each.locator)
+                        written.write(block[each.offset : each.offset + each.length])
                 elif piece.staged is not None:
                     written.write(piece.staged)
                 written.truncate(begin + piece.length)
@@ -136,9 +137,11 @@ def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> 
     wrong = []
     for name in names:
         try:
-            _named(path, state_dir, name).remove()
+            _named(path, state_dir, name).delete()
         except click.ClickException as error:
             wrong.append(error.message)
+        except OSError as error:
+            wrong.append(of_commands.FILE_FAILED(text=error))
     if wrong:
         raise click.ClickException("\n".join(wrong))
 

@@ -259,7 +259,7 @@ class Requests:
         Args:
             file: The file.
             opener: The process that opened it, if pyfuse3 doesn't report the caller
-                (flush, write).
+                (read, write, flush, fsync).
         """
         request = self._requests.get(trio.lowlevel.current_task())
         if request is not None:

@@ -122,6 +122,12 @@ METRICS_NOT_WRITTEN = Message(
     "The directory of the metrics file was removed, is read-only or full. The mount goes on.",
     "Correct what the reason names: the file is written again every 15 s.",
 )
+METRICS_NOT_REMOVED = Message(
+    "metrics-not-removed",
+    "the metrics can't be removed from {path}: {reason}",
+    "The mount has ended, and its metrics file is in a directory that can't be changed any more.",
+    "Remove the file: it has the last figures of a mount that has ended.",
+)
 CACHE_TOO_SMALL = Message(
     "cache-too-small",
     "the cache of {size} MiB is too small: of {fetched} blocks fetched within a minute, {again}"

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 _METRICS_MODE = 0o644
 #: Seconds between two writes of the file: Prometheus's usual interval of scrapes.
 _WRITE_INTERVAL = 15.0
+#: Seconds to wait at the end for a write in progress; the disk may hang.
+_JOINING = 5.0
 
 
 class MetricsError(Exception):
@@ -115,10 +117,15 @@ def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
         raise MetricsError(
             of_running.NO_METRICS_FILE(path=path, reason=error.strerror or error, advice=advice)
         ) from error
-    Thread(target=write_often, name="keepfs metrics", daemon=True).start()
+    writer = Thread(target=write_often, name="keepfs metrics", daemon=True)
+    writer.start()
     try:
         yield
     finally:
         ended.set()
+        writer.join(_JOINING)  # else it may rename its file into place after the unlink
         # Old figures must not look like those of a running mount.
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s", of_running.METRICS_NOT_REMOVED(path=path, reason=error))

@@ -43,7 +43,7 @@ from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
 from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands, of_mounts, of_stores
-from keepfs.mount import fuse, logs, memory, mountpoint, retaining, runtime, systemd
+from keepfs.mount import fuse, logs, memory, mountpoint, own_paths, retaining, runtime, systemd
 from keepfs.mount.control import Control
 from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
@@ -53,7 +53,6 @@ from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.bridge import AsyncBlocks
@@ -102,7 +101,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         log_file = options.state_dir / "log"
     code = 1
     try:
-        _check_paths(options, log_file)
+        own_paths.check_outside(options, log_file)
         privacy.make_directory(options.state_dir)
         if not options.core_dumps:
             privacy.forbid_core_dumps()
@@ -142,21 +141,6 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         reporter.failed(reason)
         code = exit_status_of(reason)
     return code
-
-
-def _check_paths(options: MountOptions, log_file: Path | None) -> None:
-    """Check that no path that the mount uses is inside the mount: it would deadlock."""
-    needed = {
-        "the local store": options.store.local_store,
-        "the state directory": options.state_dir,
-        "the log file": log_file,
-        "the metrics file": options.metrics_file,
-    }
-    for what, path in needed.items():
-        if path is not None and path.resolve().is_relative_to(options.mountpoint):
-            raise fuse.MountError(
-                of_mounts.PATH_IN_MOUNT(what=what, path=path, mountpoint=options.mountpoint)
-            )
 
 
 def _open_catalog(options: MountOptions) -> Catalog:

@@ -144,6 +144,24 @@ def test_the_directory_of_the_metrics_goes(
     return caplog.text
 
 
+@provokes("metrics-not-removed")
+def test_the_metrics_file_becomes_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> str:
+    path = tmp_path / "keepfs.prom"
+    options = MountOptions(
+        mountpoint=tmp_path,
+        store=StoreOptions(local_store=tmp_path),
+        state_dir=tmp_path,
+        metrics_file=path,
+    )
+    monkeypatch.setattr("keepfs.mount.metrics.registry_of", lambda _: CollectorRegistry())
+    with metrics_output.exporting(cast("Any", lambda: None), options):
+        path.unlink()
+        path.mkdir()
+    return caplog.text
+
+
 @contextlib.contextmanager
 def served(path: Path) -> Iterator[None]:
     """Serve a control socket that answers each request with a refusal."""

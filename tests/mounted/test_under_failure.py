@@ -570,3 +570,18 @@ def test_the_log_names_the_file_whose_close_fails(
     assert any(" flush of folder/file: E" in line for line in over.logged())
     store.come_back()
     wait_until(lambda: state(over.upload / "folder" / "file") == "stored")
+
+
+def test_the_log_names_the_file_whose_read_fails(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    over.mount()
+    (over.upload / "file").write_bytes(b"content")
+    assert over.unmount().returncode == 0
+    store.remove_block("9a0364b9e99bb480dd25e1f0284c8555")
+    over.mount()
+
+    with pytest.raises(OSError, match="Errno"):
+        (over.upload / "file").read_bytes()
+
+    assert any(" read of file: E" in line for line in over.logged())

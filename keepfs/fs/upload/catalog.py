@@ -139,10 +139,21 @@ class Catalog:
         return self._database.execute(query, (ROOT,)).fetchone() is not None
 
     def close(self) -> None:
-        """Close the database. SQLite syncs all commits, unless another connection is open."""
-        self._database.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        """Sync all commits to the disk, and close the database. Blocks.
+
+        SQLite syncs at a close too, but not while another process has the database open.
+
+        Raises:
+            OSError: The commits could not be synced; the database is closed.
+        """
+        try:
+            self.sync()
+        finally:
+            with as_os_errors():
+                self._database.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     # --- reading ------------------------------------------------------------
 

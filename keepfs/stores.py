@@ -226,7 +226,7 @@ def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
         api.users().current().execute()
     except ApiError as error:
         if error.status_code == 403:  # noqa: PLR2004 - a scoped token may be good for Keep alone
-            _log.warning("the API server doesn't return the user of the token: %s", error)
+            _log.warning("%s", of_stores.USER_UNKNOWN(reason=error))
             return None
         if error.cause is Cause.DENIED:
             said = of_stores.TOKEN_REFUSED(source=token_source(options), reason=error)

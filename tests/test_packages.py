@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.cli import man
+
 if TYPE_CHECKING:
     from email.message import Message
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 #: What a checkout has for users and developers; the rest is made by tools.
-SHIPPED = ("keepfs", "tests", "bench", "scripts", "docs", "monitoring", "systemd", ".ci")
+SHIPPED = ("keepfs", "tests", "bench", "scripts", "docs", "man", "monitoring", "systemd", ".ci")
 SHIPPED_FILES = (
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -82,9 +84,22 @@ def test_the_sdist_has_everything_that_the_tests_need(built: Path) -> None:
     ] == []
 
 
-def test_the_wheel_has_the_package_its_types_and_the_units_and_nothing_else(wheel: Path) -> None:
+def test_the_man_pages_are_those_of_the_help() -> None:
+    written = {path.name: path.read_text() for path in (ROOT / "man").iterdir()}
+
+    assert written == dict(man.pages()), "run scripts/man"
+
+
+def test_the_wheel_has_the_package_its_types_units_and_man_pages_and_nothing_else(
+    wheel: Path,
+) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
+        manuals = {
+            name: file.read(name).decode()
+            for name in names
+            if ".data/data/share/man/man1/" in name
+        }
         units = {
             name: file.read(name).decode()
             for name in names
@@ -92,11 +107,12 @@ def test_the_wheel_has_the_package_its_types_and_the_units_and_nothing_else(whee
         }
 
     modules = {str(it.relative_to(ROOT)) for it in (ROOT / "keepfs").rglob("*.py")}
-    others = names - modules - {"keepfs/py.typed", *units}
+    others = names - modules - {"keepfs/py.typed", *units, *manuals}
 
     assert {Path(name).name: text for name, text in units.items()} == {
         unit.name: unit.read_text() for unit in (ROOT / "systemd").iterdir()
     }
+    assert {Path(name).name: text for name, text in manuals.items()} == dict(man.pages())
     assert "keepfs@.service" in {Path(name).name for name in units}
     assert names >= modules | {"keepfs/py.typed"}
     assert all(".dist-info/" in name for name in others), others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import os
 import re
 import shutil
@@ -184,8 +185,8 @@ def test_the_systemd_script_knows_its_options() -> None:
     assert "unknown option --twice" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["build-deb", "test-deb"])
-def test_the_scripts_of_the_debian_package_know_their_options(script: str) -> None:
+@pytest.mark.parametrize("script", ["build-deb", "test-deb", "test-docker"])
+def test_the_scripts_of_packages_know_their_options(script: str) -> None:
     done = subprocess.run(
         [ROOT / "scripts" / script, "--twice"], capture_output=True, text=True, check=False
     )
@@ -218,6 +219,9 @@ def test_the_debian_package_has_programs_helpers_and_units(tmp_path: Path) -> No
     assert "\nExecStart=/usr/bin/keepfs mount --foreground %f\n" in unit
     for name in ("mount.keepfs", "mount.fuse.keepfs", "umount.fuse.keepfs"):
         assert (tree / "usr/sbin" / name).exists()
+    page = gzip.decompress((tree / "usr/share/man/man1/keepfs-mount.1.gz").read_bytes())
+    assert page == (ROOT / "man" / "keepfs-mount.1").read_bytes()
+    assert not (tree / "usr/lib/keepfs/share").exists()
     # The launcher finds its modules where the package puts them.
     program = (tree / "usr/bin/keepfs").read_text()
     moved = program.replace("/usr/lib/keepfs", str(tree / "usr/lib/keepfs"))

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from keepfs import __version__
 from keepfs.cli import variables
@@ -17,30 +18,58 @@ from keepfs.messages.message import ids_in
 #: Exit code after an interrupt, as in shells: 128 + SIGINT.
 _INTERRUPTED = 130
 
-#: Command name: the module with its click command.
+#: Command name: the module with its click command, and the first line of its help. The line is
+#: here so that --help and completions need not import every command; a test compares it.
 _COMMANDS = {
-    "mount": "keepfs.cli.mounting",
-    "unmount": "keepfs.cli.unmounting",
-    "status": "keepfs.cli.status",
-    "put": "keepfs.cli.put_get",
-    "get": "keepfs.cli.put_get",
-    "stat": "keepfs.cli.asking",
-    "verify": "keepfs.cli.asking",
-    "where": "keepfs.cli.asking",
-    "unsaved": "keepfs.cli.unsaved_files",
-    "locate": "keepfs.cli.locate",
-    "uploads": "keepfs.cli.uploads",
-    "manifest": "keepfs.cli.committing",
-    "commit": "keepfs.cli.committing",
-    "import": "keepfs.cli.importing",
-    "renew": "keepfs.cli.renewing",
-    "service": "keepfs.cli.servicing",
-    "warm": "keepfs.cli.disk_caching",
-    "cache": "keepfs.cli.disk_caching",
-    "explain": "keepfs.cli.explaining",
-    "check": "keepfs.cli.checking",
-    "bugreport": "keepfs.cli.bugreport",
-    "completion": "keepfs.cli.completing",
+    "mount": ("keepfs.cli.mounting", "Mount Keep on the directory MOUNTPOINT."),
+    "unmount": ("keepfs.cli.unmounting", "Store everything and unmount MOUNTPOINT."),
+    "status": (
+        "keepfs.cli.status",
+        "Show what the mount on MOUNTPOINT does, or all mounts of this user.",
+    ),
+    "put": ("keepfs.cli.put_get", "Store each FILE and print its locator."),
+    "get": ("keepfs.cli.put_get", "Write verified blocks to standard output."),
+    "stat": ("keepfs.cli.asking", "Print the size and locator of each block."),
+    "verify": ("keepfs.cli.asking", "Make every service check its copies."),
+    "where": ("keepfs.cli.asking", "Show which services have each block."),
+    "unsaved": ("keepfs.cli.unsaved_files", "List, retry, export or drop unstored files."),
+    "locate": ("keepfs.cli.locate", "Print the locator of each FILE in a mount."),
+    "uploads": (
+        "keepfs.cli.uploads",
+        "List the files of upload/, mounted or not: size, state, blocks, expiry and path.",
+    ),
+    "manifest": (
+        "keepfs.cli.committing",
+        "Print the manifest of PATH, a file or folder in upload/ of a mount.",
+    ),
+    "commit": (
+        "keepfs.cli.committing",
+        "Make a collection of PATH, a file or folder in upload/ of a mount.",
+    ),
+    "import": (
+        "keepfs.cli.importing",
+        "Put the files of a collection into DIR, in upload/ of a mount, as names.",
+    ),
+    "renew": (
+        "keepfs.cli.renewing",
+        "Keep what is stored in upload/ of MOUNTPOINT, and renew its signatures.",
+    ),
+    "service": ("keepfs.cli.servicing", "Set up mounts as services of systemd, and /etc/fstab."),
+    "warm": ("keepfs.cli.disk_caching", "Fetch blocks into the disk cache, ahead of a job."),
+    "cache": (
+        "keepfs.cli.disk_caching",
+        "Show the disk cache, verify every block in it, or remove them all.",
+    ),
+    "explain": ("keepfs.cli.explaining", "Explain a message: its cause, and what to do."),
+    "check": ("keepfs.cli.checking", "Check what a mount needs, step by step."),
+    "bugreport": (
+        "keepfs.cli.bugreport",
+        "Write what a developer needs to find a fault into one file.",
+    ),
+    "completion": (
+        "keepfs.cli.completing",
+        "Print the script that completes keepfs's commands and options in SHELL.",
+    ),
 }
 #: Commands that run although a variable is misspelt: they report it, or read none.
 _ANY_VARIABLES = frozenset(("check", "bugreport", "explain", "completion"))
@@ -61,11 +90,31 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Load a command."""
         cmd_name = _ALIASES.get(cmd_name, cmd_name)
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in _COMMANDS:
             return None
+        module, _ = _COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands for the help."""
+        limit = formatter.width - 6 - max(map(len, _COMMANDS))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, click.Command(name, help=line).get_short_help_str(limit))
+                    for name, (_, line) in _COMMANDS.items()
+                ]
+            )
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands, or options, that begin with a text."""
+        found = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
 
 # After \b click does not rewrap the lines that follow.
@@ -112,6 +161,9 @@ def main() -> NoReturn:
         code = 1
     except SystemExit as leaving:
         code = leaving.code
+        if isinstance(code, str):  # as in Python, a text is an error
+            click.echo(f"Error: {of_commands.USAGE(text=code)}", err=True)
+            code = 1
     _forget_output()
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -34,7 +34,7 @@ _WORDS = {
 
 @click.command("stat")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@clients.json_option
 @progress.progress_option
 @store_settings
 def stat_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: bool) -> None:
@@ -53,7 +53,7 @@ def stat_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: boo
 
 @click.command("verify")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@clients.json_option
 @progress.progress_option
 @store_settings
 def verify_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: bool) -> None:
@@ -94,7 +94,7 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: b
 
 @click.command("where")
 @click.argument("locators", metavar="LOCATOR...", nargs=-1, required=True)
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@clients.json_option
 @progress.progress_option
 @store_settings
 def where_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: bool) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import errno
+import json
 import os
+import secrets
 import signal
 import stat
 import sys
@@ -15,13 +18,12 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 
 import click
 
-from keepfs import stores
 from keepfs.cli import reporting, waiting
 from keepfs.keep.locator import KeepLocator, parse_list
 from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from keepfs.config.options import StoreOptions
@@ -33,6 +35,9 @@ _R = TypeVar("_R")
 #: Concurrent requests for blocks. Guessed.
 _AT_ONCE = 8
 
+#: For renameat2(2): names are relative to the working directory; replace no file.
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+
 zero_option = click.option(
     "-0",
     "--null",
@@ -42,12 +47,20 @@ zero_option = click.option(
 )
 
 
+json_option = click.option(
+    "--json", "is_json", is_flag=True, help="Print a JSON object on each line (docs/json.md)."
+)
+
+
 @contextlib.contextmanager
 def command_client(store: StoreOptions) -> Iterator[KeepClient]:
     """Open a client for one command.
 
     Failures become one-line messages. SIGTERM and SIGHUP raise, so that the command cleans up.
     """
+    # Here, not above: `locate` and others use this module and need no client.
+    from keepfs import stores  # noqa: PLC0415
+
     with reporting.in_one_line(), ended_by_signals():
         try:
             with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):
@@ -152,6 +165,15 @@ def print_line(text: str, *, null: bool = False) -> None:
         sys.stdout.buffer.flush()
 
 
+def print_json(found: Mapping[str, object], *, null: bool = False) -> None:
+    """Print an object as JSON on a line; undecodable bytes of names are lone surrogates.
+
+    Raises:
+        click.ClickException: The line can't be written.
+    """
+    print_line(json.dumps(found), null=null)
+
+
 def check_name(name: str, *, null: bool) -> None:
     """Check that a file name is usable and fits on one line of output.
 
@@ -192,36 +214,36 @@ def writing() -> Iterator[None]:
 def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name only when it is complete.
 
-    Until then its name is `.NAME.part`, in the same directory. A killed process leaves at
-    most that file. A device or pipe is written directly.
+    Until then its name is `.NAME.RANDOM.part`, in the same directory, so that two processes
+    with one output do not mix their bytes. A killed process leaves at most that file. A device
+    or pipe is written directly.
 
     Args:
         output: The name. A regular file of that name is replaced at the end.
-        is_new: Refuse a name that exists.
+        is_new: Refuse a name that exists, also one made meanwhile by another process.
 
     Raises:
         click.ClickException: The file can't be written.
     """
     target = output.resolve()
-    part = target.with_name(f".{target.name[:200]}.part")
-
-    def check() -> None:
+    begin = os.fsdecode(os.fsencode(target.name)[:200])
+    part = target.with_name(f".{begin}.{secrets.token_hex(8)}.part")
+    try:
         if is_new and os.path.lexists(output):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-
-    try:
-        check()
         if target.exists() and not target.is_file():
             with target.open("wb") as file:
                 yield file
             return
         try:
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 yield file
-            check()
-            if target.exists():
-                part.chmod(stat.S_IMODE(target.stat().st_mode))
-            part.replace(target)
+            if is_new:
+                _rename_to_new(part, target)
+            else:
+                if target.exists():
+                    part.chmod(stat.S_IMODE(target.stat().st_mode))
+                part.replace(target)
         finally:
             part.unlink(missing_ok=True)
     except BrokenPipeError:
@@ -230,3 +252,24 @@ def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
         raise click.ClickException(
             of_commands.OUTPUT_FAILED(output=output, reason=error.strerror)
         ) from error
+
+
+def _rename_to_new(part: Path, target: Path) -> None:
+    """Rename a file to a name that doesn't exist.
+
+    Raises:
+        FileExistsError: The name exists.
+        OSError: The file can't be renamed.
+    """
+    try:
+        target.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, such as FAT or a mount of keepfs
+        names = os.fsencode(part), os.fsencode(target)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number)) from None
+    else:
+        part.unlink()

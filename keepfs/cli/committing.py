@@ -78,10 +78,17 @@ class _Properties(click.ParamType[dict[str, Any]]):
     type=FilledPath(path_type=Path, dir_okay=False),
     help="Write to this file, whole or not at all.",
 )
+@clients.json_option
 @uploaded_files.follow_option
 @uploaded_files.timeout_option
 def manifest_command(
-    path: Path, output: Path | None, *, strip: bool, is_following: bool, timeout: float
+    path: Path,
+    output: Path | None,
+    *,
+    strip: bool,
+    is_json: bool,
+    is_following: bool,
+    timeout: float,
 ) -> None:
     """Print the manifest of PATH, a file or folder in upload/ of a mount.
 
@@ -93,7 +100,16 @@ def manifest_command(
         manifest = uploaded_files.stored_manifest(
             where, is_following=is_following, timeout=timeout, is_signed=not strip
         )
-        pieces = (manifest.stripped() if strip else manifest).pieces()
+        shown = manifest.stripped() if strip else manifest
+        pieces = shown.pieces()
+        if is_json:
+            found = {
+                "portable_data_hash": manifest.portable_data_hash(),
+                "files": manifest.file_count,
+                "size": sum(file.size for file in manifest.files()),
+                "manifest_text": shown.text(),
+            }
+            pieces = iter([f"{json.dumps(found)}\n".encode()])
         if output is not None:
             with clients.written_whole(output) as file:
                 file.writelines(pieces)
@@ -145,6 +161,7 @@ def manifest_command(
     help="Change this collection, if it is as it was imported or last committed.",
 )
 @click.option("--expect", metavar="PDH", help="With --update: change it if it has this content.")
+@clients.json_option
 @uploaded_files.follow_option
 @uploaded_files.timeout_option
 @token_setting
@@ -154,6 +171,7 @@ def commit_command(
     token_file: Path | None,
     *,
     is_following: bool,
+    is_json: bool,
     timeout: float,
     is_unique: bool,
     update: str | None,
@@ -200,6 +218,14 @@ def commit_command(
                 origins.note(
                     where.below, record.uuid, record.portable_data_hash, record.modified_at
                 )
+    if is_json:
+        found = {
+            "uuid": record.uuid or None,
+            "portable_data_hash": record.portable_data_hash,
+            "files": manifest.file_count,
+        }
+        clients.print_json(found)
+        return
     clients.print_line(f"{record.uuid or '-'}\t{record.portable_data_hash}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from keepfs.cli import clients, reporting
+from keepfs.cli import clients, progress, reporting
 from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
 from keepfs.cli.warming import locators_of
 from keepfs.collection_sources import collections_of
@@ -36,8 +36,12 @@ _PATIENCE = 600.0
     type=click.File(errors="surrogateescape"),
     help="Take the sources in this file too, or a manifest; - is standard input.",
 )
+@clients.json_option
+@progress.progress_option
 @store_settings
-def warm_command(store: StoreOptions, sources: tuple[str, ...], listed: TextIO | None) -> None:
+def warm_command(
+    store: StoreOptions, sources: tuple[str, ...], listed: TextIO | None, *, is_json: bool
+) -> None:
     """Fetch blocks into the disk cache, ahead of a job. Give --disk-cache.
 
     A SOURCE is a locator, a collection's uuid or portable data hash, or a file or folder in a
@@ -72,9 +76,13 @@ def warm_command(store: StoreOptions, sources: tuple[str, ...], listed: TextIO |
             get = None if collections is None else collections.get
             texts = [text for each in named for text in locators_of(each, get, failed)]
         found = dict.fromkeys(clients.locators_in(texts, failed)) if texts else {}
-        for locator, _ in clients.side_by_side(warm, found):
-            del locator
-        disk.flush(_PATIENCE)
+        sizes = [each.size for each in found]
+        total = None if None in sizes else sum(each or 0 for each in sizes)
+        with progress.shown("warming", total, is_bytes=True) as advance:
+            for locator, _ in clients.side_by_side(warm, found):
+                advance(locator.size or 0)
+        with progress.shown("writing to the disk"):
+            disk.flush(_PATIENCE)
         counted = disk.statistics()
         missing = sum(1 for it in found if it.size != 0 and not disk.has(it.md5sum))
         if missing:
@@ -82,6 +90,14 @@ def warm_command(store: StoreOptions, sources: tuple[str, ...], listed: TextIO |
             failed.note(
                 of_stores.DISK_CACHE_INCOMPLETE(missing=missing, count=len(found), reason=reason)
             )
+    if is_json:
+        row = {
+            "blocks": len(found),
+            "size": sum(each.size or 0 for each in found),
+            "missing": missing,
+            "directory": str(disk.directory),
+        }
+        clients.print_json(row)
     failed.exit()
 
 
@@ -92,8 +108,9 @@ def warm_command(store: StoreOptions, sources: tuple[str, ...], listed: TextIO |
     type=FilledPath(path_type=Path, file_okay=False),
     help="The directory of the cache.  [default: ~/.cache/keepfs]",
 )
+@clients.json_option
 @config_file
-def cache_command(action: str, disk_cache_dir: Path | None) -> None:
+def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) -> None:
     """Show the disk cache, verify every block in it, or remove them all.
 
     Mounts that use it go on. Exits with 1 if verify found damage; damaged blocks are removed.
@@ -117,9 +134,19 @@ def cache_command(action: str, disk_cache_dir: Path | None) -> None:
         if action == "clear":
             folder.remove_names()
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
-        clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
+        if is_json:
+            row = {
+                "directory": str(directory),
+                "action": action,
+                "blocks": count,
+                "size": total,
+                "damaged": [each.partition(":")[0] for each in damaged],
+            }
+            clients.print_json(row)
+        else:
+            clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
         for each in damaged:
-            click.echo(f"damaged, removed: {each}", err=True)
+            click.echo(of_stores.DISK_CACHE_FILE_REMOVED(path=each), err=True)
     if damaged:
         raise SystemExit(1)
 

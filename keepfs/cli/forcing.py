@@ -20,8 +20,8 @@ from pathlib import Path
 import click
 
 from keepfs.cli.status import status_of
-from keepfs.fs.upload.drain import GRACE
-from keepfs.messages import of_mounts
+from keepfs.fs.upload.unsaved import GRACE
+from keepfs.messages import of_running
 from keepfs.mount import mountpoint, runtime
 
 #: Seconds for each of the steps 1 and 2, if the process answers: the drain's limit for
@@ -73,11 +73,11 @@ def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount |
             _detach(left)
     if runtime.find(path) is not None:
         raise click.ClickException(
-            of_mounts.CONTROL_FAILED(
-                reason=f"unmounted {path}, but its process {running.pid} still runs"
-                f" ({_what_it_does(running)}): only it has files that are not stored yet."
-                f" kill -9 {running.pid} ends it, and loses those that are not written to"
-                f" {running.state_dir}; keepfs unsaved list shows them"
+            of_running.PROCESS_REMAINS(
+                path=path,
+                pid=running.pid,
+                state=_what_it_does(running),
+                directory=running.state_dir,
             )
         )
 

@@ -46,9 +46,15 @@ _BATCH_FILES, _BATCH_RANGES = 200, 2000
 @setting("--keep-services", metavar="URI...", help="As given to mount.")
 @token_setting
 @config_file
+@clients.json_option
 @progress.progress_option
 def import_command(
-    name: str, path: Path | None, keep_services: str | None, token_file: Path | None
+    name: str,
+    path: Path | None,
+    keep_services: str | None,
+    token_file: Path | None,
+    *,
+    is_json: bool,
 ) -> None:
     """Put the files of a collection into DIR, in upload/ of a mount, as names.
 
@@ -83,6 +89,17 @@ def import_command(
             Origins(above.state_dir).note(
                 below, record.uuid, record.portable_data_hash, record.modified_at
             )
+    if is_json:
+        found = {
+            "uuid": record.uuid or None,
+            "portable_data_hash": record.portable_data_hash,
+            "folder": str(target),
+            "files": manifest.file_count,
+            "stored_anew": copied,
+            "stored_anew_size": size,
+        }
+        clients.print_json(found)
+        return
     clients.print_line(f"{record.portable_data_hash}\t{target}")
     said = f"keepfs: {manifest.file_count} files imported"
     if copied:
@@ -161,7 +178,8 @@ def _imported(
             of_uploads.IMPORT_INCOMPLETE(path=part, reason=error)
         ) from error
     except BaseException:
-        click.echo(f"keepfs: {part} is incomplete: remove it", err=True)
+        said = of_uploads.IMPORT_INCOMPLETE(path=part, reason="the import ended early")
+        click.echo(f"keepfs: {said}", err=True)
         raise
     return len(scattered), sum(file.size for _, file in scattered)
 

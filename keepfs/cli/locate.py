@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     help="Write the locators of one FILE in upload/ to this file, a line each; any number.",
 )
 @click.option("--manifest", "is_manifest", is_flag=True, help="With --output: write a manifest.")
+@clients.json_option
 @clients.zero_option
 def locate_command(
-    files: tuple[str, ...], output: Path | None, *, is_manifest: bool, null: bool
+    files: tuple[str, ...], output: Path | None, *, is_manifest: bool, is_json: bool, null: bool
 ) -> None:
     """Print the locator of each FILE in a mount.
 
@@ -47,6 +48,10 @@ def locate_command(
                 text="--manifest goes with --output; see keepfs manifest, too"
             )
         )
+    if is_json and output is not None:
+        raise click.UsageError(
+            of_commands.OPTIONS_CONFLICT(text="--output writes a list or a manifest, not --json")
+        )
     if output is not None:
         if len(files) > 1:
             raise click.UsageError(of_commands.OPTIONS_CONFLICT(text="--output takes one FILE"))
@@ -55,8 +60,15 @@ def locate_command(
     failed = clients.Failures()
     for name in files:
         with failed.noted():
-            clients.check_name(name, null=null)
-            clients.print_line(f"{locator_of(name)}\t{name}", null=null)
+            clients.check_name(name, null=null or is_json)
+            located = locator_of(name)
+            if is_json:
+                locators = located.split(",")
+                size = sum(KeepLocator(each).size or 0 for each in locators)
+                found = {"file": name, "size": size, "locators": locators}
+                clients.print_json(found, null=null)
+            else:
+                clients.print_line(f"{located}\t{name}", null=null)
     failed.exit()
 
 

@@ -240,11 +240,13 @@ def mount_command(
         lambda pipe: _serve_telling(serve, pipe),
         lambda: waiting.announce(store),
         lambda warning: click.echo(f"Warning: {warning}", err=True),
+        keeps_group=mountpoint.is_automount_point(path),
     )
     if reason is not None:
         if is_new:
             _remove_state(path, told.state_dir)
-        raise click.ClickException(reason)
+        click.echo(f"Error: {reason}", err=True)
+        raise SystemExit(daemon.exit_status_of(reason))
     if words:
         raise SystemExit(_execute(words, path))
 

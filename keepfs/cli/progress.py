@@ -37,7 +37,8 @@ def progress_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def _is_wanted() -> bool:
+def is_wanted() -> bool:
+    """Return whether progress is shown."""
     context = click.get_current_context(silent=True)
     wanted = None if context is None else context.meta.get(_WANTED)
     return sys.stderr is not None and (sys.stderr.isatty() if wanted is None else bool(wanted))
@@ -59,7 +60,7 @@ def shown(what: str, total: int | None = None, *, is_bytes: bool = False) -> Ite
     Yields:
         A function that reports an amount of finished work.
     """
-    if not _is_wanted():
+    if not is_wanted():
         yield _nothing
         return
     # Imported here: it takes 60 ms, and most commands run without a terminal.
@@ -71,6 +72,7 @@ def shown(what: str, total: int | None = None, *, is_bytes: bool = False) -> Ite
         Progress,
         ProgressColumn,
         SpinnerColumn,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -79,7 +81,7 @@ def shown(what: str, total: int | None = None, *, is_bytes: bool = False) -> Ite
 
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
     if total is not None:
-        columns.append(BarColumn())
+        columns += [BarColumn(), TaskProgressColumn()]
     if is_bytes:
         columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
     elif total is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import stat
 import sys
 from pathlib import Path
@@ -43,7 +42,7 @@ def _size_of(names: tuple[str, ...]) -> int | None:
 
 @click.command("put")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@clients.json_option
 @progress.progress_option
 @clients.zero_option
 @store_settings
@@ -74,8 +73,10 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool, is_j
                         size += len(part)
                         advance(len(part))
                 found = {"file": name, "size": size, "locators": locators}
-                line = json.dumps(found) if is_json else f"{','.join(locators)}\t{name}"
-                clients.print_line(line, null=null)
+                if is_json:
+                    clients.print_json(found, null=null)
+                else:
+                    clients.print_line(f"{','.join(locators)}\t{name}", null=null)
     failed.exit()
 
 

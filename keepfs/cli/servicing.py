@@ -64,7 +64,7 @@ def install_command(path: Path, config: Path | None, *, is_user: bool, is_printi
         if is_printing:
             for name, unit in plan.files().items():
                 click.echo(f"# {directory / name}\n{unit}")
-            if not file.exists():
+            if not os.path.exists(file):  # noqa: PTH110 - False if this user may not look
                 click.echo(f"# {file}\n{text}", nl=False)
             return
         if not is_user and os.geteuid() != 0:
@@ -172,6 +172,7 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 
 def _make_token_file(path: Path) -> None:
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(0o600)
         click.echo(f"wrote {path}, empty: the token belongs there")
 
@@ -184,8 +185,7 @@ def _warn_of_owner(program: str) -> None:
         is_sticky = path.is_dir() and status.st_mode & 0o1000
         if status.st_uid != 0 or (status.st_mode & _OTHERS_MAY_WRITE and not is_sticky):
             click.echo(
-                f"Warning: the service runs {program} as root, but {path} can be changed by other"
-                " users; install keepfs where only root can write: docs/install.md",
+                f"Warning: {of_commands.PROGRAM_CHANGEABLE(program=program, path=path)}",
                 err=True,
             )
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keepfs.cli import reporting, settings
-from keepfs.messages import of_mounts
+from keepfs.messages import of_running
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
 
@@ -91,11 +91,7 @@ def status_command(path: Path | None, interval: float | None, *, is_json: bool) 
         while True:
             found = list(_mounts(None if path is None else mountpoint.resolve(path)))
             if path is not None and not found:
-                raise click.ClickException(
-                    of_mounts.CONTROL_FAILED(
-                        reason=f"no keepfs mount of this user on {path}; keepfs status lists them"
-                    )
-                )
+                raise click.ClickException(of_running.NO_MOUNT_OF_USER(path=path))
             if interval is not None and not is_json and sys.stdout.isatty():
                 click.clear()
             click.echo(_as_json(found) if is_json else _as_text(found))

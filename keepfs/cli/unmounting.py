@@ -10,12 +10,15 @@ from pathlib import Path
 import click
 
 from keepfs.cli import forcing, progress, reporting, settings
+from keepfs.cli.status import status_of
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.messages import of_mounts
 from keepfs.mount import mountpoint, runtime
 
 #: Seconds within which a process usually ends after its mount is gone; interval of checks.
 _NOTICES_AT_ONCE = 2.0
+#: Seconds between two looks at what is left, for the progress.
+_LOOKS = 0.5
 
 
 @click.command("unmount")
@@ -103,9 +106,19 @@ def _wait_for(path: Path, running: runtime.RunningMount) -> None:
         return
     _check_not_stopped(path, running)
     click.echo(f"keepfs: waiting until process {running.pid} has stored everything", err=True)
-    with progress.shown("storing what is left"):
-        while not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+    left = _bytes_left(running) if progress.is_wanted() else None
+    with progress.shown("storing what is left", left, is_bytes=left is not None) as advance:
+        while not runtime.wait_until_ended(path, _LOOKS if left is not None else _NOTICES_AT_ONCE):
             _check_not_stopped(path, running)
+            if left is not None and (now := _bytes_left(running)) is not None:
+                advance(left - now)
+                left = now
+
+
+def _bytes_left(running: runtime.RunningMount) -> int | None:
+    """Return the bytes that the mount has not stored yet; None if it does not tell."""
+    figures = status_of(running).figures
+    return None if figures is None else int(figures["uploads"]["staged"])
 
 
 def _check_not_stopped(path: Path, running: runtime.RunningMount | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -9,16 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs import stores
 from keepfs.cli import clients, reporting, settings
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
-from keepfs.messages import of_uploads
+from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:
     from keepfs.config.options import StoreOptions
-    from keepfs.fs.upload.unsaved import UnsavedFile
+    from keepfs.fs.upload.unsaved import About, UnsavedFile
 
 
 @click.group("unsaved", invoke_without_command=True)
@@ -47,8 +47,9 @@ _state_dir = setting(
 @_mountpoint
 @config_file
 @_state_dir
+@clients.json_option
 @clients.zero_option
-def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
+def list_command(path: Path, state_dir: Path | None, *, is_json: bool, null: bool) -> None:
     """List the unstored files.
 
     A line of output has the name, size, path in upload/ and reason, separated
@@ -60,16 +61,18 @@ def list_command(path: Path, state_dir: Path | None, *, null: bool) -> None:
         running = runtime.find(mountpoint.resolve(path)) is not None
     if not running and not directory.exists():
         raise click.ClickException(of_uploads.NO_STATE_DIRECTORY(path=path, directory=directory))
+    found: list[tuple[str | None, About]]
     if running:  # the mount has restored the spill records
-        for about in failed_journal.read(directory):
-            why = about.error or "waits for its store"
-            clients.print_line(f"-\t{about.size}\t{about.path}\t{why}", null=null)
+        found = [(None, about) for about in failed_journal.read(directory)]
     else:
-        for file in spilled:
-            about = file.about
-            clients.print_line(
-                f"{file.name}\t{about.size}\t{about.path}\t{about.error}", null=null
-            )
+        found = [(file.name, file.about) for file in spilled]
+    for name, about in found:
+        why = about.error or ("waits for its store" if running else "")
+        if is_json:
+            row = {"name": name, "size": about.size, "path": about.path, "error": why}
+            clients.print_json(row, null=null)
+        else:
+            clients.print_line(f"{name or '-'}\t{about.size}\t{about.path}\t{why}", null=null)
     if flaws:
         raise click.ClickException(of_uploads.UNSAVED_DAMAGED(text="\n".join(flaws)))
 
@@ -99,17 +102,19 @@ def export_command(
     NAME is the name that `list` prints. OUTPUT must not exist. It gets its
     name only when it is complete and synced to the disk.
     """
+    from keepfs import stores  # noqa: PLC0415 - 100 ms that `list` need not spend
+
     file = _named(path, state_dir, name)
-    with reporting.in_one_line(), clients.ended_by_signals():
-        pieces = file.pieces()
+    with reporting.in_one_line(), clients.ended_by_signals(), contextlib.ExitStack() as stack:
+        pieces, client = file.pieces(), None
         with clients.written_whole(output, is_new=True) as written:
             for piece in pieces:
                 begin = written.tell()
                 if piece.stored:
-                    with stores.open_client(store) as client:
-                        for each in piece.stored.ranges:
-                            block = client.get_block(each.locator)
-                            written.write(block[each.offset : each.offset + each.length])
+                    client = client or stack.enter_context(stores.open_client(store))
+                    for each in piece.stored.ranges:
+                        block = client.get_block(each.locator)
+                        written.write(block[each.offset : each.offset + each.length])
                 elif piece.staged is not None:
                     written.write(piece.staged)
                 written.truncate(begin + piece.length)
@@ -132,9 +137,11 @@ def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> 
     wrong = []
     for name in names:
         try:
-            _named(path, state_dir, name).remove()
+            _named(path, state_dir, name).delete()
         except click.ClickException as error:
             wrong.append(error.message)
+        except OSError as error:
+            wrong.append(of_commands.FILE_FAILED(text=error))
     if wrong:
         raise click.ClickException("\n".join(wrong))
 

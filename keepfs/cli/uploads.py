@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keepfs import stores
 from keepfs.cli import clients, settings, uploaded_files
 from keepfs.cli.settings import config_file, setting, token_setting
 from keepfs.cli.unsaved_files import state_dir_of
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     from keepfs.fs.upload.snapshot import StoredNode
     from keepfs.keep.client import KeepClient
-
-#: Causes that a repeated request does not change.
-_LOST = frozenset({Cause.NOT_FOUND, Cause.DENIED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class Upload:
     is_flag=True,
     help="Check, and show only files that can't be read any more, or are recorded as lost.",
 )
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on each line.")
+@clients.json_option
 @setting(
     "--state-dir",
     type=settings.FilledPath(path_type=Path, file_okay=False),
@@ -118,7 +116,9 @@ def uploads_command(
                 keep_services=keep_services if local is None else None,
                 token_file=token_file,
             )
-            lines = _with_states(stack.enter_context(clients.command_client(store)), lines)
+            client = stack.enter_context(clients.command_client(store))
+            stores.check_token(client, store)  # with a refused one, each block would look lost
+            lines = _with_states(client, lines)
         for each in lines:
             if is_checking or is_lost_only:
                 _count(each, failed)
@@ -192,12 +192,30 @@ def _with_states(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Uplo
         return known[text]
 
     def check(each: Upload) -> Upload:
-        failures = [failure for text in dict.fromkeys(each.locators) if (failure := ask(text))]
+        failures = [
+            (KeepLocator(text), failure)
+            for text in dict.fromkeys(each.locators)
+            if (failure := ask(text))
+        ]
         if not failures:
             return each  # `lost` stays until `keepfs renew` forgets it
-        worst = next((it for it in failures if it.cause in _LOST), failures[0])
-        state = "lost" if worst.cause in _LOST else "unknown"
-        return dataclasses.replace(each, state=state, error=str(worst))
+        worst = next((it for it in failures if _is_lost(*it)), None)
+        if worst is not None:
+            return dataclasses.replace(each, state="lost", error=str(worst[1]))
+        locator, failure = failures[0]
+        said = str(failure)
+        if failure.cause is Cause.DENIED:
+            said += f"; its signature is valid until {locator.perm_expiry}, but perhaps was made"
+            said += " for another token: keepfs renew gets a new one"
+        return dataclasses.replace(each, state="unknown", error=said)
 
     for _, checked in clients.side_by_side(check, uploads):
         yield checked
+
+
+def _is_lost(locator: KeepLocator, failure: KeepRequestError) -> bool:
+    """Return whether a repeated request has the same failure."""
+    if failure.cause is Cause.DENIED:
+        # A valid signature that is refused was made for another token, or with another key.
+        return locator.permission_hint() is None or locator.permission_expired()
+    return failure.cause is Cause.NOT_FOUND

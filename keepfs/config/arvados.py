@@ -7,6 +7,8 @@ as Arvados's Go programs parse it.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import pwd
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+_log = logging.getLogger(__name__)
 
 #: Values of `ARVADOS_API_HOST_INSECURE` that mean yes, in lower case: the
 #: union of those of the SDK and the Go programs.
@@ -68,14 +72,20 @@ class Settings:
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the current settings.
 
+    A file of the machine that this user may not read is skipped.
+
     Args:
         environ: Replaces this process's environment.
 
     Raises:
-        OSError: The settings file exists and can't be read.
+        OSError: The user's settings file exists and can't be read.
     """
     environ = os.environ if environ is None else environ
-    source = next((path for path in settings_files(environ) if _is_used(path)), None)
+    used = itertools.chain(
+        (path for path in _files_of_user(environ) if path.is_file()),
+        (path for path in _files_of_machine(environ) if is_readable(path)),
+    )
+    source = next(used, None)
     values: dict[str, str] = {}
     if source is not None:
         values = parse_settings(source.read_text(encoding="utf-8", errors="replace"))
@@ -92,9 +102,20 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def _is_used(path: Path) -> bool:
-    """Return whether a settings file exists; the services' file must be readable, too."""
-    return os.access(path, os.R_OK) if path == SERVICES_FILE else path.is_file()
+def is_readable(path: Path) -> bool:
+    """Return whether a file of the machine exists and this user may read it.
+
+    Raises:
+        OSError: It can't be opened for another reason, such as an error of the disk.
+    """
+    try:
+        with path.open("rb"):
+            return True
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except PermissionError as error:
+        _log.debug("%s is skipped: %s", path, error.strerror)
+        return False
 
 
 def _host_in(text: str) -> str:
@@ -120,6 +141,11 @@ def parse_settings(text: str) -> dict[str, str]:
 
 def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yield the possible paths of `settings.conf`, in order of precedence."""
+    yield from _files_of_user(environ)
+    yield from _files_of_machine(environ)
+
+
+def _files_of_user(environ: Mapping[str, str]) -> Iterator[Path]:
     for directory in _absolute_paths(environ.get("CONFIGURATION_DIRECTORY", "")):
         yield directory / "settings.conf"
     own = list(_absolute_paths(environ.get("XDG_CONFIG_HOME", "")))[:1]
@@ -128,6 +154,9 @@ def settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
         own = [Path(home, ".config")]
     for directory in own:
         yield directory / "arvados" / "settings.conf"
+
+
+def _files_of_machine(environ: Mapping[str, str]) -> Iterator[Path]:
     yield SERVICES_FILE
     for directory in _absolute_paths(environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"):
         yield directory / "arvados" / "settings.conf"
@@ -168,13 +197,19 @@ def ca_file(
 ) -> Path | None:
     """Return the first bundle of certificate authorities that exists, or None.
 
+    A bundle of the machine that this user may not read is skipped.
+
     Args:
         environ: Replaces this process's environment.
         candidates: Paths to try after `$SSL_CERT_FILE`.
+
+    Raises:
+        PermissionError: This user may not look for `$SSL_CERT_FILE` in its directory.
     """
     named = (os.environ if environ is None else environ).get("SSL_CERT_FILE", "")
-    paths = (*([Path(named)] if named else []), *candidates)
-    return next((path for path in paths if path.is_file()), None)
+    if named and Path(named).is_file():
+        return Path(named)
+    return next((path for path in candidates if is_readable(path)), None)
 
 
 def local_store_directory(environ: Mapping[str, str] | None = None) -> str:

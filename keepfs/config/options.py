@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keepfs.config.arvados import is_readable
+
 if TYPE_CHECKING:
     from collections.abc import Container
 
@@ -226,7 +228,7 @@ def read_default_files(
 ) -> dict[str, object]:
     """Read the default configuration files; the first file that has a key sets its value.
 
-    A machine's file that this user may not read is skipped.
+    A machine's file that this user may not read is skipped, with a line in the log (DEBUG).
 
     Args:
         mountpoints: The names of the mount point whose tables apply; see `read_config_file`.
@@ -237,7 +239,7 @@ def read_default_files(
     """
     settings: dict[str, object] = {}
     for path in reversed(default_config_files(system)):
-        if path.parent == system and path.exists() and not os.access(path, os.R_OK):
+        if path.parent == system and not is_readable(path):
             continue
         settings = _overridden(settings, read_config_file(path, mountpoints))
     return settings

@@ -22,6 +22,7 @@ from keepfs.fs.limits import YieldingLimiter
 from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.threads import NoThreadError
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -295,7 +296,7 @@ class AsyncBlocks:
             try:
                 await task(*arguments)
             except Exception:  # noqa: BLE001 - it would end the nursery, and so the mount
-                _log.exception("a task of the mount failed")
+                _log.exception("%s", of_commands.UNEXPECTED(what="a task of the mount"))
             finally:
                 self._awaited.discard(scope)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import trio
 
 from keepfs.keep.errors import fresh_copy
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ class Future(Generic[_T]):
         try:
             self._then(self)
         except Exception as error:  # noqa: BLE001 - it would end the nursery, and so the mount
-            _log.exception("the callback of a future failed")
+            _log.exception("%s", of_commands.UNEXPECTED(what="the callback of a future"))
             self.failure = fresh_copy(error)
         finally:
             self._done.set()

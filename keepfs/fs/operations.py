@@ -317,6 +317,7 @@ class Operations(pyfuse3.Operations):
     ) -> Buffer:
         """Return `size` bytes, fewer only at the end of the file."""
         file = self._files[fh]
+        self.requests.about(file.node, file.pid)
         return await file.overdue.read(file.node.read, off, size)
 
     @guarded

@@ -37,7 +37,7 @@ from keepfs.fs.processes import dies_of_a_signal, dying_threads_in_fuse
 from keepfs.keep.counters import Histogram
 from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.threads import NoThreadError
-from keepfs.messages import of_commands, of_mounts
+from keepfs.messages import of_commands, of_running
 from keepfs.messages.message import without_ids
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Requests:
             raise self._failed(name, errno_of(error)) from error
         # Reached only if the watch has cancelled the scope.
         self._given_up += 1
-        said = of_mounts.REQUEST_TIMED_OUT(
+        said = of_running.REQUEST_TIMED_OUT(
             what=f"{name}{request.of_file}",
             errno=errno.errorcode[request.given_up],
             seconds=f"{trio.current_time() - request.since:.1f}",
@@ -259,7 +259,7 @@ class Requests:
         Args:
             file: The file.
             opener: The process that opened it, if pyfuse3 doesn't report the caller
-                (flush, write).
+                (read, write, flush, fsync).
         """
         request = self._requests.get(trio.lowlevel.current_task())
         if request is not None:

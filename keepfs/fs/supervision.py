@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs.keep.retry import Backoff
+from keepfs.messages import of_running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,10 +51,10 @@ async def supervised(
         except Exception:
             failures = 1 if trio.current_time() - started > _STEADY else failures + 1
             if most is not None and failures >= most:
-                _log.exception("%s failed %d times in a row", name, failures)
+                _log.exception("%s", of_running.TASK_GIVEN_UP(name=name, count=failures))
                 raise
             wait = backoff.wait(failures - 1, random.random())  # noqa: S311 - to spread restarts
-            _log.exception("%s failed; restarting it in %.1f s", name, wait)
+            _log.exception("%s", of_running.TASK_RESTARTED(name=name, seconds=f"{wait:.1f}"))
         else:
             return
         await trio.sleep(wait)

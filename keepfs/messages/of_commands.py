@@ -117,6 +117,13 @@ SERVICE_NOT_INSTALLED = Message(
     "keepfs service install could not write the unit or the helper of mount(8).",
     "Follow the advice in the message; --print prints the unit instead.",
 )
+PROGRAM_CHANGEABLE = Message(
+    "program-changeable",
+    "the service runs {program} as root, but {path} can be changed by other users; install keepfs"
+    " where only root can write: docs/install.md",
+    "keepfs service install was run with a keepfs that users other than root can replace.",
+    "Install keepfs for all users, as root (docs/install.md), and run the command again.",
+)
 UNKNOWN_MESSAGE = Message(
     "unknown-message",
     "there is no message {name!r}; keepfs explain lists all of them",

@@ -138,28 +138,6 @@ KERNEL_TIMEOUT = Message(
     "The kernel's limit on the time of a FUSE request is below --request-timeout.",
     "Raise the sysctl that the message names, or set it to 0, and mount again.",
 )
-REQUEST_TIMED_OUT = Message(
-    "request-timed-out",
-    "{what}: {errno} after {seconds} s (pid {pid})",
-    "A request of a program took longer than --request-timeout: a service, the network or the"
-    " disk hangs.",
-    "keepfs check tests the services. A retry may succeed; raise --request-timeout for slow"
-    " links.",
-)
-NO_CONTROL = Message(
-    "no-control",
-    "the mount takes no control requests ({reason}): unmount it, and mount it with this version"
-    " of keepfs",
-    "The mount is of an older keepfs, or could not open its control socket.",
-    "Unmount it, and mount it again. The log of the mount has the reason.",
-)
-CONTROL_FAILED = Message(
-    "control-failed",
-    "{reason}",
-    "The mount refused a control request, or did not answer within 60 s.",
-    "Correct what the message names. If the mount hangs, send its process SIGUSR2, which"
-    " writes what it waits for to the log.",
-)
 CATALOG_IN_USE = Message(
     "catalog-in-use",
     "another mount uses the catalog {path}: give each mount its own --state-dir",
@@ -192,4 +170,17 @@ NO_CATALOG = Message(
     "there is no catalog {path}: is it the state directory of a mount?",
     "The state directory has no catalog: nothing was mounted with it.",
     "Give the --state-dir that was given to mount.",
+)
+CATALOG_ENTRY_DAMAGED = Message(
+    "catalog-entry-damaged",
+    "the catalog {path}: the entry {number}, {name}, is damaged: {reason}; the others are not"
+    " affected",
+    "The record of one file of upload/ in the catalog can't be read. Reads of it fail with EIO.",
+    "Remove the file and store it again. Check the disk of the state directory.",
+)
+CATALOG_NOT_WRITTEN = Message(
+    "catalog-not-written",
+    "the catalog is not checkpointed: {reason}",
+    "The disk of the state directory is full or fails. The log of the catalog grows.",
+    "Make room, or check the disk.",
 )

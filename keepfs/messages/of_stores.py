@@ -88,6 +88,12 @@ DISK_CACHE_DAMAGED = Message(
     "Nothing: the file was removed, and the block comes from the services. If it happens often,"
     " check the disk, and all other data on it.",
 )
+DISK_CACHE_FILE_REMOVED = Message(
+    "disk-cache-file-removed",
+    "damaged, removed: {path}",
+    "keepfs cache verify found a file of the disk cache whose bytes are not those of its block.",
+    "Nothing: the block is fetched again when it is read. If it happens often, check the disk.",
+)
 DISK_CACHE_INCOMPLETE = Message(
     "disk-cache-incomplete",
     "{missing} of {count} blocks aren't in the disk cache: {reason}",
@@ -173,6 +179,66 @@ COPIES_MISSING = Message(
     "keepfs verify found fewer good copies than --copies asks for.",
     "Store the block again: keepfs get LOCATOR | keepfs put -. keep-balance does it for blocks of"
     " collections.",
+)
+
+USER_UNKNOWN = Message(
+    "user-unknown",
+    "the API server doesn't return the user of the token: {reason}",
+    "The token has a scope: it may be good for Keep alone. The mount goes on without the check.",
+    "Nothing, if the token is meant to be scoped. collections/ and --retain collection need a"
+    " token without scopes.",
+)
+SERVICE_IGNORED = Message(
+    "service-ignored",
+    "ignoring a Keep service: {reason}",
+    "An entry of the list of Keep services is malformed. The others are used.",
+    "Tell the operator of the cluster, or correct --keep-services.",
+)
+BAD_COPY = Message(
+    "bad-copy",
+    "service {service} has a bad copy of {locator}: {reason}",
+    "A service sent bytes that do not match the MD5 of the block. keepfs asks the next service,"
+    " and returns no byte of the bad copy.",
+    "keepfs verify LOCATOR lists all copies. Tell the operator of the service: its disk may be"
+    " damaged.",
+)
+SERVICE_LIST_OLD = Message(
+    "service-list-old",
+    "going on with the known Keep services: {reason}",
+    "The API server did not send the list of Keep services when it was due.",
+    "Nothing, if it was a short outage. Else correct what the reason names.",
+)
+DEFAULTS_UNKNOWN = Message(
+    "defaults-unknown",
+    "the cluster's defaults are unknown: {reason}",
+    "The API server did not send the configuration of the cluster: the default of --copies is 2,"
+    " and storage classes are not checked.",
+    "Nothing, if it was a short outage. --copies and --storage-classes set the values.",
+)
+CLASSES_UNCONFIRMED = Message(
+    "classes-unconfirmed",
+    "a Keep service confirms no storage classes: only copies are counted",
+    "A Keep service of before Arvados 2.2 does not report in which storage classes it stored.",
+    "Nothing, if all volumes are of one class. Else update the service.",
+)
+CLASSES_UNREADABLE = Message(
+    "classes-unreadable",
+    "a service confirms storage classes as {text}: not understood",
+    "A Keep service, or a proxy before it, sent a malformed X-Keep-Storage-Classes-Confirmed.",
+    "Tell the operator of the cluster. The copies of this answer are counted without classes.",
+)
+EXTRA_SERVICE_FAILED = Message(
+    "extra-service-failed",
+    "asking another service failed: {reason}",
+    "A read asked a second service beside a slow one, and that failed unexpectedly. The first"
+    " service still may answer.",
+    "Make a report with keepfs bugreport if it happens again.",
+)
+CLIENT_NOT_CLOSED = Message(
+    "client-not-closed",
+    "can't close the client: {reason}",
+    "The system has no thread left at the end of the mount. All files are stored or spilled.",
+    "Nothing: the process ends and its connections with it. Raise ulimit -u or TasksMax.",
 )
 
 #: By the name of a cause (`keepfs.keep.errors.Cause`): the message of a failed request.

@@ -118,3 +118,51 @@ IMPORT_INCOMPLETE = Message(
     "The import was ended before all files were named.",
     "Remove the folder, and import again.",
 )
+NOT_STORED = Message(
+    "not-stored",
+    "not stored: {path}: {reason}",
+    "Keep could not be reached, or refused the blocks of a file. The mount keeps the bytes and"
+    " retries; at its end it writes them to the disk.",
+    "Correct what the reason names. keepfs unsaved list MOUNTPOINT lists such files; keepfs"
+    " unsaved retry stores them at once.",
+)
+SPILLED = Message(
+    "spilled",
+    "not stored, written to the disk as {record}: {path} ({reason})",
+    "The mount ended before the file could be stored. Its bytes are in the state directory.",
+    "Mount again: the file is restored and stored. keepfs unsaved export copies it.",
+)
+SPILL_FAILED = Message(
+    "spill-failed",
+    "can't write {path} to the disk: {reason}",
+    "The mount ended, Keep did not take the file, and the disk of the state directory did not"
+    " either.",
+    "Make room in the state directory, and store the file again from its source.",
+)
+LOST_AT_END = Message(
+    "lost-at-end",
+    "LOST, as neither Keep nor the disk took it: {path}",
+    "The mount ended, and a file could be written neither to Keep nor to the state directory.",
+    "Store the file again from its source. Make room in the state directory.",
+)
+SPILL_RECORD_LEFT = Message(
+    "spill-record-left",
+    "can't delete the obsolete {record}: {reason}",
+    "A file was stored or removed, and the copy in the state directory can't be deleted.",
+    "Nothing: the next mount deletes it. If the reason stays, check the permissions and the disk"
+    " of the state directory.",
+)
+NOT_RESTORED = Message(
+    "not-restored",
+    "an unsaved file stays on the disk: {reason}",
+    "A mount could not take up a file that a former mount wrote to the state directory: the"
+    " record is damaged, or --staging-size is too small for it.",
+    "Follow the reason, and mount again. keepfs unsaved export copies what can be read.",
+)
+UNSAVED_NOT_NOTED = Message(
+    "unsaved-not-noted",
+    "can't record which files are {state}: {reason}",
+    "The disk of the state directory is full or fails. keepfs unsaved list may be out of date;"
+    " the files themselves are in memory.",
+    "Make room in the state directory, or check the disk.",
+)

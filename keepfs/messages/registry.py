@@ -5,14 +5,21 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from keepfs.messages import of_commands, of_mounts, of_stores, of_uploads
+from keepfs.messages import (
+    of_commands,
+    of_mounts,
+    of_retention,
+    of_running,
+    of_stores,
+    of_uploads,
+)
 from keepfs.messages.message import Message, ids_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
-_MODULES = (of_commands, of_stores, of_mounts, of_uploads)
+_MODULES = (of_commands, of_stores, of_mounts, of_running, of_uploads, of_retention)
 #: Columns of an explanation.
 _WIDTH = 88
 

@@ -20,6 +20,7 @@ from keepfs.fs.upload.file import MAX_FILE_SIZE, UploadFile
 from keepfs.fs.upload.stored import MOST_RANGES, StoredBytes, checked_range
 from keepfs.keep.locator import EMPTY_BLOCK, KeepLocator
 from keepfs.keep.store import Receipt
+from keepfs.messages import of_commands
 from keepfs.mount.control_requests import MOST_NAMES
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Control:
         except OSError as error:
             return {"error": error.strerror or str(error)}
         except Exception:  # noqa: BLE001 - it must not end the mount
-            _log.exception("a control request failed unexpectedly")
+            _log.exception("%s", of_commands.UNEXPECTED(what="a control request"))
             return {"error": "the request failed unexpectedly: see the log of the mount"}
 
     def _carried_out(self, request: dict[str, Any]) -> dict[str, Any]:

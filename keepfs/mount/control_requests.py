@@ -19,7 +19,7 @@ import json
 import socket
 from typing import TYPE_CHECKING, Any
 
-from keepfs.messages import of_mounts
+from keepfs.messages import of_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,7 +59,7 @@ class ControlConnection:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise ControlError(of_mounts.NO_CONTROL(reason=error.strerror or error)) from error
+            raise ControlError(of_running.NO_CONTROL(reason=error.strerror or error)) from error
         self._answers = self._socket.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -111,7 +111,7 @@ class ControlConnection:
         status = self._ask({"do": "status"}).get("status")
         if not isinstance(status, dict):
             raise ControlError(
-                of_mounts.CONTROL_FAILED(reason="the mount did not answer with its status")
+                of_running.CONTROL_UNANSWERED(reason="there is no status in its answer")
             )
         return status
 
@@ -120,14 +120,10 @@ class ControlConnection:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(self._answers.readline(MOST_BYTES))
         except (OSError, ValueError) as error:
-            raise ControlError(
-                of_mounts.CONTROL_FAILED(
-                    reason=f"the mount did not answer a control request: {error}"
-                )
-            ) from error
+            raise ControlError(of_running.CONTROL_UNANSWERED(reason=error)) from error
         if not isinstance(answer, dict) or "error" in answer:
             raise ControlError(
-                of_mounts.CONTROL_FAILED(
+                of_running.CONTROL_REFUSED(
                     reason=answer["error"] if isinstance(answer, dict) else answer
                 )
             )

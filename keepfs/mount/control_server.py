@@ -18,6 +18,7 @@ import trio
 
 from keepfs.keep.counters import HistogramCounts
 from keepfs.keep.threads import NoThreadError, Thread
+from keepfs.messages import of_commands, of_running
 from keepfs.mount.control_requests import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ class ControlServer:
             ).start()
         except (OSError, RuntimeError) as error:  # a path of more than 107 bytes, for one
             _log.warning(
-                "keepfs status, commit, manifest and import will not work here: no socket %s: %s",
-                self._path,
-                getattr(error, "strerror", None) or error,
+                "%s",
+                of_running.NO_CONTROL_SOCKET(
+                    path=self._path, reason=getattr(error, "strerror", None) or error
+                ),
             )
         try:
             yield
@@ -91,7 +93,7 @@ class ControlServer:
             except OSError as error:
                 if listener.fileno() < 0 or not self._path.exists():
                     return
-                _log.warning("a control request can't be taken: %s", error)
+                _log.warning("%s", of_running.CONTROL_REQUEST_LOST(reason=error))
                 self._places.release()
                 threading.Event().wait(1.0)  # out of descriptors, most likely
                 continue
@@ -102,7 +104,7 @@ class ControlServer:
             except NoThreadError as error:
                 self._places.release()
                 connection.close()
-                _log.warning("a control request can't be answered: %s", error)
+                _log.warning("%s", of_running.CONTROL_REQUEST_LOST(reason=error))
 
     def _serve(self, connection: socket.socket) -> None:
         """Answer one connection, until the other side ends it."""
@@ -123,7 +125,7 @@ class ControlServer:
         except (ValueError, AttributeError) as error:
             return {"error": f"a request that is none: {error}"}
         except Exception:  # noqa: BLE001 - the caller waits for an answer
-            _log.exception("the figures of the mount can't be read")
+            _log.exception("%s", of_commands.UNEXPECTED(what="reading the figures of the mount"))
             return {"error": "the figures can't be read: see the log of the mount"}
         try:
             answer: dict[str, Any] = trio.from_thread.run_sync(

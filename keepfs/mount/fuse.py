@@ -19,7 +19,7 @@ import pyfuse3
 
 from keepfs.config.arvados import load_settings
 from keepfs.keep.threads import START_PATIENCE
-from keepfs.messages import of_mounts
+from keepfs.messages import of_mounts, of_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,7 +182,7 @@ class KernelLoop:
     async def run(self) -> None:
         """Answer requests until the kernel sends no more."""
         if self._has_failed and not resend_requests():
-            _log.warning("the caller of a request that was lost hangs until the mount ends")
+            _log.warning("%s", of_running.REQUEST_ABANDONED())
         self._has_failed = True
         await pyfuse3.main(max_tasks=_MAX_TASKS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import logging.handlers
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs import privacy
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import FrameType
 
@@ -116,10 +119,11 @@ def report_uncaught() -> None:
 
     def in_thread(error: threading.ExceptHookArgs) -> None:
         if error.exc_value is not None:
-            log.error("a thread failed unexpectedly", exc_info=error.exc_value)
+            log.error("%s", of_commands.UNEXPECTED(what="a thread"), exc_info=error.exc_value)
 
     def unraisable(error: sys.UnraisableHookArgs) -> None:
-        log.error("an exception was lost in %r", error.object, exc_info=error.exc_value)
+        said = of_commands.UNEXPECTED(what=f"{error.object!r}")
+        log.error("%s", said, exc_info=error.exc_value)
 
     threading.excepthook = in_thread
     sys.unraisablehook = unraisable
@@ -143,11 +147,29 @@ def describe_tasks(root: trio.lowlevel.Task | None = None) -> str:
         # The stack of a task that runs at this moment can't be read from another thread.
         with contextlib.suppress(RuntimeError, ValueError):
             lines += [
-                f"    {frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
-                for frame, line in task.iter_await_frames()
+                f"    {frame.f_code.co_filename}:{frame.f_lineno or '?'} {frame.f_code.co_name}"
+                for frame in _awaited_frames(task.coro)
             ]
         waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
     return "\n".join(lines)
+
+
+def _awaited_frames(coroutine: object) -> Iterator[FrameType]:
+    """Yield the frames of a coroutine and of what it awaits, the outermost first.
+
+    As `trio.lowlevel.Task.iter_await_frames`, and through the coroutines of pyfuse3, which
+    Cython has compiled: their awaitables have no attributes, only references.
+    """
+    awaited: object | None = coroutine
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            yield frame
+        inner = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        if inner is None and not hasattr(awaited, "cr_frame") and not hasattr(awaited, "gi_frame"):
+            held = gc.get_referents(awaited)
+            inner = next((each for each in held if hasattr(each, "cr_frame")), None)
+        awaited = inner
 
 
 def describe_threads() -> str:

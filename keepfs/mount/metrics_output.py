@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from keepfs.keep.threads import Thread
+from keepfs.messages import of_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 _METRICS_MODE = 0o644
 #: Seconds between two writes of the file: Prometheus's usual interval of scrapes.
 _WRITE_INTERVAL = 15.0
+#: Seconds to wait at the end for a write in progress; the disk may hang.
+_JOINING = 5.0
 
 
 class MetricsError(Exception):
@@ -63,8 +66,9 @@ def _served(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise MetricsError(
-            f"can't serve metrics on {shown}:{port}: {error.strerror or error};"
-            " use another address or port"
+            of_running.METRICS_NOT_SERVED(
+                address=f"{shown}:{port}", reason=error.strerror or error
+            )
         ) from error
     _log.info("metrics: http://%s:%d/metrics", shown, server.server_port)
     try:
@@ -101,7 +105,7 @@ def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
                 write()
             except OSError as error:
                 if not has_failed:
-                    _log.warning("the metrics can't be written to %s: %s", path, error)
+                    _log.warning("%s", of_running.METRICS_NOT_WRITTEN(path=path, reason=error))
                 has_failed = True
             else:
                 has_failed = False
@@ -111,12 +115,17 @@ def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
     except OSError as error:
         advice = "use another file" if path.parent.is_dir() else f"mkdir -p {path.parent}"
         raise MetricsError(
-            f"can't write metrics to {path}: {error.strerror or error}; {advice}"
+            of_running.NO_METRICS_FILE(path=path, reason=error.strerror or error, advice=advice)
         ) from error
-    Thread(target=write_often, name="keepfs metrics", daemon=True).start()
+    writer = Thread(target=write_often, name="keepfs metrics", daemon=True)
+    writer.start()
     try:
         yield
     finally:
         ended.set()
+        writer.join(_JOINING)  # else it may rename its file into place after the unlink
         # Old figures must not look like those of a running mount.
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s", of_running.METRICS_NOT_REMOVED(path=path, reason=error))

@@ -147,7 +147,9 @@ def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
     """
     try:
         status = mountpoint.stat()
-        entries = stat.S_ISDIR(status.st_mode) and any(mountpoint.iterdir())
+        # Listing an automount point waits for the mount that is being made; stat does not.
+        is_listed = stat.S_ISDIR(status.st_mode) and not is_automount_point(mountpoint)
+        entries = is_listed and any(mountpoint.iterdir())
     except FileNotFoundError:
         raise MountpointError(of_mounts.NO_MOUNT_POINT(path=mountpoint)) from None
     except OSError as error:
@@ -159,6 +161,12 @@ def check_usable(mountpoint: Path, *, nonempty: bool) -> None:
         )
     if entries and not nonempty:
         raise MountpointError(of_mounts.NONEMPTY_MOUNT_POINT(path=mountpoint))
+
+
+def is_automount_point(mountpoint: Path) -> bool:
+    """Return whether a resolved path is an automount point (autofs) without a mount on it."""
+    found = mounted_at(mountpoint)
+    return found is not None and found.kind == "autofs"
 
 
 def check_fuse() -> None:

@@ -16,7 +16,7 @@ from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.retry import Backoff
-from keepfs.messages import of_mounts, of_stores
+from keepfs.messages import of_commands, of_mounts, of_retention, of_stores
 from keepfs.retention import losses
 from keepfs.retention.keeper import Keeper
 from keepfs.retention.kept import Mode
@@ -107,14 +107,11 @@ class Keeping:
         self._path = options.state_dir / CATALOG
         mode = mode_of(options)
         if mode is Mode.OFF and options.store.local_store is None:
-            _log.warning(
-                "--retain off: what is stored in upload/ is unreadable when its signatures end,"
-                " and removed soon after: usually in two weeks (user.keep.expires)"
-            )
+            _log.warning("%s", of_retention.RETENTION_OFF())
         try:
             self._ledger = Ledger.of(catalog.about(KEY))
         except ValueError as error:
-            _log.error("%s: new collections are made, the old ones stay", error)
+            _log.error("%s", of_retention.RETENTION_RECORD_DAMAGED(reason=error))
             self._ledger = Ledger()
         if mode is Mode.COLLECTION:
             catalog.set_about(KEY, self._ledger.as_text())
@@ -183,7 +180,9 @@ class Keeping:
                 await self._keeper.finish(drain.deadline)
                 nursery.cancel_scope.cancel()
         except Exception:  # noqa: BLE001 - the remaining files must still be spilled
-            _log.exception("bringing the collection of upload/ up to date failed")
+            _log.exception(
+                "%s", of_commands.UNEXPECTED(what="bringing the collection of upload/ up to date")
+            )
 
     async def _warn_of_former_token(self) -> None:
         def path_of(number: int) -> str:

@@ -151,8 +151,10 @@ class Claim:
             str(self._mountpoint), os.getpid(), device, self._log_file, self._state_dir
         )
         text = json.dumps(asdict(mount)).encode() + b"\n"
-        os.pwrite(self._descriptor, text, 0)
-        os.ftruncate(self._descriptor, len(text))
+        # One write of one length: a reader never sees an end of the former text.
+        length = len(text) + len(str(2**20)) - len(str(device))  # minor numbers have 20 bits
+        os.pwrite(self._descriptor, text.ljust(length), 0)
+        os.ftruncate(self._descriptor, length)  # after a killed process of other options
 
 
 def find(mountpoint: Path) -> RunningMount | None:

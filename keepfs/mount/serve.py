@@ -42,9 +42,10 @@ from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
 from keepfs.keep.threads import NoThreadError
-from keepfs.messages import of_mounts, of_stores
-from keepfs.mount import fuse, logs, memory, mountpoint, retaining, runtime, systemd
+from keepfs.messages import of_commands, of_mounts, of_stores
+from keepfs.mount import fuse, logs, memory, mountpoint, own_paths, retaining, runtime, systemd
 from keepfs.mount.control import Control
+from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, Owners
 from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
@@ -52,7 +53,6 @@ from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.bridge import AsyncBlocks
@@ -83,13 +83,14 @@ def run(options: MountOptions, reporter: Reporter, *, foreground: bool) -> int:
         foreground: Log to standard error, unless a log file is set.
 
     Returns:
-        The exit code: 0, or 1 if mounting failed or a file is not stored.
+        The exit code: 0; 1 if mounting failed or a file is not stored; 2 if mounting failed
+        because of a setting.
     """
     try:
         return _serve(options, reporter, foreground=foreground)
     except BaseException:
         # In the background only the log shows the traceback.
-        _log.critical("the mount ended unexpectedly", exc_info=True)
+        _log.critical("%s", of_commands.UNEXPECTED(what="the mount"), exc_info=True)
         raise
 
 
@@ -100,7 +101,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         log_file = options.state_dir / "log"
     code = 1
     try:
-        _check_paths(options, log_file)
+        own_paths.check_outside(options, log_file)
         privacy.make_directory(options.state_dir)
         if not options.core_dumps:
             privacy.forbid_core_dumps()
@@ -138,22 +139,8 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         reason = failure_text(_first_of(failures))
         _log.error("%s", reason)
         reporter.failed(reason)
+        code = exit_status_of(reason)
     return code
-
-
-def _check_paths(options: MountOptions, log_file: Path | None) -> None:
-    """Check that no path that the mount uses is inside the mount: it would deadlock."""
-    needed = {
-        "the local store": options.store.local_store,
-        "the state directory": options.state_dir,
-        "the log file": log_file,
-        "the metrics file": options.metrics_file,
-    }
-    for what, path in needed.items():
-        if path is not None and path.resolve().is_relative_to(options.mountpoint):
-            raise fuse.MountError(
-                of_mounts.PATH_IN_MOUNT(what=what, path=path, mountpoint=options.mountpoint)
-            )
 
 
 def _open_catalog(options: MountOptions) -> Catalog:
@@ -426,7 +413,7 @@ class _Mount:
                 # A disk that hangs must not delay the drain.
                 await run_in_thread(self._catalog.checkpoint)
             except (NoThreadError, OSError) as error:
-                _log.warning("%s", error)
+                _log.warning("%s", of_mounts.CATALOG_NOT_WRITTEN(reason=error))
 
     async def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed writers from a local store."""
@@ -444,7 +431,7 @@ async def _drain_into_store(drain: Drain) -> None:
     try:
         await drain.store()
     except Exception:  # noqa: BLE001 - logged
-        _log.exception("storing before the end failed")
+        _log.exception("%s", of_commands.UNEXPECTED(what="storing before the end"))
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs.fs.supervision import supervised
-from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.fs.worker_threads import run_in_thread
+from keepfs.messages import of_running
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Signals:
                 elif number == signal.SIGUSR2:
                     _log.info("what every task waits for:\n%s", logs.describe_tasks())
                 elif self._was_told_to_end:
-                    _log.warning("%s again: not waiting", name)
+                    _log.warning("%s", of_running.NOT_WAITING(signal=name))
                     self._drain.hurry()
                 else:
                     self._was_told_to_end = True

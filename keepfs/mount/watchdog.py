@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs.keep.threads import Thread
+from keepfs.messages import of_commands, of_running
 from keepfs.mount import logs, systemd
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Watchdog:
             try:
                 self._look(time.monotonic(), root, clock())
             except Exception:  # noqa: BLE001 - the thread must continue
-                _log.exception("the watchdog failed")
+                _log.exception("%s", of_commands.UNEXPECTED(what="the watchdog"))
 
     def _look(self, now: float, root: trio.lowlevel.Task | None, on_trios_clock: float) -> None:
         if now - self._looked > _LATE * self._interval:
@@ -122,7 +123,7 @@ class Watchdog:
         if loop < self._loop_limit and overdue < self._limit:
             if self._is_stuck:
                 self._is_stuck = False
-                _log.warning("the mount is not stuck any more")
+                _log.warning("%s", of_running.MOUNT_ANSWERS_AGAIN())
             return
         if not self._is_stuck:
             self._is_stuck = True
@@ -133,11 +134,13 @@ class Watchdog:
             )
             withheld = "; WATCHDOG=1 is withheld" if self._manager else ""
             _log.critical(
-                "STUCK: %s%s\nevery task:\n%s\nevery thread:\n%s",
-                what,
-                withheld,
-                logs.describe_tasks(root),
-                logs.describe_threads(),
+                "%s",
+                of_running.MOUNT_STUCK(
+                    what=what,
+                    withheld=withheld,
+                    stacks=f"every task:\n{logs.describe_tasks(root)}\nevery thread:\n"
+                    f"{logs.describe_threads()}",
+                ),
             )
 
 

@@ -13,6 +13,7 @@ from keepfs.fs.upload.renewal import Relabelled
 from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.threads import NoThreadError
+from keepfs.messages import of_retention
 from keepfs.retention import losses, rows, signatures
 from keepfs.retention.kept import KeeperStatistics, Mode
 from keepfs.retention.mirror import CreationRefusedError
@@ -160,7 +161,7 @@ class Keeper:
         try:
             self._mark_lost({number: reason})
         except OSError as error:
-            _log.warning("a lost file can't be recorded: %s", error)
+            _log.warning("%s", of_retention.LOST_NOT_RECORDED(reason=error))
 
     def lost(self, number: int | None) -> str:
         """Return why a file can't be read any more; empty if it isn't recorded as lost."""
@@ -201,11 +202,7 @@ class Keeper:
             async with self._working:
                 await self._guarded(self._update)
         if scope.cancelled_caught or self._trouble.failures:
-            _log.warning(
-                "the collection of upload/ has not the last changes: they are kept until %s"
-                " after they were stored; the next mount, or keepfs renew, completes it",
-                in_words(self._timing.ttl),
-            )
+            _log.warning("%s", of_retention.RETENTION_BEHIND(time=in_words(self._timing.ttl)))
 
     async def once(self) -> None:
         """Bring the collections up to date and renew all signatures now. Cancellable.
@@ -235,7 +232,7 @@ class Keeper:
         try:
             self._catalog.forget_lost()
         except OSError as error:
-            _log.warning("what is lost can't be forgotten: %s", error)
+            _log.warning("%s", of_retention.LOST_NOT_FORGOTTEN(reason=error))
 
     @property
     def _timing(self) -> Timing:
@@ -253,7 +250,7 @@ class Keeper:
             self._retry_at = 0.0
 
     def _fall_back(self, error: CreationRefusedError) -> None:
-        _log.warning("--retain collection is not possible, put is used instead: %s", error)
+        _log.warning("%s", of_retention.RETAINED_BY_PUT(reason=error))
         self.mode, self._mirror, self._is_token_new = Mode.PUT, None, False
         self._earliest = 0.0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
+from keepfs.messages import of_retention
 from keepfs.retention import rows, signatures
 
 if TYPE_CHECKING:
@@ -105,13 +106,10 @@ def warn_of_former_token(
     except KeepRequestError as error:
         if error.cause is Cause.DENIED and locator.perm_expiry is not None:
             _log.warning(
-                "each service refuses the signature of upload/%s, which ends at %s UTC: another"
-                " token signed it. --retain put can neither read nor renew such files, and they"
-                " are lost when their signatures end. Mount once with the former token and change"
-                " it while mounted (--token-file, then SIGHUP), or mount with --retain collection"
-                " and the former token before you change it",
-                path_of(number),
-                f"{locator.perm_expiry:%Y-%m-%d %H:%M:%S}",
+                "%s",
+                of_retention.SIGNED_BY_FORMER_TOKEN(
+                    path=path_of(number), time=f"{locator.perm_expiry:%Y-%m-%d %H:%M:%S}"
+                ),
             )
 
 
@@ -126,6 +124,7 @@ def mark(catalog: Catalog, reasons: dict[int, str]) -> None:
         return
     catalog.mark_lost(new.items())
     for number, reason in list(new.items())[:_MOST_NAMED]:
-        _log.error("LOST: upload/%s: %s", catalog.path_of(number), reason)
+        path = catalog.path_of(number)
+        _log.error("%s", of_retention.FILE_LOST(path=path, reason=reason))
     if len(new) > _MOST_NAMED:
-        _log.error("LOST: %d further files of upload/", len(new) - _MOST_NAMED)
+        _log.error("%s", of_retention.MORE_FILES_LOST(count=len(new) - _MOST_NAMED))

@@ -24,6 +24,7 @@ from keepfs.collections.remote_errors import (
 )
 from keepfs.collections.wishes import CollectionAttributes, Expected
 from keepfs.fs.upload.snapshot import SnapshotManifest, open_snapshot
+from keepfs.messages import of_retention
 from keepfs.retention import parts, signatures
 from keepfs.retention.ledger import Part
 
@@ -176,7 +177,7 @@ class Mirror:
         for path, reason in (each for one in made for each in one.left_out):
             if path not in self._left_out and "symbolic links" not in reason:
                 self._left_out.add(path)
-                _log.warning("not retained: upload/%s: %s", path, reason)
+                _log.warning("%s", of_retention.NOT_RETAINED(path=path, reason=reason))
         made.reverse()
         return [_Part(first, made.pop().build()) for first in firsts]  # a builder at a time
 
@@ -223,8 +224,8 @@ class Mirror:
         found = record.portable_data_hash
         if record.trash_at:
             _log.warning(
-                "collection %s, which keeps upload/, is to be trashed at %s: another one is made",
-                *(part.uuid, record.trash_at),
+                "%s",
+                of_retention.COLLECTION_IN_TRASH_SOON(uuid=part.uuid, time=record.trash_at),
             )
         elif found == part.hash:
             return part
@@ -232,17 +233,17 @@ class Mirror:
             return dataclasses.replace(part, hash=found)
         else:
             _log.warning(
-                "collection %s, which keeps upload/, was changed at %s by %s: it stays as it is,"
-                " and another one is made",
-                *(part.uuid, record.modified_at, record.modified_by or "an unknown user"),
+                "%s",
+                of_retention.COLLECTION_CHANGED(
+                    uuid=part.uuid,
+                    time=record.modified_at,
+                    user=record.modified_by or "an unknown user",
+                ),
             )
         return self._put(Part(part.first))
 
     def _forget(self, part: Part) -> Part:
-        _log.warning(
-            "collection %s, which keeps upload/, was trashed or deleted: another one is made",
-            part.uuid,
-        )
+        _log.warning("%s", of_retention.COLLECTION_GONE(uuid=part.uuid))
         return self._put(Part(part.first))
 
     def _created(self, part: Part) -> Part:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
+from keepfs.messages import of_retention
 from keepfs.retention import rows, signatures
 from keepfs.retention.losses import expired
 
@@ -137,7 +138,7 @@ class PutAgain:
                 outcomes[str(locator)] = expired(locator)
             elif error.cause is Cause.DENIED:
                 outcomes[str(locator)] = ""
-                _log.warning("not stored again: %s", error)
+                _log.warning("%s", of_retention.NOT_STORED_AGAIN(reason=error))
             else:
                 raise
         else:
@@ -169,5 +170,5 @@ def store_missing(
                     fresh.take(store.put_again(locator, copies))
                 except KeepRequestError as error:
                     are_all_signed = False
-                    _log.warning("not stored again: %s", error)
+                    _log.warning("%s", of_retention.NOT_STORED_AGAIN(reason=error))
     return are_all_signed

@@ -6,6 +6,8 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
+from keepfs.messages import of_retention
+
 if TYPE_CHECKING:
     from keepfs.retention.timing import Timing
 
@@ -25,11 +27,11 @@ class Trouble:
         kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
         level = logging.DEBUG if kind == self._kind else logging.WARNING
         self._kind = kind
-        _log.log(level, "keeping upload/ failed, and is retried: %s", error)
+        _log.log(level, "%s", of_retention.RETENTION_FAILED(reason=error))
         return timing.back_off(self.failures, random.random())  # noqa: S311 - spread
 
     def over(self) -> None:
         """Record a success, and log it after failures."""
         if self.failures:
-            _log.warning("upload/ is kept again")
+            _log.warning("%s", of_retention.RETENTION_WORKS_AGAIN())
         self.failures, self._kind = 0, ""

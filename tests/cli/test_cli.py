@@ -16,6 +16,7 @@ import click
 import pytest
 
 from keepfs import __version__
+from keepfs.cli import keepfs as group
 from keepfs.cli import settings
 from keepfs.cli.mounting import mount_command
 from keepfs.config.options import CONFIG_KEYS
@@ -121,6 +122,40 @@ def test_the_version_is_printed_without_slow_imports(shell: Shell) -> None:
     )
 
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_each_command_as_its_own_help_begins() -> None:
+    context = click.Context(group, info_name="keepfs")
+    formatter = context.make_formatter()
+    click.Group.format_commands(group, context, formatter)
+
+    assert group.get_help(context).endswith(formatter.getvalue().rstrip())
+
+
+@pytest.mark.parametrize(
+    ("words", "unneeded"),
+    [
+        (("--version",), {"trio", "requests", "rich", "sqlite3", "keepfs.keep"}),
+        (("--help",), {"trio", "requests", "rich", "sqlite3", "keepfs.keep"}),
+        (("status",), {"trio", "requests", "rich", "sqlite3"}),
+        (("unmount", "--help"), {"trio", "requests", "rich", "sqlite3"}),
+        (("locate", "/etc/hostname"), {"trio", "requests", "rich", "sqlite3"}),
+    ],
+)
+def test_a_command_loads_no_library_that_it_does_not_need(
+    words: tuple[str, ...], unneeded: set[str], shell: Shell
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "keepfs", *words],
+        env=shell.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+
+    assert "click" in loaded
+    assert loaded & unneeded == set()
 
 
 def test_help_names_every_command(shell: Shell) -> None:

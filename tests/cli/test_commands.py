@@ -12,8 +12,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
+from keepfs.cli import clients
 from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.unsaved import About, Piece
@@ -589,7 +591,7 @@ def test_an_export_has_its_name_when_it_is_whole(
     assert done.stderr == b""
     assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a storea \0\0"
     assert (tmp_path / "out").stat().st_mtime_ns == 10**18
-    assert not (tmp_path / ".out.part").exists()
+    assert list(tmp_path.glob(".out.*.part")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -609,18 +611,48 @@ def test_an_export_that_is_killed_leaves_nothing_under_its_name(
         cwd=tmp_path,
     ) as process:
         stores[0].wait_under_way(1, "GET")
-        during = (tmp_path / "out").exists(), (tmp_path / ".out.part").exists()
+        during = (tmp_path / "out").exists(), bool(list(tmp_path.glob(".out.*.part")))
         process.send_signal(number)
         process.wait(60)
 
     assert during == (False, True)
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / ".out.part").exists() == (number is signal.SIGKILL)
+    left = list(tmp_path.glob(".out.*.part"))
+    assert bool(left) == (number is signal.SIGKILL)
     for store in stores:
         store.heal()
     over.run(*record)  # what a killed one left doesn't keep another from it
     assert (tmp_path / "out").read_bytes() == b"x" * 100_000 + b"in a storea \0\0"
-    assert not (tmp_path / ".out.part").exists()
+    assert list(tmp_path.glob(".out.*.part")) == left
+
+
+@pytest.mark.parametrize("is_linking", [True, False])
+def test_two_commands_with_one_output_do_not_mix_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_linking: bool
+) -> None:
+    output = tmp_path / ("名" * 80)  # a name of 240 bytes
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(1, "no hard links here", str(self), None, str(target))
+
+    if not is_linking:  # as on FAT or a mount of keepfs
+        monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    with pytest.raises(click.ClickException, match="File exists"):  # noqa: SIM117, PT012
+        with clients.written_whole(output, is_new=True) as late:
+            late.write(b"late")
+            with clients.written_whole(output, is_new=True) as early:
+                early.write(b"early")
+            assert output.read_bytes() == b"early"
+
+    assert output.read_bytes() == b"early"
+    assert os.listdir(tmp_path) == [output.name]
+    with clients.written_whole(output) as first:
+        first.write(b"1st")
+        with clients.written_whole(output) as second:
+            second.write(b"a second one")
+        assert output.read_bytes() == b"a second one"
+    assert output.read_bytes() == b"1st"
+    assert os.listdir(tmp_path) == [output.name]
 
 
 def test_an_export_to_a_full_disk_leaves_nothing(
@@ -638,7 +670,7 @@ def test_an_export_to_a_full_disk_leaves_nothing(
     assert done.returncode == 1
     assert done.stderr.decode() == f"Error: {tmp_path / 'out'}: File too large [output-failed]\n"
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".out.part").exists()
+    assert list(tmp_path.glob(".out.*.part")) == []
 
 
 def test_an_export_replaces_nothing(over: Shell, record: tuple[str, ...], tmp_path: Path) -> None:
@@ -648,3 +680,18 @@ def test_an_export_replaces_nothing(over: Shell, record: tuple[str, ...], tmp_pa
 
     assert b"out: File exists" in done.stderr
     assert (tmp_path / "out").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_record_that_cannot_be_dropped_is_an_error(
+    over: Shell, record: tuple[str, ...], tmp_path: Path
+) -> None:
+    about = tmp_path / "state" / "unsaved" / record[3] / "about.json"
+    subprocess.run(["mount", "--bind", about, about], check=True)  # so it can't be deleted
+    try:
+        done = over.run("unsaved", "drop", record[2], record[3], *record[5:], code=1)
+    finally:
+        subprocess.run(["umount", about], check=True)
+
+    assert b"about.json" in done.stderr
+    assert over.run("unsaved", "list", record[2], *record[5:]).stdout

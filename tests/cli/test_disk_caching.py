@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from keepfs.cli import keepfs
 from keepfs.collections.local_collections import LocalCollections
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,7 @@ def test_blocks_are_warmed_verified_and_cleared(store: Path, tmp_path: Path) -> 
     assert code == 1
     assert "2 blocks" in text
     assert f"damaged, removed: {names[0][:32]}" in text
+    assert_shows(text, "disk-cache-file-removed")
     assert "2 blocks" in run("cache", "clear", *directory)[1]
     assert "0 blocks" in run("cache", "stat", *directory)[1]
 

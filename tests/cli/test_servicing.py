@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from keepfs.cli import servicing
 from keepfs.cli.fstab_words import split_words
 from keepfs.mount.units import (
     WATCHDOG_SECONDS,
@@ -204,3 +205,12 @@ def test_the_token_of_a_service_is_found_by_its_mount_point(tmp_path: Path) -> N
 
     assert token_of_service(path, tmp_path) == token
     assert token_of_service(Path("/mnt/a"), tmp_path) is None
+
+
+def test_the_directory_of_the_token_file_is_made(tmp_path: Path) -> None:
+    token = tmp_path / "etc" / "keepfs" / "mnt.token"
+
+    servicing._make_token_file(token)  # noqa: SLF001 - else it writes to /etc
+
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o755

@@ -315,3 +315,17 @@ async def test_failures_hold_no_reference_to_a_block(store: DictStore) -> None:
         wait_until(lambda: gc.collect() >= 0 and watch() is None)  # the thread has let go
 
         assert call is not None
+
+
+async def test_work_that_spills_runs_once_if_it_fails() -> None:
+    runs = []
+
+    def fail() -> None:
+        runs.append(1)
+        raise RuntimeError("a thread of the work failed")
+
+    async with open_blocks(DictStore(), copies=1) as blocks:
+        with pytest.raises(RuntimeError, match="of the work"):
+            await blocks.spill(fail)
+
+    assert len(runs) == 1

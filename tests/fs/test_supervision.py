@@ -8,6 +8,7 @@ import trio.testing
 
 from keepfs.fs.supervision import supervised
 from keepfs.keep.retry import Backoff
+from tests.messages.provoking import assert_shows
 
 
 class Failing:
@@ -40,6 +41,7 @@ async def test_a_failing_task_is_restarted_after_growing_waits_and_logged(
     assert waits[3] >= 4.0
     assert [record.exc_info is not None for record in caplog.records] == [True] * 4
     assert "the task failed; restarting it in" in caplog.text
+    assert_shows(caplog.text, "task-restarted")
     del autojump_clock
 
 
@@ -59,7 +61,7 @@ async def test_an_exception_group_is_a_failure_too(
 
 
 async def test_after_most_failures_in_a_row_the_exception_is_raised(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = Failing(100)
     with pytest.raises(ZeroDivisionError):
@@ -68,6 +70,7 @@ async def test_after_most_failures_in_a_row_the_exception_is_raised(
     await supervised("the task", steady.run, most=3)
 
     assert len(failing.starts) == 3
+    assert_shows(caplog.text, "task-given-up")
     assert len(steady.starts) == 11
     del autojump_clock
 

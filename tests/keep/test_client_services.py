@@ -40,6 +40,7 @@ from tests.keepstore import (
     Stage,
     Store,
 )
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -557,6 +558,7 @@ def test_a_server_without_the_classes_header_counts_by_copies(
         assert client.put_block(block, copies=2, classes=["default"]).copies == 2
 
     assert caplog.text.count("confirms no storage classes") == 1
+    assert_shows(caplog.text, "classes-unconfirmed")
 
 
 # --- proxies ---

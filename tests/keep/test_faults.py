@@ -32,6 +32,7 @@ from tests.keepstore import (
     Stage,
     Store,
 )
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -431,6 +432,7 @@ def test_a_bad_copy_is_named_in_the_log_and_counted(caplog: pytest.LogCaptureFix
             [record] = [it for it in caplog.records if it.levelname == "WARNING"]
             assert f"{bad.url}/" in record.getMessage()
             assert locator.stripped() in record.getMessage()
+            assert_shows(record.getMessage(), "bad-copy")
 
 
 @pytest.mark.parametrize(

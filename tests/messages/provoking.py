@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec
 
 from keepfs.messages.message import without_ids
@@ -36,3 +37,17 @@ def provokes(*ids: str) -> Callable[[Callable[_P, str]], Callable[_P, None]]:
         return test
 
     return decorate
+
+
+def assert_shows(text: str, *ids: str) -> None:
+    """Check that a text, such as a log, has each message with its id and its text.
+
+    The test of the registry takes each call with ids as literals for a provocation.
+    """
+    lines = text.splitlines()
+    for each in ids:
+        first = MESSAGES[each].text.partition("\n")[0]
+        pattern = replace(MESSAGES[each], text=first).pattern()
+        shown = [line for line in lines if f"[{each}]" in line]
+        assert shown, f"no [{each}] in: {text}"
+        assert any(pattern.search(without_ids(line)) for line in shown), text

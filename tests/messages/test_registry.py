@@ -21,26 +21,92 @@ SHOWN = frozenset(
     (
         *("ClickException", "UsageError", "BadParameter", "StoreError", "MountError"),
         *("MountpointError", "CatalogError", "ControlError", "UploadedError"),
-        "AlreadyServedError",
+        *("AlreadyServedError", "MetricsError"),
     )
 )
 
 
-def calls() -> list[tuple[str, ast.Call]]:
-    """Return each call in keepfs/, with its place."""
+def calls(folder: str = "keepfs") -> list[tuple[str, ast.Call]]:
+    """Return each call in the Python files of a folder, with its place."""
     return [
         (f"{path.relative_to(ROOT)}:{node.lineno}", node)
-        for path in sorted((ROOT / "keepfs").rglob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
     ]
+
+
+def made_by_the_registry(node: ast.AST) -> bool:
+    """Return whether an expression is a message of the registry, or the text of a failure."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=module))):
+            return module.startswith("of_")
+        case ast.Call(func=ast.Name(id="failure_text")):
+            return True
+    return False
+
+
+def warnings_without_id(source: str) -> list[int]:
+    """Return the lines that log a warning or error, or print one, with a text of their own.
+
+    A call is accepted if its only text is `"%s"`, or a prefix such as `"%s: %s"`, and an
+    argument is a message; or a name that only messages are assigned to in the same function.
+    """
+    tree = ast.parse(source)
+    found = []
+    functions = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    for function in functions:
+        names: dict[str, list[bool]] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                names.setdefault(node.targets[0].id, []).append(made_by_the_registry(node.value))
+
+        def is_message(node: ast.AST, names: dict[str, list[bool]] = names) -> bool:
+            if isinstance(node, ast.Name):
+                return all(names.get(node.id, [False]))
+            return made_by_the_registry(node)
+
+        for node in ast.walk(function):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="_log" | "log"), attr=level),
+                    args=arguments,
+                ) if level in {"warning", "error", "exception", "critical", "log"}:
+                    start = 1 if level == "log" else 0
+                    text, *values = arguments[start:]
+                    is_plain = isinstance(text, ast.Constant) and not re.search(
+                        r"[A-Za-z]", str(text.value).replace("%s", "")
+                    )
+                    if not (is_plain and any(map(is_message, values))):
+                        found.append(node.lineno)
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="click"), attr="echo"),
+                    args=[ast.JoinedStr(values=[ast.Constant(value=str(prefix)), *rest])],
+                ) if prefix.startswith(("Warning", "Error")) and any(
+                    isinstance(it, ast.Constant) for it in rest
+                ):
+                    found.append(node.lineno)
+    return sorted(set(found))
 
 
 def test_each_message_is_provoked_by_a_test() -> None:
     for path in Path(__file__).parent.glob("test_*.py"):
         importlib.import_module(f"tests.messages.{path.stem}")
 
-    assert set(MESSAGES) == PROVOKED
+    checked = {
+        argument.value
+        for _, call in calls("tests")
+        if isinstance(call.func, ast.Name) and call.func.id == "assert_shows"
+        for argument in call.args[1:]
+        if isinstance(argument, ast.Constant)
+    }
+
+    assert set(MESSAGES) - PROVOKED - checked == set()
+    assert PROVOKED | checked <= set(MESSAGES)
 
 
 def test_the_document_is_current() -> None:
@@ -67,6 +133,35 @@ def test_texts_that_users_see_come_from_the_registry() -> None:
     ]
 
     assert literal == [], "make a message of it, or use one of keepfs/messages/"
+
+
+def test_each_logged_warning_has_the_id_of_a_message() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sorted((ROOT / "keepfs").rglob("*.py"))
+        for line in warnings_without_id(path.read_text())
+    ]
+
+    assert found == [], "make a message of it in keepfs/messages/, and log that"
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_found"),
+    [
+        ('_log.warning("no room: %s", error)', True),
+        ('_log.warning("%s", error)', True),
+        ('_log.exception("it failed")', True),
+        ('_log.log(level, "it failed: %s", error)', True),
+        ('said = str(error); _log.error("%s", said)', True),
+        ('click.echo(f"Warning: {path} is old", err=True)', True),
+        ('_log.info("%s is stored", path)', False),
+        ('_log.warning("%s", of_stores.BAD_COPY(service=1, locator=2, reason=3))', False),
+        ('said = of_stores.NOT_FOUND(text=1); _log.error("%s", said, exc_info=True)', False),
+        ('click.echo(f"Warning: {said}", err=True)', False),
+    ],
+)
+def test_a_warning_without_id_is_found(statement: str, *, is_found: bool) -> None:
+    assert bool(warnings_without_id(f"def f():\n    {statement}\n")) == is_found
 
 
 def test_each_use_of_a_message_gives_its_fields() -> None:

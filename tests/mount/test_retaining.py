@@ -52,5 +52,7 @@ def test_an_unexpected_failure_at_the_end_is_logged_and_not_raised(
             trio.run(keeping.finish, cast("Drain", _FailingDrain()))
 
     (record,) = caplog.records
-    assert record.message == "bringing the collection of upload/ up to date failed"
+    assert record.message == (
+        "bringing the collection of upload/ up to date failed unexpectedly [unexpected]"
+    )
     assert record.exc_info is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import stat
@@ -221,3 +222,18 @@ def test_users_have_runtime_directories_of_their_own() -> None:
     assert at_home == f"{home}/keepfs"
     assert elsewhere == str(theirs)
     assert seized == f"{theirs} belongs to another user; remove it"
+
+
+def test_a_run_file_is_whole_after_each_write(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        claim = runtime.Claim(descriptor, tmp_path, "log")
+        sizes = set()
+        for device in (0, 12345, 7):
+            claim.write(device)
+            sizes.add(path.stat().st_size)
+            assert json.loads(path.read_text())["device"] == device
+        assert len(sizes) == 1  # a reader sees one whole text: no write adds or cuts bytes
+    finally:
+        os.close(descriptor)

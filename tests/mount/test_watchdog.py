@@ -11,6 +11,7 @@ import trio.testing
 
 from keepfs.fs.requests import Requests
 from keepfs.mount.watchdog import Watchdog
+from tests.messages.provoking import assert_shows
 
 _PATIENCE = 60.0
 
@@ -71,7 +72,8 @@ def test_a_blocked_loop_is_dumped_once_with_tasks_and_threads(noticed: _Noticed)
     assert "test_watchdog.py" in dump.partition("every thread:")[2]
     assert "keepfs watchdog" in dump  # the thread itself
     assert secret not in dump
-    assert "not stuck any more" in over
+    assert_shows(dump, "mount-stuck")
+    assert_shows(over, "mount-answers-again")
 
 
 def test_a_request_past_its_deadline_is_reported(noticed: _Noticed) -> None:

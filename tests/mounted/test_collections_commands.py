@@ -492,6 +492,10 @@ def test_uploads_lost_names_the_files_whose_blocks_are_gone(
     assert digest in found["error"]
     states = keepfs("uploads", "--check", mount.path, env=mount.environment).stdout.decode()
     assert [line.split("\t")[1] for line in states.splitlines()] == ["lost", "stored"]
+    env = {**mount.environment, "ARVADOS_API_TOKEN": "v2/zzzzz-gj3su-000000000000000/expired"}
+    refused = keepfs("uploads", "--check", mount.path, env=env)
+    assert (refused.returncode, refused.stdout) == (1, b"")
+    assert b"token" in refused.stderr
 
 
 def test_locate_writes_a_list_too_long_for_an_attribute(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keepfs.mount import mountpoint
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
 
@@ -423,6 +424,7 @@ def test_a_second_signal_spills_hung_files_and_ends_at_once(unmounted: KeepfsMou
         wait_until(lambda: "SIGTERM: storing" in unmounted.log_file.read_text())
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: "not waiting" in unmounted.log_file.read_text())
+        assert_shows(unmounted.log_file.read_text(), "not-waiting")
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not _runs(pid))
         with pytest.raises(OSError, match=r"Errno"):
@@ -433,19 +435,47 @@ def test_a_second_signal_spills_hung_files_and_ends_at_once(unmounted: KeepfsMou
     assert spilled.read_bytes() == b"hello"
 
 
-@pytest.mark.parametrize("what", ["store", "state-dir", "log-file"])
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("the local store", ("--local-store", "INSIDE")),
+        ("the state directory", ("--state-dir", "INSIDE")),
+        ("the log file", ("--log-file", "INSIDE")),
+        ("the metrics file", ("--metrics-file", "INSIDE.prom")),
+        ("the directory of the disk cache", ("--disk-cache", "1G", "--disk-cache-dir", "INSIDE")),
+        ("the directory of the disk cache", ("--disk-cache", "1G")),  # by $XDG_CACHE_HOME
+        ("the token file", ("--token-file", "INSIDE")),
+        ("the settings file", ()),  # by $XDG_CONFIG_HOME
+        ("the bundle of certificates", ("--keep-services", "http://127.0.0.1:1")),
+    ],
+)
 def test_paths_that_the_mount_needs_inside_it_are_refused(
-    unmounted: KeepfsMount, what: str
+    unmounted: KeepfsMount, what: str, options: tuple[str, ...]
 ) -> None:
     unmounted.path.mkdir()
     (unmounted.base / "link").symlink_to(unmounted.path)
-    inside = str(unmounted.base / "link" / "inside")
-    unmounted.options = ("--local-store" if what == "store" else f"--{what}", inside)
+    inside = unmounted.base / "link" / "inside"
+    unmounted.options = tuple(each.replace("INSIDE", str(inside)) for each in options)
+    unmounted.env = {"XDG_CACHE_HOME": str(inside)}
+    if what in {"the token file", "the settings file", "the bundle of certificates"}:
+        unmounted.is_local = False
+        unmounted.env = {"ARVADOS_API_HOST": "127.0.0.1:1"}
+    there = []
+    if what == "the settings file":
+        (inside / "arvados").mkdir(parents=True)
+        (inside / "arvados" / "settings.conf").write_text("ARVADOS_API_TOKEN=x\n")
+        unmounted.env["XDG_CONFIG_HOME"] = str(inside)
+        there = [unmounted.path / "inside"]
+    if what == "the bundle of certificates":
+        inside.touch()
+        unmounted.env["SSL_CERT_FILE"] = str(inside)
+        there = [unmounted.path / "inside"]
 
     line = the_one_line(unmounted.try_mount())
 
+    assert f"{what} " in line
     assert "is inside the mount point" in line
-    assert list(unmounted.path.iterdir()) == []
+    assert list(unmounted.path.iterdir()) == there
 
 
 def test_a_mount_removes_temporary_files_of_killed_writers(

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.keepstore import (
+    TEST_TOKEN,
+    ApiControls,
+    Authority,
+    KeepstoreControls,
+    Listening,
+    ServiceEntry,
+)
 from tests.mounted.mounts import PATIENCE, KeepfsMount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HELPER = Path(sys.executable).with_name("mount.keepfs")
 pytestmark = [
@@ -87,6 +100,150 @@ def test_a_line_of_fstab_mounts(unmounted: KeepfsMount) -> None:
     )
 
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "775\n")
+
+
+def test_findmnt_shows_the_api_host_of_a_cluster(unmounted: KeepfsMount) -> None:
+    authority = Authority(unmounted.base)
+    with (
+        KeepstoreControls() as store,
+        ApiControls(listening=Listening(tls=authority.certify())) as api,
+    ):
+        api.list_services([ServiceEntry.of(store.url, 0)])
+        (unmounted.base / "token").write_text(TEST_TOKEN)
+        unmounted.env = {"SSL_CERT_FILE": str(authority.bundle), "CLUSTER": api.host}
+        done = in_namespace(
+            unmounted,
+            """
+            mount -t keepfs -o _netdev,copies=1,token-file="$1/../token" "$CLUSTER" "$mnt"
+            echo hello >"$mnt/upload/f"
+            findmnt -n -o SOURCE,FSTYPE "$mnt"
+            cat "$mnt/upload/f"
+            umount "$mnt"
+            """,
+        )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    shown, read = done.stdout.splitlines()
+    assert (shown.split(), read) == ([api.host, "fuse.keepfs"], "hello")
+
+
+#: Serves an automount point as systemd does: a program lists it, the helper is started in the
+#: group that the kernel lets pass, and the kernel is told when the mount is there.
+_ON_AN_AUTOMOUNT_POINT = """
+import ctypes, fcntl, os, struct, subprocess, sys
+helper, keepfs, store, path = sys.argv[1:]
+os.mkdir(path)
+reading, writing = os.pipe()
+options = f"fd={writing},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"autofs", os.fsencode(path), b"autofs", 0, options.encode()):
+    print("no autofs:", os.strerror(ctypes.get_errno()))
+    sys.exit()
+point = os.open(path, os.O_RDONLY)
+listing = subprocess.Popen(["ls", path], start_new_session=True)
+token = struct.unpack_from("II", os.read(reading, 4096), 4)[1]
+mounting = subprocess.Popen([helper, store, path, "-o", "rw"])
+try:
+    code = mounting.wait(60)
+except subprocess.TimeoutExpired:
+    os.close(reading)  # ends the waits in the kernel
+    raise
+fcntl.ioctl(point, 0x9360, token)  # AUTOFS_IOC_READY
+print(code, listing.wait(), flush=True)
+os.close(point)
+print(subprocess.run([keepfs, "unmount", path]).returncode)
+print([line.split()[2] for line in open("/proc/mounts") if line.split()[1] == path])
+"""
+
+
+def test_an_automount_point_can_be_mounted_on(unmounted: KeepfsMount) -> None:
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private", sys.executable, "-c"),
+            *(_ON_AN_AUTOMOUNT_POINT, HELPER, HELPER.with_name("keepfs")),
+            *(unmounted.store, unmounted.path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE,
+        env={**unmounted.environment, "KEEPFS_STATE_DIR": str(unmounted.base / "state")},
+    )
+    if done.stdout.startswith("no autofs"):
+        pytest.skip(done.stdout)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        *("README", "by_id", "collections", "upload"),
+        *("0 0", "0"),
+        "['autofs']",
+    ]
+
+
+def closed_to_others() -> list[Path]:
+    """Return directories of root's that lead to this Python and to keepfs, the topmost ones."""
+    needed = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]]
+    return [
+        next(each for each in reversed([path, *path.parents]) if not each.stat().st_mode & 0o001)
+        for path in needed
+        if any(not each.stat().st_mode & 0o001 for each in [path, *path.parents])
+    ]
+
+
+@pytest.fixture
+def open_device() -> Iterator[None]:
+    """/dev/fuse as udev makes it."""
+    before = Path("/dev/fuse").stat().st_mode & 0o777
+    Path("/dev/fuse").chmod(0o666)
+    yield
+    Path("/dev/fuse").chmod(before)
+
+
+def test_a_user_mounts_a_line_of_fstab_with_the_option_users(
+    unmounted: KeepfsMount, open_device: None
+) -> None:
+    del open_device
+    for parent in [unmounted.base, *list(unmounted.base.parents)[:2]]:
+        if not parent.stat().st_mode & stat.S_ISVTX:
+            parent.chmod(0o755)
+    # Where root's home has the interpreter, another directory in its place has it as well.
+    hidden = sorted(set(closed_to_others()))
+    needed = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]]
+    show = ""
+    for number, path in enumerate(it for it in needed if any(map(it.is_relative_to, hidden))):
+        show += f'mkdir "$1/shown{number}"; mount --bind "{path}" "$1/shown{number}"\n'
+    for path in hidden:
+        show += f'mount -t tmpfs -o mode=755 tmpfs "{path}"\n'
+    for number, path in enumerate(it for it in needed if any(map(it.is_relative_to, hidden))):
+        show += f'mkdir -p "{path}"; mount --bind "$1/shown{number}" "{path}"\n'
+
+    done = in_namespace(
+        unmounted,
+        show
+        + """
+        chmod 755 "$1"; mkdir "$1/home" "$blocks"; chown nobody "$1/home" "$blocks" "$mnt"
+        echo "$blocks $mnt keepfs noauto,users,state-dir=$1/home/state 0 0" >/etc/fstab
+        cat >"$1/as-user" <<'END'
+        set -eu
+        export HOME="$1/home" XDG_RUNTIME_DIR="$1/home"
+        cd /
+        unset KEEPFS_STATE_DIR
+        mount "$2"
+        echo hello >"$2/upload/f"
+        stat -c '%U %a' "$2/upload/f"
+        findmnt -n -o SOURCE,FSTYPE "$2"
+        umount "$2"
+        ! findmnt "$2"
+END
+        setpriv --reuid nobody --regid nogroup --clear-groups sh "$1/as-user" "$1" "$mnt"
+        """,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    owner, shown = done.stdout.splitlines()
+    source, kind = shown.split()
+    assert owner == "nobody 644"
+    assert (Path(source).name, kind) == ("blocks", "fuse.keepfs")
 
 
 @pytest.mark.parametrize(

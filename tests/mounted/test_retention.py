@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.keepstore import TEST_TOKEN, Fault, Stage
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
 from tests.soak import retention
 from tests.soak.retention import NEW_TOKEN, ExpiringCluster, evict, expiring_cluster
@@ -137,6 +138,8 @@ def test_a_failing_server_is_retried_until_all_files_are_kept(
     assert in_collections(cluster) == {"a"}
     said = [line for line in mount.logged() if "keeping upload/ failed" in line]
     assert len(said) == 1
+    wait_until(lambda: "upload/ is kept again" in mount.log_file.read_text())
+    assert_shows(mount.log_file.read_text(), "retention-failed", "retention-works-again")
     assert mount.unmount().returncode == 0
 
 
@@ -148,7 +151,7 @@ def test_a_mount_ends_without_the_api_server_and_the_next_catches_up(
     cluster.api.always(Fault(status=503), target="collections")
     (mount.upload / "a").write_bytes(b"a")
     assert mount.unmount().returncode == 0
-    assert "has not the last changes" in mount.log_file.read_text()
+    assert_shows(mount.log_file.read_text(), "retention-behind")
     cluster.api.clear_faults()
 
     mount.mount()
@@ -167,7 +170,7 @@ def test_a_token_that_may_not_create_collections_keeps_blocks_by_put(
 
     wait_until(lambda: xattr(mount.upload / "a", "retained") == "put")
 
-    assert "put is used instead" in mount.log_file.read_text()
+    assert_shows(mount.log_file.read_text(), "retained-by-put")
     assert mount.unmount().returncode == 0
 
 
@@ -303,6 +306,7 @@ def test_a_block_in_no_service_makes_its_file_lost_and_it_stays_listed(
     assert caught.value.errno == errno.EIO
     assert xattr(mount.upload / "a", "state") == "lost"
     assert "LOST: upload/a: " in mount.log_file.read_text()
+    assert_shows(mount.log_file.read_text(), "file-lost")
     plain = keepfs("uploads", mount.path, env=mount.environment)
     assert plain.stdout.decode().split("\t")[1] == "lost"
     words = ("--lost", "--json", "--token-file", mount.base / "token")
@@ -324,7 +328,7 @@ def test_without_retention_the_mount_shows_when_blocks_are_removed(
 
     assert xattr(mount.upload / "a", "retained") == "no"
     assert "garbage collection removes blocks" in (mount.path / "README").read_text()
-    assert "--retain off: what is stored in upload/ is unreadable" in mount.log_file.read_text()
+    assert_shows(mount.log_file.read_text(), "retention-off")
     assert mount.unmount().returncode == 0
     assert cluster.api.collections() == []
 
@@ -347,6 +351,7 @@ def test_put_with_another_token_than_the_files_gives_advice(
 
     (said,) = [line for line in mount.logged() if "another token signed it" in line]
     assert "the signature of upload/a, which ends at " in said
+    assert_shows(said, "signed-by-former-token")
     assert "Mount once with the former token" in said
     with pytest.raises(PermissionError):
         (mount.upload / "a").read_bytes()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def test_a_directory_that_is_no_mount_is_an_error(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stdout == b""
-    assert f"no keepfs mount of this user on {tmp_path}".encode() in done.stderr
+    assert_shows(done.stderr.decode(), "no-mount-of-user")
 
 
 def test_watch_prints_it_again(mount: KeepfsMount) -> None:
@@ -244,6 +245,7 @@ def test_a_blocked_event_loop_is_reported_dumped_and_unmounted_by_force(
 
     assert done.returncode == 1
     assert f"its process {blocked.pid} still runs".encode() in done.stderr
+    assert_shows(done.stderr.decode(), "process-remains")
     assert not unmounted.is_mounted()
     (unmounted.base / "mnt.free").touch()
     assert blocked.wait(PATIENCE) == 0
@@ -333,8 +335,11 @@ def test_an_address_in_use_is_refused_in_one_line(over: KeepfsMount, tmp_path: P
 
     done = other.try_mount()
 
-    assert done.returncode == 1
+    assert done.returncode == 2  # a service is not restarted
     assert f"can't serve metrics on {address}: Address already in use" in done.stderr.decode()
+    assert_shows(done.stderr.decode(), "metrics-not-served")
+    other.options += ("--foreground",)
+    assert other.try_mount().returncode == 2
     assert not other.is_mounted()
 
 
@@ -362,8 +367,9 @@ def test_the_missing_directory_of_a_metrics_file_is_named(unmounted: KeepfsMount
 
     done = unmounted.try_mount()
 
-    assert done.returncode == 1
+    assert done.returncode == 2  # a service is not restarted
     assert f"mkdir -p {unmounted.base / 'none'}" in done.stderr.decode()
+    assert_shows(done.stderr.decode(), "no-metrics-file")
     assert not unmounted.is_mounted()
 
 

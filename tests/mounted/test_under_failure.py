@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.config.options import MountOptions
-from keepfs.fs.upload.drain import GRACE
+from keepfs.fs.upload.unsaved import GRACE
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
@@ -345,6 +346,7 @@ def test_a_half_written_overwrite_is_kept_beside_the_stored_version(over: Keepfs
             file.close()
 
     assert "its writer had not closed it" in over.log_file.read_text()
+    assert_shows(over.log_file.read_text(), "spilled")
     over.mount()
 
     assert path.read_bytes() == b"the good version"
@@ -568,3 +570,18 @@ def test_the_log_names_the_file_whose_close_fails(
     assert any(" flush of folder/file: E" in line for line in over.logged())
     store.come_back()
     wait_until(lambda: state(over.upload / "folder" / "file") == "stored")
+
+
+def test_the_log_names_the_file_whose_read_fails(
+    over: KeepfsMount, store: KeepstoreControls
+) -> None:
+    over.mount()
+    (over.upload / "file").write_bytes(b"content")
+    assert over.unmount().returncode == 0
+    store.remove_block("9a0364b9e99bb480dd25e1f0284c8555")
+    over.mount()
+
+    with pytest.raises(OSError, match="Errno"):
+        (over.upload / "file").read_bytes()
+
+    assert any(" read of file: E" in line for line in over.logged())

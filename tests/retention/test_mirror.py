@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import re
+import sqlite3
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from tests.keepstore import (
     KeepstoreControls,
     Stage,
 )
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,6 +190,27 @@ def test_a_collection_changed_by_another_client_stays_and_another_is_made(
     assert (theirs["uuid"], theirs["file_count"], theirs["name"]) == (first, 0, "kept")
     assert (ours["uuid"], ours["file_count"], ours["name"]) == (mirror.uuid_of(2), 2, "kept (2)")
     assert f"{first}, which keeps upload/, was changed at" in caplog.text
+    assert_shows(caplog.text, "collection-changed")
+
+
+def test_a_damaged_entry_is_left_out_and_told(
+    mounted: Mounted, api: ApiControls, caplog: pytest.LogCaptureFixture
+) -> None:
+    mounted.add("a")
+    mounted.add("damaged")
+    with contextlib.closing(sqlite3.connect(mounted.path)) as database, database:
+        name = "CAST('damaged' AS BLOB)"
+        database.execute(f"UPDATE entries SET content = x'7b' WHERE name = {name}")  # noqa: S608
+
+    mirror = mounted.mirror()
+    mirror.update()
+    mounted.add("b")
+    mirror.update()
+
+    [kept] = api.collections()
+    assert kept["file_count"] == 2
+    assert caplog.text.count("not retained: upload/damaged: ") == 1
+    assert_shows(caplog.text, "not-retained")
 
 
 def test_a_collection_that_was_renamed_is_used_on(mounted: Mounted, api: ApiControls) -> None:
@@ -224,7 +247,10 @@ def test_a_trashed_collection_is_replaced(
 
     assert mirror.uuid_of(2) != first
     assert [each["file_count"] for each in api.collections()] == [1, 1]
-    assert f"collection {first}, which keeps upload/" in caplog.text
+    if is_planned:
+        assert_shows(caplog.text, "collection-in-trash-soon")
+    else:
+        assert_shows(caplog.text, "collection-gone")
 
 
 def test_fresh_signatures_come_in_one_request(

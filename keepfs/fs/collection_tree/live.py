@@ -17,6 +17,7 @@ from keepfs.collections.names import is_uuid
 from keepfs.fs.collection_tree.loaded import Loaded, LoadedCollection, load
 from keepfs.fs.nodes import FOREVER, Validity
 from keepfs.keep.errors import Cause, KeepRequestError
+from keepfs.messages import of_retention
 
 if TYPE_CHECKING:
     from keepfs.collections.manifest import Manifest
@@ -114,7 +115,9 @@ class LiveCollection:
             self._take(cast("Loaded", future.result))
         elif self.content is not None and getattr(failure, "cause", None) not in _DEFINITE:
             self._asked_at = trio.current_time()
-            _log.warning("collection %s stays as it was known: %s", self.name, failure)
+            _log.warning(
+                "%s", of_retention.COLLECTION_NOT_REFRESHED(name=self.name, reason=failure)
+            )
 
     def _take(self, loaded: Loaded) -> None:
         if loaded.manifest is None and self.content is not None:

@@ -23,6 +23,7 @@ from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.parsing import parse
 from keepfs.fs.nodes import TIMELESS_NS, Metadata, directory_mode, file_mode
 from keepfs.keep.errors import Cause, KeepReadError
+from keepfs.messages import of_retention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -192,9 +193,10 @@ class LoadedCollection:
             self.manifest, self._signatures = future.result
         else:
             _log.warning(
-                "the signatures of collection %s could not be renewed: %s",
-                self.record.portable_data_hash,
-                future.failure,
+                "%s",
+                of_retention.SIGNATURES_NOT_RENEWED(
+                    name=self.record.portable_data_hash, reason=future.failure
+                ),
             )
 
 

@@ -139,10 +139,21 @@ class Catalog:
         return self._database.execute(query, (ROOT,)).fetchone() is not None
 
     def close(self) -> None:
-        """Close the database. SQLite syncs all commits, unless another connection is open."""
-        self._database.close()
-        if self._lock is not None:
-            os.close(self._lock)
+        """Sync all commits to the disk, and close the database. Blocks.
+
+        SQLite syncs at a close too, but not while another process has the database open.
+
+        Raises:
+            OSError: The commits could not be synced; the database is closed.
+        """
+        try:
+            self.sync()
+        finally:
+            with as_os_errors():
+                self._database.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     # --- reading ------------------------------------------------------------
 
@@ -410,8 +421,10 @@ class Catalog:
         if number not in self._reported:
             self._reported.add(number)
             _log.error(
-                "the catalog %s: the entry %d, %r, is damaged: %s; the others are not affected",
-                *(self._path, number, os.fsdecode(name), damage),
+                "%s",
+                of_mounts.CATALOG_ENTRY_DAMAGED(
+                    path=self._path, number=number, name=repr(os.fsdecode(name)), reason=damage
+                ),
             )
 
     def _one(self, query: str, *values: int | bytes) -> tuple[Any, ...] | None:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.threads import NoThreadError
+from keepfs.messages import of_commands, of_stores, of_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds after the deadline in which the client is closed and the rest is spilled. The
-#: service manager must wait for --drain-timeout plus GRACE; systemd/keepfs@.service does.
-GRACE = 25.0
 #: Seconds of GRACE for closing the client, which only shuts sockets.
 _CLOSING = 5.0
 #: Seconds after which a store that has not ended counts as hung: its file is spilled
@@ -152,11 +151,11 @@ class Drain:
             try:
                 await file.attempt_store()
             except KeepRequestError as error:
-                _log.error("not stored: %s: %s", file.path, error)
+                _log.error("%s", of_uploads.NOT_STORED(path=file.path, reason=error))
                 if error.cause is Cause.UNREACHABLE:
                     storing.cancel()  # no service is reachable: the others would fail alike
             except Exception:  # noqa: BLE001 - a bug with one file is no reason to lose others
-                _log.exception("not stored: %s", file.path)
+                _log.exception("%s", of_commands.UNEXPECTED(what=f"storing {file.path}"))
             finally:
                 ended.set()
 
@@ -177,7 +176,7 @@ class Drain:
             try:
                 await self._blocks.run_alone(self._close_client)
             except NoThreadError as error:  # closing here could block: it waits for sockets
-                _log.warning("can't close the client: %s", error)
+                _log.warning("%s", of_stores.CLIENT_NOT_CLOSED(reason=error))
 
     async def finish(self) -> tuple[int, list[UploadFile]]:
         """Spill the rest; call it when no file can be changed any more.
@@ -207,5 +206,5 @@ class Drain:
             self._blocks.abandon_writes()
         lost = [file for file in left if file.has_unstored_changes and file not in safe]
         for file in lost:
-            _log.error("LOST, as neither Keep nor the disk took it: %s", file.path)
+            _log.error("%s", of_uploads.LOST_AT_END(path=file.path))
         return sum(file.has_unstored_changes for file in left), lost

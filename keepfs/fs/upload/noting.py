@@ -13,6 +13,7 @@ import trio
 
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.recovery import about
+from keepfs.messages import of_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,7 +73,7 @@ class FailureNotes:
             except Exception as error:  # noqa: BLE001 - of the disk, or no thread: retried
                 self._changes = {**changes, **self._changes}
                 if not self._is_failing:
-                    _log.warning("can't record which files are unsaved: %s", error)
+                    _log.warning("%s", of_uploads.UNSAVED_NOT_NOTED(state="unsaved", reason=error))
                 self._is_failing = True
                 await trio.sleep(_AFTER_FAILURE)
                 self._wake.set()
@@ -84,7 +85,7 @@ class FailureNotes:
         try:
             self._journal.end([about(file) for file in lost])
         except OSError as error:
-            _log.warning("can't record which files are lost: %s", error)
+            _log.warning("%s", of_uploads.UNSAVED_NOT_NOTED(state="lost", reason=error))
 
     async def _take_changes(self) -> None:
         while self._stale:

@@ -25,6 +25,7 @@ from keepfs.fs.upload.unsaved import About, UnsavedError
 from keepfs.fs.upload.version import identity_of, unsigned
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
+from keepfs.messages import of_uploads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +115,7 @@ class Spills:
             if file.has_unstored_changes:
                 is_written = await self._write(file)
         except Exception as error:  # noqa: BLE001 - of one file: the others are still to be spilled
-            _log.error("can't write %s to the disk: %s", file.path, error)
+            _log.error("%s", of_uploads.SPILL_FAILED(path=file.path, reason=error))
         finally:
             del self._under_way[file]
             outcome.finish(is_written)
@@ -141,12 +142,14 @@ class Spills:
             self._drop(file)  # stored or removed meanwhile
             return True
         _log.warning(
-            "not stored, written to the disk as %s: %s (%s)",
-            record.name,
-            path,
-            "its writer had not closed it; kept in addition to the stored version"
-            if description.is_partial
-            else description.error or "there was no time to store it",
+            "%s",
+            of_uploads.SPILLED(
+                record=record.name,
+                path=path,
+                reason="its writer had not closed it; kept in addition to the stored version"
+                if description.is_partial
+                else description.error or "there was no time to store it",
+            ),
         )
         return True
 
@@ -162,15 +165,18 @@ class Spills:
             await self._blocks.spill(lambda: unsaved.sweep(self._state_dir, obsolete))
             self._catalog.forget_obsolete(obsolete)
         except OSError as error:  # the next mount does it
-            _log.warning("can't delete obsolete spill records: %s", error)
+            _log.warning(
+                "%s",
+                of_uploads.SPILL_RECORD_LEFT(record=self._state_dir / "unsaved", reason=error),
+            )
         found, flaws = await self._blocks.spill(lambda: unsaved.find_all(self._state_dir))
         for flaw in flaws:
-            _log.error("%s; it stays there", flaw)
+            _log.error("%s", of_uploads.UNSAVED_DAMAGED(text=f"{flaw}; it stays there"))
         for record in found:
             try:
                 await self._restore_one(record, upload, staging)
             except Exception as error:  # noqa: BLE001 - of one record: the others are restored
-                _log.error("an unsaved file stays on the disk: %s", error)
+                _log.error("%s", of_uploads.NOT_RESTORED(reason=error))
 
     async def _restore_one(
         self, record: UnsavedFile, upload: UploadDirectory, staging: Staging
@@ -229,7 +235,7 @@ class Spills:
             if not record.exists():
                 self._catalog.forget_obsolete([record.name])
         except Exception as error:  # noqa: BLE001 - the next mount deletes it
-            _log.warning("can't delete the spill record %s: %s", record.directory, error)
+            _log.warning("%s", of_uploads.SPILL_RECORD_LEFT(record=record.directory, reason=error))
         finally:
             self._removing -= 1
             self._removed.set()

@@ -24,6 +24,7 @@ from keepfs.fs.future import Future
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.upload.passage import Passage, PassageEvent, PassageState
 from keepfs.keep.errors import KeepRequestError, KeepWriteError, fresh_copy
+from keepfs.messages import of_commands, of_uploads
 
 if TYPE_CHECKING:
     from keepfs.fs.bridge import AsyncBlocks
@@ -237,9 +238,10 @@ class StoringFile(FileNode):
     def _report(self, attempt: _Attempt, failure: Exception) -> None:
         """Log a failure that no waiter reports, or that is unexpected."""
         if not isinstance(failure, (KeepRequestError, OSError)):
-            _log.error("storing %s failed unexpectedly", self.path, exc_info=failure)
+            said = of_commands.UNEXPECTED(what=f"storing {self.path}")
+            _log.error("%s", said, exc_info=failure)
         elif not attempt.waiters:
-            _log.warning("not stored: %s: %s", self.path, failure)
+            _log.warning("%s", of_uploads.NOT_STORED(path=self.path, reason=failure))
 
     @property
     @abc.abstractmethod

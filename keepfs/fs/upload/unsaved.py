@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+#: Seconds after the deadline of the drain in which the client is closed and the rest is
+#: spilled. The service manager must wait for --drain-timeout plus GRACE; the unit does.
+GRACE = 25.0
 _ABOUT, _BYTES = "about.json", "bytes"
 _FOLDER = "unsaved"
 #: Most bytes of `about.json`: about 300 for each of the most ranges that a file may have.
@@ -135,11 +138,19 @@ class UnsavedFile:
             raise UnsavedError(f"{self.directory} can't be read: {error}") from error
 
     def remove(self) -> None:
-        """Delete the record, durably. After a crash it is either complete or no record."""
+        """Delete the record, durably; an error is ignored. See `delete`."""
         with contextlib.suppress(OSError):
-            (self.directory / _ABOUT).unlink(missing_ok=True)
-            sync_directory(self.directory)
-            shutil.rmtree(self.directory, ignore_errors=True)
+            self.delete()
+
+    def delete(self) -> None:
+        """Delete the record, durably. After a crash it is either complete or no record.
+
+        Raises:
+            OSError: The record is still there.
+        """
+        (self.directory / _ABOUT).unlink(missing_ok=True)
+        sync_directory(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile:

@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.messages import of_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,10 +64,11 @@ class Thrash:
         if self._again >= _MANY and self._again >= _PART * self._misses:
             blocks = -(-self._size // MAX_BLOCK_SIZE)
             _log.warning(
-                "the cache of %d MiB is too small: of %d blocks fetched within a minute, %d had"
-                " been in it; --cache-size %dMiB would have kept them",
-                self._maxsize // _MIB,
-                self._misses,
-                self._again,
-                blocks * MAX_BLOCK_SIZE // _MIB,
+                "%s",
+                of_running.CACHE_TOO_SMALL(
+                    size=self._maxsize // _MIB,
+                    fetched=self._misses,
+                    again=self._again,
+                    wanted=blocks * MAX_BLOCK_SIZE // _MIB,
+                ),
             )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from keepfs.keep.errors import ArgumentError
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -163,7 +164,7 @@ class Services:
             try:
                 record = ServiceRecord.of_record(item)
             except ValueError as error:
-                _log.warning("ignoring a Keep service: %s", error)
+                _log.warning("%s", of_stores.SERVICE_IGNORED(reason=error))
                 continue
             if record.kind is Kind.GATEWAY:
                 gateways[record.uuid] = record

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.http.pace import CancelledError, TooSlowError, Watch
 from keepfs.keep.threads import BusyError
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -313,7 +314,7 @@ class Hedge:
             self._threads -= 1
             if failure is not None:
                 level = logging.DEBUG if self._is_over else logging.WARNING
-                _log.log(level, "asking another service failed: %r", failure)
+                _log.log(level, "%s", of_stores.EXTRA_SERVICE_FAILED(reason=repr(failure)))
                 self._failure = failure
             self._notify()
 

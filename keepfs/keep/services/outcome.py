@@ -17,6 +17,7 @@ import urllib3
 from keepfs.keep.errors import Cause, HttpError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.retry import Verdict
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -134,7 +135,7 @@ def _classes(text: str) -> Mapping[str, int] | None:
         try:
             classes[name.strip()] += int(count)
         except ValueError:
-            _log.warning("a service confirms storage classes as %r: not understood", text)
+            _log.warning("%s", of_stores.CLASSES_UNREADABLE(text=repr(text)))
             return None
     return classes
 

@@ -23,6 +23,7 @@ from keepfs.keep.services.rounds import Rounds
 from keepfs.keep.services.tokens import clean_token, salted_token
 from keepfs.keep.services.writer_queue import Tally
 from keepfs.keep.store import Found, Receipt
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -269,7 +270,7 @@ class RemoteStore:
     def _receipt(self, tally: Tally, locator: KeepLocator) -> Receipt:
         if tally.classes and not tally.is_tracking_classes and not self._warned_of_classes:
             self._warned_of_classes = True
-            _log.warning("a Keep service confirms no storage classes: only copies are counted")
+            _log.warning("%s", of_stores.CLASSES_UNCONFIRMED())
         name = KeepLocator(tally.response) if tally.response else locator
         return Receipt(name, tally.copies, tuple(tally.roots), dict(tally.by_class))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from keepfs.keep.errors import KeepRequestError, NoKeepServersError
 from keepfs.keep.services.discovery import Access, Services
 from keepfs.keep.services.joined import Joined, Pause, TooLateError, UselessAnswerError
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -162,7 +163,7 @@ class Roster:
 
     def _note_failure(self, error: Exception) -> None:
         if self._pause.begin() and self._seen is not None:
-            _log.warning("going on with the known Keep services: %s", error)
+            _log.warning("%s", of_stores.SERVICE_LIST_OLD(reason=error))
 
 
 def _sensible(items: Any) -> Services:  # noqa: ANN401 - what the server says
@@ -230,7 +231,7 @@ class Defaults:
             return run.wait(min(timeout, patience))
         except NoKeepServersError as error:
             if self._pause.begin():
-                _log.warning("the cluster's defaults are unknown: %s", error)
+                _log.warning("%s", of_stores.DEFAULTS_UNKNOWN(reason=error))
             return {}
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ from keepfs.keep.services.transfer import (
     receive_text,
 )
 from keepfs.keep.store import ReadObserver
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -443,7 +444,10 @@ class KeepService:
 
     def _report_bad_copy(self, locator: KeepLocator, flaw: str) -> None:
         self._counters.bad_copies.add(self.root)
-        _log.warning("service %s has a bad copy of %s: %s", self.root, locator.stripped(), flaw)
+        _log.warning(
+            "%s",
+            of_stores.BAD_COPY(service=self.root, locator=locator.stripped(), reason=flaw),
+        )
 
 
 #: The original method, to detect an overridden one.

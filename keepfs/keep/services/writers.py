@@ -19,6 +19,7 @@ from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.writer_queue import KeepWriterQueue
 from keepfs.keep.threads import Thread
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -169,7 +170,8 @@ class KeepWriterThread(Thread):
             self.queue.write_fail(service)
         except Exception:  # noqa: BLE001 - of a test double, or a bug
             # Other threads must not wait for this try.
-            _log.exception("storing %s at %s failed unexpectedly", self.data_hash[:32], root)
+            said = of_commands.UNEXPECTED(what=f"storing {self.data_hash[:32]} at {root}")
+            _log.exception("%s", said)
             self.queue.write_fail(service)
 
 

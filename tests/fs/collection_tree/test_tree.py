@@ -25,8 +25,10 @@ from keepfs.fs.collection_tree.tree import CollectionFile, CollectionFolder
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.nodes import ENDLESS, Caller, Metadata, Node, directory_mode
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepRequestError, NotFoundError
+from keepfs.messages import of_retention
 from tests.fakes.dict_collections import DictCollections
 from tests.fakes.store import DictStore
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -394,8 +396,9 @@ async def test_the_known_content_stays_while_the_source_fails(
 
         assert len(source.calls) == 2
         assert [record.message for record in caplog.records] == [
-            f"collection {UUID} stays as it was known: the API server is away"
+            of_retention.COLLECTION_NOT_REFRESHED(name=UUID, reason="the API server is away")
         ]
+        assert_shows(caplog.text, "collection-not-refreshed")
 
 
 async def test_a_refused_signature_is_fetched_again_once_and_the_read_succeeds() -> None:
@@ -416,7 +419,9 @@ async def test_a_refused_signature_is_fetched_again_once_and_the_read_succeeds()
         assert foo.xattrs()["user.keep.locator"].count(f"+A{SECOND}@") == 1
 
 
-async def test_a_refusal_that_new_signatures_do_not_end_is_raised(mock_clock: MockClock) -> None:
+async def test_a_refusal_that_new_signatures_do_not_end_is_raised(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     source = DictCollections(signature=FIRST)
     store = SigningStore()
     name = source.add(manifest())
@@ -433,6 +438,7 @@ async def test_a_refusal_that_new_signatures_do_not_end_is_raised(mock_clock: Mo
             await foo.read(0, 3)
         assert caught.value.cause is Cause.DENIED
         assert len(source.calls) == 3
+        assert_shows(caplog.text, "signatures-not-renewed")
 
 
 async def test_signatures_are_fetched_again_after_half_of_their_lifetime() -> None:

@@ -17,9 +17,11 @@ import pytest
 from keepfs.fs.nodes import Metadata
 from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.schema import MIGRATIONS
+from keepfs.fs.upload.snapshot import open_snapshot
 from keepfs.fs.upload.stored import NOTHING, StoredBytes, StoredRange
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -394,6 +396,33 @@ def test_the_names_of_a_new_catalog_and_its_log_are_synced(path: Path, synced: l
         assert synced == [str(path.parent.parent), str(path.parent)]
 
 
+def test_closing_syncs_although_another_process_reads(path: Path, synced: list[str]) -> None:
+    catalog = Catalog(path)
+    add(catalog, "a")
+    log = path.with_name("catalog-wal")
+    with open_snapshot(path) as nodes:
+        assert [node.path for node in nodes] == ["a"]
+        synced.clear()
+
+        catalog.close()
+
+        assert log.stat().st_size > 0  # SQLite has moved nothing into the database
+        assert synced == [str(log)]
+
+
+def test_a_catalog_that_cannot_be_synced_is_closed(path: Path) -> None:
+    catalog = Catalog(path)
+    log = path.with_name("catalog-wal")
+    log.unlink()
+    log.symlink_to("/proc/self/attr/current")  # fsync of it is EINVAL
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        catalog.close()
+
+    assert not log.is_symlink()  # SQLite has removed it
+    Catalog(path).close()
+
+
 def test_without_a_log_there_is_nothing_to_sync(path: Path, synced: list[str]) -> None:
     catalog = Catalog(path)
     catalog.close()  # which moves the log's content into the database
@@ -491,6 +520,7 @@ def test_a_damaged_entry_is_reported_once_and_hides_no_other(
             catalog.remove(ROOT, "damaged")
         assert catalog.child(ROOT, "damaged") is None
     assert len([it for it in caplog.records if "damaged" in it.getMessage()]) == 1
+    assert_shows(caplog.text, "catalog-entry-damaged")
 
 
 def test_a_damaged_root_entry_is_replaced(path: Path) -> None:

@@ -9,8 +9,11 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.upload.drain import GRACE, Drain
+from keepfs.fs.upload.drain import Drain
+from keepfs.fs.upload.unsaved import GRACE
 from keepfs.keep import Cause, KeepWriteError
+from keepfs.keep.threads import NoThreadError
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,14 +92,17 @@ class Blocks:
 
     Attributes:
         hangs: Whether work never ends.
+        refuses: Whether there is no thread for work.
         abandoned: Whether stores were.
     """
 
     def __init__(self) -> None:
-        self.hangs = False
+        self.hangs = self.refuses = False
         self.abandoned = False
 
     async def run_alone(self, work: Callable[[], None]) -> None:
+        if self.refuses:
+            raise NoThreadError("can't start new thread")
         if self.hangs:
             await trio.sleep_forever()
         work()
@@ -327,6 +333,19 @@ async def test_hung_requests_are_ended_by_closing_the_client(
     assert bench.blocks.abandoned
 
 
+async def test_files_are_spilled_if_no_thread_can_close_the_client(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    bench = Bench(autojump_clock, File("hangs", seconds=1e9))
+    bench.blocks.refuses = True
+
+    await bench.drain.store()
+    await bench.drain.finish()
+
+    assert bench.spilled() == ["hangs"]
+    assert_shows(caplog.text, "client-not-closed")
+
+
 async def test_files_that_the_disk_refuses_are_reported_as_lost(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
@@ -340,7 +359,8 @@ async def test_files_that_the_disk_refuses_are_reported_as_lost(
     count, lost = await bench.drain.finish()
 
     assert (count, [file.path for file in lost]) == (2, ["refused"])
-    assert caplog.messages == ["LOST, as neither Keep nor the disk took it: refused"]
+    assert caplog.messages == ["LOST, as neither Keep nor the disk took it: refused [lost-at-end]"]
+    assert_shows(caplog.text, "lost-at-end")
 
 
 async def test_a_file_stored_at_the_last_moment_is_not_lost(autojump_clock: MockClock) -> None:

@@ -20,6 +20,7 @@ from keepfs.fs.upload.noting import FailureNotes
 from keepfs.fs.upload.staging import Staging
 from keepfs.fs.upload.unsaved import About
 from tests.fakes.store import DictStore
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -214,3 +215,4 @@ async def test_a_failing_disk_at_the_end_is_reported(
         bench.notes.end([lost])
 
     assert "can't record which files are lost" in caplog.text
+    assert_shows(caplog.text, "unsaved-not-noted")

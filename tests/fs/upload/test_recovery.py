@@ -25,6 +25,7 @@ from keepfs.fs.upload.unsaved import About, Piece
 from keepfs.keep import KeepLocator, KeepWriteError, Receipt
 from tests.fakes.store import DictStore, FailingStore
 from tests.fakes.threads import wait_until
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -248,8 +249,27 @@ async def test_a_failing_disk_is_reported_and_retried(
         assert not is_written
         assert file.spilled is None
         assert "can't write name to the disk" in caplog.text
+        assert_shows(caplog.text, "spill-failed")
         assert await bench.spills.spill(file)
         assert len(bench.records()) == 1
+
+
+async def test_a_record_that_can_not_be_deleted_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        file = await bench.file("name", b"one")
+        assert await bench.spills.spill(file)
+        log = bench.state / "catalog-wal"
+        log.unlink()
+        log.symlink_to(log)  # a sync of it fails
+
+        await file.store()
+        await trio.to_thread.run_sync(wait_until, lambda: "delete" in caplog.text)
+        log.unlink()
+
+        assert len(bench.records()) == 1
+        assert_shows(caplog.text, "spill-record-left")
 
 
 async def test_a_record_that_is_obsolete_is_deleted_and_not_restored(tmp_path: Path) -> None:
@@ -376,6 +396,7 @@ async def test_files_are_restored_up_to_the_staging_size(
         assert len(await bench.restore()) == 2
         assert len(bench.records()) == 3
         assert "--staging-size is used up" in caplog.text
+        assert_shows(caplog.text, "not-restored")
         for name in list(bench.upload.names()):
             await bench.found(name).store()
         await records_are(bench, 1)

@@ -17,6 +17,7 @@ from keepfs.fs.upload.passage import PassageEvent
 from keepfs.fs.upload.storing import State, StoringFile
 from keepfs.keep import KeepWriteError
 from tests.fakes.store import DictStore
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -375,7 +376,8 @@ async def test_a_failure_is_logged_if_no_waiter_reports_it(
         await settle()
 
     assert logged_with_a_waiter == []
-    assert caplog.messages == ["not stored: the file: no service takes it"]
+    assert caplog.messages == ["not stored: the file: no service takes it [not-stored]"]
+    assert_shows(caplog.text, "not-stored")
 
 
 async def test_an_unexpected_failure_is_logged_with_its_traceback(

@@ -9,6 +9,7 @@ import pytest
 
 from keepfs.keep.caching.thrash import Thrash
 from tests.fakes.clock import FakeClock
+from tests.messages.provoking import assert_shows
 
 MIB = 1024 * 1024
 
@@ -29,8 +30,9 @@ def test_many_refetches_are_logged_with_a_sufficient_size(
     [message] = caplog.messages
     assert message == (
         "the cache of 256 MiB is too small: of 20 blocks fetched within a minute, 10 had"
-        " been in it; --cache-size 384MiB would have kept them"
+        " been in it; --cache-size 384MiB would have kept them [cache-too-small]"
     )
+    assert_shows(caplog.text, "cache-too-small")
 
 
 def test_few_refetches_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

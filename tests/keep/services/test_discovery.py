@@ -20,6 +20,7 @@ from keepfs.keep.services.discovery import (
     weight,
 )
 from tests.keep.vectors import VECTORS
+from tests.messages.provoking import assert_shows
 
 FOO = KeepLocator("acbd18db4cc2f85cedef654fccc4a4d8+3")
 RENDEZVOUS = VECTORS["rendezvous"]
@@ -155,6 +156,7 @@ def test_an_incomplete_record_is_left_out(missing: str, caplog: pytest.LogCaptur
 
     assert services.records == (disk(2),)
     assert missing in caplog.text
+    assert_shows(caplog.text, "service-ignored")
 
 
 @pytest.mark.parametrize("host", ["", "user@keep1", "keep1/path", "a b", "keep1\n"])

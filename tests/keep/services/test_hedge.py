@@ -27,6 +27,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
 from tests.keepstore import Fault, Stage, silent_port
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -457,6 +458,30 @@ def test_a_refused_hedge_is_not_a_failure(
 
     assert bytes(block) == b"foo"
     assert "is silent or slow, but no other is asked" in caplog.text
+
+
+def test_an_unexpected_failure_of_the_second_service_is_told_and_harms_no_read(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    class _Failing(KeepService):
+        def get(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as the original
+            if threading.current_thread() is not threading.main_thread():
+                raise ZeroDivisionError("a bug")
+            return super().get(*arguments, **options)
+
+    class _Parts(Parts):
+        KeepService = _Failing
+
+    store, *_ = connect(_Parts(), Counters(), cluster.api, "", None, None)
+    store.silence = SILENCE
+    store.timeout = store.proxy_timeout = PATIENT
+    locator = cluster.store(b"foo")
+    first = cluster.by_probe_order(locator)[0]
+    first.script(Fault(pause={Stage.BEFORE_STATUS: 1.0}), method="GET")
+    with client_of(store) as client:
+        assert bytes(client.get_block(locator)) == b"foo"
+
+    assert_shows(caplog.text, "extra-service-failed")
 
 
 # --- slow services ---

@@ -15,6 +15,7 @@ from keepfs.keep.services.roster import Defaults, Roster
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import PATIENCE, Running, wait_for, wait_until
 from tests.keep.clusters import StandInApi
+from tests.messages.provoking import assert_shows
 
 
 def record(number: int) -> dict[str, Any]:
@@ -302,6 +303,7 @@ def test_an_unreachable_api_server_is_asked_once_a_minute_with_any_number_of_rea
 
     assert 60 <= api.asked <= 70
     assert caplog.text.count("going on with the known Keep services") == api.asked - 1
+    assert_shows(caplog.text, "service-list-old")
 
 
 def test_a_pause_grows_with_each_failure_and_ends_with_a_success() -> None:
@@ -507,6 +509,7 @@ def test_a_configuration_that_cannot_be_fetched_is_requested_again(
     assert before == [1]
     assert asked == [1, 1]
     assert caplog.text.count("defaults are unknown: the API server gave no configuration") == 2
+    assert_shows(caplog.text, "defaults-unknown")
 
 
 def test_without_an_api_client_there_are_no_defaults() -> None:

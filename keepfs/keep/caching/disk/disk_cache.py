@@ -23,7 +23,7 @@ from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.fetch_locks import Claim
 from keepfs.keep.threads import NoThreadError, Thread
-from keepfs.messages import of_stores
+from keepfs.messages import of_commands, of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -364,7 +364,8 @@ class DiskCache:
                     self._count(skipped=1)
                 self._turn_off(error)
             except Exception:  # noqa: BLE001 - the thread serves all blocks
-                _log.exception("a block could not be written to the disk cache")
+                said = of_commands.UNEXPECTED(what="writing a block to the disk cache")
+                _log.exception("%s", said)
             finally:
                 item = None
                 self._waiting.task_done()

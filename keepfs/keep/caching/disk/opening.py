@@ -9,6 +9,8 @@ from keepfs.keep.caching.disk.disk_cache import DiskCache, default_directory
 from keepfs.keep.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from keepfs.config.options import StoreOptions
 
 
@@ -18,13 +20,24 @@ def disk_cache_of(options: StoreOptions) -> DiskCache | None:
     Raises:
         ArgumentError: No directory is given, and the user has no home directory.
     """
+    directory = directory_of(options)
+    if directory is None:
+        return None
+    return DiskCache(directory, None if options.disk_cache == AUTOMATIC else options.disk_cache)
+
+
+def directory_of(options: StoreOptions) -> Path | None:
+    """Return the directory of the disk cache; None if the options turn it off.
+
+    Raises:
+        ArgumentError: No directory is given, and the user has no home directory.
+    """
     if not options.disk_cache:
         return None
     try:
-        directory = options.disk_cache_dir or default_directory()
+        return options.disk_cache_dir or default_directory()
     except RuntimeError as error:
         raise ArgumentError(
             "can't choose the directory of the disk cache: there is no home directory; set HOME,"
             " or give --disk-cache-dir"
         ) from error
-    return DiskCache(directory, None if options.disk_cache == AUTOMATIC else options.disk_cache)

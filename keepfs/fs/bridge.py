@@ -181,10 +181,9 @@ class AsyncBlocks:
         part = self._store.part_nowait(locator, begin, end, size)
         if part is not None:
             return part
-        return await trio.to_thread.run_sync(
+        return await run_in_thread(
             lambda: self._store.get_part(locator, begin, end, size),
-            limiter=cast("trio.CapacityLimiter", self._parts),
-            abandon_on_cancel=True,
+            cast("trio.CapacityLimiter", self._parts),
         )
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import click
 
 from bench import (
     arvmount,
+    disks,
     growth,
     inprocess,
     memory,
@@ -36,11 +37,12 @@ GROUPS = {
     "starting": starting.measure,
     "arv-mount": arvmount.measure,
     "collections": trees.measure,
+    "disk": disks.measure,
     "growth": growth.measure,
     "memory": memory.measure,
 }
 #: What takes long, and is measured only where it is asked for.
-_ON_DEMAND = ("collections", "growth", "memory")
+_ON_DEMAND = ("collections", "disk", "growth", "memory")
 
 
 @click.command()
@@ -64,6 +66,13 @@ _ON_DEMAND = ("collections", "growth", "memory")
     help="Measure with services that take as long as that, but no processor of this machine.",
 )
 @click.option(
+    "--disk-blocks",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Blocks that the group disk reads: 1024 are 64 GiB, and need three times the room.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("build/bench"),
@@ -79,12 +88,13 @@ def main(
     services: tuple[str, ...],
     like_keepstore: bool,
     like_keepstores_elsewhere: bool,
+    disk_blocks: int,
     output: Path,
 ) -> None:
     """Measure keepfs, as ratios to baselines of the same run.
 
     GROUPS are what is measured, by default all but
-    collections, growth and memory. A ratio
+    collections, disk, growth and memory. A ratio
     is how many times as fast keepfs is: over 1 is faster than the baseline. A
     target that is missed is no failure; bytes that are wrong are.
     """
@@ -104,8 +114,9 @@ def main(
         *(urls, output / "programs", 1 if quick else repeats),
         quick=quick,
         kind=kind,
-        room=MUCH_ROOM if {"collections", "growth"} & set(wanted) else ROOM,
+        room=MUCH_ROOM if {"collections", "disk", "growth"} & set(wanted) else ROOM,
     ) as it:
+        it.disk_blocks = disk_blocks
         click.echo(report.heading(it.services.kind))
         for group in wanted:
             try:

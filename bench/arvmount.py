@@ -45,8 +45,8 @@ def measure(rig: Rig) -> Iterator[Figure]:
     with (
         mounted(rig, "--cache-size", str(4 * rig.block)) as mount,
         mounted(rig, "--cache-size", roomy) as caching,
-        _mounted(rig, api, program, "--disk-cache", roomy) as on_disk,
-        _mounted(rig, api, program, "--ram-cache", roomy) as in_memory,
+        _mounted(rig, api, program, "--disk-cache", "--file-cache", roomy) as on_disk,
+        _mounted(rig, api, program, "--ram-cache", "--file-cache", roomy) as in_memory,
     ):
         ours = Reader(rig, mount)
         theirs = {"arv-mount": on_disk, "its --ram-cache": in_memory}
@@ -93,7 +93,7 @@ def _arv_mount(rig: Rig) -> tuple[Path, ApiControls]:
         NotMeasuredError: There is none.
     """
     program = Path(sys.executable).with_name("arv-mount")
-    if not program.exists():
+    if not arv_mount_is_here():
         raise NotMeasuredError("there is no arv-mount: scripts/setup --bench installs it")
     if rig.services.api is None:
         raise NotMeasuredError("its collections need an API server of ours: not with --services")
@@ -108,8 +108,27 @@ def arv_mounted(rig: Rig) -> Iterator[tuple[Mount, ApiControls]]:
         NotMeasuredError: There is no arv-mount, or it doesn't come up.
     """
     program, api = _arv_mount(rig)
-    with _mounted(rig, api, program, "--disk-cache", str(80 * rig.block)) as reader:
+    room = str(80 * rig.block)
+    with _mounted(rig, api, program, "--disk-cache", "--file-cache", room) as reader:
         yield reader.mount, api
+
+
+def arv_mount_is_here() -> bool:
+    """Return whether arv-mount is installed beside this Python."""
+    return Path(sys.executable).with_name("arv-mount").exists()
+
+
+@contextmanager
+def arv_mount_caching(rig: Rig, cache: Path, room: int) -> Iterator[Mount]:
+    """Mount with arv-mount for a while, with a cache of `room` bytes in a directory.
+
+    Raises:
+        NotMeasuredError: There is no arv-mount, or it doesn't come up.
+    """
+    program, api = _arv_mount(rig)
+    where = ("--disk-cache", "--disk-cache-dir", str(cache))
+    with _mounted(rig, api, program, *where, "--file-cache", str(room)) as reader:
+        yield reader.mount
 
 
 def manifest_of(names: list[str]) -> str:
@@ -124,9 +143,7 @@ def manifest_of(names: list[str]) -> str:
 
 
 @contextmanager
-def _mounted(
-    rig: Rig, api: ApiControls, program: Path, cache: str, size: str
-) -> Iterator[ArvMountReader]:
+def _mounted(rig: Rig, api: ApiControls, program: Path, *options: str) -> Iterator[ArvMountReader]:
     """Mount all collections for a while.
 
     Raises:
@@ -134,7 +151,7 @@ def _mounted(
     """
     base = new_base(rig)
     log = base / "log"
-    words = ["--foreground", "--by-pdh", cache, "--file-cache", size, str(base / "mnt")]
+    words = ["--foreground", "--by-pdh", *options, str(base / "mnt")]
     with (
         log.open("wb") as errors,
         subprocess.Popen([program, *words], env=environment(rig, base), stderr=errors) as process,

@@ -296,7 +296,7 @@ def figure_of(name: str, amount: Amount, sample: Sample) -> Figure:
         name=name,
         value=amount.figure(statistics.median(sample.seconds)),
         unit=amount.unit,
-        cpu=statistics.median(sample.cpu) if sample.peak else None,
+        cpu=statistics.median(sample.cpu) if any(sample.cpu) else None,
         busy=statistics.median(sample.busy) if sample.busy else None,
         rss=sample.peak or None,
         samples=[amount.figure(seconds) for seconds in sample.seconds],

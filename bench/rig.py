@@ -34,6 +34,7 @@ class Rig:
         many: Small things that are done in a row.
         long: Blocks in what is long.
         names: Of a long listing.
+        disk_blocks: Blocks that are read from caches on the disk.
         quick: Whether amounts are tiny, to try the bench itself.
     """
 
@@ -46,6 +47,7 @@ class Rig:
     many: int = 1000
     long: int = 16
     names: int = 10_000
+    disk_blocks: int = 64
     quick: bool = False
     _blocks: list[str] = field(default_factory=list)
 

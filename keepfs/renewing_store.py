@@ -147,6 +147,21 @@ class RenewingStore:
         """Return verified bytes of a block from the disk, or None if it isn't there."""
         return self._renewed(lambda: self._client.get_part(locator, begin, end, size))
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return verified bytes of a block if nothing has to be waited for, else None."""
+        return self._client.part_nowait(locator, begin, end, size)
+
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Have the kernel read a block on the disk; return whether it is there. Blocks."""
+        return self._client.read_on(locator, begin)
+
+    def close_idle(self) -> None:
+        """Close files of the disk cache that are open between reads, and free their memory."""
+        if self._client.block_cache.disk is not None:
+            self._client.block_cache.disk.close_idle()
+
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""
         return self._client.has_room(size)

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import trio
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from keepfs.fs.block_store import BlockStore
     from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
@@ -52,64 +53,12 @@ _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
 #: Most threads that fetch collections and parse manifests concurrently: parsing holds the
 #: interpreter's lock. The second is the factor by which the limit grows with stalled calls.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
+#: Bytes after which the disk is asked again to read ahead of a sequential reader.
+_STRIDE = 8 * 1024 * 1024
 #: Most threads that sync the catalog or write other state to this machine's disk.
 _MAX_DISK_TASKS = 2
 #: Most threads that spill unstored files: a disk syncs several files concurrently.
 _MAX_SPILLS = 8
-
-
-class BlockStore(Protocol):
-    """The store interface of the file system. Calls may block; any thread may make them.
-
-    A call that fails raises KeepRequestError.
-    """
-
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Return a verified block from the cache without waiting, else None.
-
-        `keep_for`: seconds for which the caller expects to continue reading it.
-        """
-
-    def release(self, locator: KeepLocator) -> None:
-        """End the effect of `keep_for` on a cached block, when its reader has left it."""
-
-    def has_disk_cache(self) -> bool:
-        """Return whether parts of blocks may be on the disk, without waiting."""
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Return verified bytes of a block from the disk, or None if it isn't there.
-
-        `size`: the size that the block should have, in bytes.
-        """
-
-    def has_room(self, size: int) -> bool:
-        """Return whether a block of `size` bytes can be fetched without waiting for memory."""
-
-    def get_block(self, locator: KeepLocator) -> memoryview:
-        """Return a verified block."""
-
-    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return the services known to have sent or confirmed a block, without waiting."""
-
-    def head_block(self, locator: KeepLocator) -> int:
-        """Return the size of a stored block, in bytes."""
-
-    def lookup_wait(self, most: float) -> float:
-        """Return the seconds that a lookup should wait, `most` at most. Doesn't block."""
-
-    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
-        """Start to fetch a block; return its size once a service has confirmed it.
-
-        None if no service has answered after `wait` seconds.
-        """
-
-    def put_block(
-        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
-    ) -> Receipt:
-        """Store a block, which must not change meanwhile; `locator`: its locator if known."""
-
-    def free_space(self) -> tuple[int, int]:
-        """Return the store's capacity and free space, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,31 +145,57 @@ class AsyncBlocks:
         return block
 
     async def get_part(
-        self, locator: KeepLocator, begin: int, end: int, size: int
+        self,
+        locator: KeepLocator,
+        begin: int,
+        end: int,
+        size: int,
+        keep_for: float = 0.0,
+        *,
+        streams: bool = False,
     ) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes from memory or the disk.
 
+        Args:
+            locator: The block's locator.
+            begin: The first byte.
+            end: The end of the range.
+            size: The size that the block should have, in bytes.
+            keep_for: See `get`.
+            streams: Whether the disk should read ahead.
+
         Returns:
-            None if the block is in neither, or is being fetched: use `get`.
+            None if the block is in neither, or is being fetched: use `get`. None too without a
+            disk cache.
 
         Raises:
             KeepReadError: The services refuse the locator.
         """
-        if not self._store.has_disk_cache() or locator in self._gets:
+        if locator in self._gets or not self._store.has_disk_cache():
             return None
-        block = self._store.cached_block(locator)
+        block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        future = Future[memoryview | None]()
-        self._start(lambda: self._store.get_part(locator, begin, end, size), self._parts, future)
-        return await future.wait()
+        if streams and (not begin or begin // _STRIDE != end // _STRIDE):
+            self._start(lambda: self._store.read_on(locator, end), self._parts, Future[bool]())
+        part = self._store.part_nowait(locator, begin, end, size)
+        if part is not None:
+            return part
+        return await run_in_thread(
+            lambda: self._store.get_part(locator, begin, end, size),
+            cast("trio.CapacityLimiter", self._parts),
+        )
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if unknown."""
         return self._store.services_of(locator)
 
-    def fetch_ahead(self, locator: KeepLocator) -> bool:
+    def fetch_ahead(self, locator: KeepLocator, *, streams: bool = False) -> bool:
         """Start to fetch a block that will be read; a failure is raised by the read.
+
+        Args:
+            locator: The block's locator.
+            streams: Whether the disk should read ahead, if the block is on it.
 
         Returns:
             Whether it is cached or being fetched; False if there is no free
@@ -230,7 +205,16 @@ class AsyncBlocks:
             return True
         if not self._store.has_room(MAX_BLOCK_SIZE if locator.size is None else locator.size):
             return False
-        self._get(locator)
+        if not self._store.has_disk_cache():
+            self._get(locator)
+            return True
+
+        def looked(found: Future[bool]) -> None:
+            if not found.result:  # of a block on the disk only parts are read
+                self._get(locator)
+
+        begin = 0 if streams else MAX_BLOCK_SIZE
+        self._start(lambda: self._store.read_on(locator, begin), self._parts, Future(looked))
         return True
 
     def release(self, locator: KeepLocator) -> None:

@@ -27,6 +27,9 @@ _DEPTH = 2
 _SLACK = 4 * 1024 * 1024
 #: Bytes read of a block after which a sequential reader is expected to continue.
 _PROOF = 2 * 1024 * 1024
+#: Bytes read in order after which the disk reads ahead: small reads near each other, which a
+#: random reader makes too, are no stream.
+_STREAM = 512 * 1024
 #: Seconds for which a block is kept for a reader before `_PROOF` bytes were read: some
 #: programs read only the beginnings of files.
 _UNPROVEN_PATIENCE = 0.1
@@ -54,6 +57,8 @@ class BlockReader:
         self._ends: OrderedDict[int, int] = OrderedDict()
         #: The block whose read-ahead was started last.
         self._fetched_ahead_of = -1
+        # Bytes read in order since the last read that was not.
+        self._streamed = 0
         # The block entered last, and the number of consecutive blocks up to it.
         self._current = self._run = -1
         # Blocks that the cache keeps for readers of this file, as far as known; and those
@@ -80,22 +85,30 @@ class BlockReader:
             self._enter(number)
         in_order = self._is_in_order(number, begin, end)
         patience = PATIENCE if in_order and self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
-        if not in_order:
-            part = await self._blocks.get_part(locator, begin, end, size)
-            if part is not None:
-                return part
-            in_order = self._run >= _RUN
-        if in_order and self._fetched_ahead_of != number:
-            self._fetch_ahead(number)
+        keep_for = patience if in_order and end < size else 0.0
         if in_order:
-            self._keep(number, locator, is_read=True)
-        block = await self._blocks.get(locator, patience if in_order and end < size else 0.0)
+            self._go_on(number, locator)
+        part = await self._blocks.get_part(
+            locator, begin, end, size, keep_for, streams=self._streamed > _STREAM
+        )
+        if part is not None:
+            return part
+        if not in_order and self._run >= _RUN:
+            self._go_on(number, locator)
+            keep_for = patience if end < size else 0.0
+        block = await self._blocks.get(locator, keep_for)
         if len(block) != size:  # fewer bytes would mean the end of the file
             raise KeepReadError(
                 f"{locator.stripped()} has {len(block)} bytes, expected {size}",
                 cause=Cause.CORRUPT,
             )
         return block[begin:end]
+
+    def _go_on(self, number: int, locator: KeepLocator) -> None:
+        """Fetch the next blocks, and keep this one: its reader is sequential."""
+        if self._fetched_ahead_of != number:
+            self._fetch_ahead(number)
+        self._keep(number, locator, is_read=True)
 
     def _enter(self, number: int) -> None:
         """Record the first read of a block, and release the blocks that its reader has left.
@@ -132,6 +145,7 @@ class BlockReader:
     def _is_in_order(self, number: int, begin: int, end: int) -> bool:
         last = self._ends.get(number, 0) if begin else 0  # a read at 0 is sequential
         in_order = abs(begin - last) <= _SLACK
+        self._streamed = self._streamed + end - begin if in_order else 0
         self._ends[number] = max(end, last) if in_order else end
         if len(self._ends) > _MOST_PLACES:
             self._ends.popitem(last=False)
@@ -140,7 +154,9 @@ class BlockReader:
     def _fetch_ahead(self, number: int) -> None:
         for ahead in range(number + 1, number + 1 + _DEPTH):
             locator = self._locator_at(ahead)
-            if locator is not None and not self._blocks.fetch_ahead(locator):
+            if locator is not None and not self._blocks.fetch_ahead(
+                locator, streams=self._streamed > _STREAM
+            ):
                 return  # no memory now; the next read retries
             if locator is not None:
                 self._keep(ahead, locator, is_read=False)

@@ -16,6 +16,7 @@ from keepfs.keep.caching.disk.accepted_names import record_of
 from keepfs.keep.caching.disk.through_disk import fetch_through
 from keepfs.keep.caching.grants import Grants
 from keepfs.keep.counters import Counters
+from keepfs.keep.disk_parts import DiskParts
 from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteError
 from keepfs.keep.fetching import FetchObserver, SourceObserver, Sources
 from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT
@@ -51,7 +52,7 @@ _CLOSING = 5.0
 _MOST_COPIES = 1000
 
 
-class BlockClient:
+class BlockClient(DiskParts):
     """Reads and writes blocks of one store.
 
     Args:
@@ -91,6 +92,7 @@ class BlockClient:
         self._signs = signs
         self._answer_times = AnswerTimes()
         self._sources = Sources()
+        self._disk = self.block_cache.disk
 
     def __enter__(self) -> Self:
         return self
@@ -192,35 +194,6 @@ class BlockClient:
         if not fetched:
             self._ensure_granted(locator, call)  # it may have been read by another locator
         return _of_hinted_size(locator, block)
-
-    def has_disk_cache(self) -> bool:
-        """Return whether there is a disk cache. Doesn't block."""
-        return self.block_cache.disk is not None
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Return verified bytes of a block from the disk tier, without the rest of it. Blocks.
-
-        Args:
-            locator: The block's locator.
-            begin: The offset of the first byte.
-            end: The offset after the last byte.
-            size: The size that the block should have, in bytes.
-
-        Returns:
-            None if the block isn't on the disk: `get_block` fetches it.
-
-        Raises:
-            KeepReadError: The services refuse the locator, or don't answer.
-        """
-        disk = self.block_cache.disk
-        if disk is None or locator.permission_expired() or not disk.has(locator.md5sum):
-            return None
-        self._ensure_granted(locator, self._call())
-        part = disk.read_part(locator.md5sum, begin, end, size)
-        if part is not None:
-            self.counters.gets.add(1)
-            self.counters.hits.add(1)
-        return part
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if none has yet.
@@ -405,6 +378,9 @@ class BlockClient:
             self._find(locator, call)
             if disk is not None:
                 disk.note_accepted(locator.md5sum, record)
+
+    def _ensure_name(self, locator: KeepLocator) -> None:
+        self._ensure_granted(locator, self._call())
 
     def _forget(self, refused: KeepLocator) -> None:
         if self.block_cache.disk is not None:

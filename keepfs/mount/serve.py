@@ -267,9 +267,11 @@ class _Mount:
         return 1 if count else 0
 
     async def _give_memory_back(self) -> None:
-        await memory.trim_when_idle(
-            lambda: self._requests.statistics().answered, self._buffers.release_idle
-        )
+        def give_back() -> None:
+            self._buffers.release_idle()
+            self._store.close_idle()
+
+        await memory.trim_when_idle(lambda: self._requests.statistics().answered, give_back)
 
     async def _serve_mounted(self, operations: Operations, serving: trio.CancelScope) -> None:
         """Mount, answer requests until unmounted or cancelled, and unmount."""

@@ -45,6 +45,18 @@ class BlockStore(Protocol):
         """Tell that there is none."""
         return False
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Return False: there is no disk."""
+        del locator, begin
+        return False
+
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Find nothing on the disk."""
         del locator, begin, end, size
@@ -115,6 +127,18 @@ class DictStore:
 
     def has_disk_cache(self) -> bool:
         """Tell that there is none."""
+        return False
+
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Return False: there is no disk."""
+        del locator, begin
         return False
 
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
@@ -225,6 +249,18 @@ class _StoreInFront:
 
     def has_disk_cache(self) -> bool:
         """Return that there is none."""
+        return False
+
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Find nothing on the disk."""
+        del locator, begin, end, size
+        return None
+
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Return False: there is no disk."""
+        del locator, begin
         return False
 
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:

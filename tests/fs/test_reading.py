@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.reading import BlockReader
@@ -46,6 +47,43 @@ class Recording(DictStore):
     def fetched(self) -> list[str]:
         """Return the digests of the blocks that were fetched, in order."""
         return [digest for call, digest in self.calls if call == "get_block"]
+
+
+class OnDisk(Recording):
+    """A store that has some of its blocks on a disk.
+
+    Args:
+        nowait: Whether parts come without a wait.
+    """
+
+    def __init__(self, *, nowait: bool) -> None:
+        super().__init__()
+        self.nowait = nowait
+        self.on_disk: set[str] = set()
+        self.parts: list[tuple[str, int, int]] = []
+        self.read_ahead: list[tuple[str, int]] = []
+
+    def has_disk_cache(self) -> bool:
+        """Return that there is one."""
+        return True
+
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return a part if the test lets it."""
+        return self.get_part(locator, begin, end, size) if self.nowait else None
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Return a part of a block on the disk, and note it."""
+        if locator.md5sum not in self.on_disk:
+            return None
+        self.parts.append((locator.md5sum, begin, end))
+        return memoryview(self._block(locator))[:size][begin:end]
+
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Note it."""
+        self.read_ahead.append((locator.md5sum, begin))
+        return locator.md5sum in self.on_disk
 
 
 class File:
@@ -152,6 +190,9 @@ async def test_a_reader_of_parts_of_consecutive_blocks_gets_read_ahead() -> None
         await file.read(2, 6 * MIB, 4096)
         await file.read(3, 6 * MIB, 1)
         await file.read(4, 6 * MIB, 1)
+        with trio.fail_after(10):
+            while file.digests(5)[0] not in store.fetched():  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.001)
 
     assert before == file.digests(0, 1)
     assert set(store.fetched()[2:]) == set(file.digests(2, 3, 4, 5))
@@ -224,3 +265,40 @@ async def test_the_number_of_recorded_positions_is_bounded() -> None:
             await file.read(number, 0, 1)
 
     assert len(store.fetched()) == 6
+
+
+@pytest.mark.parametrize("nowait", [True, False])
+async def test_blocks_on_the_disk_are_read_in_parts_in_order_too(*, nowait: bool) -> None:
+    store = OnDisk(nowait=nowait)
+    file = File(store)
+    store.on_disk = set(file.digests(*range(6)))
+    async with file.reading(store):
+        for number in range(6):
+            for begin in range(16):
+                assert await file.read(number, begin * MIB, MIB) == bytes([number]) * MIB
+        for number in (4, 1, 5):
+            assert await file.read(number, 9 * MIB, 3) == bytes([number]) * 3
+        # The disk reads ahead: in each block, and in the next ones.
+        ahead = {(file.digests(2)[0], 0), (file.digests(1)[0], 8 * MIB)}
+        with trio.fail_after(10):
+            while not ahead <= set(store.read_ahead):  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.001)
+
+    assert store.fetched() == []
+    assert len(store.parts) == 6 * 16 + 3
+
+
+async def test_what_is_missing_on_the_disk_is_fetched_ahead() -> None:
+    store = OnDisk(nowait=True)
+    file = File(store)
+    store.on_disk = set(file.digests(0, 2))
+    async with file.reading(store):
+        await file.read(0, 0, MIB)
+        with trio.fail_after(10):
+            while not store.fetched():  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.001)
+        first = store.fetched()
+        assert await file.read(1, 0, MIB) == b"\1" * MIB
+
+    assert first == file.digests(1)
+    assert file.digests(2)[0] not in store.fetched()

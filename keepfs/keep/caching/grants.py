@@ -7,7 +7,7 @@ expired and one of these holds:
 
 - a service has answered 200 to this locator;
 - the locator came in the receipt of a put;
-- with a disk cache: it came in a manifest that the API server had just signed;
+- with a disk cache: it came in a manifest that the API server had signed for the token;
 - the services do not sign: one has answered 200 to a locator without a signature;
 - the blocks are in a local store.
 
@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
-import re
 import threading
 from typing import TYPE_CHECKING
 
+from keepfs.keep.caching.trusted_names import TrustedNames
 from keepfs.keep.errors import Cause, KeepReadError
-from keepfs.keep.locator import KeepLocator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: A locator in a manifest whose only hint is a signature of this cluster.
-_SIGNED = re.compile(rb"(?<= )([0-9a-f]{32}\+[0-9]+\+A[0-9a-f]{40}@[0-9a-f]{8})(?=[ \n])")
+    from keepfs.keep.locator import KeepLocator
+
+#: Most names of manifests: blocks of 64 TiB, and 16 MB of memory.
+_MOST_TRUSTED = 1_000_000
 #: Hints that send the request to another cluster.
 _REMOTE = ("R", "K")
 
@@ -57,6 +57,7 @@ class Grants:
         self._are_needed = are_needed
         self._services_sign = are_needed
         self._names = collections.OrderedDict[str, None]()
+        self._trusted = TrustedNames(_MOST_TRUSTED)
         self._lock = threading.Lock()
 
     def allows(self, locator: KeepLocator) -> bool:
@@ -67,9 +68,12 @@ class Grants:
             if not self._services_sign:
                 return True
             key = _key(locator)
-            if key not in self._names:
+            if key in self._names:
+                self._names.move_to_end(key)
+                return True
+            if not self._trusted.has(key):
                 return False
-            self._names.move_to_end(key)
+            self._record(key)  # found faster the next time
             return True
 
     def answered(self, locator: KeepLocator) -> None:
@@ -83,25 +87,30 @@ class Grants:
         """Record a locator that the services will accept, such as that in a receipt."""
         if not self._are_needed:
             return
-        key = _key(locator)
         with self._lock:
-            self._names[key] = None
-            self._names.move_to_end(key)
-            if len(self._names) > self._most:
-                self._names.popitem(last=False)
+            self._record(_key(locator))
+
+    def _record(self, key: str) -> None:
+        self._names[key] = None
+        self._names.move_to_end(key)
+        if len(self._names) > self._most:
+            self._names.popitem(last=False)
 
     def signed(self, manifest: bytes) -> None:
         """Record the locators in a manifest that the API server signed for this token.
 
-        At most `most` / 2 of them are recorded; those of other clusters are left out.
+        All of them, up to a million names of all manifests; names of other clusters are left
+        out. Takes 2 µs for each.
         """
-        for found in itertools.islice(_SIGNED.finditer(manifest), self._most // 2):
-            self.received(KeepLocator(found[1].decode("ascii")))
+        table = self._trusted.table_of(manifest)
+        with self._lock:
+            self._trusted.add(table)
 
     def refused(self, locator: KeepLocator) -> None:
         """Record that the services refused a locator."""
         with self._lock:
             self._names.pop(_key(locator), None)
+            self._trusted.refuse(_key(locator))
             self._services_sign = self._are_needed
         self._on_refusal(locator)
 
@@ -119,6 +128,7 @@ class Grants:
         """Drop all grants: signatures are valid for one token, and the token has changed."""
         with self._lock:
             self._names.clear()
+            self._trusted.clear()
             self._services_sign = self._are_needed
 
 

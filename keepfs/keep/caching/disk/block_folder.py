@@ -24,10 +24,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.buffers import BufferPool, FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
+from keepfs.keep.caching.disk.open_files import OpenBlock, OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 _VISIT = 60 * 10**9
 #: Nanoseconds after which an unfinished file counts as abandoned.
 _LEFT_BEHIND = 3600 * 10**9
+#: Buffers of a part that are kept for the next one: 1 MiB each.
+_MOST_IDLE = 4
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
 _DAMAGE = frozenset((errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO))
 
@@ -85,6 +88,9 @@ class BlockFolder:
         self._directory = directory
         self._damaged = damaged
         self._lock = threading.Lock()
+        self._open = OpenFiles()
+        self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
+        self._lend = block_file.part_memory(self._buffers)
         self._root = self._open_root()
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
@@ -95,6 +101,7 @@ class BlockFolder:
         """Close the directory, and release its locks. Further calls fail with OSError."""
         self.locks.close()
         self.names.close()
+        self._open.close_all()
         with self._lock:
             root, self._root = self._root, -1
         if root >= 0:
@@ -155,10 +162,39 @@ class BlockFolder:
         Returns:
             None if the block isn't there, has another size, or was damaged.
         """
-        with self._opened(md5sum) as opened:
-            if opened is not None and opened[1].size == size and 0 <= begin <= end <= size:
-                return block_file.read_part(*opened, begin, end)
-        return None
+        opened = self._kept_open(md5sum)
+        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+            return None
+        try:
+            return block_file.read_part(opened.file, opened.table, begin, end, self._lend)
+        except (OSError, block_file.DamagedError) as error:
+            self._judge(md5sum, opened.file, error)
+            return None
+
+    def read_on(self, md5sum: str, begin: int) -> bool:
+        """Have the kernel read a block's next bytes into memory; return whether it is there.
+
+        Args:
+            md5sum: The block's digest.
+            begin: The first byte that a sequential reader reads next.
+        """
+        opened = self._kept_open(md5sum)
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                block_file.read_on(opened.file, opened.table, begin)
+        return opened is not None
+
+    def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return what `read_part` would, if no disk has to be waited for; else None."""
+        opened = self._open.get(md5sum)
+        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+            return None
+        return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
+
+    def close_idle(self) -> None:
+        """Close the files that are kept open between reads of parts, and free their memory."""
+        self._open.close_all()
+        self._buffers.release_idle()
 
     def add(self, md5sum: str, block: Buffer) -> int:
         """Add a verified block; return the length of its file, 0 if it was there already.
@@ -195,6 +231,7 @@ class BlockFolder:
 
     def remove(self, md5sum: str) -> bool:
         """Remove a block; return whether this call removed it."""
+        self._open.discard(md5sum)
         try:
             os.unlink(_path(md5sum), dir_fd=self._root)
         except OSError:
@@ -258,6 +295,15 @@ class BlockFolder:
             pass
         return found
 
+    def _kept_open(self, md5sum: str) -> OpenBlock | None:
+        """Return a block's open file, opened now or before; None if it isn't there."""
+        opened = self._open.get(md5sum)
+        if opened is None:
+            with self._opened(md5sum) as found:
+                if found is not None:
+                    return self._open.add(md5sum, *found)
+        return opened
+
     @contextlib.contextmanager
     def _opened(self, md5sum: str) -> Iterator[tuple[int, block_file.PieceTable] | None]:
         """Open a block's file; yield None if it isn't there or is damaged.
@@ -270,7 +316,7 @@ class BlockFolder:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise block_file.DamagedError("it isn't a file of this user")  # noqa: TRY301
-            table = block_file.read_table(file, status.st_size, md5sum)
+            table = self._table(file, status.st_size, md5sum)
             _note_visit(file, status)
         except (OSError, block_file.DamagedError) as error:
             self._judge(md5sum, file, error)
@@ -285,8 +331,16 @@ class BlockFolder:
         finally:
             os.close(file)
 
+    def _table(self, file: int, length: int, md5sum: str) -> block_file.PieceTable:
+        """Return the verified table of a block, from memory if its file has the right length."""
+        table = self._open.table(md5sum)
+        if table is None or block_file.file_size(table.size) != length:
+            table = block_file.read_table(file, length, md5sum)
+        return table
+
     def _judge(self, md5sum: str, file: int, error: Exception) -> None:
         """Remove a damaged file, unless another process has replaced it meanwhile."""
+        self._open.discard(md5sum)
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
             return
         try:

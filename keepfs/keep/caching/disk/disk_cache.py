@@ -57,7 +57,7 @@ _CLOSING = 5.0
 _AUTO_OF_DISK, _AUTO_OF_FREE = 0.10, 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DiskStatistics:
     """Counters of this process's use of the disk tier.
 
@@ -67,8 +67,7 @@ class DiskStatistics:
         blocks: The number of these files.
         hits: Blocks and parts read from the disk.
         hit_bytes: Their bytes.
-        misses: Reads of blocks that were missing, damaged, or of another size than expected.
-            If `has` returns False, there is no read, so such a block isn't counted.
+        misses: Fetches of blocks that weren't there.
         joined: Blocks that another process fetched while this one waited for it.
         added: Blocks written.
         added_bytes: Bytes of their files.
@@ -183,15 +182,36 @@ class DiskCache:
         """
         folder = self._open()
         block = None if folder is None else folder.read(md5sum, allocate)
-        self._note_read(block)
+        if block is not None:
+            self._note_read(block)
         return block
 
     def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes; None if it isn't there. Blocks."""
         folder = self._open()
         part = None if folder is None else folder.read_part(md5sum, begin, end, size)
-        self._note_read(part)
+        if part is not None:
+            self._note_read(part)
         return part
+
+    def read_on(self, md5sum: str, begin: int) -> bool:
+        """Have the kernel read a block from `begin` on; return whether it is there. Blocks."""
+        folder = self._open()
+        return folder is not None and folder.read_on(md5sum, begin)
+
+    def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
+        """Return what `read_part` would, if the kernel has it in memory; else None."""
+        folder = self._open()
+        part = None if folder is None else folder.read_part_nowait(md5sum, begin, end, size)
+        if part is not None:
+            self._note_read(part)
+        return part
+
+    def close_idle(self) -> None:
+        """Close the files that are kept open between reads of parts."""
+        folder = self._open()
+        if folder is not None:
+            folder.close_idle()
 
     @contextlib.contextmanager
     def claimed(self, md5sum: str, timeout: float) -> Iterator[Claim]:
@@ -201,6 +221,8 @@ class DiskCache:
             md5sum: The block's digest.
             timeout: Seconds to wait; 5 s at most.
         """
+        with self._lock:
+            self._count(misses=1)
         folder = self._open()
         claim = Claim(None if folder is None else folder.locks, md5sum)
         try:
@@ -291,20 +313,19 @@ class DiskCache:
             self._folder.close()
 
     def statistics(self) -> DiskStatistics:
-        """Return the counters. Doesn't block."""
+        """Return a copy of the counters. Doesn't block."""
         with self._lock:
-            return self._statistics
+            return replace(self._statistics)
 
     def _count(self, **more: int) -> None:
         now = self._statistics
-        self._statistics = replace(now, **{k: getattr(now, k) + v for k, v in more.items()})
+        for name, number in more.items():
+            setattr(now, name, getattr(now, name) + number)
 
-    def _note_read(self, content: bytes | memoryview | None) -> None:
+    def _note_read(self, content: bytes | memoryview) -> None:
         with self._lock:
-            if content is None:
-                self._count(misses=1)
-            else:
-                self._count(hits=1, hit_bytes=len(content))
+            self._statistics.hits += 1
+            self._statistics.hit_bytes += len(content)
 
     def _damaged(self, md5sum: str, reason: str) -> None:
         _log.warning("%s", of_stores.DISK_CACHE_DAMAGED(md5sum=md5sum, reason=reason))
@@ -321,7 +342,7 @@ class DiskCache:
             first = not self._statistics.problem
             self._off_until = time.monotonic() + _OFF
             reason = error.strerror or str(error)
-            self._statistics = replace(self._statistics, problem=reason)
+            self._statistics.problem = reason
         if first:
             _log.warning(
                 "%s", of_stores.DISK_CACHE_FAILED(directory=self.directory, reason=reason)
@@ -365,7 +386,7 @@ class DiskCache:
         self._written_since += length
         with self._lock:
             self._count(added=1, added_bytes=length, currsize=length, blocks=1)
-            self._statistics = replace(self._statistics, problem="")
+            self._statistics.problem = ""
 
     def _reopened(self) -> BlockFolder:
         """Return the directory, made again if it was removed.
@@ -382,7 +403,7 @@ class DiskCache:
             if not self._statistics.maxsize:
                 budget = automatic_budget(self.directory)
                 with self._lock:
-                    self._statistics = replace(self._statistics, maxsize=budget)
+                    self._statistics.maxsize = budget
         return self._folder
 
     def _make_room(self, folder: BlockFolder, size: int) -> bool:
@@ -413,7 +434,7 @@ class DiskCache:
         self._listed, self._written_since = True, 0
         with self._lock:
             self._count(evictions=evicted)
-            self._statistics = replace(self._statistics, currsize=total, blocks=count - evicted)
+            self._statistics.currsize, self._statistics.blocks = total, count - evicted
         # A large cache that seems over the budget shrinks with each block that it takes.
         fits = total + size <= budget or (part < 1 and before - total >= size)
         return fits and (folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES) <= 0)

@@ -1,0 +1,93 @@
+"""OpenFiles: files of blocks that are read in parts, open for some seconds, with their tables.
+
+Opening a file and verifying its table takes longer than reading a part. A file that is open
+takes room on the disk after another process has evicted it, so none is kept for long. A table
+belongs to a block, not to a file: whatever a file has is compared with it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepfs.keep.caching.disk.block_file import PieceTable
+
+#: Most open files, and the seconds after which one is opened again. Guessed.
+_MOST_OPEN, _SECONDS = 128, 10.0
+#: Tables of blocks in memory: those of 64 GiB, 8 KiB each.
+_MOST_TABLES = 1024
+
+
+class OpenBlock:
+    """A block's file; it is closed when nobody has this object any more.
+
+    Args:
+        file: The file's descriptor.
+        table: The verified checksums of the block.
+        until: When it is too old, on the clock of `OpenFiles`.
+    """
+
+    def __init__(self, file: int, table: PieceTable, until: float) -> None:
+        self.file = file
+        self.table = table
+        self.until = until
+
+    def __del__(self) -> None:
+        os.close(self.file)
+
+
+class OpenFiles:
+    """Open files and tables of the blocks that were read last. Any thread may use it.
+
+    Args:
+        clock: Replaces `time.monotonic`, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._files = LRUCache[str, OpenBlock](_MOST_OPEN)
+        self._tables = LRUCache[str, "PieceTable"](_MOST_TABLES)
+
+    def get(self, md5sum: str) -> OpenBlock | None:
+        """Return a block's open file; None if it isn't open, or was opened too long ago."""
+        with self._lock:
+            found = self._files.get(md5sum)
+            if found is not None and found.until < self._clock():
+                del self._files[md5sum]
+                return None
+            return found
+
+    def table(self, md5sum: str) -> PieceTable | None:
+        """Return a block's table; None if it isn't known."""
+        with self._lock:
+            return self._tables.get(md5sum)
+
+    def add(self, md5sum: str, file: int, table: PieceTable) -> OpenBlock | None:
+        """Keep a duplicate of a descriptor, and a verified table; None: too many are open."""
+        try:
+            opened = OpenBlock(os.dup(file), table, self._clock() + _SECONDS)
+        except OSError:
+            return None
+        with self._lock:
+            self._files[md5sum] = opened
+            self._tables[md5sum] = table
+        return opened
+
+    def discard(self, md5sum: str) -> None:
+        """Forget a block, and close its file when its reads have ended."""
+        with self._lock:
+            self._files.pop(md5sum, None)
+            self._tables.pop(md5sum, None)
+
+    def close_all(self) -> None:
+        """Close all files, each when its reads have ended. Tables stay."""
+        with self._lock:
+            self._files.clear()

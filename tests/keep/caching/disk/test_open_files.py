@@ -1,0 +1,170 @@
+"""Files that stay open between reads of parts: nothing wrong comes out of them, and they close."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep.caching.disk.block_file import MOST_NOWAIT, PIECE, read_table
+from keepfs.keep.caching.disk.block_folder import BlockFolder
+from keepfs.keep.caching.disk.open_files import OpenFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SIZE = 40 * PIECE + 5
+BLOCK = random.Random(3).randbytes(SIZE)  # noqa: S311 - test data
+DIGEST = hashlib.md5(BLOCK, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def damage() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, damage: list[str]) -> Iterator[BlockFolder]:
+    opened = BlockFolder(tmp_path, lambda _, reason: damage.append(reason))
+    opened.add(DIGEST, BLOCK)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path, folder: BlockFolder) -> Path:  # noqa: ARG001 - it has the file
+    return tmp_path / "blocks-1" / DIGEST[:3] / DIGEST
+
+
+def open_files_of(path: Path) -> int:
+    """Count this process's descriptors of a file, also of one that was removed."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{name}").startswith(str(path))
+        except OSError:
+            continue
+    return found
+
+
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def part(folder: BlockFolder, begin: int, end: int) -> bytes | None:
+    found = folder.read_part(DIGEST, begin, end, SIZE)
+    return None if found is None else bytes(found)
+
+
+def test_one_descriptor_serves_many_parts_until_it_is_idle(
+    folder: BlockFolder, path: Path
+) -> None:
+    for begin in range(0, SIZE - 100, PIECE // 3):
+        assert part(folder, begin, begin + 100) == BLOCK[begin : begin + 100]
+    assert open_files_of(path) == 1
+
+    folder.close_idle()
+
+    assert open_files_of(path) == 0
+    assert part(folder, 5, 6) == BLOCK[5:6]
+
+
+def test_damage_after_the_file_was_opened_is_found(
+    folder: BlockFolder, path: Path, damage: list[str]
+) -> None:
+    assert part(folder, 0, 10) == BLOCK[:10]
+    flip(path, 3 * PIECE)
+
+    assert part(folder, 0, 10) == BLOCK[:10]
+    assert folder.read_part_nowait(DIGEST, 3 * PIECE, 3 * PIECE + 10, SIZE) is None
+    assert damage == []
+    assert part(folder, 3 * PIECE, 3 * PIECE + 10) is None
+
+    assert damage == ["piece 3 doesn't match its checksum"]
+    assert not path.exists()
+    assert open_files_of(path) == 0
+
+
+def test_a_file_that_was_cut_off_while_open_is_thrown_out(
+    folder: BlockFolder, path: Path, damage: list[str]
+) -> None:
+    assert part(folder, 0, 10) == BLOCK[:10]
+    os.truncate(path, 2 * PIECE)
+
+    assert folder.read_part_nowait(DIGEST, 2 * PIECE, 2 * PIECE + 1, SIZE) is None
+    assert part(folder, 2 * PIECE, 2 * PIECE + 1) is None
+    assert damage == ["the file is cut off"]
+
+
+def test_a_damaged_open_file_does_not_take_its_successor_with_it(
+    folder: BlockFolder, path: Path, damage: list[str], tmp_path: Path
+) -> None:
+    assert part(folder, 0, 10) == BLOCK[:10]
+    flip(path, 0)
+    other = BlockFolder(tmp_path)
+    assert other.remove(DIGEST)
+    other.add(DIGEST, BLOCK)
+    other.close()
+
+    assert part(folder, 0, 10) is None
+    assert part(folder, 0, 10) == BLOCK[:10]
+    assert damage == []
+
+
+def test_an_evicted_block_s_file_is_closed(folder: BlockFolder, path: Path) -> None:
+    part(folder, 0, 10)
+
+    assert folder.remove(DIGEST)
+
+    assert open_files_of(path) == 0
+    assert part(folder, 0, 10) is None
+
+
+def test_a_part_in_the_page_cache_needs_no_wait(folder: BlockFolder) -> None:
+    assert folder.read_part_nowait(DIGEST, 0, 10, SIZE) is None  # not open yet
+    part(folder, 0, SIZE)  # now it is, and its pages are in memory
+
+    for begin, end in ((0, 1), (PIECE - 1, PIECE + 1), (SIZE - 1, SIZE), (7, MOST_NOWAIT)):
+        found = folder.read_part_nowait(DIGEST, begin, end, SIZE)
+        assert found is not None
+        assert bytes(found) == BLOCK[begin:end]
+    assert folder.read_part_nowait(DIGEST, 0, MOST_NOWAIT + 1, SIZE) is None
+    assert folder.read_part_nowait(DIGEST, 0, 1, SIZE + 1) is None
+
+
+def test_a_part_keeps_its_bytes_while_others_are_read(folder: BlockFolder) -> None:
+    size = 10 * PIECE  # its memory is used again, but not while somebody has it
+    parts = [folder.read_part(DIGEST, n * size, (n + 1) * size, SIZE) for n in range(4)]
+
+    for number, found in enumerate(parts):
+        assert found is not None
+        assert bytes(found) == BLOCK[number * size : (number + 1) * size]
+
+
+def test_a_file_is_opened_again_after_some_seconds(path: Path) -> None:
+    now = [0.0]
+    files = OpenFiles(clock=lambda: now[0])
+    with path.open("rb") as file:
+        table = read_table(file.fileno(), path.stat().st_size, DIGEST)
+        files.add(DIGEST, file.fileno(), table)
+    assert files.get(DIGEST) is not None
+
+    now[0] = 11.0
+
+    assert files.get(DIGEST) is None
+    assert open_files_of(path) == 0
+    assert files.table(DIGEST) is table
+
+
+def test_the_kernel_reads_on_only_in_a_block_that_is_there(folder: BlockFolder) -> None:
+    assert folder.read_on(DIGEST, 0)
+    assert folder.read_on(DIGEST, SIZE)
+    assert not folder.read_on("0" * 32, 0)

@@ -202,6 +202,19 @@ def test_collections_are_measured_beside_arv_mount(tmp_path: Path) -> None:
         assert "collections: not measured: there is no arv-mount" in done.stdout
 
 
+@pytest.mark.fuse
+@pytest.mark.usefixtures("programs")
+def test_the_disk_cache_is_measured_beside_plain_files(tmp_path: Path) -> None:
+    quick_run(tmp_path, "disk")
+
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    baselines = {it["baseline"] for it in figures}
+    assert len(figures) >= 5
+    assert all(it["ratio"] > 0 for it in figures)
+    has_arv_mount = Path(sys.executable).with_name("arv-mount").exists()
+    assert any("arv-mount" in it for it in baselines) == has_arv_mount
+
+
 def test_a_collection_has_a_file_for_each_locator_or_list() -> None:
     names = [f"{'a' * 32}+3", f"{'b' * 32}+4+Ax@1,{'c' * 32}+5"]
 

@@ -32,6 +32,8 @@ _LOOKING = 0.01
 
 #: Seconds between two checks whether a process has ended.
 _LOOK_AGAIN = 0.02
+#: Seconds that a process may take to exit after it has released its mount point.
+_EXITING = 10.0
 
 
 class AlreadyServedError(Exception):
@@ -200,16 +202,23 @@ def process_state(pid: int) -> str:
 
 
 def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
-    """Block until no process serves the mount point; return False if `patience` ran out.
+    """Block until no process serves the mount point, and the last one that did has exited.
+
+    Returns False if `patience` ran out.
 
     Args:
         mountpoint: The resolved mount point.
         patience: Seconds to wait at most.
     """
-    deadline = time.monotonic() + patience
-    while find(mountpoint) is not None:
+    deadline, pid = time.monotonic() + patience, 0
+    while (running := find(mountpoint)) is not None:
+        pid = running.pid
         if time.monotonic() >= deadline:
             return False
+        time.sleep(_LOOK_AGAIN)
+    # A process exits shortly after its registration has ended.
+    deadline = min(deadline, time.monotonic() + _EXITING)
+    while pid and process_state(pid) not in {"", "Z"} and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN)
     return True
 

@@ -31,9 +31,9 @@ from keepfs.retention.keeper import Keeper
 from keepfs.retention.kept import Mode
 from keepfs.retention.ledger import KEY, Ledger
 from tests.fakes.disk import full_disk
+from tests.fakes.threads import wait_until
 from tests.keepstore import Fault
 from tests.messages.provoking import provokes
-from tests.mounted.mounts import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import graphlib
 import os
 import re
@@ -49,6 +50,24 @@ def test_no_import_cycles() -> None:
     }
 
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
+
+
+def test_no_name_stands_for_two_things() -> None:
+    places = collections.defaultdict[tuple[str, str], list[str]](list)
+    for path in MODULES:
+        if not path.stem.startswith("__"):
+            places["module", path.stem].append(dotted(path))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                places["class or function", node.name].append(dotted(path))
+
+    twice = {
+        name: where
+        for (_, name), where in places.items()
+        # A private name is used in its module only; `main` is the entry of a program.
+        if len(where) > 1 and not name.startswith("_") and name != "main"
+    }
+    assert twice == {}
 
 
 _IMPORTS_EACH_ALONE = """

@@ -10,7 +10,7 @@ import click
 
 from keepfs.cli import clients, progress, reporting
 from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
-from keepfs.cli.warming import locators_of
+from keepfs.cli.warming import locators_named_by
 from keepfs.collection_sources import collections_of
 from keepfs.config.options import format_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
@@ -74,7 +74,7 @@ def warm_command(
         renewing = RenewingStore(client, store)
         with collections_of(store, client, renewing) as collections:
             get = None if collections is None else collections.get
-            texts = [text for each in named for text in locators_of(each, get, failed)]
+            texts = [text for each in named for text in locators_named_by(each, get, failed)]
         found = dict.fromkeys(clients.locators_in(texts, failed)) if texts else {}
         sizes = [each.size for each in found]
         total = None if None in sizes else sum(each or 0 for each in sizes)

@@ -8,7 +8,7 @@ import click
 
 from keepfs.cli import clients
 from keepfs.messages import of_commands
-from keepfs.messages.registry import MESSAGES, explanation, find, sections
+from keepfs.messages.registry import MESSAGES, explanation, find_message, sections
 
 
 @click.command("explain")
@@ -31,7 +31,7 @@ def explain_command(words: tuple[str, ...], *, is_json: bool) -> None:
             for each in messages:
                 click.echo(f"  {each.id:{width}}{each.cause.partition('. ')[0].rstrip('.')}")
         return
-    message = find(" ".join(words))
+    message = find_message(" ".join(words))
     if message is None:
         raise click.UsageError(of_commands.UNKNOWN_MESSAGE(name=" ".join(words)))
     if is_json:

@@ -137,7 +137,7 @@ def _report_unsaved(path: Path, state_dir: Path) -> None:
     if lost:
         names = ", ".join(about.path for about in lost)
         raise click.ClickException(of_mounts.FILES_LOST(names=names, directory=state_dir))
-    spilled, _ = unsaved.find_all(state_dir)
+    spilled, _ = unsaved.find_records(state_dir)
     if spilled:
         raise click.ClickException(of_mounts.FILES_UNSAVED(count=len(spilled), path=path))
 

@@ -57,7 +57,7 @@ def list_command(path: Path, state_dir: Path | None, *, is_json: bool, null: boo
     """
     directory = state_dir_of(path, state_dir)
     with reporting.in_one_line():
-        spilled, flaws = unsaved.find_all(directory)
+        spilled, flaws = unsaved.find_records(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
     if not running and not directory.exists():
         raise click.ClickException(of_uploads.NO_STATE_DIRECTORY(path=path, directory=directory))
@@ -150,7 +150,7 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     if runtime.find(mountpoint.resolve(path)) is not None:
         raise click.ClickException(of_uploads.UNSAVED_IS_MOUNTED(path=path))
     with reporting.in_one_line():
-        spilled, flaws = unsaved.find_all(state_dir_of(path, state_dir))
+        spilled, flaws = unsaved.find_records(state_dir_of(path, state_dir))
     for file in spilled:
         if file.name == name:
             return file

@@ -149,7 +149,7 @@ def _uploads(path: Path, state_dir: Path) -> Iterator[Upload]:
     if runtime.find(mountpoint.resolve(path)) is not None:
         about = failed_journal.read(state_dir)
     else:
-        about = [each.about for each in unsaved.find_all(state_dir)[0]]
+        about = [each.about for each in unsaved.find_records(state_dir)[0]]
     unstored = {each.path: each for each in about}
     lost = lost_files(state_dir / CATALOG)
     with open_snapshot(state_dir / CATALOG) as nodes:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keepfs.collections.records import CollectionRecord
 
 
-def locators_of(
+def locators_named_by(
     source: str, collection: Callable[[str], CollectionRecord] | None, failed: Failures
 ) -> Iterator[str]:
     """Yield the locators of a source; any other text is yielded unchanged. Blocks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from keepfs.keep.services.long_json import escaped
+from keepfs.keep.services.long_json import json_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ def request_body(
     if manifest is not None:
         del body[-1:]
         body += b',"manifest_text":"' if attributes else b'"manifest_text":"'
-        for piece in escaped(manifest):
+        for piece in json_pieces(manifest):
             body += piece
         body += b'"}'
     for name, value in options.items():

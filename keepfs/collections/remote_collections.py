@@ -35,7 +35,7 @@ from keepfs.collections.records import FIELDS, CollectionRecord, ProjectRecord, 
 from keepfs.collections.remote_errors import InvalidRequestError, NameTakenError
 from keepfs.collections.wishes import CollectionAttributes, Expected, compare, is_as
 from keepfs.keep.services.api import ApiError
-from keepfs.keep.services.long_json import escaped
+from keepfs.keep.services.long_json import json_pieces
 
 __all__ = ["CollectionAttributes", "Expected", "RemoteCollections"]
 
@@ -346,7 +346,7 @@ def _as_utf8(manifest: str | bytes) -> str | bytes:
     """
     try:
         if not manifest.isascii():
-            for _ in escaped(manifest):
+            for _ in json_pieces(manifest):
                 pass
     except ValueError as error:
         raise InvalidRequestError(

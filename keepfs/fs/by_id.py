@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.signatures import KnownSignatures
+    from keepfs.fs.known_signatures import KnownSignatures
     from keepfs.keep.store import Receipt
 
 #: Seconds for which the kernel caches that a name wasn't found: the block may be

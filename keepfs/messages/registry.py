@@ -45,7 +45,7 @@ def sections() -> list[tuple[str, list[Message]]]:
     ]
 
 
-def find(text: str) -> Message | None:
+def find_message(text: str) -> Message | None:
     """Return the message of an id, or of a text that contains an id; None if there is none."""
     text = text.strip()
     if text.strip("[]") in MESSAGES:

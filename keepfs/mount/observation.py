@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keepfs.renewing_store import RenewingStore
 
 
-class Owners(NamedTuple):
+class ObservedOwners(NamedTuple):
     """The parts of a mount that have counters or state for the figures."""
 
     requests: Requests
@@ -50,7 +50,7 @@ class Observation:
     """
 
     def __init__(
-        self, options: MountOptions, catalog: Catalog, owners: Owners, control: Control
+        self, options: MountOptions, catalog: Catalog, owners: ObservedOwners, control: Control
     ) -> None:
         self._options = options
         #: Its `run` is a task of the mount.

@@ -20,12 +20,12 @@ from keepfs.fs.collection_tree.collections_directory import CollectionsDirectory
 from keepfs.fs.collection_tree.live import LiveCollection
 from keepfs.fs.collection_tree.tree import CollectionFolder
 from keepfs.fs.failure_text import failure_text
+from keepfs.fs.known_signatures import KnownSignatures
 from keepfs.fs.lookups import Lookup, Lookups
 from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, directory_mode
 from keepfs.fs.operations import Operations
 from keepfs.fs.requests import Requests
 from keepfs.fs.root import RootDirectory, TextFile, readme_text
-from keepfs.fs.signatures import KnownSignatures
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.catalog import Catalog, CatalogError
 from keepfs.fs.upload.directory import UploadDirectory
@@ -47,7 +47,7 @@ from keepfs.mount import fuse, logs, memory, mountpoint, own_paths, retaining, r
 from keepfs.mount.control import Control
 from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
-from keepfs.mount.observation import Observation, Owners
+from keepfs.mount.observation import Observation, ObservedOwners
 from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
 from keepfs.mount.watchdog import keep_stacks_of_crash
 
@@ -235,7 +235,7 @@ class _Mount:
             observation = Observation(
                 options,
                 self._catalog,
-                Owners(
+                ObservedOwners(
                     self._requests, operations, self._store, staging, self._failed, keeping, drain
                 ),
                 Control(upload, drain, is_read_only=options.read_only),

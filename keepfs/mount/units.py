@@ -68,7 +68,7 @@ class ServicePlan:
     @property
     def name(self) -> str:
         """The name of the units' instance: the escaped mount point, empty for all."""
-        return "" if self.mountpoint is None else escaped(self.mountpoint)
+        return "" if self.mountpoint is None else escaped_for_systemd(self.mountpoint)
 
     def _words(self, *words: str) -> str:
         config = () if self.config is None else ("--config", str(self.config))
@@ -228,7 +228,7 @@ def _toml_key(path: Path) -> str:
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda it: f"\\u{ord(it[0]):04x}", text) + '"'
 
 
-def escaped(path: Path) -> str:
+def escaped_for_systemd(path: Path) -> str:
     r"""Return a path as in the names of units (systemd.unit(5)): `/mnt/a-b` is `mnt-a\x2db`."""
     text = bytes(path).strip(b"/")
     if not text:
@@ -252,7 +252,7 @@ def token_of_service(path: Path, directory: Path = SYSTEM_DIRECTORY) -> Path | N
         path: The mount point.
         directory: The directory of token files.
     """
-    file = directory / f"{escaped(path)}.token"
+    file = directory / f"{escaped_for_systemd(path)}.token"
     try:
         return file if file.read_bytes().strip() else None
     except OSError:

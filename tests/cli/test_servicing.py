@@ -17,7 +17,7 @@ from keepfs.cli.fstab_words import split_words
 from keepfs.mount.units import (
     WATCHDOG_SECONDS,
     ServicePlan,
-    escaped,
+    escaped_for_systemd,
     example_configuration,
     token_of_service,
 )
@@ -45,7 +45,7 @@ def test_a_mount_point_is_escaped_as_systemd_does(path: str) -> None:
         ["systemd-escape", "--path", path], capture_output=True, text=True, check=True
     )
 
-    assert escaped(Path(path)) == done.stdout.rstrip("\n")
+    assert escaped_for_systemd(Path(path)) == done.stdout.rstrip("\n")
 
 
 def test_the_units_that_are_shipped_are_those_of_the_command() -> None:
@@ -120,7 +120,7 @@ def test_a_users_service_is_written_and_the_next_commands_printed(tmp_path: Path
     mnt = tmp_path / "keep"
     done = keepfs(tmp_path, "service", "install", "--user", str(mnt))
 
-    unit = tmp_path / ".config/systemd/user" / f"keepfs@{escaped(mnt)}.service"
+    unit = tmp_path / ".config/systemd/user" / f"keepfs@{escaped_for_systemd(mnt)}.service"
     assert (done.returncode, done.stderr) == (0, "")
     program = Path(sys.executable).with_name("keepfs")
     text = unit.read_text()

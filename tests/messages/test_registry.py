@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keepfs.messages.message import Message, ids_in, without_ids
-from keepfs.messages.registry import MESSAGES, explanation, find
+from keepfs.messages.registry import MESSAGES, explanation, find_message
 from tests.cli.test_cli import Shell
 from tests.messages.document import document
 from tests.messages.provoking import PROVOKED
@@ -208,7 +208,7 @@ def test_a_text_has_one_id() -> None:
     ],
 )
 def test_a_message_is_found_by_its_id_or_its_text(text: str) -> None:
-    message = find(text)
+    message = find_message(text)
 
     assert message is not None
     assert message.id == "not-mounted"

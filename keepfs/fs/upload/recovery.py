@@ -169,7 +169,7 @@ class Spills:
                 "%s",
                 of_uploads.SPILL_RECORD_LEFT(record=self._state_dir / "unsaved", reason=error),
             )
-        found, flaws = await self._blocks.spill(lambda: unsaved.find_all(self._state_dir))
+        found, flaws = await self._blocks.spill(lambda: unsaved.find_records(self._state_dir))
         for flaw in flaws:
             _log.error("%s", of_uploads.UNSAVED_DAMAGED(text=f"{flaw}; it stays there"))
         for record in found:

@@ -182,7 +182,7 @@ def spill(state_dir: Path, about: About, pieces: Sequence[Piece]) -> UnsavedFile
     return UnsavedFile(directory, about, sum(piece["staged"] or 0 for piece in described))
 
 
-def find_all(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
+def find_records(state_dir: Path) -> tuple[list[UnsavedFile], list[str]]:
     """Return the records, the oldest first, and a message for each that can't be used.
 
     Records that a later one replaces are left out.

@@ -50,7 +50,7 @@ def xattrs_of(stored: StoredBytes) -> dict[str, str]:
     services = dict.fromkeys(name for each in receipts for name in each.services)
     found = {
         "user.keep.locator": ",".join(map(str, locators_of(stored))),
-        "user.keep.copies": copies_of(receipts),
+        "user.keep.copies": copies_as_text(receipts),
         "user.keep.services": " ".join(services),
     }
     expiries = [expiry for each in receipts if (expiry := each.locator.perm_expiry) is not None]
@@ -59,7 +59,7 @@ def xattrs_of(stored: StoredBytes) -> dict[str, str]:
     return found
 
 
-def copies_of(receipts: Sequence[Receipt]) -> str:
+def copies_as_text(receipts: Sequence[Receipt]) -> str:
     """Return how many copies of each block were confirmed; `unknown` if nothing confirmed any.
 
     An imported file has blocks that another client stored: their receipts count no copies.

@@ -21,7 +21,7 @@ from keepfs.keep.http.pace import Pace
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.long_json import LongTexts
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, cause_of_error, innermost
-from keepfs.keep.services.tokens import clean_token, redacted, shown
+from keepfs.keep.services.tokens import clean_token, redacted, without_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -280,7 +280,7 @@ def _said(body: bytes, token: str) -> list[str]:
         return []
     if not isinstance(errors, list):
         return []
-    return [shown(str(each), token) for each in errors[:_MOST_LINES]]
+    return [without_token(str(each), token) for each in errors[:_MOST_LINES]]
 
 
 def verify_setting(

@@ -1,7 +1,7 @@
 """Long JSON: JSON with a very long text, written and read in pieces.
 
 A manifest may have hundreds of megabytes. To keep only one JSON copy of it in
-memory, `escaped` yields it in pieces for a request's body, and `LongTexts` extracts
+memory, `json_pieces` yields it in pieces for a request's body, and `LongTexts` extracts
 it from an answer while that is received.
 """
 
@@ -23,7 +23,7 @@ _TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _QUOTE = ord('"')
 
 
-def escaped(text: str | bytes) -> Iterator[bytes]:
+def json_pieces(text: str | bytes) -> Iterator[bytes]:
     """Yield a text as a JSON string without the quotes, in pieces.
 
     Raises:

@@ -29,7 +29,7 @@ from keepfs.keep.services.outcome import (
     is_keepstores,
     verdict_is_permanent,
 )
-from keepfs.keep.services.tokens import shown
+from keepfs.keep.services.tokens import without_token
 from keepfs.keep.services.transfer import (
     MOST_TEXT,
     BodyCutError,
@@ -375,13 +375,13 @@ class KeepService:
         if cause is Cause.TIMED_OUT and pace.failure is None:
             text = f"no answer in time ({text})"
         is_cut = isinstance(happened, BodyCutError)
-        return Outcome(0, shown(text, self._token), cause, is_cut=is_cut)
+        return Outcome(0, without_token(text, self._token), cause, is_cut=is_cut)
 
     # --- answers ----------------------------------------------------------
 
     def _read_answer(self, answer: Answer, method: str, locator: KeepLocator) -> Outcome:
         status, headers = answer.status, answer.headers
-        reason = shown(answer.status_line(), self._token)
+        reason = without_token(answer.status_line(), self._token)
         if Verdict.of(status) is not Verdict.SUCCESS:
             text = self._complaint(answer)
             cause = cause_of_read(
@@ -420,7 +420,7 @@ class KeepService:
 
     def _write_answer(self, answer: Answer, md5sum: str, size: int) -> Outcome:
         status, headers = answer.status, answer.headers
-        reason = shown(answer.status_line(), self._token)
+        reason = without_token(answer.status_line(), self._token)
         if Verdict.of(status) is not Verdict.SUCCESS:
             self._complaint(answer)
             cause = cause_of_write(status, headers)

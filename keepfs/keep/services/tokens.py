@@ -69,7 +69,7 @@ def redacted(text: str, token: str) -> str:
     return text
 
 
-def shown(text: str, token: str) -> str:
+def without_token(text: str, token: str) -> str:
     """Return a text from a service as one line of at most 200 characters, without the token."""
     line = " ".join(redacted(text, token).split())[:_MOST_SHOWN]
     if line.isprintable():

@@ -141,7 +141,7 @@ async def test_the_drain_spills_later_writes_beside_the_stored_version(
 
         assert (count, lost) == (1, [])
         assert content_of(memory, file) == b"v1"
-        (record,), _ = unsaved.find_all(tmp_path)
+        (record,), _ = unsaved.find_records(tmp_path)
         assert record.about.is_partial
 
 
@@ -169,7 +169,7 @@ async def test_unsaved_files_are_spilled_after_a_task_was_cancelled(
                     count, lost = await world.drain.finish()
 
     assert (count, lost) == (1, [])
-    (record,), _ = unsaved.find_all(tmp_path)
+    (record,), _ = unsaved.find_records(tmp_path)
     assert record.pieces()[0].staged == b"v2"
 
 
@@ -196,7 +196,7 @@ async def test_an_unreadable_catalog_does_not_prevent_a_spill(
         count, lost = await world.drain.finish()
 
         assert (count, lost) == (2, [])
-        assert len(unsaved.find_all(tmp_path)[0]) == 2
+        assert len(unsaved.find_records(tmp_path)[0]) == 2
 
 
 async def test_a_cut_by_name_that_cannot_be_recorded_is_stored_or_retried(

@@ -140,7 +140,7 @@ async def test_spilled_files_are_restored_and_queued_by_the_next_mount(tmp_path:
             await file.store()
         metadata = file.metadata
         assert await bench.spills.spill(file)
-        (record,), _ = unsaved.find_all(bench.state)
+        (record,), _ = unsaved.find_records(bench.state)
         assert (record.about.error, record.about.version) == ("down", "")
         bench.mount()
         await bench.restore()
@@ -183,7 +183,7 @@ async def test_a_file_is_spilled_again_only_if_it_was_changed_or_renamed(tmp_pat
         assert seen[0] == seen[1]
         assert seen[2] == seen[3]
         assert len({seen[0], seen[2], last}) == 3
-        (record,), _ = unsaved.find_all(bench.state)
+        (record,), _ = unsaved.find_records(bench.state)
         assert record.about.path == "new"
         assert record.about.replaces == (seen[2],)
         assert bytes(cast("bytes", record.pieces()[0].staged)) == b"two"
@@ -317,7 +317,7 @@ async def test_a_half_written_version_is_restored_beside_the_stored_one(tmp_path
         version = file.version
         await file.write(0, b"ha")
         assert await bench.spills.spill(file)
-        (record,), _ = unsaved.find_all(bench.state)
+        (record,), _ = unsaved.find_records(bench.state)
         assert (record.about.version, record.about.is_partial) == (version, True)
         assert version
         bench.mount()

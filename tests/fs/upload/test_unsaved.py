@@ -41,7 +41,7 @@ def test_a_record_has_what_was_spilled(tmp_path: Path) -> None:
 
     written = unsaved.spill(tmp_path, about, pieces)
 
-    (found,), flaws = unsaved.find_all(tmp_path)
+    (found,), flaws = unsaved.find_records(tmp_path)
     assert (found, flaws) == (written, [])
     assert found.pieces() == pieces
 
@@ -133,7 +133,7 @@ def test_an_impossible_record_is_reported_and_stays(
     bad, good = spilled(tmp_path), spilled(tmp_path)
     change(bad, **fields)
 
-    found, flaws = unsaved.find_all(tmp_path)
+    found, flaws = unsaved.find_records(tmp_path)
     unsaved.sweep(tmp_path, [])
 
     assert found == [good]
@@ -178,7 +178,7 @@ def test_a_damaged_or_foreign_record_is_reported_and_stays(
     bad, good = spilled(tmp_path), spilled(tmp_path)
     damage(bad)
 
-    found, flaws = unsaved.find_all(tmp_path)
+    found, flaws = unsaved.find_records(tmp_path)
 
     assert found == [good]
     assert len(flaws) == 1
@@ -205,14 +205,14 @@ def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
     del described["is_partial"], described["replaces"]
     path.write_text(json.dumps(described))
 
-    assert unsaved.find_all(tmp_path) == ([record], [])
+    assert unsaved.find_records(tmp_path) == ([record], [])
 
 
 def test_a_record_that_a_later_one_replaces_is_left_out_and_swept(tmp_path: Path) -> None:
     before = spilled(tmp_path)
     after = spilled(tmp_path, replaces=(before.name,))
 
-    found, flaws = unsaved.find_all(tmp_path)
+    found, flaws = unsaved.find_records(tmp_path)
     unsaved.sweep(tmp_path, [])
 
     assert (found, flaws) == ([after], [])
@@ -236,7 +236,7 @@ def test_the_oldest_record_comes_first(tmp_path: Path) -> None:
     for age, record in enumerate(records):
         os.utime(record.directory, (1000 - age, 1000 - age))
 
-    found, _ = unsaved.find_all(tmp_path)
+    found, _ = unsaved.find_records(tmp_path)
 
     assert found == records[::-1]
 

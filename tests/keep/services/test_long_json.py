@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepfs.keep.services.long_json import PIECE, LongTexts, escaped
+from keepfs.keep.services.long_json import PIECE, LongTexts, json_pieces
 
 # Much that could be taken for a key, an end or an escape sequence.
 TEXTS = st.one_of(
@@ -73,21 +73,21 @@ def test_a_long_text_without_a_blank_is_refused() -> None:
 
 @given(TEXTS)
 def test_what_is_escaped_is_json(text: str) -> None:
-    assert json.loads(b'"' + b"".join(escaped(text)) + b'"') == text
-    assert json.loads(b'"' + b"".join(escaped(text.encode())) + b'"') == text
+    assert json.loads(b'"' + b"".join(json_pieces(text)) + b'"') == text
+    assert json.loads(b'"' + b"".join(json_pieces(text.encode())) + b'"') == text
 
 
 def test_a_text_may_be_cut_within_a_character() -> None:
     text = "x" * (PIECE - 1) + "😀\\" * PIECE
 
     for given_text in (text, text.encode()):
-        assert json.loads(b'"' + b"".join(escaped(given_text)) + b'"') == text
+        assert json.loads(b'"' + b"".join(json_pieces(given_text)) + b'"') == text
 
 
 @pytest.mark.parametrize("bad", ["\ud800", b"\xff", b"\xc3", b"x" * (PIECE - 1) + b"\xe2\x82"])
 def test_a_text_that_is_not_utf_8_is_refused(bad: str | bytes) -> None:
     with pytest.raises(ValueError, match="codec can't"):
-        list(escaped(bad))
+        list(json_pieces(bad))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
-from keepfs.keep.caching.disk.fetch_locks import Claim
+from keepfs.keep.caching.disk.fetch_locks import FetchClaim
 from keepfs.keep.threads import NoThreadError, Thread
 from keepfs.messages import of_commands, of_stores
 
@@ -152,9 +152,9 @@ class DiskCache:
         self._lock = threading.Lock()
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
-        self._waiting = queue.Queue[tuple[str, bytes | memoryview, bytes | None, Claim] | None](
-            _MOST_WAITING
-        )
+        self._waiting = queue.Queue[
+            tuple[str, bytes | memoryview, bytes | None, FetchClaim] | None
+        ](_MOST_WAITING)
         self._writer: Thread | None = None
         self._closed = False
         self._listed = False
@@ -214,7 +214,7 @@ class DiskCache:
             folder.close_idle()
 
     @contextlib.contextmanager
-    def claimed(self, md5sum: str, timeout: float) -> Iterator[Claim]:
+    def claimed(self, md5sum: str, timeout: float) -> Iterator[FetchClaim]:
         """Claim a block that is to be fetched, or wait while another process fetches it. Blocks.
 
         Args:
@@ -224,7 +224,7 @@ class DiskCache:
         with self._lock:
             self._count(misses=1)
         folder = self._open()
-        claim = Claim(None if folder is None else folder.locks, md5sum)
+        claim = FetchClaim(None if folder is None else folder.locks, md5sum)
         try:
             claim.wait(lambda: self.has(md5sum), max(0.0, min(timeout, _PATIENCE)))
             yield claim
@@ -259,7 +259,7 @@ class DiskCache:
         md5sum: str,
         block: bytes | memoryview,
         timeout: float = 0.0,
-        claim: Claim | None = None,
+        claim: FetchClaim | None = None,
         record: bytes | None = None,
     ) -> None:
         """Queue a verified block for the thread that writes; it stays in memory until then.
@@ -282,7 +282,7 @@ class DiskCache:
                     self._count(skipped=1)
                     return
                 self._writer = writer
-        claim = claim or Claim(None, md5sum)
+        claim = claim or FetchClaim(None, md5sum)
         try:
             claim.is_passed_on = True
             self._waiting.put((md5sum, block, record, claim), timeout > 0, timeout or None)

@@ -77,7 +77,7 @@ class FetchLocks:
             return True
 
 
-class Claim:
+class FetchClaim:
     """The right to fetch a block, or the result of a wait for another process's fetch.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep.caching.disk.fetch_locks import Claim, FetchLocks
+from keepfs.keep.caching.disk.fetch_locks import FetchClaim, FetchLocks
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def test_locks_are_of_one_block_and_released_on_close(tmp_path: Path) -> None:
 
 def test_without_locks_there_is_no_wait() -> None:
     locks = FetchLocks(-1)
-    claim = Claim(locks, NAME)
+    claim = FetchClaim(locks, NAME)
 
     claim.wait(lambda: False, 1000)
 

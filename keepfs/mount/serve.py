@@ -392,8 +392,16 @@ class _Mount:
 
     async def _announce(self) -> None:
         """Report ready once a stat of the mount, made in a worker thread, is answered."""
-        with trio.fail_after(_READY_TIMEOUT):
+        status = None
+        with trio.move_on_after(_READY_TIMEOUT):
             status = await run_in_thread(self._options.mountpoint.stat)
+        if status is None:
+            raise fuse.MountError(
+                of_mounts.UNUSABLE_MOUNT_POINT(
+                    path=self._options.mountpoint,
+                    reason=f"the mount did not answer within {_READY_TIMEOUT:.0f} s",
+                )
+            )
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         fuse.allow_background(status.st_dev)

@@ -248,6 +248,31 @@ def test_the_log_of_the_catalog_can_not_be_written(
     return caplog.text
 
 
+def test_a_mount_that_does_not_answer_fails_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_READY_TIMEOUT", 0.05)
+    release = threading.Event()
+
+    class Hanging:
+        """A mount point whose mount answers nothing."""
+
+        def stat(self) -> None:
+            """Wait."""
+            release.wait(20)
+
+    mount = serve._Mount.__new__(serve._Mount)  # noqa: SLF001 - one task of it
+    options = MountOptions(
+        mountpoint=cast("Any", Hanging()), store=StoreOptions(), state_dir=tmp_path
+    )
+    mount._options = options  # noqa: SLF001
+    try:
+        with pytest.raises(fuse.MountError, match="did not answer within 0 s"):
+            trio.run(mount._announce)  # noqa: SLF001
+    finally:
+        release.set()
+
+
 # --- services, and the commands ---------------------------------------------------------
 
 

@@ -105,11 +105,14 @@ def read(state_dir: Path) -> list[About]:
     """Return the files that a mount has not stored, or has lost; empty without a journal.
 
     The mount may be running, or have ended: at its end only lost files remain.
+
+    Raises:
+        OSError: There is a journal, and it can't be read.
     """
     entries: dict[int, About] = {}
     try:
         text = (state_dir / _NAME).read_bytes()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     for line in text.split(b"\n"):
         try:
@@ -119,7 +122,7 @@ def read(state_dir: Path) -> list[About]:
             else:
                 described["replaces"] = tuple(described["replaces"])
                 entries[number] = About(**described)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue  # truncated by a full disk, or being written
     return list(entries.values())
 

@@ -357,3 +357,19 @@ def test_a_journal_that_is_rewritten_survives_a_power_cut(
     FailedJournal(tmp_path).update({1: About("file", 1)})
 
     assert synced == [str(tmp_path / "unsaved.jsonl.new"), str(tmp_path)]
+
+
+def test_a_journal_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    assert failed_journal.read(tmp_path / "none") == []
+
+    name = failed_journal._NAME  # noqa: SLF001 - a directory in its place
+    (tmp_path / "state" / name).mkdir(parents=True)
+
+    with pytest.raises(IsADirectoryError):
+        failed_journal.read(tmp_path / "state")
+
+
+def test_a_deeply_nested_line_of_the_journal_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / failed_journal._NAME).write_text("[" * 100_000)  # noqa: SLF001 - damaged
+
+    assert failed_journal.read(tmp_path) == []

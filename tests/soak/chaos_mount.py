@@ -44,9 +44,11 @@ _SLOW_START = "keepfs: still waiting for"
 #: Tracebacks that are known to do no harm, as regular expressions.
 _HARMLESS: tuple[str, ...] = ()
 _TRACEBACK = "Traceback (most recent call last)"
-#: What stands at the end of a traceback that another one of the same failure follows.
+#: The end of a traceback that another one of the same failure follows: an exception that had
+#: another as its cause, or an exception group, before each of its members.
 _CHAINED = re.compile(
-    r"^\W*(During handling of|The above exception was).*:\s*$\s*\Z", re.MULTILINE
+    r"^\W*(During handling of|The above exception was).*:[\s|]*\Z|^[ |]*\+[-+]+ \d+ -+[\s|]*\Z",
+    re.MULTILINE,
 )
 #: Those of a mount that the soak has denied memory or threads.
 #: CPython's SystemError stands for a MemoryError that there was no memory to make.

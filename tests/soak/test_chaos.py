@@ -151,6 +151,28 @@ class TestChecks:
         assert len(tracebacks(log)) == 1
         assert tracebacks(log, ["MemoryError"]) == []
 
+    def test_a_traceback_of_an_exception_group_is_one(self) -> None:
+        log = (
+            "12:00 ERROR it failed\n"
+            "  + Exception Group Traceback (most recent call last):\n"
+            '  |   File "x.py", line 1, in f\n'
+            "  | ExceptionGroup: Exceptions from Trio nursery (2 sub-exceptions)\n"
+            "  +-+---------------- 1 ----------------\n"
+            "    | Traceback (most recent call last):\n"
+            '    |   File "x.py", line 2, in g\n'
+            "    | OSError: [Errno 12] Cannot allocate memory\n"
+            "    +---------------- 2 ----------------\n"
+            "    | Traceback (most recent call last):\n"
+            '    |   File "x.py", line 2, in g\n'
+            "    | OSError: [Errno 12] Cannot allocate memory\n"
+            "    +------------------------------------\n"
+            "12:01 INFO on it goes\n"
+        )
+
+        assert len(tracebacks(log)) == 1
+        assert tracebacks(log, ["Cannot allocate memory"]) == []
+        assert len(tracebacks(log, ["no such text"])) == 1
+
     def test_a_leak_is_found(self) -> None:
         few: collections.Counter[str] = collections.Counter({"keepfs": 5})
         fresh = Usage(few, few, 2, 100 << 20)

@@ -105,7 +105,7 @@ class Contender:
 
     @contextmanager
     def views(self, count: int) -> Iterator[list[View]]:
-        """Show the file by so many processes."""
+        """Mount the file in this number of processes."""
         with ExitStack() as stack:
             views = [stack.enter_context(self.open()) for _ in range(count)]
             for view in views:

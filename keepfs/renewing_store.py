@@ -55,6 +55,8 @@ class RenewingStore:
         self._complained = -_COMPLAINT_INTERVAL
         self._token_read = time.monotonic()
         self._token_refused: float | None = None
+        parts = client.disk_parts
+        self.disk_parts = None if parts is None else parts.with_check(self._renewed)
 
     def statistics(self) -> TokenStatistics | None:
         """Return the state of the token; None with a local store. For any thread."""
@@ -139,26 +141,8 @@ class RenewingStore:
         """End the effect of `keep_for` on a cached block."""
         self._client.release(locator)
 
-    def has_disk_cache(self) -> bool:
-        """Return whether parts of blocks may be on the disk. Doesn't wait."""
-        return self._client.has_disk_cache()
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Return verified bytes of a block from the disk, or None if it isn't there."""
-        return self._renewed(lambda: self._client.get_part(locator, begin, end, size))
-
-    def part_nowait(
-        self, locator: KeepLocator, begin: int, end: int, size: int
-    ) -> memoryview | None:
-        """Return verified bytes of a block if nothing has to be waited for, else None."""
-        return self._client.part_nowait(locator, begin, end, size)
-
-    def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Have the kernel read a block on the disk; return whether it is there. Blocks."""
-        return self._client.read_on(locator, begin)
-
     def close_idle(self) -> None:
-        """Close files of the disk cache that are open between reads, and free their memory."""
+        """Close the open files of the disk cache, and free their buffers."""
         if self._client.block_cache.disk is not None:
             self._client.block_cache.disk.close_idle()
 

@@ -1,4 +1,4 @@
-"""BlockStore: what the file system needs of a store of blocks."""
+"""BlockStore: the interface of the file system to a store of blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ if TYPE_CHECKING:
 
     from keepfs.keep.locator import KeepLocator
     from keepfs.keep.store import Receipt
+
+
+class BlockParts(Protocol):
+    """The interface of the file system to a disk cache. Any thread may use it."""
+
+    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
+        """Return verified bytes of a block from the disk, or None if it isn't there.
+
+        `size`: the size that the block should have, in bytes.
+        """
+
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return what `get_part` would, if no request or disk access is necessary; else None."""
+
+    def read_on(self, locator: KeepLocator, begin: int) -> bool:
+        """Start the kernel's read-ahead of a block on the disk; return whether it is there."""
 
 
 class BlockStore(Protocol):
@@ -26,22 +44,9 @@ class BlockStore(Protocol):
     def release(self, locator: KeepLocator) -> None:
         """End the effect of `keep_for` on a cached block, when its reader has left it."""
 
-    def has_disk_cache(self) -> bool:
-        """Return whether parts of blocks may be on the disk, without waiting."""
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Return verified bytes of a block from the disk, or None if it isn't there.
-
-        `size`: the size that the block should have, in bytes.
-        """
-
-    def part_nowait(
-        self, locator: KeepLocator, begin: int, end: int, size: int
-    ) -> memoryview | None:
-        """Return what `get_part` would, without waiting, else None."""
-
-    def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Have the kernel read a block on the disk from `begin` on; return if it is there."""
+    @property
+    def disk_parts(self) -> BlockParts | None:
+        """Reads parts of blocks from the disk cache; None without one."""
 
     def has_room(self, size: int) -> bool:
         """Return whether a block of `size` bytes can be fetched without waiting for memory."""

@@ -171,18 +171,19 @@ class AsyncBlocks:
         Raises:
             KeepReadError: The services refuse the locator.
         """
-        if locator in self._gets or not self._store.has_disk_cache():
+        parts = self._store.disk_parts
+        if locator in self._gets or parts is None:
             return None
         block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
         if streams and (not begin or begin // _STRIDE != end // _STRIDE):
-            self._start(lambda: self._store.read_on(locator, end), self._parts, Future[bool]())
-        part = self._store.part_nowait(locator, begin, end, size)
+            self._start(lambda: parts.read_on(locator, end), self._parts, Future[bool]())
+        part = parts.part_nowait(locator, begin, end, size)
         if part is not None:
             return part
         return await run_in_thread(
-            lambda: self._store.get_part(locator, begin, end, size),
+            lambda: parts.get_part(locator, begin, end, size),
             cast("trio.CapacityLimiter", self._parts),
         )
 
@@ -205,7 +206,8 @@ class AsyncBlocks:
             return True
         if not self._store.has_room(MAX_BLOCK_SIZE if locator.size is None else locator.size):
             return False
-        if not self._store.has_disk_cache():
+        parts = self._store.disk_parts
+        if parts is None:
             self._get(locator)
             return True
 
@@ -214,7 +216,7 @@ class AsyncBlocks:
                 self._get(locator)
 
         begin = 0 if streams else MAX_BLOCK_SIZE
-        self._start(lambda: self._store.read_on(locator, begin), self._parts, Future(looked))
+        self._start(lambda: parts.read_on(locator, begin), self._parts, Future(looked))
         return True
 
     def release(self, locator: KeepLocator) -> None:

@@ -52,7 +52,7 @@ _CLOSING = 5.0
 _MOST_COPIES = 1000
 
 
-class BlockClient(DiskParts):
+class BlockClient:
     """Reads and writes blocks of one store.
 
     Args:
@@ -68,6 +68,7 @@ class BlockClient(DiskParts):
     Attributes:
         total_timeout: Seconds after which a call fails at the latest.
         backoff: The waits between rounds.
+        disk_parts: Reads parts of blocks from the disk cache; None without one.
     """
 
     def __init__(
@@ -92,7 +93,14 @@ class BlockClient(DiskParts):
         self._signs = signs
         self._answer_times = AnswerTimes()
         self._sources = Sources()
-        self._disk = self.block_cache.disk
+        self.disk_parts = None
+        if self.block_cache.disk is not None:
+            self.disk_parts = DiskParts(
+                self.block_cache.disk,
+                self._grants,
+                self.counters,
+                lambda locator: self._ensure_granted(locator, self._call()),
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -378,9 +386,6 @@ class BlockClient(DiskParts):
             self._find(locator, call)
             if disk is not None:
                 disk.note_accepted(locator.md5sum, record)
-
-    def _ensure_name(self, locator: KeepLocator) -> None:
-        self._ensure_granted(locator, self._call())
 
     def _forget(self, refused: KeepLocator) -> None:
         if self.block_cache.disk is not None:

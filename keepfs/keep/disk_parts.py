@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keepfs.keep.caching.disk.disk_cache import DiskCache
     from keepfs.keep.caching.grants import Grants
     from keepfs.keep.counters import Counters
@@ -12,68 +14,85 @@ if TYPE_CHECKING:
 
 
 class DiskParts:
-    """What a client reads from its disk cache in parts. Any thread may call it.
+    """Reads parts of blocks from the disk cache of a client. Any thread may use it.
 
-    `_disk`, `_grants` and `counters` are those of the client.
+    Args:
+        disk: The disk cache.
+        grants: The locators that the services have accepted.
+        counters: Count the parts that are found.
+        ensure_granted: Sends a HEAD for a locator that the services have not accepted yet;
+            raises KeepReadError if they refuse it or don't answer.
     """
 
-    _disk: DiskCache | None
-    _grants: Grants
-    counters: Counters
+    def __init__(
+        self,
+        disk: DiskCache,
+        grants: Grants,
+        counters: Counters,
+        ensure_granted: Callable[[KeepLocator], None],
+    ) -> None:
+        self._disk = disk
+        self._grants = grants
+        self._counters = counters
+        self._ensure_granted = ensure_granted
 
-    def _ensure_name(self, locator: KeepLocator) -> None:
-        """Ask the services about a name that they have not accepted; raises if they refuse it."""
-        raise NotImplementedError
+    def with_check(self, wrap: Callable[[Callable[[], None]], None]) -> DiskParts:
+        """Return the same parts with another way to check locators.
 
-    def has_disk_cache(self) -> bool:
-        """Return whether parts of blocks may be on the disk. Doesn't wait."""
-        return self._disk is not None
+        Args:
+            wrap: Gets and calls the function that checks one locator.
+        """
+        return DiskParts(
+            self._disk,
+            self._grants,
+            self._counters,
+            lambda locator: wrap(lambda: self._ensure_granted(locator)),
+        )
 
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block. Blocks.
 
         Args:
-            locator: The block's name.
-            begin: The first byte.
-            end: The end of the range.
+            locator: The block's locator.
+            begin: The offset of the first byte.
+            end: The offset after the last byte.
             size: The size that the block should have, in bytes.
 
         Returns:
             None if the block isn't on the disk: `get_block` fetches it.
 
         Raises:
-            KeepReadError: The services refuse the name, or don't answer.
+            KeepReadError: The services refuse the locator, or don't answer.
         """
-        if self._disk is None:
-            return None
         if not self._grants.allows(locator):
             if locator.permission_expired() or not self._disk.has(locator.md5sum):
                 return None
-            self._ensure_name(locator)
+            self._ensure_granted(locator)
         return self._counted(self._disk.read_part(locator.md5sum, begin, end, size))
 
     def part_nowait(
         self, locator: KeepLocator, begin: int, end: int, size: int
     ) -> memoryview | None:
-        """Return what `get_part` would, if nothing has to be waited for; else None."""
-        if self._disk is None or not self._grants.allows(locator):
+        """Return what `get_part` would, if no request or disk access is necessary; else None."""
+        if not self._grants.allows(locator):
             return None
         return self._counted(self._disk.read_part_nowait(locator.md5sum, begin, end, size))
 
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Have the kernel read a block from the disk, which a reader will read in order. Blocks.
+        """Start the kernel's read-ahead of a block's file, for a sequential reader. Blocks.
 
         Args:
-            locator: The block's name.
-            begin: The first byte that will be read; at the block's end nothing is read.
+            locator: The block's locator.
+            begin: The offset of the next byte that the reader needs; at the block's end
+                nothing is read.
 
         Returns:
             Whether the block is on the disk.
         """
-        return self._disk is not None and self._disk.read_on(locator.md5sum, begin)
+        return self._disk.read_on(locator.md5sum, begin)
 
     def _counted(self, part: memoryview | None) -> memoryview | None:
         if part is not None:
-            self.counters.gets.add(1)
-            self.counters.hits.add(1)
+            self._counters.gets.add(1)
+            self._counters.hits.add(1)
         return part

@@ -1,4 +1,4 @@
-"""Own paths: the files and directories that the process of a mount uses while it serves."""
+"""Checks that the files and directories a mount uses are not inside the mount."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_outside(options: MountOptions, log_file: Path | None) -> None:
 
 
 def _own_paths(options: MountOptions, log_file: Path | None) -> dict[str, Path | None]:
-    """Return the paths by what they are; None for those that aren't used."""
+    """Return each path by its name in messages; None for a path that isn't used."""
     store = options.store
     paths = {
         "the local store": store.local_store,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from tests.fakes.store import BlockStore
+    from keepfs.fs.block_store import BlockStore
 
 FOO = KeepLocator("acbd18db4cc2f85cedef654fccc4a4d8+3")
 EMPTY = "d41d8cd98f00b204e9800998ecf8427e"

@@ -15,7 +15,7 @@ from tests.fakes.threads import wait_for, wait_until
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.fakes.store import BlockStore
+    from keepfs.fs.block_store import BlockStore
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from keepfs.keep import (
     MAX_BLOCK_SIZE,
@@ -26,67 +26,11 @@ from tests.fakes.threads import PATIENCE
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from keepfs.fs.block_store import BlockParts, BlockStore
     from keepfs.keep import KeepRequestError
 
 #: The calls that may wait or fail.
 Call: TypeAlias = Literal["get_block", "put_block", "head_block", "probe_block"]
-
-
-class BlockStore(Protocol):
-    """What a block store does, as `KeepClient` documents it."""
-
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Return a verified block if it can be had without waiting, else None."""
-
-    def release(self, locator: KeepLocator) -> None:
-        """Let a cached block be evicted."""
-
-    def has_disk_cache(self) -> bool:
-        """Tell that there is none."""
-        return False
-
-    def part_nowait(
-        self, locator: KeepLocator, begin: int, end: int, size: int
-    ) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
-
-    def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Return False: there is no disk."""
-        del locator, begin
-        return False
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
-
-    def has_room(self, size: int) -> bool:
-        """Tell whether a block could be fetched without waiting for others."""
-
-    def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
-        """Return who sent or confirmed a block, as far as that is known."""
-
-    def get_block(self, locator: KeepLocator) -> memoryview:
-        """Return a block, verified. Blocks."""
-
-    def head_block(self, locator: KeepLocator) -> int:
-        """Return the size of a block that is there, in bytes. Blocks."""
-
-    def lookup_wait(self, most: float) -> float:
-        """Return the seconds for which a lookup should wait."""
-
-    def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
-        """Begin to fetch a block; return its size once it is known to be there. Blocks."""
-
-    def put_block(
-        self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
-    ) -> Receipt:
-        """Store a block. Blocks."""
-
-    def free_space(self) -> tuple[int, int]:
-        """Return the store's bytes: all, and free. Blocks."""
 
 
 class DictStore:
@@ -110,6 +54,7 @@ class DictStore:
         self.calls: list[tuple[Call, str]] = []
         self.name = "dict:"
         self._cached: set[str] = set()
+        self.disk_parts: BlockParts | None = None
         self._lock = threading.Lock()
 
     def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
@@ -124,27 +69,6 @@ class DictStore:
 
     def release(self, locator: KeepLocator) -> None:
         """Do nothing: nothing is evicted here."""
-
-    def has_disk_cache(self) -> bool:
-        """Tell that there is none."""
-        return False
-
-    def part_nowait(
-        self, locator: KeepLocator, begin: int, end: int, size: int
-    ) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
-
-    def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Return False: there is no disk."""
-        del locator, begin
-        return False
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
 
     def has_room(self, size: int) -> bool:
         """Tell whether a block is one of the store's size."""
@@ -232,6 +156,8 @@ class _StoreInFront:
         store: Answers the calls.
     """
 
+    disk_parts: BlockParts | None = None
+
     def __init__(self, store: BlockStore) -> None:
         self._store = store
 
@@ -246,27 +172,6 @@ class _StoreInFront:
     def release(self, locator: KeepLocator) -> None:
         """Pass it to the store."""
         self._store.release(locator)
-
-    def has_disk_cache(self) -> bool:
-        """Return that there is none."""
-        return False
-
-    def part_nowait(
-        self, locator: KeepLocator, begin: int, end: int, size: int
-    ) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
-
-    def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Return False: there is no disk."""
-        del locator, begin
-        return False
-
-    def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:
-        """Find nothing on the disk."""
-        del locator, begin, end, size
-        return None
 
     def has_room(self, size: int) -> bool:
         """Ask the store."""

@@ -32,7 +32,7 @@ from tests.fakes.store import DictStore, FailingStore, GatedStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.fakes.store import BlockStore
+    from keepfs.fs.block_store import BlockStore
 
 FOO = "acbd18db4cc2f85cedef654fccc4a4d8+3"
 #: A file in upload/.

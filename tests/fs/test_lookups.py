@@ -20,7 +20,7 @@ from tests.fakes.threads import wait_until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.fakes.store import BlockStore
+    from keepfs.fs.block_store import BlockStore
 
 MISSING = KeepLocator("0" * 32 + "+7")
 #: Seconds; nothing here may depend on it but what is to time out.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pyfuse3 import FileHandleT, InodeT
 
-    from tests.fakes.store import BlockStore
+    from keepfs.fs.block_store import BlockStore
 
 FOO = b"acbd18db4cc2f85cedef654fccc4a4d8+3"
 ME = Caller(uid=11, gid=12)

@@ -62,10 +62,7 @@ class OnDisk(Recording):
         self.on_disk: set[str] = set()
         self.parts: list[tuple[str, int, int]] = []
         self.read_ahead: list[tuple[str, int]] = []
-
-    def has_disk_cache(self) -> bool:
-        """Return that there is one."""
-        return True
+        self.disk_parts = self
 
     def part_nowait(
         self, locator: KeepLocator, begin: int, end: int, size: int

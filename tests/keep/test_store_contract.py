@@ -13,7 +13,7 @@ from tests.fakes.store import DictStore, FailingStore, GatedStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fakes.store import BlockStore
+    from keepfs.fs.block_store import BlockStore
 
 
 class TestKeepClientOverALocalStore(BlockStoreContract):

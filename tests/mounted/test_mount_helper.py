@@ -127,8 +127,8 @@ def test_findmnt_shows_the_api_host_of_a_cluster(unmounted: KeepfsMount) -> None
     assert (shown.split(), read) == ([api.host, "fuse.keepfs"], "hello")
 
 
-#: Serves an automount point as systemd does: a program lists it, the helper is started in the
-#: group that the kernel lets pass, and the kernel is told when the mount is there.
+#: Serves an automount point as systemd does: a program lists the point, the helper runs in the
+#: process group that the kernel admits, and after the mount an ioctl ends the wait.
 _ON_AN_AUTOMOUNT_POINT = """
 import ctypes, fcntl, os, struct, subprocess, sys
 helper, keepfs, store, path = sys.argv[1:]

@@ -32,7 +32,7 @@ class Again:
         self.catalog = Catalog(self.path)
         self.asked: list[str] = []
         self.lost: dict[int, str] = {}
-        self.rows = PutAgain(self, self.path, 1, self.lost.__setitem__)
+        self.putting = PutAgain(self, self.path, 1, self.lost.__setitem__)
         self.stops_after = 1000
 
     def add(self, name: str, locator: str, begin: int = 0, length: int = 3) -> int:
@@ -44,12 +44,12 @@ class Again:
     def put_again(self, locator: KeepLocator, copies: int) -> KeepLocator:
         self.asked.append(str(locator))
         if len(self.asked) >= self.stops_after:
-            self.rows.stop()
+            self.putting.stop()
         again = self.client.put(self.client.get(locator.stripped()), copies)
         return KeepLocator(again + NEW)
 
     def round(self) -> list[Rewrite]:
-        found = self.rows.round(lambda _: True, seconds=0.1)
+        found = self.putting.round(lambda _: True, seconds=0.1)
         return [row for batch, _ in found for row in batch]
 
 

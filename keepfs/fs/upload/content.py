@@ -24,8 +24,8 @@ class Content:
 
     Invariant: the bytes of a slot are those of the used slot if there is one, else
     those at its place in `base`, followed by zeros. So a sparse file of any length has few
-    slots, and an imported file has none until it is changed: what is not changed stays where it
-    is, also in the middle of a block.
+    slots, and an imported file has none until it is changed. Unchanged bytes keep their
+    place, also in the middle of a block.
 
     Args:
         staging: Provides the memory of the slots.

@@ -1,4 +1,4 @@
-"""Slot: up to 64 MiB of a file, stored already, or staged in memory until they are a block.
+"""Slot: up to 64 MiB of a file, either stored or staged in memory until they are stored.
 
 For the trio thread only. Between two awaits a slot doesn't change. So a method
 compares after an await what it read before, and then changes the slot without

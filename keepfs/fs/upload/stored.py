@@ -1,4 +1,4 @@
-"""StoredBytes: bytes of a file that are in the store, as ranges of blocks; an immutable value.
+"""StoredBytes: the stored bytes of a file as ranges of blocks; an immutable value.
 
 A file that this mount stored consists of whole blocks. A file of a collection may share its
 blocks with other files, as small files of most programs do: then its ranges are parts of blocks.
@@ -19,9 +19,10 @@ from keepfs.keep.store import Receipt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-#: Most ranges of a file that are taken from others.
+#: Most ranges of an imported file.
 MOST_RANGES = 65536
-#: Most ranges in a row. A file of 65,536 slots may get two more with each slot that is changed.
+#: Most ranges in a record of the catalog. Each changed slot may add two ranges to those of an
+#: imported file, and a file has at most 65,536 slots.
 _MOST_RECORDED = 3 * MOST_RANGES
 
 
@@ -30,9 +31,9 @@ class StoredRange:
     """A range of a stored block: a manifest's `Range`, with the receipt of its block.
 
     Attributes:
-        receipt: What is known of the block; its locator has a size.
-        offset: The first byte, in the block.
-        length: How many; 0 only for the block of an empty file.
+        receipt: The receipt of the block; its locator has a size.
+        offset: The offset of the first byte in the block.
+        length: The number of bytes; 0 only for the block of an empty file.
     """
 
     receipt: Receipt
@@ -46,15 +47,15 @@ class StoredRange:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of the block."""
+        """Whether the range is the whole block."""
         return self.length == self.receipt.locator.size
 
     def as_range(self) -> Range:
-        """Return it as manifests have it."""
+        """Return the range in the form of a manifest."""
         return Range(str(self.receipt.locator), self.offset, self.length)
 
     def part(self, begin: int, end: int) -> StoredRange:
-        """Return the bytes from `begin` up to `end`, counted in this range and cut to it."""
+        """Return the part from `begin` to `end`, offsets in this range, cut to this range."""
         begin, end = max(begin, 0), min(end, self.length)
         if end - begin == self.length:
             return self
@@ -68,10 +69,10 @@ class StoredRange:
 
 
 class StoredBytes:
-    """Ranges of blocks, one after another. Ranges that meet are joined.
+    """Consecutive ranges of blocks. A range that continues the one before is joined with it.
 
-    It is false without ranges: then nothing is stored. The bytes of an empty file are stored,
-    as a range of length 0.
+    Without ranges nothing is stored, and the value is false. A stored empty file has one range
+    of length 0.
 
     Args:
         ranges: The ranges, in order.
@@ -88,7 +89,7 @@ class StoredBytes:
 
     @classmethod
     def of_blocks(cls, receipts: Iterable[Receipt]) -> StoredBytes:
-        """Make the bytes of whole blocks."""
+        """Return the bytes of whole blocks, one after another."""
         runs = itertools.groupby(receipts, id)
         return cls(
             each
@@ -116,19 +117,19 @@ class StoredBytes:
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """The number of bytes."""
         return self._ends[-1] if self._ends else 0
 
     def number_at(self, offset: int) -> int:
-        """Return the number of the range with a byte; the number of ranges beyond the end."""
+        """Return the index of the range with a byte; beyond the end the number of ranges."""
         return bisect_right(self._ends, offset)
 
     def start_of(self, number: int) -> int:
-        """Return the offset at which a range begins."""
+        """Return the offset in the file at which a range begins."""
         return self._ends[number - 1] if number else 0
 
     def range_at(self, offset: int, most: int) -> StoredRange | None:
-        """Return the bytes from `offset` on in its range, `most` at most; None beyond the end."""
+        """Return at most `most` bytes from `offset` on, in one range; None beyond the end."""
         number = bisect_right(self._ends, offset)
         if number == len(self.ranges):
             return None
@@ -136,16 +137,16 @@ class StoredBytes:
         return self.ranges[number].part(begin, begin + most)
 
     def slice(self, begin: int, end: int) -> StoredBytes:
-        """Return the bytes from `begin` up to `end`; fewer where they end before.
+        """Return the bytes from `begin` to `end`, or to the last byte.
 
-        Of an empty file's, the slice from 0 on is all.
+        The slice from 0 of an empty file is the range of length 0.
         """
         if not self.size and not begin:
             return self
         return StoredBytes(self.parts(begin, end))
 
     def parts(self, begin: int, end: int) -> list[StoredRange]:
-        """Return where the bytes from `begin` up to `end` are; fewer where they end before."""
+        """Return the ranges of the bytes from `begin` to `end`, or to the last byte."""
         end = min(end, self.size)
         if begin >= end:
             return []
@@ -156,7 +157,7 @@ class StoredBytes:
         return found
 
     def is_same_as(self, other: StoredBytes) -> bool:
-        """Return whether they are the same ranges of the same blocks, whatever the signatures."""
+        """Return whether both are the same ranges of the same blocks; signatures may differ."""
         return len(self) == len(other) and all(
             one.receipt.names_block_of(two.receipt)
             and (one.offset, one.length) == (two.offset, two.length)
@@ -164,7 +165,7 @@ class StoredBytes:
         )
 
     def whole_blocks(self) -> Iterable[Receipt]:
-        """Return the distinct receipt objects of whole blocks: all holes of a file have one."""
+        """Return the distinct receipt objects of whole blocks: all holes of a file share one."""
         return {id(it.receipt): it.receipt for it in self._distinct() if it.is_whole}.values()
 
     def receipts(self) -> Iterable[Receipt]:
@@ -172,7 +173,7 @@ class StoredBytes:
         return {id(each.receipt): each.receipt for each in self._distinct()}.values()
 
     def _distinct(self) -> Iterable[StoredRange]:
-        """Return the distinct range objects: equal slots of a sparse file have one."""
+        """Return the distinct range objects: equal slots of a sparse file share one."""
         return {id(each): each for each in self.ranges}.values()
 
     def with_receipts(self, newer: Callable[[Receipt], Receipt]) -> StoredBytes:
@@ -204,15 +205,16 @@ def _joined(ranges: Iterable[StoredRange]) -> list[StoredRange]:
     return found
 
 
-#: The bytes of what has no version, and of a hole.
+#: The bytes of a hole, and of a file without a stored version.
 NOTHING = StoredBytes()
 
 
 def as_rows(stored: StoredBytes) -> list[list[Any]]:
-    """Return the ranges as values of JSON.
+    """Return the ranges in the form that the catalog records as JSON.
 
-    A row is `[locator, copies, services]` of a whole block; a fourth value counts equal whole
-    blocks in a row. A part of a block has 1 there, and then offset and length.
+    A row of a whole block is `[locator, copies, services]`; consecutive equal blocks have one
+    row, with their number as the fourth value. A part of a block has 1 as the fourth value, then
+    its offset and its length.
     """
     rows: list[list[Any]] = []
     for _, run in itertools.groupby(stored.ranges, id):
@@ -228,10 +230,11 @@ def as_rows(stored: StoredBytes) -> list[list[Any]]:
 
 
 def from_rows(rows: Iterable[Sequence[Any]]) -> StoredBytes:
-    """Return the ranges of rows as `as_rows` makes them.
+    """Return the ranges of rows that `as_rows` has made.
 
     Raises:
-        ValueError, TypeError: They are damaged.
+        ValueError: A value of a row is damaged.
+        TypeError: A row has another form.
     """
     receipts: dict[tuple[str, int, tuple[str, ...]], Receipt] = {}
     found: list[StoredRange] = []
@@ -247,10 +250,10 @@ def from_rows(rows: Iterable[Sequence[Any]]) -> StoredBytes:
 
 
 def checked_range(receipt: Receipt, offset: object, length: object) -> StoredRange:
-    """Make a range that is within its block.
+    """Return a range after a check that it is within its block.
 
     Raises:
-        ValueError: It isn't, or the block has no size, or one over 64 MiB.
+        ValueError: It exceeds the block, or the block has no size or one over 64 MiB.
     """
     size = receipt.locator.size
     if size is None or size > MAX_BLOCK_SIZE:

@@ -1,8 +1,8 @@
-"""TrustedNames: the names that the API server signed in manifests, 16 bytes for each.
+"""TrustedNames: the locators that the API server signed in manifests, 16 bytes for each.
 
-The API server signs a manifest for the token that asks for it, so each of its names would be
-accepted by the services. A collection may have a million blocks; so only keyed hashes are kept,
-sorted, one table for each manifest. The oldest tables are dropped when there are too many names.
+The API server signs a manifest for the token of the request, so the services accept each of its
+locators. A collection may have a million blocks, so only keyed hashes are kept: a sorted table
+for each manifest. If there are too many names, the oldest tables are dropped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TrustedNames:
         self._most = most
         self._key = os.urandom(_HASH)
         self._tables: collections.deque[_Table] = collections.deque()
-        # Hashes of names that the services refused after all.
+        # Hashes of names in the tables that the services have refused.
         self._refused: set[bytes] = set()
 
     def table_of(self, manifest: bytes) -> _Table:
@@ -63,7 +63,7 @@ class TrustedNames:
             self._refused.add(self._hash(name.encode()))
 
     def clear(self) -> None:
-        """Forget all names."""
+        """Drop all names."""
         self._tables.clear()
         self._refused.clear()
 
@@ -75,7 +75,7 @@ class TrustedNames:
 
 
 class _Table:
-    """Sorted hashes without gaps between them."""
+    """Sorted hashes in one bytes object."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

@@ -37,13 +37,13 @@ _FOOTER = struct.Struct("<8s16sQII16s")
 _MAGIC = b"KEEPFSB1"
 #: Bytes of one checksum in the table.
 _SUM = 8
-#: Bytes that the kernel reads ahead of a sequential reader; and of one advice, of which it may
-#: read no more than the device takes in a request.
+#: Bytes of the read-ahead for a sequential reader, and of one posix_fadvise: the kernel may
+#: read no more for one call than the device accepts in a request.
 _READ_ON, _ADVICE = 16 * 1024 * 1024, 1024 * 1024
-#: Bytes that are read and verified at once where other work waits for it: what the kernel asks
-#: a mount for, in some 100 µs. And the flag of preadv2(2); the usual file systems know it.
+#: Most bytes that are read and verified in the event loop: the largest read of the kernel, which
+#: takes about 100 µs. And the flag of preadv2(2), which the usual file systems support.
 MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
-#: Bytes of a part whose memory is used again: below that malloc does it.
+#: Least bytes of a part whose memory comes from the pool; malloc reuses smaller ones.
 _LEAST_POOLED = 128 * 1024
 #: Bytes of one read of a whole block.
 _CHUNK = 4 * 1024 * 1024
@@ -145,7 +145,7 @@ def pieces_of_file(length: int) -> int:
 
 
 def read_on(file: int, table: PieceTable, begin: int) -> None:
-    """Have the kernel read the 16 MiB from `begin` on into memory; mostly doesn't wait for it."""
+    """Start the kernel's read-ahead of the 16 MiB from `begin` on; rarely blocks."""
     for place in range(begin, min(begin + _READ_ON, table.size), _ADVICE):
         os.posix_fadvise(file, place, _ADVICE, os.POSIX_FADV_WILLNEED)
 
@@ -177,10 +177,10 @@ def read_part(
 def read_part_nowait(
     file: int, table: PieceTable, begin: int, end: int, lend: Callable[[int], memoryview]
 ) -> memoryview | None:
-    """Return a small part of a block like `read_part`, if the kernel has it in memory.
+    """Return a small part of a block like `read_part`, if its pages are in the page cache.
 
     Returns:
-        None if it has not, can't tell, or the part is large or damaged: use `read_part`.
+        None if the pages aren't in memory, or the part is large or damaged: use `read_part`.
     """
     start, stop = _pieces_around(table, begin, end)
     if stop - start > MOST_NOWAIT:
@@ -198,7 +198,7 @@ def read_part_nowait(
 def part_memory(pool: BufferPool) -> Callable[[int], memoryview]:
     """Return a function that lends memory for parts, of a pool whose buffers have `MOST_NOWAIT`.
 
-    Fresh memory for each MiB costs as much as the copy: its pages are made and cleared.
+    Fresh memory for each MiB takes as long as the copy, since the kernel clears its pages.
     """
 
     def lend(size: int) -> memoryview:

@@ -172,11 +172,11 @@ class BlockFolder:
             return None
 
     def read_on(self, md5sum: str, begin: int) -> bool:
-        """Have the kernel read a block's next bytes into memory; return whether it is there.
+        """Start the kernel's read-ahead of a block's file; return whether the block is there.
 
         Args:
             md5sum: The block's digest.
-            begin: The first byte that a sequential reader reads next.
+            begin: The offset of the next byte that a sequential reader needs.
         """
         opened = self._kept_open(md5sum)
         if opened is not None:
@@ -185,14 +185,14 @@ class BlockFolder:
         return opened is not None
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
-        """Return what `read_part` would, if no disk has to be waited for; else None."""
+        """Return what `read_part` would, if the pages are in the page cache; else None."""
         opened = self._open.get(md5sum)
         if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
             return None
         return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
 
     def close_idle(self) -> None:
-        """Close the files that are kept open between reads of parts, and free their memory."""
+        """Close the files that are open between reads of parts, and free their buffers."""
         self._open.close_all()
         self._buffers.release_idle()
 
@@ -296,7 +296,7 @@ class BlockFolder:
         return found
 
     def _kept_open(self, md5sum: str) -> OpenBlock | None:
-        """Return a block's open file, opened now or before; None if it isn't there."""
+        """Return a block's open file, and open it if necessary; None if it isn't there."""
         opened = self._open.get(md5sum)
         if opened is None:
             with self._opened(md5sum) as found:

@@ -67,7 +67,7 @@ class DiskStatistics:
         blocks: The number of these files.
         hits: Blocks and parts read from the disk.
         hit_bytes: Their bytes.
-        misses: Fetches of blocks that weren't there.
+        misses: Blocks that were not on the disk, so that they were fetched.
         joined: Blocks that another process fetched while this one waited for it.
         added: Blocks written.
         added_bytes: Bytes of their files.
@@ -195,12 +195,12 @@ class DiskCache:
         return part
 
     def read_on(self, md5sum: str, begin: int) -> bool:
-        """Have the kernel read a block from `begin` on; return whether it is there. Blocks."""
+        """Start the kernel's read-ahead of a block; return whether it is there. Blocks."""
         folder = self._open()
         return folder is not None and folder.read_on(md5sum, begin)
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
-        """Return what `read_part` would, if the kernel has it in memory; else None."""
+        """Return what `read_part` would, if its pages are in the page cache; else None."""
         folder = self._open()
         part = None if folder is None else folder.read_part_nowait(md5sum, begin, end, size)
         if part is not None:
@@ -208,7 +208,7 @@ class DiskCache:
         return part
 
     def close_idle(self) -> None:
-        """Close the files that are kept open between reads of parts."""
+        """Close the files that are open between reads of parts."""
         folder = self._open()
         if folder is not None:
             folder.close_idle()

@@ -1,8 +1,8 @@
-"""OpenFiles: files of blocks that are read in parts, open for some seconds, with their tables.
+"""OpenFiles: keeps the files of blocks open for some seconds between reads of parts.
 
-Opening a file and verifying its table takes longer than reading a part. A file that is open
-takes room on the disk after another process has evicted it, so none is kept for long. A table
-belongs to a block, not to a file: whatever a file has is compared with it.
+Opening a file and verifying its table takes longer than reading a part. An open file occupies
+the disk after another process has evicted it, so each is closed after some seconds. A table has
+the checksums of a block: every read compares the content of the file with them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _MOST_TABLES = 1024
 
 
 class OpenBlock:
-    """A block's file; it is closed when nobody has this object any more.
+    """A block's open file; it is closed when the last reference to this object is gone.
 
     Args:
         file: The file's descriptor.
         table: The verified checksums of the block.
-        until: When it is too old, on the clock of `OpenFiles`.
+        until: The time from which the file is opened again, on the clock of `OpenFiles`.
     """
 
     def __init__(self, file: int, table: PieceTable, until: float) -> None:
@@ -44,7 +44,7 @@ class OpenBlock:
 
 
 class OpenFiles:
-    """Open files and tables of the blocks that were read last. Any thread may use it.
+    """The open files and tables of the blocks read last. Any thread may use it.
 
     Args:
         clock: Replaces `time.monotonic`, in seconds.
@@ -57,7 +57,7 @@ class OpenFiles:
         self._tables = LRUCache[str, "PieceTable"](_MOST_TABLES)
 
     def get(self, md5sum: str) -> OpenBlock | None:
-        """Return a block's open file; None if it isn't open, or was opened too long ago."""
+        """Return a block's open file; None if it isn't open, or was opened over 10 s ago."""
         with self._lock:
             found = self._files.get(md5sum)
             if found is not None and found.until < self._clock():
@@ -66,12 +66,12 @@ class OpenFiles:
             return found
 
     def table(self, md5sum: str) -> PieceTable | None:
-        """Return a block's table; None if it isn't known."""
+        """Return a block's table; None if it isn't in memory."""
         with self._lock:
             return self._tables.get(md5sum)
 
     def add(self, md5sum: str, file: int, table: PieceTable) -> OpenBlock | None:
-        """Keep a duplicate of a descriptor, and a verified table; None: too many are open."""
+        """Keep a duplicate of a descriptor and a verified table; None if that fails."""
         try:
             opened = OpenBlock(os.dup(file), table, self._clock() + _SECONDS)
         except OSError:
@@ -82,12 +82,12 @@ class OpenFiles:
         return opened
 
     def discard(self, md5sum: str) -> None:
-        """Forget a block, and close its file when its reads have ended."""
+        """Drop the table of a block, and close its file after the reads in progress."""
         with self._lock:
             self._files.pop(md5sum, None)
             self._tables.pop(md5sum, None)
 
     def close_all(self) -> None:
-        """Close all files, each when its reads have ended. Tables stay."""
+        """Close all files, each after its reads in progress. The tables are kept."""
         with self._lock:
             self._files.clear()

@@ -42,11 +42,12 @@ def cause_of_refusal(
         with pytest.raises(KeepReadError) as caught:
             client.get(locator)
         name = KeepLocator(locator)
+        assert client.disk_parts is not None
         if not name.permission_expired():
             with pytest.raises(KeepReadError):
-                client.get_part(name, 0, 10, len(BLOCK))
+                client.disk_parts.get_part(name, 0, 10, len(BLOCK))
         else:
-            assert client.get_part(name, 0, 10, len(BLOCK)) is None
+            assert client.disk_parts.get_part(name, 0, 10, len(BLOCK)) is None
     return caught.value.cause
 
 
@@ -57,7 +58,8 @@ def test_a_second_process_sends_no_request(service: KeepstoreControls, tmp_path:
             assert client.get(locator) == BLOCK
             assert client.block_cache.disk is not None
             client.block_cache.disk.flush()
-            part = client.get_part(KeepLocator(locator), 5, 10, len(BLOCK))
+            assert client.disk_parts is not None
+            part = client.disk_parts.get_part(KeepLocator(locator), 5, 10, len(BLOCK))
             assert part is not None
             assert bytes(part) == BLOCK[5:10]
 

@@ -48,12 +48,13 @@ def test_a_part_is_read_without_the_rest_of_the_block(
     tmp_path: Path, locator: KeepLocator
 ) -> None:
     with client_of(tmp_path) as client:
-        part = client.get_part(locator, 1000, 2000, len(BLOCK))
+        assert client.disk_parts is not None
+        part = client.disk_parts.get_part(locator, 1000, 2000, len(BLOCK))
 
         assert part is not None
         assert bytes(part) == BLOCK[1000:2000]
         assert client.cached_block(locator) is None
-        assert client.get_part(locator, 0, 1, len(BLOCK) + 1) is None
+        assert client.disk_parts.get_part(locator, 0, 1, len(BLOCK) + 1) is None
 
 
 def test_a_damaged_block_is_fetched_again(tmp_path: Path, locator: KeepLocator) -> None:

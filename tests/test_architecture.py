@@ -91,6 +91,7 @@ for name in modules:
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_alone() -> None:
     libraries = {need.partition(".")[0] for path in MODULES for need in imports(path)} - {"keepfs"}
     alone = [dotted(path) for path in MODULES if path.name != "__main__.py"]  # runs a command

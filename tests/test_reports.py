@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,6 +26,7 @@ def test_lone_surrogates_are_replaced_at_any_depth() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_log_with_an_odd_name_does_not_end_a_run_of_several_processes(tmp_path: Path) -> None:
     # The conftest of this project, beside a test that logs such a name.
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "SEMANTICS.md").read_text()
 _REFERENCE = re.compile(r"\[([a-z_/]+)::([a-z0-9_]+)\]")
@@ -41,6 +43,7 @@ def test_every_statement_names_a_test() -> None:
     assert [it for it in statements() if not _REFERENCE.search(it)] == []
 
 
+@pytest.mark.slow
 def test_every_test_that_is_named_is_there() -> None:
     named = set(_REFERENCE.findall(TEXT))
 

@@ -136,6 +136,7 @@ def test_user_project_and_limit_are_requested(remote: RemoteCollections) -> None
     assert remote.max_request_size() == 1 << 27
 
 
+@pytest.mark.slow
 def test_a_manifest_of_odd_names_arrives_as_it_was_sent(
     remote: RemoteCollections, server: ApiControls
 ) -> None:
@@ -456,6 +457,7 @@ def test_invalid_arguments_are_refused_without_a_request(
     assert names(server) == []
 
 
+@pytest.mark.slow
 def test_a_long_answer_may_take_longer_than_the_time_limit(
     remote: RemoteCollections, server: ApiControls, api: ApiClient
 ) -> None:

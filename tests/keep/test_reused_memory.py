@@ -51,6 +51,7 @@ def test_a_view_is_read_only_and_has_the_block(client: KeepClient) -> None:
     assert view.readonly
 
 
+@pytest.mark.slow
 def test_memory_is_used_again_when_its_last_view_is_gone_and_not_before(
     client: KeepClient,
 ) -> None:

@@ -222,6 +222,7 @@ def test_there_is_no_thread_for_a_control_request(
             pytest.raises(ControlError),
         ):
             connection.status()
+        wait_until(lambda: bool(caplog.messages))  # the connection is closed first
     return caplog.text
 
 

@@ -223,7 +223,8 @@ def blocked(unmounted: KeepfsMount) -> Iterator[subprocess.Popen[bytes]]:
         env={**unmounted.environment, "WATCHDOG_USEC": "4000000"},
     ) as process:
         wait_until(unmounted.is_mounted)
-        wait_until((unmounted.path / "README").exists)
+        # Before that line the mount waits for an answer of its own.
+        wait_until(lambda: f"{unmounted.path} answers" in unmounted.log_file.read_text())
         process.send_signal(signal.SIGRTMIN)
         yield process
         (unmounted.base / "mnt.free").touch()

@@ -32,7 +32,7 @@ class Kernel:
 
     def __init__(self, queue: KernelQueue, answer: Callable[[int], Awaitable[None]]) -> None:
         self.sender, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.device.setblocking(False)
+        self.device.settimeout(0.0)
         self.answered: list[int] = []
         self.tasks = 0
         self._queue = queue
@@ -94,9 +94,7 @@ async def serving(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kernel.serve)
             yield kernel
-            with trio.fail_after(5):
-                while kernel.tasks:
-                    await trio.sleep(0.001)
+            await until(lambda: not kernel.tasks)
 
 
 async def at_once(_: int) -> None:
@@ -105,7 +103,7 @@ async def at_once(_: int) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the conditions have no events
             await trio.sleep(0.001)
 
 
@@ -115,6 +113,7 @@ async def test_requests_that_need_no_wait_are_answered_by_one_task_in_one_turn()
     class Turns(trio.abc.Instrument):
         def before_io_wait(self, timeout: float) -> None:
             nonlocal turns
+            del timeout
             turns += 1
 
     async with serving(at_once) as kernel:
@@ -182,7 +181,7 @@ async def test_a_waiting_task_can_be_cancelled_and_the_queue_used_again() -> Non
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(kernel.serve)
                     kernel.send(number)
-                    await until(lambda: number in kernel.answered)
+                    await until(lambda: len(kernel.answered) == number)  # noqa: B023 - runs in the loop
                     scope.cancel()
             kernel.tasks = kernel._readers = 0  # noqa: SLF001 - the loop is started afresh
     assert kernel.answered == [1, 2]

@@ -201,6 +201,21 @@ class UploadFile(StoringFile):
             self.spilled = None
         self._discard_if_unreachable()
 
+    def read_nowait(self, offset: int, size: int) -> memoryview | None:
+        """Return what `read` would, if it is of one stored block in memory; else None."""
+        content = self.load()
+        end = min(offset + size, content.size)
+        part = content.stored_at(offset) if offset < end else None
+        if part is None or part.length < end - offset:
+            return None
+        return self._reader_of(content).read_nowait(
+            content.block_at(offset),
+            part.locator,
+            part.locator.size or 0,
+            part.offset,
+            part.offset + end - offset,
+        )
+
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes from `offset` on, `size` at most, unstored ones included.
 
@@ -232,15 +247,20 @@ class UploadFile(StoringFile):
             await self._renewed(error, before, [] if part is None else [part.locator])
         return await self._read_part(content, offset, end, content.stored_at(offset))
 
+    def _reader_of(self, content: Content) -> BlockReader:
+        if self._reader is None:
+            self._reader = BlockReader(self._staging.blocks, content.locator_of)
+        return self._reader
+
     async def _read_part(
         self, content: Content, offset: int, end: int, part: StoredRange | None
     ) -> bytes | memoryview:
         if part is not None:
-            if self._reader is None:
-                self._reader = BlockReader(self._staging.blocks, content.locator_of)
             last = part.offset + min(part.length, end - offset)
             block, size = content.block_at(offset), part.locator.size or 0
-            return await self._reader.read(block, part.locator, size, part.offset, last)
+            return await self._reader_of(content).read(
+                block, part.locator, size, part.offset, last
+            )
         block_size = self._staging.block_size
         number, begin = divmod(offset, block_size)
         stop = min(block_size, begin + end - offset)

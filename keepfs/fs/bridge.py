@@ -146,12 +146,9 @@ class AsyncBlocks:
     def part_nowait(
         self, locator: KeepLocator, begin: int, end: int, size: int
     ) -> memoryview | None:
-        """Return verified bytes of a block from memory or the disk, if that needs no wait.
+        """Return verified bytes of a block if they are in memory; else None.
 
         Arguments as those of `get_part`.
-
-        Returns:
-            None if the bytes are not in memory, or the services might refuse the locator.
         """
         try:
             block = self._store.cached_block(locator)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
-from keepfs.fs import replies
+from keepfs.fs import replies, xattrs
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.free_space import FreeSpace
 from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
@@ -275,31 +275,22 @@ class Operations(pyfuse3.Operations):
     @guarded_call
     def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Return an extended attribute, `user.keep.…`."""
-        if name.startswith(b"system."):  # access control lists
-            raise RefusedError(errno.EOPNOTSUPP)
-        if not name.startswith(b"user.keep."):
-            raise RefusedError(pyfuse3.ENOATTR)
-        value = self._inodes[inode].xattrs().get(os.fsdecode(name))
-        if value is None:
-            raise RefusedError(pyfuse3.ENOATTR)
-        return os.fsencode(value)
+        return xattrs.value_of(self._inodes[inode], name)
 
     @guarded_call
     def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Return the names of the extended attributes."""
-        return [os.fsencode(name) for name in self._inodes[inode].xattrs()]
+        return xattrs.names_of(self._inodes[inode])
 
     @guarded_call
     def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Accept and ignore a `user.keep.…` attribute: copies between mounts set them."""
-        self._check_attribute(inode, name)
+        xattrs.check_set(self._inodes[inode], name, read_only=self._read_only)
 
     @guarded_call
     def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Accept and ignore the removal of a `user.keep.…` attribute."""
-        self._check_attribute(inode, name)
-        if os.fsdecode(name) not in self._inodes[inode].xattrs():
-            raise RefusedError(pyfuse3.ENOATTR)
+        xattrs.check_removed(self._inodes[inode], name, read_only=self._read_only)
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -395,20 +386,12 @@ class Operations(pyfuse3.Operations):
         listing = self._listings[fh]
         if start_id == 0:
             listing.begin()
-        number, is_listed = start_id, False
         # An answer without entries means the end of the directory.
-        while (number - start_id < _MOST_LISTED or not is_listed) and (
-            name := listing.name(number)
-        ) is not None:
-            number += 1
-            node = listing.node.entry_nowait(name)
-            if node is None or not node.is_listed_for(listing.caller):  # None: removed meanwhile
-                continue
+        for number, name, node in listing.entries(start_id, _MOST_LISTED):
             entry = replies.entry(node.attributes())
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):
                 return
             self._inodes.remember(node)
-            is_listed = True
 
     @guarded_call
     def releasedir(self, fh: FileHandleT) -> None:
@@ -456,15 +439,6 @@ class Operations(pyfuse3.Operations):
         direct = self._direct_io and node.may_change
         # Keep cached pages: a block never changes, and upload/ changes through the kernel only.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
-
-    def _check_attribute(self, inode: InodeT, name: bytes) -> None:
-        """Raise RefusedError unless it is a `user.keep.…` attribute of a writable file."""
-        node = self._inodes[inode]
-        is_ours = name.startswith(b"user.keep.") and isinstance(node, FileNode) and node.may_change
-        if not is_ours:
-            raise RefusedError(errno.EOPNOTSUPP)
-        if self._read_only:
-            raise RefusedError(errno.EROFS)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]

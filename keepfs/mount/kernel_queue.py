@@ -85,11 +85,11 @@ class KernelQueue(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         """Pass the lock on when the task that has read a request waits, or has ended."""
-        if task is self._answering:
-            self._answering = None
-            self._pass_on()
-
-    def _pass_on(self) -> None:
+        if task is not self._answering:
+            return
+        self._answering = None
+        # It may wait for a thread, which polling would keep from the interpreter's lock.
+        self._comes_soon = False
         if not self._is_held and self._waiting:
             trio.lowlevel.reschedule(self._waiting.popleft())
 

@@ -159,7 +159,7 @@ async def test_collections_over_the_budget_are_unloaded_the_least_recently_used_
 
 
 async def test_a_collection_that_grew_is_counted_with_its_new_size(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock,  # noqa: ARG001 - lets the refresh be due at once
 ) -> None:
     source = DictCollections()
     source.add(". d41d8cd98f00b204e9800998ecf8427e+0 0:0:small\n", UUID)

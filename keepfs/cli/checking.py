@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import email.utils
 import functools
@@ -53,6 +54,7 @@ class _Told:
         skews: Seconds by which each service's clock is ahead of ours.
         written: Whether each service has stored the empty block, if it was sent.
         misuse: The error of an option that doesn't exist, or None.
+        client: The client of the services; None until it is open.
     """
 
     mountpoint: Path | None = None
@@ -61,6 +63,7 @@ class _Told:
     skews: dict[str, float] = field(default_factory=dict)
     written: dict[str, bool] = field(default_factory=dict)
     misuse: click.UsageError | None = None
+    client: KeepClient | None = None
 
 
 #: The context of a command whose argument is `words_argument`.
@@ -284,28 +287,37 @@ def _local(store: StoreOptions) -> Step:
 def _cluster_steps(
     told: _Told, store: StoreOptions, limit: float, *, is_writing: bool
 ) -> list[Step]:
-    clients: list[KeepClient] = []
+    with contextlib.ExitStack() as stack:
+
+        def opening() -> Step:
+            told.client = stack.enter_context(stores.open_client(store))
+            return Step("", CheckResult.OK)
+
+        opened = run_step("token", opening, limit)  # its file may be on a disk that hangs
+        if told.client is None:
+            return [opened]
+        return _client_steps(told, store, told.client, limit, is_writing=is_writing)
+
+
+def _client_steps(
+    told: _Told, store: StoreOptions, client: KeepClient, limit: float, *, is_writing: bool
+) -> list[Step]:
     services: dict[str, KeepService] = {}
     writable: dict[str, KeepService] = {}
 
-    def token() -> Step:
-        client = stores.open_client(store)
-        clients.append(client)
-        return _token(store, client)
-
     def listed() -> Step:
         for roots, need_writable in ((services, False), (writable, True)):
-            clients[0].map_new_services(
+            client.map_new_services(
                 roots, _NOBODYS, force_rebuild=False, need_writable=need_writable, headers={}
             )
         if not services:
             return Step("", CheckResult.FAILED, "there are none", "name some: --keep-services")
         return Step("", CheckResult.OK, f"{len(services)} services, {len(writable)} writable")
 
-    steps = [run_step("token", token, limit)]
-    if not clients:
-        return steps
-    steps.append(run_step("list of services", listed, limit))
+    steps = [
+        run_step("token", functools.partial(_token, store, client), limit),
+        run_step("list of services", listed, limit),
+    ]
     steps += run_steps(
         {
             f"service {root}": functools.partial(

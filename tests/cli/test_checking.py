@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keepfs import stores
+from keepfs.cli.checking import all_steps
 from keepfs.cli.scrubbing import Scrubber
 from keepfs.cli.steps import CheckResult, Step, exit_code, run_step
+from keepfs.keep import KeepClient
 from keepfs.mount import machine
 from tests.cli.test_cli import Shell
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.keepstore.ports import connections_to
 from tests.mounted.mounts import KeepfsMount, keepfs, why_no_mounts
 
 if TYPE_CHECKING:
@@ -105,6 +109,28 @@ def test_check_times_each_service_and_stores_an_empty_block(
     }
     assert code in {0, 1}
     assert keepstore.blocks() == ["d41d8cd98f00b204e9800998ecf8427e"]
+
+
+def test_check_closes_its_connections(
+    shell: Shell, keepstore: KeepstoreControls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[KeepClient] = []
+
+    class Remembered(KeepClient):  # else the end of its life closes the connections
+        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+            super().__init__(*args, **options)
+            clients.append(self)
+
+    monkeypatch.setattr(stores, "KeepClient", Remembered)
+    monkeypatch.delenv("KEEP_LOCAL_STORE", raising=False)
+    for name, value in shell.environment.items():
+        monkeypatch.setenv(name, value)
+
+    steps = all_steps((), 10.0, is_writing=True)
+
+    assert len(clients) == 1
+    assert CheckResult.OK in {each.verdict for each in steps if each.name == "writability"}
+    assert connections_to(int(keepstore.url.rpartition(":")[2].rstrip("/"))) == 0
 
 
 def test_check_with_no_write_stores_nothing(shell: Shell, keepstore: KeepstoreControls) -> None:

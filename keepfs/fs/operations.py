@@ -113,10 +113,7 @@ class Operations(pyfuse3.Operations):
         except Exception as error:
             if parent.not_found_timeout and errno_of(error) == errno.ENOENT:
                 self.requests.count_error("lookup", errno.ENOENT)
-                nothing = EntryAttributes()
-                nothing.st_ino = 0
-                nothing.entry_timeout = parent.not_found_timeout
-                return nothing
+                return replies.no_entry(parent.not_found_timeout)
             raise
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -394,7 +391,9 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Sync the names to disk."""
-        await self._listings[fh].node.sync()
+        listing = self._listings[fh]
+        self.requests.about(listing.node, listing.caller.pid)
+        await listing.node.sync()
 
     def path_of(self, request: RequestInProgress) -> str:
         """Return the path of a request's file; see `request_paths`. For any thread."""

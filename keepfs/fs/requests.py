@@ -43,7 +43,7 @@ from keepfs.messages.message import without_ids
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
 
-    from keepfs.fs.nodes import FileNode
+    from keepfs.fs.nodes import Node
     from keepfs.keep.counters import HistogramCounts
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _Request:
         pid: The caller; 0 if unknown.
         opener: The process that opened the file, if pyfuse3 doesn't report the caller. They
             may differ: descriptors are inherited and sent.
-        file: Its file, for the log.
+        file: Its file or directory, for the log.
         given_up: The errno with which it was given up, or 0.
         check_at: The time of its next check.
     """
@@ -85,7 +85,7 @@ class _Request:
     since: float
     pid: int
     opener: int = 0
-    file: FileNode | None = None
+    file: Node | None = None
     given_up: int = 0
     check_at: float = 0.0
 
@@ -94,11 +94,9 @@ class _Request:
         wait = min(max(WATCH_INTERVAL, _AGE_FRACTION * (now - self.since)), _LONGEST_INTERVAL)
         self.check_at = min(now + wait, max(self.since + deadline, now + WATCH_INTERVAL))
 
-    @property
-    def of_file(self) -> str:
-        """The path of its file, as logged after the handler's name."""
-        path = "" if self.file is None else self.file.path
-        return f" of {path}" if path else ""
+    def noted(self) -> RequestInProgress:
+        """Return what other modules may know of it."""
+        return RequestInProgress(self.name, self.arguments, self.since, self.pid or self.opener)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ class OperationCounts(NamedTuple):
 
 
 class _OperationTally:
-    """Counts the requests of one kind. For the trio thread; any thread may read."""
+    """Counts the requests of one kind."""
 
     __slots__ = ("durations", "errors")
 
@@ -161,7 +159,7 @@ class RequestStatistics:
 class Requests:
     """The register of requests in progress, and the counts of answered ones.
 
-    For the trio thread only, except `in_progress`, `operations` and `deadline`.
+    For the trio thread only, except `in_progress` and `deadline`.
 
     Args:
         deadline: Seconds after which a request is answered ETIMEDOUT.
@@ -177,7 +175,12 @@ class Requests:
         self._given_up = 0
 
     async def answer(
-        self, name: str, handling: Awaitable[_T], pid: int, arguments: tuple[Any, ...] = ()
+        self,
+        name: str,
+        handling: Awaitable[_T],
+        pid: int,
+        arguments: tuple[Any, ...] = (),
+        path_of: Callable[[RequestInProgress], str] = lambda _: "",
     ) -> _T:
         """Await a handler; convert every exception of it to `FUSEError`.
 
@@ -186,6 +189,8 @@ class Requests:
             handling: The handler's coroutine.
             pid: The caller; 0 if unknown.
             arguments: The arguments of the handler, for `in_progress`.
+            path_of: Returns the path of a request without a file (`about`), for the log; empty
+                if it has none.
         """
         request = _Request(name, arguments, trio.CancelScope(), trio.current_time(), pid)
         try:
@@ -200,16 +205,18 @@ class Requests:
         except (KeepRequestError, NoThreadError, OSError) as error:  # expected failures: one line
             number = errno_of(error)
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-            said = failure_text(error)
-            _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], said)
+            if _log.isEnabledFor(level):
+                what, said = _described(request, path_of), failure_text(error)
+                _log.log(level, "%s: %s: %s", what, errno.errorcode[number], said)
             raise self._failed(name, number) from error
         except Exception as error:  # a bug: with its traceback
-            _log.exception("%s", of_commands.UNEXPECTED(what=f"{name}{request.of_file}"))
+            said = of_commands.UNEXPECTED(what=_described(request, path_of))
+            _log.exception("%s", said)
             raise self._failed(name, errno_of(error)) from error
         # Reached only if the watch has cancelled the scope.
         self._given_up += 1
         said = of_running.REQUEST_TIMED_OUT(
-            what=f"{name}{request.of_file}",
+            what=_described(request, path_of),
             errno=errno.errorcode[request.given_up],
             seconds=f"{trio.current_time() - request.since:.1f}",
             pid=request.pid or request.opener,
@@ -253,13 +260,13 @@ class Requests:
             del self._requests[task]
             self._tally(request.name).durations.add(trio.current_time() - request.since)
 
-    def about(self, file: FileNode, opener: int = 0) -> None:
-        """Set the file of the current request.
+    def about(self, file: Node, opener: int = 0) -> None:
+        """Set the file or directory of the current request.
 
         Args:
-            file: The file.
+            file: The file or directory.
             opener: The process that opened it, if pyfuse3 doesn't report the caller
-                (read, write, flush, fsync).
+                (read, write, flush, fsync, fsyncdir).
         """
         request = self._requests.get(trio.lowlevel.current_task())
         if request is not None:
@@ -331,20 +338,27 @@ class Requests:
         )
 
     def in_progress(self) -> list[RequestInProgress]:
-        """Return the requests that are not answered yet, the oldest first. For any thread."""
+        """Return the requests that are not answered yet, the oldest first. For any thread.
+
+        It copies the register in one operation, and reads of each request only attributes that
+        are set once, each with an immutable value.
+        """
         # One call of C code: no other thread changes the dictionary meanwhile.
         waiting = list(self._requests.values())
-        return [
-            RequestInProgress(each.name, each.arguments, each.since, each.pid or each.opener)
-            for each in sorted(waiting, key=lambda each: each.since)
-        ]
+        return [each.noted() for each in sorted(waiting, key=lambda each: each.since)]
 
     def operations(self) -> dict[str, OperationCounts]:
-        """Return the counts of answered requests, by kind. For any thread."""
+        """Return the counts of answered requests, by kind."""
         return {
             name: OperationCounts(each.durations.get(), each.errors.copy())
-            for name, each in sorted(self._tallies.copy().items())
+            for name, each in sorted(self._tallies.items())
         }
+
+
+def _described(request: _Request, path_of: Callable[[RequestInProgress], str]) -> str:
+    """Return the name of a request's handler and the path from the mount's root, for the log."""
+    path = path_of(request.noted()) if request.file is None else request.file.mount_path
+    return f"{request.name} of {path}" if path else request.name
 
 
 class Overdue:
@@ -387,6 +401,9 @@ class HasRequests(Protocol):
 
     requests: Requests
 
+    def path_of(self, request: RequestInProgress) -> str:
+        """Return the path of a request's file from the mount's root; empty if unknown."""
+
 
 _Self = TypeVar("_Self", bound=HasRequests)
 
@@ -401,7 +418,7 @@ def guarded(
         # If a handler gets a context, it is the last argument.
         pid = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
         return await self.requests.answer(
-            handler.__name__, handler(self, *args, **kwargs), pid, args
+            handler.__name__, handler(self, *args, **kwargs), pid, args, self.path_of
         )
 
     return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)

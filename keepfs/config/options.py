@@ -46,7 +46,7 @@ class StoreOptions:
         storage_classes: Classes to be confirmed; None for the cluster's default.
         cache_size: Bytes of blocks kept in memory.
         disk_cache: Bytes of blocks kept on the disk; 0 for none, `AUTOMATIC` for a tenth of
-            the disk or a quarter of what is free, whichever is less.
+            the disk or a quarter of what is free or its own, whichever is less.
         disk_cache_dir: The directory of the disk cache; None for the default one of the user.
         retries: Retry rounds after the first; the default takes about a minute.
         token_file: A file with the token, read again when the token is

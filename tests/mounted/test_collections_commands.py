@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import random
@@ -498,6 +499,36 @@ def test_uploads_lost_names_the_files_whose_blocks_are_gone(
     refused = keepfs("uploads", "--check", mount.path, env=env)
     assert (refused.returncode, refused.stdout) == (1, b"")
     assert b"token" in refused.stderr
+
+
+@pytest.mark.parametrize("is_expired", [False, True])
+def test_a_refused_block_is_lost_only_if_its_signature_has_ended(
+    cluster: tuple[KeepfsMount, ApiControls],
+    stores: list[KeepstoreControls],
+    *,
+    is_expired: bool,
+) -> None:
+    mount, _ = cluster
+    if is_expired:
+        for store in stores:
+            store.configure(ttl=1.0)
+    (mount.upload / "file").write_bytes(b"content")
+    expiry = os.getxattr(mount.upload / "file", "user.keep.expires").decode()
+    wait_until(
+        lambda: not is_expired or dt.datetime.fromisoformat(expiry) < dt.datetime.now(dt.UTC)
+    )
+    for store in stores:
+        store.always(Fault(status=403), method="HEAD")
+
+    done = keepfs("uploads", "--check", "--json", mount.path, env=mount.environment)
+    lost = keepfs("uploads", "--lost", mount.path, env=mount.environment)
+
+    [found] = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, lost.returncode) == (1, 1)
+    assert (found["path"], found["state"]) == ("file", "lost" if is_expired else "unknown")
+    assert ("its signature is valid until" in found["error"]) == (not is_expired)
+    assert ("its signature is valid until" in done.stderr.decode()) == (not is_expired)
+    assert bool(lost.stdout) == is_expired
 
 
 def test_locate_writes_a_list_too_long_for_an_attribute(

@@ -188,7 +188,7 @@ def _check_variables() -> None:
     Raises:
         click.UsageError: There is such a variable.
     """
-    for name in variables.unknown():
+    for name in variables.unknown(os.environ):
         raise click.UsageError(variables.text_of_unknown(name))
 
 

@@ -31,8 +31,8 @@ def man_command(words: tuple[str, ...], output: Path | None) -> None:
     """Show the man page of COMMAND, or of keepfs.
 
     On a terminal man(1) shows it; else it is printed in the language of man(7).
-    The pages have the text of the help. pipx and the Debian package install them,
-    `uv tool install` does not.
+    The pages have the text of the help. The Debian package and a recent pipx
+    install them for man(1); `uv tool install` does not.
     """
     if output is not None:
         if words:
@@ -62,9 +62,7 @@ def _is_shown(text: str) -> bool:
 
 def pages() -> Iterator[tuple[str, str]]:
     """Yield (file name, text) of each man page, in the language of man(7)."""
-    yield from _pages_of(
-        keepfs, click.Context(keepfs, info_name="keepfs", **keepfs.context_settings)
-    )
+    yield from _pages_of(keepfs, click.Context(keepfs, info_name="keepfs"))
 
 
 def write(directory: Path) -> list[Path]:
@@ -107,10 +105,9 @@ def _lines(command: click.Command, context: click.Context, name: str) -> Iterato
         else:
             yield _escaped(paragraph)
     yield ".SH OPTIONS"
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
-            yield from (".TP", f"\\fB{_escaped(record[0])}\\fR", _escaped(record[1]))
+    records = [each.get_help_record(context) for each in command.params]
+    for names, text in (*filter(None, records), ("-h, --help", "Show the help.")):
+        yield from (".TP", f"\\fB{_escaped(names)}\\fR", _escaped(text))
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"
         for each in command.list_commands(context):

@@ -77,8 +77,9 @@ def install_command(path: Path, config: Path | None, *, is_user: bool, is_printi
             )
         if not is_user:
             _warn_of_owner(plan.command[0])
-        for name, unit in plan.files().items():
-            _write(directory / name, unit, is_user=is_user)
+        done = {
+            _write(directory / name, unit, is_user=is_user) for name, unit in plan.files().items()
+        }
         if not file.exists():
             _write(file, text, 0o600 if is_user else 0o644, is_user=is_user)
         if not is_user:
@@ -86,12 +87,14 @@ def install_command(path: Path, config: Path | None, *, is_user: bool, is_printi
         if not os.path.lexists(where):
             where.mkdir(parents=True)
             click.echo(f"made {where}")
-    flag = " --user" if is_user else ""
-    click.echo(
-        f"\nNext: say where the blocks are, and start the service:\n\n"
-        f"    {'${EDITOR:-vi}' if is_user else 'editor'} {file}\n"
-        f"    systemctl{flag} enable --now '{next(iter(plan.files()))}'"
-    )
+    systemctl, service = f"systemctl{' --user' if is_user else ''}", next(iter(plan.files()))
+    if "replaced" in done:
+        said = "load the units that have changed, and restart the service"
+        commands = (f"{systemctl} daemon-reload", f"{systemctl} restart '{service}'")
+    else:
+        said = f"say where the blocks are, in the table [{units.toml_key(where)}], and start it"
+        commands = (f"${{EDITOR:-vi}} {file}", f"{systemctl} enable --now '{service}'")
+    click.echo("\n".join((f"\nNext: {said}:\n", *(f"    {each}" for each in commands))))
 
 
 @service_command.command("mount-helper")
@@ -152,12 +155,12 @@ def _units_directory(*, is_user: bool) -> Path:
     return _configuration_directory(is_user=True).parent / "systemd" / "user"
 
 
-def _write(path: Path, text: str, mode: int = 0o644, *, is_user: bool) -> None:
-    """Write a file atomically and print its name; a file with the same text is left alone."""
+def _write(path: Path, text: str, mode: int = 0o644, *, is_user: bool) -> str:
+    """Write a file atomically, print its name, and return `wrote`, `replaced` or `unchanged`."""
     try:
         if path.read_text() == text:
             click.echo(f"unchanged {path}")
-            return
+            return "unchanged"
         said = "replaced"
     except FileNotFoundError:
         said = "wrote"
@@ -174,6 +177,7 @@ def _write(path: Path, text: str, mode: int = 0o644, *, is_user: bool) -> None:
     finally:
         part.unlink(missing_ok=True)
     click.echo(f"{said} {path}")
+    return said
 
 
 def _make_directory(path: Path) -> None:

@@ -245,6 +245,27 @@ def read_default_files(
     return settings
 
 
+def origins(mountpoints: Container[Path], file: Path | None = None) -> dict[str, str]:
+    """Return the path of the file that gives the value of each key.
+
+    Args:
+        mountpoints: As for `read_default_files`.
+        file: The file that is read alone; None for the default files.
+
+    Raises:
+        OptionsError: As `read_config_file`.
+    """
+    found: dict[str, str] = {}
+    for path in reversed(default_config_files() if file is None else [file]):
+        if file is None and path.parent == SYSTEM_DIRECTORY and not is_readable(path):
+            continue
+        own, general = read_config_file(path, mountpoints), read_config_file(path)
+        for key, value in own.items():
+            is_general = key in general and general[key] == value
+            found[key] = str(path) if is_general else f"{path}, table of the mount point"
+    return found
+
+
 def read_config_file(path: Path, mountpoints: Container[Path] = ()) -> dict[str, object]:
     """Read a configuration file; a missing file has no settings.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -66,13 +68,61 @@ def test_check_shows_each_setting_and_its_source(shell: Shell, tmp_path: Path) -
     if why_no_mounts() is None:
         assert code == 0
     assert steps["configuration"]["details"] == {
-        "--cache-size": "1073741824  (configuration file)",
-        "--local-store": f"{shell.store}  (environment)",
+        "--cache-size": f"1 GiB  ({config}/config.toml)",
+        "--local-store": f"{shell.store}  (environment KEEP_LOCAL_STORE)",
         "--retries": "2  (environment KEEPFS_RETRIES)",
-        "--umask": "23  (command line)",
+        "--umask": "027  (command line)",
     }
     assert steps["mount point"]["verdict"] == "ok"
     assert steps["local store"]["verdict"] == "ok"
+
+
+def test_check_names_the_table_of_a_file(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    file = tmp_path / "own.toml"
+    file.write_text(
+        f'cache-size = "1G"\ncopies = 2\n["{tmp_path}/mnt"]\ncopies = 1\nmetrics = 9753\n'
+    )
+
+    _, steps = check(shell, tmp_path / "mnt", "--config", file)
+
+    found = steps["configuration"]["details"]
+    assert found["--cache-size"] == f"1 GiB  ({file})"
+    assert found["--copies"] == f"1  ({file}, table of the mount point)"
+    assert found["--metrics"] == f"127.0.0.1:9753  ({file}, table of the mount point)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can put another /etc in its place")
+@pytest.mark.parametrize(
+    ("text", "verdict", "found"),
+    [
+        ("# a comment\nKEEPFS_METRICS=1234\n", "ok", "sets KEEPFS_METRICS, for the service alone"),
+        ("ARVADOS_API_HOST=x\nKEEPFS_COPIES=1\n", "warning", "sets ARVADOS_API_HOST, KEEPFS_C"),
+        ("KEEPFS_COPYS=1\n", "FAILED", "did you mean KEEPFS_COPIES?"),
+        ("", "skipped", "there are none in /etc/keepfs/mnt-x.env"),
+    ],
+)
+def test_check_looks_at_the_variables_of_the_service(
+    shell: Shell, tmp_path: Path, text: str, verdict: str, found: str
+) -> None:
+    subprocess.run(["cp", "-a", "/etc", tmp_path / "etc"], check=True)
+    (tmp_path / "etc" / "keepfs").mkdir(exist_ok=True)
+    (tmp_path / "etc" / "keepfs" / "mnt-x.env").write_text(text)
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc && exec "$@"'),
+            *(tmp_path / "etc", sys.executable, "-m", "keepfs", "check", "--json", "/mnt/x"),
+        ],
+        capture_output=True,
+        env=shell.environment,
+        check=False,
+    )
+
+    steps = {each["name"]: each for each in json.loads(done.stdout)["steps"]}
+
+    step = steps["service's variables"]
+    assert step["verdict"] == verdict
+    assert found in step["found"]
 
 
 def test_check_reports_each_failure_and_continues(shell: Shell, tmp_path: Path) -> None:

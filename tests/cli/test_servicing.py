@@ -139,6 +139,15 @@ def test_a_users_service_is_written_and_the_next_commands_printed(tmp_path: Path
     assert again.stdout.count("unchanged") == 3
     assert config.read_text() == "# mine\n"
 
+    unit.write_text(text.replace("WatchdogSec", "# WatchdogSec"))  # of another version
+    upgraded = keepfs(tmp_path, "service", "install", "--user", str(mnt))
+    assert f"replaced {unit}" in upgraded.stdout
+    commands = re.findall("^    (.*)$", upgraded.stdout, re.MULTILINE)
+    assert commands == [
+        "systemctl --user daemon-reload",
+        f"systemctl --user restart '{unit.name}'",
+    ]
+
 
 def test_printing_writes_nothing(tmp_path: Path) -> None:
     done = keepfs(tmp_path, "service", "install", "--print", "/mnt/keep", "--config", "my.toml")

@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -41,7 +43,7 @@ from keepfs.messages import of_commands, of_running
 from keepfs.messages.message import without_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine
+    from collections.abc import Awaitable, Callable, Collection
 
     from keepfs.fs.nodes import FileNode
     from keepfs.keep.counters import HistogramCounts
@@ -191,21 +193,12 @@ class Requests:
         try:
             with request.scope:
                 return await self._entered(request, handling)
-        except RefusedError as error:
-            raise self._failed(name, error.errno) from None
         except trio.Cancelled:
             # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
             # could not even be killed. The next checkpoint raises it again.
             raise self._failed(name, errno.ENOTCONN) from None
-        except (KeepRequestError, NoThreadError, OSError) as error:  # expected failures: one line
-            number = errno_of(error)
-            level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-            said = failure_text(error)
-            _log.log(level, "%s%s: %s: %s", name, request.of_file, errno.errorcode[number], said)
-            raise self._failed(name, number) from error
-        except Exception as error:  # a bug: with its traceback
-            _log.exception("%s", of_commands.UNEXPECTED(what=f"{name}{request.of_file}"))
-            raise self._failed(name, errno_of(error)) from error
+        except Exception as error:
+            raise self.failed(name, error, request.of_file) from error
         # Reached only if the watch has cancelled the scope.
         self._given_up += 1
         said = of_running.REQUEST_TIMED_OUT(
@@ -219,6 +212,35 @@ class Requests:
         else:
             _log.warning("%s", said)
         raise self._failed(name, request.given_up)
+
+    def answered(self, name: str, seconds: float) -> None:
+        """Count a request that was answered without a wait.
+
+        Args:
+            name: The handler's name.
+            seconds: The time that it took.
+        """
+        self._tally(name).durations.add(seconds)
+
+    def failed(self, name: str, error: Exception, of_file: str = "") -> FUSEError:
+        """Log and count an exception of a handler, and return the error for the kernel.
+
+        Args:
+            name: The handler's name.
+            error: The exception.
+            of_file: The path of the file, as logged after the handler's name.
+        """
+        number = errno_of(error)
+        if isinstance(error, RefusedError):
+            pass  # the caller's mistake
+        elif isinstance(error, KeepRequestError | NoThreadError | OSError):  # expected: one line
+            level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
+            said = failure_text(error)
+            _log.log(level, "%s%s: %s: %s", name, of_file, errno.errorcode[number], said)
+        else:  # a bug: with its traceback
+            what = f"{name}{of_file}"
+            _log.error("%s", of_commands.UNEXPECTED(what=what), exc_info=error)
+        return self._failed(name, number)
 
     def _failed(self, name: str, number: int) -> FUSEError:
         """Count a failure, and return the error for the kernel."""
@@ -398,10 +420,39 @@ def guarded(
 
     @functools.wraps(handler)
     async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        # If a handler gets a context, it is the last argument.
-        pid = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
         return await self.requests.answer(
-            handler.__name__, handler(self, *args, **kwargs), pid, args
+            handler.__name__, handler(self, *args, **kwargs), _caller_in(args), args
         )
 
     return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
+
+
+def guarded_call(
+    handler: Callable[Concatenate[_Self, _P], _T | Coroutine[Any, Any, _T]], /
+) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
+    """Wrap a handler that is a plain function: it answers, or returns the coroutine that does.
+
+    As `guarded`, but an answer without a wait is not registered: it can't be given up.
+    """
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        began = time.perf_counter()
+        try:
+            answer = handler(self, *args, **kwargs)
+        except Exception as error:
+            self.requests.answered(name, time.perf_counter() - began)
+            raise self.requests.failed(name, error) from error
+        if isinstance(answer, Coroutine):
+            return await self.requests.answer(name, answer, _caller_in(args), args)
+        self.requests.answered(name, time.perf_counter() - began)
+        return answer
+
+    return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
+
+
+def _caller_in(arguments: tuple[Any, ...]) -> int:
+    """Return the caller's pid, or 0: if a handler gets a context, it is the last argument."""
+    is_known = arguments and isinstance(arguments[-1], pyfuse3.RequestContext)
+    return cast("int", arguments[-1].pid) if is_known else 0

@@ -160,7 +160,9 @@ def _configuration(words: Sequence[str], told: _Told) -> Step:
     with context:
         command.invoke(context)
         sources = sources_of(context, parameters)
-    return Step("", CheckResult.OK, f"settings that are not the default: {len(sources)}", "", 0, sources)
+    return Step(
+        "", CheckResult.OK, f"settings that are not the default: {len(sources)}", "", 0, sources
+    )
 
 
 def _variables() -> Step:

@@ -20,6 +20,7 @@ import trio
 from keepfs.fs.future import Future
 from keepfs.fs.limits import YieldingLimiter
 from keepfs.fs.worker_threads import run_in_thread
+from keepfs.keep.errors import KeepReadError
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands
@@ -53,8 +54,6 @@ _STALLED_WRITES, _WRITE_PATIENCE = 8, 5.0
 #: Most threads that fetch collections and parse manifests concurrently: parsing holds the
 #: interpreter's lock. The second is the factor by which the limit grows with stalled calls.
 _MAX_QUESTIONS, _STALLED_QUESTIONS = 4, 4
-#: Bytes after which the disk is asked again to read ahead of a sequential reader.
-_STRIDE = 8 * 1024 * 1024
 #: Most threads that sync the catalog or write other state to this machine's disk.
 _MAX_DISK_TASKS = 2
 #: Most threads that spill unstored files: a disk syncs several files concurrently.
@@ -144,6 +143,35 @@ class AsyncBlocks:
             self._store.cached_block(locator, keep_for)  # `keep_for` counts from now
         return block
 
+    def part_nowait(
+        self, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return verified bytes of a block if they are in memory; else None.
+
+        Arguments as those of `get_part`.
+        """
+        try:
+            block = self._store.cached_block(locator)
+        except KeepReadError:  # the block has another size; `get` raises it again
+            return None
+        if block is not None:
+            return block[begin:end] if len(block) == size else None
+        parts = self._store.disk_parts
+        if parts is None or locator in self._gets:
+            return None
+        return parts.part_nowait(locator, begin, end, size)
+
+    def keep(self, locator: KeepLocator, keep_for: float) -> None:
+        """Keep a cached block for a sequential reader, for `keep_for` seconds (see `get`)."""
+        if keep_for:
+            self._store.cached_block(locator, keep_for)
+
+    def read_on(self, locator: KeepLocator, begin: int) -> None:
+        """Have the disk read ahead in a block, from this byte on, if it is in the disk cache."""
+        parts = self._store.disk_parts
+        if parts is not None and locator not in self._gets:
+            self._start(lambda: parts.read_on(locator, begin), self._parts, Future[bool]())
+
     async def get_part(
         self,
         locator: KeepLocator,
@@ -151,8 +179,6 @@ class AsyncBlocks:
         end: int,
         size: int,
         keep_for: float = 0.0,
-        *,
-        streams: bool = False,
     ) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes from memory or the disk.
 
@@ -162,7 +188,6 @@ class AsyncBlocks:
             end: The end of the range.
             size: The size that the block should have, in bytes.
             keep_for: See `get`.
-            streams: Whether the disk should read ahead.
 
         Returns:
             None if the block is in neither, or is being fetched: use `get`. None too without a
@@ -177,8 +202,6 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        if streams and (not begin or begin // _STRIDE != end // _STRIDE):
-            self._start(lambda: parts.read_on(locator, end), self._parts, Future[bool]())
         part = parts.part_nowait(locator, begin, end, size)
         if part is not None:
             return part

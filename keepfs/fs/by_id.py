@@ -158,6 +158,20 @@ class BlockFile(FileNode):
             or self._owners.may_all_be_read(self._locators, caller)
         )
 
+    def read_nowait(self, offset: int, size: int) -> memoryview | None:
+        """Return what `read` would, if it is of one block in memory; else None."""
+        end = min(offset + size, self.size)
+        index = bisect.bisect_right(self._ends, offset)
+        if offset >= end or end > self._ends[index]:
+            return None
+        begin = self._ends[index] - self._sizes[index]
+        content = self._reader.read_nowait(
+            index, self._locators[index], self._sizes[index], offset - begin, end - begin
+        )
+        if content is not None and index == 0:
+            self.is_seen = True
+        return content
+
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes from `offset` on, `size` at most, from verified blocks."""
         try:
@@ -233,6 +247,14 @@ class ByIdDirectory(DirectoryNode):
         """Seconds for which the kernel may cache that a name wasn't found."""
         return NOT_FOUND_TIMEOUT
 
+    def lookup_nowait(self, name: str) -> Node | None:
+        """Return a block that was seen before, if its signature hasn't expired; else None."""
+        known = self._known.get(name)
+        if known is None or not known.is_current:
+            return None
+        self._known.move_to_end(name)
+        return known
+
     async def lookup(self, name: str) -> Node:
         """Find a block by its locator; if it was seen before, without a request.
 
@@ -240,10 +262,10 @@ class ByIdDirectory(DirectoryNode):
             RefusedError: ENOENT, the name isn't a locator.
             KeepReadError: No service has the block, or they refuse the locator.
         """
+        current = self.lookup_nowait(name)
+        if current is not None:
+            return current
         known = self._known.get(name)
-        if known is not None and known.is_current:
-            self._known.move_to_end(name)
-            return known
         try:
             locators = parse_list(name)
         except ValueError:

@@ -154,6 +154,24 @@ class Listing:
         else:
             self.names, self.rest = [], iter(names)
 
+    def entries(self, begin: int, most: int) -> Iterator[tuple[int, str, Node]]:
+        """Iterate over entries that the caller may see: the next one's number, name and node.
+
+        Args:
+            begin: The number of the first name to check.
+            most: The number of names to check; more are checked until one is listed.
+        """
+        number, is_listed = begin, False
+        while number - begin < most or not is_listed:
+            name = self.name(number)
+            if name is None:
+                return
+            number += 1
+            node = self.node.entry_nowait(name)
+            if node is not None and node.is_listed_for(self.caller):  # None: removed meanwhile
+                yield number, name, node
+                is_listed = True
+
     def name(self, number: int) -> str | None:
         """Return the name with this number, counted from 0, or None after the last."""
         if self.rest is not None and isinstance(self.names, list):

@@ -295,6 +295,10 @@ class FileNode(Node):
         """Set the size, in bytes."""
         raise RefusedError(errno.EROFS)
 
+    def read_nowait(self, offset: int, size: int) -> Buffer | None:
+        """Return what `read` would, if the bytes are in memory; else None."""
+        return None
+
     @abc.abstractmethod
     async def read(self, offset: int, size: int) -> Buffer:
         """Return the bytes from `offset` on: `size` of them, fewer only at the end of the file.
@@ -362,6 +366,14 @@ class DirectoryNode(Node):
         Raises:
             RefusedError: It can't be.
         """
+
+    def lookup_nowait(self, name: str) -> Node | None:
+        """Find an entry as `lookup` does, if that needs no wait; else return None.
+
+        Raises:
+            RefusedError: ENOENT, no entry has this name.
+        """
+        return None
 
     @abc.abstractmethod
     async def lookup(self, name: str) -> Node:

@@ -10,14 +10,15 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
-from keepfs.fs import replies
+from keepfs.fs import replies, xattrs
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.free_space import FreeSpace
+from keepfs.fs.guards import guarded, guarded_call
 from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
 from keepfs.fs.nodes import (
     DirectoryNode,
@@ -28,12 +29,11 @@ from keepfs.fs.nodes import (
     SymlinkNode,
 )
 from keepfs.fs.request_paths import path_of
-from keepfs.fs.requests import Requests, guarded
 from keepfs.fs.upload.directory import MAX_NAME
 from keepfs.fs.worker_threads import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from pyfuse3 import (
         FileHandleT,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.requests import RequestInProgress
+    from keepfs.fs.requests import RequestInProgress, Requests
 
 #: Most names checked for one readdir, about 5 ms: the kernel may request 6,000, and all other
 #: requests wait meanwhile.
@@ -100,29 +100,44 @@ class Operations(pyfuse3.Operations):
 
     # --- names -------------------------------------------------------------
 
-    @guarded
-    async def lookup(
+    @guarded_call
+    def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
-    ) -> EntryAttributes:
+    ) -> EntryAttributes | Coroutine[Any, Any, EntryAttributes]:
         """Find an entry; if it doesn't exist, the kernel may cache that for a while."""
-        parent = self._directory(parent_inode)
+        parent, text = self._directory(parent_inode), os.fsdecode(name)
         try:
-            node = await parent.lookup(os.fsdecode(name))
-            node.found_by(replies.caller(ctx))
-            return self._told(node)
-        except Exception as error:
-            if parent.not_found_timeout and errno_of(error) == errno.ENOENT:
-                self.requests.count_error("lookup", errno.ENOENT)
-                return replies.no_entry(parent.not_found_timeout)
-            raise
+            node = parent.lookup_nowait(text)
+        except RefusedError as error:
+            return self._not_found(parent, error)
+        return self._lookup(parent, text, ctx) if node is None else self._found(node, ctx)
+
+    async def _lookup(
+        self, parent: DirectoryNode, name: str, ctx: RequestContext
+    ) -> EntryAttributes:
+        try:
+            return self._found(await parent.lookup(name), ctx)
+        except Exception as error:  # noqa: BLE001 - raised again, but for ENOENT
+            return self._not_found(parent, error)
+
+    def _found(self, node: Node, ctx: RequestContext) -> EntryAttributes:
+        node.found_by(replies.caller(ctx))
+        return self._told(node)
+
+    def _not_found(self, parent: DirectoryNode, error: Exception) -> EntryAttributes:
+        """Return the answer to a lookup that failed with ENOENT, if it may be cached."""
+        if not parent.not_found_timeout or errno_of(error) != errno.ENOENT:
+            raise error
+        self.requests.count_error("lookup", errno.ENOENT)
+        return replies.no_entry(parent.not_found_timeout)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Subtract lookups. Not guarded: it must not raise at all, not even FUSEError."""
         for inode, lookups in inode_list:
             self._inodes.forget(inode, lookups)
 
-    @guarded
-    async def create(
+    @guarded_call
+    def create(
         self,
         parent_inode: InodeT,
         name: FileNameT,
@@ -154,8 +169,8 @@ class Operations(pyfuse3.Operations):
             node.closed()
         return self._told(node)
 
-    @guarded
-    async def mkdir(
+    @guarded_call
+    def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         """Create a directory."""
@@ -164,8 +179,8 @@ class Operations(pyfuse3.Operations):
         )
         return self._told(node)
 
-    @guarded
-    async def symlink(
+    @guarded_call
+    def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Create a symbolic link."""
@@ -176,8 +191,8 @@ class Operations(pyfuse3.Operations):
         )
         return self._told(node)
 
-    @guarded
-    async def link(
+    @guarded_call
+    def link(
         self,
         inode: InodeT,
         new_parent_inode: InodeT,
@@ -189,26 +204,26 @@ class Operations(pyfuse3.Operations):
         self._changeable(new_parent_inode).link(os.fsdecode(new_name), node)
         return self._told(node)
 
-    @guarded
-    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+    @guarded_call
+    def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Return the target of a symbolic link."""
         node = self._inodes[inode]
         if not isinstance(node, SymlinkNode):
             raise RefusedError(errno.EINVAL)
         return node.target
 
-    @guarded
-    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+    @guarded_call
+    def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a file or symlink."""
         self._changeable(parent_inode).unlink(os.fsdecode(name))
 
-    @guarded
-    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+    @guarded_call
+    def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove an empty directory."""
         self._changeable(parent_inode).rmdir(os.fsdecode(name))
 
-    @guarded
-    async def rename(
+    @guarded_call
+    def rename(
         self,
         parent_inode_old: InodeT,
         name_old: FileNameT,
@@ -227,8 +242,8 @@ class Operations(pyfuse3.Operations):
 
     # --- attributes ----------------------------------------------------------
 
-    @guarded
-    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+    @guarded_call
+    def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return a node's attributes."""
         return replies.entry(self._inodes[inode].attributes())
 
@@ -254,36 +269,25 @@ class Operations(pyfuse3.Operations):
             await node.change(changes)
         return replies.entry(node.attributes())
 
-    @guarded
-    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+    @guarded_call
+    def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Return an extended attribute, `user.keep.…`."""
-        if name.startswith(b"system."):  # access control lists
-            raise RefusedError(errno.EOPNOTSUPP)
-        if not name.startswith(b"user.keep."):
-            raise RefusedError(pyfuse3.ENOATTR)
-        value = self._inodes[inode].xattrs().get(os.fsdecode(name))
-        if value is None:
-            raise RefusedError(pyfuse3.ENOATTR)
-        return os.fsencode(value)
+        return xattrs.value_of(self._inodes[inode], name)
 
-    @guarded
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+    @guarded_call
+    def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Return the names of the extended attributes."""
-        return [os.fsencode(name) for name in self._inodes[inode].xattrs()]
+        return xattrs.names_of(self._inodes[inode])
 
-    @guarded
-    async def setxattr(
-        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
-    ) -> None:
+    @guarded_call
+    def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Accept and ignore a `user.keep.…` attribute: copies between mounts set them."""
-        self._check_attribute(inode, name)
+        xattrs.check_set(self._inodes[inode], name, read_only=self._read_only)
 
-    @guarded
-    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+    @guarded_call
+    def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Accept and ignore the removal of a `user.keep.…` attribute."""
-        self._check_attribute(inode, name)
-        if os.fsdecode(name) not in self._inodes[inode].xattrs():
-            raise RefusedError(pyfuse3.ENOATTR)
+        xattrs.check_removed(self._inodes[inode], name, read_only=self._read_only)
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -292,8 +296,10 @@ class Operations(pyfuse3.Operations):
 
     # --- files ---------------------------------------------------------------
 
-    @guarded
-    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+    @guarded_call
+    def open(
+        self, inode: InodeT, flags: FlagT, ctx: RequestContext
+    ) -> FileInfo | Coroutine[Any, Any, FileInfo]:
         """Open a file; with `O_TRUNC` also truncate it, since no setattr follows."""
         node = self._inodes[inode]
         if not isinstance(node, FileNode):
@@ -303,17 +309,25 @@ class Operations(pyfuse3.Operations):
         if self._read_only and writes:
             raise RefusedError(errno.EROFS)
         node.check_open(flags)
-        self.requests.about(node)
         if flags & os.O_TRUNC:
-            await node.truncate(0)
+            return self._truncated(node, ctx)
         return self._opened(node, ctx, stores=writes)
 
-    @guarded
-    async def read(  # type: ignore[override] # pyfuse3 takes any buffer, and copies none
+    async def _truncated(self, node: FileNode, ctx: RequestContext) -> FileInfo:
+        self.requests.about(node)
+        await node.truncate(0)
+        return self._opened(node, ctx, stores=True)
+
+    @guarded_call
+    def read(  # type: ignore[override] # pyfuse3 takes any buffer, and copies none
         self, fh: FileHandleT, off: int, size: int
-    ) -> Buffer:
+    ) -> Buffer | Coroutine[Any, Any, Buffer]:
         """Return `size` bytes, fewer only at the end of the file."""
         file = self._files[fh]
+        found = file.node.read_nowait(off, size)
+        return self._read(file, off, size) if found is None else found
+
+    async def _read(self, file: OpenFile, off: int, size: int) -> Buffer:
         self.requests.about(file.node, file.pid)
         return await file.overdue.read(file.node.read, off, size)
 
@@ -326,27 +340,28 @@ class Operations(pyfuse3.Operations):
             await file.node.write(off, buf)
         return len(buf)
 
-    @guarded
-    async def flush(self, fh: FileHandleT) -> None:
+    @guarded_call
+    def flush(self, fh: FileHandleT) -> Coroutine[Any, Any, None] | None:
         """Store the written bytes: close() waits for this and reports its failure.
 
         A reader's close doesn't report failures of another process's writes.
         """
         file = self._files[fh]
-        if file.stores:
-            self.requests.about(file.node, file.pid)
-            await file.node.store()
+        return self._store(file) if file.stores else None
+
+    async def _store(self, file: OpenFile) -> None:
+        self.requests.about(file.node, file.pid)
+        await file.node.store()
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Store the written bytes, and sync the names to disk."""
         file = self._files[fh]
-        self.requests.about(file.node, file.pid)
-        await file.node.store()
+        await self._store(file)
         await file.node.sync()
 
-    @guarded
-    async def release(self, fh: FileHandleT) -> None:
+    @guarded_call
+    def release(self, fh: FileHandleT) -> None:
         """Close a handle; start to store the bytes that mmap wrote since the last flush."""
         node = self._files.remove(fh).node
         try:
@@ -362,29 +377,21 @@ class Operations(pyfuse3.Operations):
         """Open a directory."""
         return self._listings.add(await Listing.of(self._directory(inode), replies.caller(ctx)))
 
-    @guarded
-    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+    @guarded_call
+    def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List entries from number `start_id` on; check 256 names, more if none is listed."""
         listing = self._listings[fh]
         if start_id == 0:
             listing.begin()
-        number, is_listed = start_id, False
         # An answer without entries means the end of the directory.
-        while (number - start_id < _MOST_LISTED or not is_listed) and (
-            name := listing.name(number)
-        ) is not None:
-            number += 1
-            node = listing.node.entry_nowait(name)
-            if node is None or not node.is_listed_for(listing.caller):  # None: removed meanwhile
-                continue
+        for number, name, node in listing.entries(start_id, _MOST_LISTED):
             entry = replies.entry(node.attributes())
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):
                 return
             self._inodes.remember(node)
-            is_listed = True
 
-    @guarded
-    async def releasedir(self, fh: FileHandleT) -> None:
+    @guarded_call
+    def releasedir(self, fh: FileHandleT) -> None:
         """Close a directory."""
         self._listings.remove(fh)
 
@@ -431,15 +438,6 @@ class Operations(pyfuse3.Operations):
         direct = self._direct_io and node.may_change
         # Keep cached pages: a block never changes, and upload/ changes through the kernel only.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
-
-    def _check_attribute(self, inode: InodeT, name: bytes) -> None:
-        """Raise RefusedError unless it is a `user.keep.…` attribute of a writable file."""
-        node = self._inodes[inode]
-        is_ours = name.startswith(b"user.keep.") and isinstance(node, FileNode) and node.may_change
-        if not is_ours:
-            raise RefusedError(errno.EOPNOTSUPP)
-        if self._read_only:
-            raise RefusedError(errno.EROFS)
 
     def _directory(self, inode: InodeT) -> DirectoryNode:
         node = self._inodes[inode]

@@ -27,6 +27,8 @@ _DEPTH = 2
 _SLACK = 4 * 1024 * 1024
 #: Bytes read of a block after which a sequential reader is expected to continue.
 _PROOF = 2 * 1024 * 1024
+#: Bytes after which the disk is asked again to read ahead of a sequential reader.
+_STRIDE = 8 * 1024 * 1024
 #: Bytes read in order after which the disk reads ahead: small reads near each other, which a
 #: random reader makes too, are no stream.
 _STREAM = 512 * 1024
@@ -66,6 +68,17 @@ class BlockReader:
         self._kept: OrderedDict[int, KeepLocator] = OrderedDict()
         self._unread: set[int] = set()
 
+    def read_nowait(
+        self, number: int, locator: KeepLocator, size: int, begin: int, end: int
+    ) -> memoryview | None:
+        """Return what `read` would, if the bytes are in memory; else None. Arguments as there."""
+        part = self._blocks.part_nowait(locator, begin, end, size)
+        if part is not None:
+            keep_for = self._note(number, locator, size, begin, end)
+            self._blocks.keep(locator, keep_for)
+            self._read_on(locator, begin, end)
+        return part
+
     async def read(
         self, number: int, locator: KeepLocator, size: int, begin: int, end: int
     ) -> memoryview:
@@ -81,21 +94,11 @@ class BlockReader:
         Raises:
             KeepReadError: It couldn't be read, or has another size.
         """
-        if number != self._current:
-            self._enter(number)
-        in_order = self._is_in_order(number, begin, end)
-        patience = PATIENCE if in_order and self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
-        keep_for = patience if in_order and end < size else 0.0
-        if in_order:
-            self._go_on(number, locator)
-        part = await self._blocks.get_part(
-            locator, begin, end, size, keep_for, streams=self._streamed > _STREAM
-        )
+        keep_for = self._note(number, locator, size, begin, end)
+        self._read_on(locator, begin, end)
+        part = await self._blocks.get_part(locator, begin, end, size, keep_for)
         if part is not None:
             return part
-        if not in_order and self._run >= _RUN:
-            self._go_on(number, locator)
-            keep_for = patience if end < size else 0.0
         block = await self._blocks.get(locator, keep_for)
         if len(block) != size:  # fewer bytes would mean the end of the file
             raise KeepReadError(
@@ -103,6 +106,23 @@ class BlockReader:
                 cause=Cause.CORRUPT,
             )
         return block[begin:end]
+
+    def _note(self, number: int, locator: KeepLocator, size: int, begin: int, end: int) -> float:
+        """Record a read; return the seconds for which its block should be kept."""
+        if number != self._current:
+            self._enter(number)
+        in_order = self._is_in_order(number, begin, end)
+        if not in_order and self._run < _RUN:
+            return 0.0
+        self._go_on(number, locator)
+        if end >= size:
+            return 0.0
+        return PATIENCE if in_order and self._ends[number] > _PROOF else _UNPROVEN_PATIENCE
+
+    def _read_on(self, locator: KeepLocator, begin: int, end: int) -> None:
+        """Have the disk read ahead in a block that is read as a stream."""
+        if self._streamed > _STREAM and (not begin or begin // _STRIDE != end // _STRIDE):
+            self._blocks.read_on(locator, end)
 
     def _go_on(self, number: int, locator: KeepLocator) -> None:
         """Fetch the next blocks, and keep this one: its reader is sequential."""

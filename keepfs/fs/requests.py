@@ -1,4 +1,4 @@
-"""Requests in progress: the guard of each handler, deadlines and interrupts.
+"""Requests in progress: the register, deadlines, interrupts, and the counts of answered ones.
 
 pyfuse3 doesn't support interrupts: a client that waits in a lookup or a close can't
 be killed until the handler answers. So every request is registered here, and a watch
@@ -13,21 +13,10 @@ store run on (`keepfs.fs.bridge`).
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    cast,
-)
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
@@ -41,14 +30,13 @@ from keepfs.messages import of_commands, of_running
 from keepfs.messages.message import without_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine
+    from collections.abc import Awaitable, Callable, Collection
 
     from keepfs.fs.nodes import Node
     from keepfs.keep.counters import HistogramCounts
 
 _log = logging.getLogger(__name__)
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 #: Seconds between two checks of a young request: the longest that a killed client waits.
@@ -196,23 +184,12 @@ class Requests:
         try:
             with request.scope:
                 return await self._entered(request, handling)
-        except RefusedError as error:
-            raise self._failed(name, error.errno) from None
         except trio.Cancelled:
             # The mount ends, or pyfuse3's loop is restarted: without an answer the caller
             # could not even be killed. The next checkpoint raises it again.
             raise self._failed(name, errno.ENOTCONN) from None
-        except (KeepRequestError, NoThreadError, OSError) as error:  # expected failures: one line
-            number = errno_of(error)
-            level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-            if _log.isEnabledFor(level):
-                what, said = _described(request, path_of), failure_text(error)
-                _log.log(level, "%s: %s: %s", what, errno.errorcode[number], said)
-            raise self._failed(name, number) from error
-        except Exception as error:  # a bug: with its traceback
-            said = of_commands.UNEXPECTED(what=_described(request, path_of))
-            _log.exception("%s", said)
-            raise self._failed(name, errno_of(error)) from error
+        except Exception as error:
+            raise self.failed(name, error, lambda: _described(request, path_of)) from error
         # Reached only if the watch has cancelled the scope.
         self._given_up += 1
         said = of_running.REQUEST_TIMED_OUT(
@@ -226,6 +203,35 @@ class Requests:
         else:
             _log.warning("%s", said)
         raise self._failed(name, request.given_up)
+
+    def answered(self, name: str, seconds: float) -> None:
+        """Count a request that was answered without a wait.
+
+        Args:
+            name: The handler's name.
+            seconds: The time that it took.
+        """
+        self._tally(name).durations.add(seconds)
+
+    def failed(self, name: str, error: Exception, describe: Callable[[], str]) -> FUSEError:
+        """Log and count an exception of a handler, and return the error for the kernel.
+
+        Args:
+            name: The handler's name.
+            error: The exception.
+            describe: Returns the handler's name and the path of the file, for the log.
+        """
+        number = errno_of(error)
+        if isinstance(error, RefusedError):
+            pass  # the caller's mistake
+        elif isinstance(error, KeepRequestError | NoThreadError | OSError):  # expected: one line
+            level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
+            if _log.isEnabledFor(level):
+                said = failure_text(error)
+                _log.log(level, "%s: %s: %s", describe(), errno.errorcode[number], said)
+        else:  # a bug: with its traceback
+            _log.error("%s", of_commands.UNEXPECTED(what=describe()), exc_info=error)
+        return self._failed(name, number)
 
     def _failed(self, name: str, number: int) -> FUSEError:
         """Count a failure, and return the error for the kernel."""
@@ -356,9 +362,14 @@ class Requests:
 
 
 def _described(request: _Request, path_of: Callable[[RequestInProgress], str]) -> str:
-    """Return the name of a request's handler and the path from the mount's root, for the log."""
+    """Return `described` of a request."""
     path = path_of(request.noted()) if request.file is None else request.file.mount_path
-    return f"{request.name} of {path}" if path else request.name
+    return described(request.name, path)
+
+
+def described(name: str, path: str) -> str:
+    """Return the name of a handler and the path from the mount's root, for the log."""
+    return f"{name} of {path}" if path else name
 
 
 class Overdue:
@@ -394,31 +405,3 @@ class Overdue:
         except trio.Cancelled:
             self._ranges.append((offset, offset + size, trio.current_time() + _ASKED_AGAIN))
             raise
-
-
-class HasRequests(Protocol):
-    """An object with handlers that can be guarded."""
-
-    requests: Requests
-
-    def path_of(self, request: RequestInProgress) -> str:
-        """Return the path of a request's file from the mount's root; empty if unknown."""
-
-
-_Self = TypeVar("_Self", bound=HasRequests)
-
-
-def guarded(
-    handler: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]], /
-) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
-    """Wrap a handler: register its requests, and convert its exceptions to `FUSEError`."""
-
-    @functools.wraps(handler)
-    async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        # If a handler gets a context, it is the last argument.
-        pid = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
-        return await self.requests.answer(
-            handler.__name__, handler(self, *args, **kwargs), pid, args, self.path_of
-        )
-
-    return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)

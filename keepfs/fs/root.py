@@ -98,9 +98,13 @@ class TextFile(FileNode):
         """The size of the text, in bytes."""
         return len(self._content)
 
-    async def read(self, offset: int, size: int) -> memoryview:
+    def read_nowait(self, offset: int, size: int) -> memoryview:
         """Return the bytes from `offset` on, `size` at most."""
         return self._content[offset : offset + size]
+
+    async def read(self, offset: int, size: int) -> memoryview:
+        """Return the bytes from `offset` on, `size` at most."""
+        return self.read_nowait(offset, size)
 
 
 class RootDirectory(DirectoryNode):
@@ -119,7 +123,7 @@ class RootDirectory(DirectoryNode):
         super().__init__(metadata, ROOT_INODE)
         self._entries = dict(entries)
 
-    async def lookup(self, name: str) -> Node:
+    def lookup_nowait(self, name: str) -> Node:
         """Find one of the entries.
 
         Raises:
@@ -129,6 +133,10 @@ class RootDirectory(DirectoryNode):
         if node is None:
             raise RefusedError(errno.ENOENT)
         return node
+
+    async def lookup(self, name: str) -> Node:
+        """Find one of the entries, as `lookup_nowait`."""
+        return self.lookup_nowait(name)
 
     def names(self) -> Iterable[str]:
         """Return the names of the entries."""

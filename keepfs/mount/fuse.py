@@ -20,6 +20,7 @@ import pyfuse3
 from keepfs.config.arvados import load_settings
 from keepfs.keep.threads import START_PATIENCE
 from keepfs.messages import of_mounts, of_running
+from keepfs.mount.kernel_queue import KernelQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,13 +179,15 @@ class KernelLoop:
 
     def __init__(self) -> None:
         self._has_failed = False
+        self._queue = KernelQueue()
 
     async def run(self) -> None:
         """Answer requests until the kernel sends no more."""
         if self._has_failed and not resend_requests():
             _log.warning("%s", of_running.REQUEST_ABANDONED())
         self._has_failed = True
-        await pyfuse3.main(max_tasks=_MAX_TASKS)
+        with self._queue.installed():
+            await pyfuse3.main(max_tasks=_MAX_TASKS)
 
 
 def allow_background(device: int) -> None:

@@ -19,10 +19,11 @@ import trio.testing
 from pyfuse3 import FUSEError
 
 from keepfs.fs.errnos import RefusedError
+from keepfs.fs.guards import guarded
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.operations import Operations
 from keepfs.fs.processes import dies_of_a_signal
-from keepfs.fs.requests import WATCH_INTERVAL, RequestInProgress, Requests, guarded
+from keepfs.fs.requests import WATCH_INTERVAL, RequestInProgress, Requests
 from keepfs.keep import Cause, KeepReadError, NotFoundError
 from tests.fakes.kernel import Caller
 

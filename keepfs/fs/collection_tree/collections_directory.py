@@ -64,6 +64,9 @@ class CollectionsDirectory(DirectoryNode):
         self._budget = budget
         # The collections looked up last, the latest at the end.
         self._kept: OrderedDict[str, CollectionRoot] = OrderedDict()
+        # Their sizes, in bytes, at their last lookups; and the sum.
+        self._sizes: dict[str, int] = {}
+        self._taken = 0
 
     @property
     def mount_path(self) -> str:
@@ -110,9 +113,12 @@ class CollectionsDirectory(DirectoryNode):
         """
         self._kept[name] = root
         self._kept.move_to_end(name)
-        taken = sum(map(_size_of, self._kept.values()))
-        while taken > self._budget and len(self._kept) > 1:
-            taken -= _size_of(self._kept.popitem(last=False)[1])
+        size = _size_of(root)
+        self._taken += size - self._sizes.get(name, 0)
+        self._sizes[name] = size
+        while self._taken > self._budget and len(self._kept) > 1:
+            dropped, _ = self._kept.popitem(last=False)
+            self._taken -= self._sizes.pop(dropped)
 
     async def _loaded(self, name: str) -> LiveCollection:
         """Load a collection, or join a lookup that loads it."""

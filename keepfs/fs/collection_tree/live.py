@@ -75,14 +75,23 @@ class LiveCollection:
             KeepRequestError: There is no such collection, or the token may not read it; or no
                 content is known and the source failed.
         """
-        if self._left() <= 0 or self.content is None:
-            try:
-                await self._ask().wait()
-            except KeepRequestError as error:
-                if self.content is None or error.cause in _DEFINITE:
-                    raise
+        if self.is_current:
+            return
+        try:
+            await self._ask().wait()
+        except KeepRequestError as error:
+            if self.content is None or error.cause in _DEFINITE:
+                raise
         if self.content is not None:
             self.content.renew_if_due()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no refresh is due. If so, signatures are fetched if that is due."""
+        if self.content is None or self._left() <= 0:
+            return False
+        self.content.renew_if_due()
+        return True
 
     @property
     def is_loading(self) -> bool:

@@ -107,6 +107,19 @@ class CollectionFile(FileNode):
                 found["user.keep.expires"] = min(expiries).isoformat()
         return found
 
+    def read_nowait(self, offset: int, size: int) -> memoryview | None:
+        """Return what `read` would, if it is of one range of a block in memory; else None."""
+        self._content.renew_if_due()
+        reader, number = self._reader_at(offset)
+        pieces = self._file.ranges(offset, size)
+        piece = next(pieces, None)
+        if piece is None or next(pieces, None) is not None:
+            return None
+        locator = _located(piece.locator)
+        return reader.read_nowait(
+            number, locator, locator.size or 0, piece.offset, piece.offset + piece.length
+        )
+
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes from `offset` on, `size` at most, from verified blocks.
 
@@ -123,20 +136,24 @@ class CollectionFile(FileNode):
         return await self._read(offset, size)
 
     async def _read(self, offset: int, size: int) -> bytes | memoryview:
-        if self._reader is None:
-            self._starts = _starts(self._file)
-            self._reader = BlockReader(self._live.blocks, self._locator_at)
-        self._file = self._content.manifest.counterpart(self._file)
-        number = bisect_right(self._starts, offset) - 1
+        reader, number = self._reader_at(offset)
         pieces = []
         for at, piece in enumerate(self._file.ranges(offset, size), number):
             locator = _located(piece.locator)
             pieces.append(
-                await self._reader.read(
+                await reader.read(
                     at, locator, locator.size or 0, piece.offset, piece.offset + piece.length
                 )
             )
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _reader_at(self, offset: int) -> tuple[BlockReader, int]:
+        """Return the reader of the file's current ranges, and the number of the range there."""
+        if self._reader is None:
+            self._starts = _starts(self._file)
+            self._reader = BlockReader(self._live.blocks, self._locator_at)
+        self._file = self._content.manifest.counterpart(self._file)
+        return self._reader, bisect_right(self._starts, offset) - 1
 
     def _locator_at(self, number: int) -> KeepLocator | None:
         if number >= len(self._starts):
@@ -189,6 +206,14 @@ class CollectionFolder(DirectoryNode):
         """Return when the content of the collection is current."""
         await self.live.check()
 
+    def lookup_nowait(self, name: str) -> Node | None:
+        """Find an entry if the content is current; else return None.
+
+        Raises:
+            RefusedError: ENOENT, no entry has this name.
+        """
+        return self._found(name) if self.live.is_current else None
+
     async def lookup(self, name: str) -> Node:
         """Find an entry.
 
@@ -197,6 +222,9 @@ class CollectionFolder(DirectoryNode):
             KeepRequestError: The collection was removed, or access to it was denied.
         """
         await self.live.check()
+        return self._found(name)
+
+    def _found(self, name: str) -> Node:
         node = self.entry_nowait(name)
         if node is None:
             raise RefusedError(errno.ENOENT)

@@ -100,7 +100,7 @@ class UploadDirectory(DirectoryNode):
         place = self.place
         return "upload" if place is None else f"upload/{place.path}"
 
-    async def lookup(self, name: str) -> Node:
+    def lookup_nowait(self, name: str) -> Node:
         """Find an entry.
 
         Raises:
@@ -108,6 +108,10 @@ class UploadDirectory(DirectoryNode):
         """
         _check_length(name)
         return self._entry(name)
+
+    async def lookup(self, name: str) -> Node:
+        """Find an entry, as `lookup_nowait`."""
+        return self.lookup_nowait(name)
 
     def names(self) -> Iterator[str]:
         """Iterate over the names of all entries, in byte order.

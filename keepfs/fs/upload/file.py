@@ -18,26 +18,23 @@ import trio
 
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Changes, Metadata, changed_metadata
-from keepfs.fs.reading import BlockReader
 from keepfs.fs.upload.content import Content
+from keepfs.fs.upload.content_reader import ContentReader
 from keepfs.fs.upload.passage import Passage, PassageEvent
 from keepfs.fs.upload.slot import Slot, store_slots
-from keepfs.fs.upload.staged import zeros
 from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.fs.upload.storing import State, StoringFile
 from keepfs.fs.upload.version import identity_of, xattrs_of
-from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError
+from keepfs.keep.errors import KeepWriteError
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from keepfs.fs.upload.place import OnStored, Place, Spilled
     from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
-    from keepfs.fs.upload.stored import StoredRange
     from keepfs.fs.upload.unsaved import Piece
-    from keepfs.keep.locator import KeepLocator
 
 #: Largest file, in bytes: 65,536 blocks, whose locators take 6 MB.
 MAX_FILE_SIZE = 65536 * MAX_BLOCK_SIZE
@@ -75,7 +72,7 @@ class UploadFile(StoringFile):
         self._resting_size = 0
         # The lock and the reader are created when they are needed.
         self._mutating: trio.Lock | None = None
-        self._reader: BlockReader | None = None
+        self._reader: ContentReader | None = None
         #: Its place; None if it has no name.
         self.place: Place | None = None
         #: Its number in the catalog; None until a version is stored.
@@ -85,7 +82,7 @@ class UploadFile(StoringFile):
 
     def take_version(self, size: int) -> None:
         """Become a stored file of `size` bytes, with the version in the catalog."""
-        self._content, self._resting_size = None, size
+        self._content, self._reader, self._resting_size = None, None, size
         self._passage = Passage.of_stored_file()
 
     @property
@@ -202,6 +199,10 @@ class UploadFile(StoringFile):
             self.spilled = None
         self._discard_if_unreachable()
 
+    def read_nowait(self, offset: int, size: int) -> memoryview | None:
+        """Return what `read` would, if it is of one stored block in memory; else None."""
+        return self._reader_of(self.load()).read_nowait(offset, size)
+
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes from `offset` on, `size` at most, unstored ones included.
 
@@ -209,86 +210,12 @@ class UploadFile(StoringFile):
             KeepReadError: A stored block can't be read.
             OSError: EIO, the entry in the catalog is damaged.
         """
-        content = self.load()
-        end = min(offset + size, content.size)
-        pieces = []
-        while offset < end:
-            piece = await self._read_at(content, offset, end)
-            pieces.append(piece)
-            offset += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return await self._reader_of(self.load()).read(offset, size, self.number)
 
-    async def _read_at(self, content: Content, offset: int, end: int) -> bytes | memoryview:
-        """Return the bytes from `offset` up to `end`, or to the end of their block or slot.
-
-        Raises:
-            KeepReadError: The block couldn't be read; `Cause.OTHER` if no service has it.
-        """
-        part = content.stored_at(offset)
-        try:
-            return await self._read_part(content, offset, end, part)
-        except KeepReadError as error:
-            before = [] if part is None else [part.locator]
-            part = content.stored_at(offset)
-            await self._renewed(error, before, [] if part is None else [part.locator])
-        return await self._read_part(content, offset, end, content.stored_at(offset))
-
-    async def _read_part(
-        self, content: Content, offset: int, end: int, part: StoredRange | None
-    ) -> bytes | memoryview:
-        if part is not None:
-            if self._reader is None:
-                self._reader = BlockReader(self._staging.blocks, content.locator_of)
-            last = part.offset + min(part.length, end - offset)
-            block, size = content.block_at(offset), part.locator.size or 0
-            return await self._reader.read(block, part.locator, size, part.offset, last)
-        block_size = self._staging.block_size
-        number, begin = divmod(offset, block_size)
-        stop = min(block_size, begin + end - offset)
-        if not content.may_have_bytes(number):
-            return zeros(stop - begin)
-        return await content.slot(number).read(begin, stop)
-
-    async def _readable(
-        self, content: Content, number: int, change: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Change a slot, which may read its stored bytes; repeat it once if that helps.
-
-        Raises:
-            KeepReadError: A block couldn't be read; `Cause.OTHER` if no service has it.
-        """
-        before = content.locators(number)
-        try:
-            return await change()
-        except KeepReadError as error:
-            await self._renewed(error, before, content.locators(number))
-        return await change()
-
-    async def _renewed(
-        self, error: KeepReadError, before: list[KeepLocator], now: list[KeepLocator]
-    ) -> None:
-        """Return when there are new signatures after a refusal; raise if nothing helps.
-
-        Args:
-            error: The failure of a read.
-            before: The locators of its blocks when it began.
-            now: Those that they have now.
-
-        Raises:
-            KeepReadError: There are none, or the error is another; `Cause.OTHER` if no service
-                has the block.
-        """
-        renewal = self._staging.renewal
-        if error.cause is Cause.NOT_FOUND:
-            renewal.missing(self.number, str(error))
-            raise KeepReadError(f"a block is lost: {error}", cause=Cause.OTHER) from error
-        if error.cause is not Cause.DENIED:
-            raise error
-        if now == before:
-            # The error doesn't say which was refused; most likely all are of another token.
-            asked = [await renewal.refused(each, self.number) for each in before]
-            if not any(asked):
-                raise error
+    def _reader_of(self, content: Content) -> ContentReader:
+        if self._reader is None:
+            self._reader = ContentReader(content, self._staging)
+        return self._reader
 
     def take_locators(self, relabelled: Relabelled) -> None:
         """Use newer locators of the same blocks."""
@@ -316,7 +243,8 @@ class UploadFile(StoringFile):
                 slot, start = held.slot(number), number * block_size
                 taken = start + begin - offset
                 piece = view[taken : taken + stop - begin]
-                await self._readable(held, number, functools.partial(slot.write, begin, piece))
+                change = functools.partial(slot.write, begin, piece)
+                await self._reader_of(held).change(number, change, self.number)
                 held.note_written(start + begin, start + stop)
                 self._changed()
                 if stop == block_size and slot.is_full:
@@ -345,7 +273,7 @@ class UploadFile(StoringFile):
                 last, length = divmod(size, self._staging.block_size)
                 if length and held.may_have_bytes(last):
                     cut = functools.partial(held.slot(last).cut, length)
-                    await self._readable(held, last, cut)
+                    await self._reader_of(held).change(last, cut, self.number)
                 held.cut(size)
             self._changed()
 

@@ -32,6 +32,8 @@ _MOST_CHUNK_LINE, _MOST_INTERIM = 4096, 20
 #: Most bytes of a body that is sent together with the head, in one piece. An idle
 #: connection accepts it without blocking.
 ONE_PIECE = 16 * 1024
+#: Bytes of the first buffer for a body that may be long.
+_FIRST_ROOM = 64 * 1024
 #: The exceptions raised when the other side has closed a connection.
 BROKEN = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _CANT_SEND = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -281,12 +283,17 @@ class Body:
 
     def read(self, most: int) -> bytes:
         """Receive `most` bytes, fewer only at the end. Raises as `readinto`. Blocks."""
-        found = bytearray(most)
-        got = 0
-        with memoryview(found) as view:
-            while count := self.readinto(view[got:]):
-                got += count
-        return bytes(found[:got])
+        found = bytearray()
+        room = bytearray(min(most, _FIRST_ROOM))  # grows with the body: most answers are short
+        while len(found) < most:
+            with memoryview(room) as view:
+                count = self.readinto(view[: most - len(found)])
+                found += view[:count]
+            if not count:
+                break
+            if count == len(room):
+                room = bytearray(min(most, 2 * count))
+        return bytes(found)
 
 
 class _ChunkedBody(Body):

@@ -158,6 +158,27 @@ async def test_collections_over_the_budget_are_unloaded_the_least_recently_used_
         assert await held.read(0, 10) == b""
 
 
+async def test_a_collection_that_grew_is_counted_with_its_new_size(
+    autojump_clock: MockClock,  # noqa: ARG001 - lets the refresh be due at once
+) -> None:
+    source = DictCollections()
+    source.add(". d41d8cd98f00b204e9800998ecf8427e+0 0:0:small\n", UUID)
+    names = [source.add(many_files(salt)) for salt in range(2)]
+    budget = 5 * parse(many_files(0).encode()).memory_size // 2
+    async with directory(source, budget=budget) as root:
+        for name in (UUID, *names):
+            await at(root, name)
+        gc.collect()
+        assert set(root.names()) == {UUID, *names}
+        source.add(many_files(2), UUID)
+        await trio.sleep(20)  # a refresh is due
+        for name in (names[1], UUID):
+            await at(root, name)
+        gc.collect()
+
+        assert set(root.names()) == {UUID, names[1]}
+
+
 async def test_a_collection_larger_than_the_budget_stays_loaded_while_it_is_used() -> None:
     source = DictCollections()
     name, other = source.add(many_files(0)), source.add(many_files(1))

@@ -225,7 +225,8 @@ class Node:
     def mount_path(self) -> str:
         """The path from the mount's root, for people; empty for the root, or if unknown.
 
-        Locators in it have no signatures.
+        Locators in it have no signatures. For any thread, because it is needed while the event
+        loop is stuck: it reads each attribute once, and only immutable values.
         """
         return ""
 

@@ -18,6 +18,7 @@ from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 from keepfs.fs import replies, xattrs
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.free_space import FreeSpace
+from keepfs.fs.guards import guarded, guarded_call
 from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
 from keepfs.fs.nodes import (
     DirectoryNode,
@@ -28,7 +29,6 @@ from keepfs.fs.nodes import (
     SymlinkNode,
 )
 from keepfs.fs.request_paths import path_of
-from keepfs.fs.requests import Requests, guarded, guarded_call
 from keepfs.fs.upload.directory import MAX_NAME
 from keepfs.fs.worker_threads import run_in_thread
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.requests import RequestInProgress
+    from keepfs.fs.requests import RequestInProgress, Requests
 
 #: Most names checked for one readdir, about 5 ms: the kernel may request 6,000, and all other
 #: requests wait meanwhile.
@@ -129,10 +129,7 @@ class Operations(pyfuse3.Operations):
         if not parent.not_found_timeout or errno_of(error) != errno.ENOENT:
             raise error
         self.requests.count_error("lookup", errno.ENOENT)
-        nothing = EntryAttributes()
-        nothing.st_ino = 0
-        nothing.entry_timeout = parent.not_found_timeout
-        return nothing
+        return replies.no_entry(parent.not_found_timeout)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Subtract lookups. Not guarded: it must not raise at all, not even FUSEError."""
@@ -401,7 +398,9 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Sync the names to disk."""
-        await self._listings[fh].node.sync()
+        listing = self._listings[fh]
+        self.requests.about(listing.node, listing.caller.pid)
+        await listing.node.sync()
 
     def path_of(self, request: RequestInProgress) -> str:
         """Return the path of a request's file; see `request_paths`. For any thread."""

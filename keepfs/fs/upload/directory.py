@@ -96,8 +96,9 @@ class UploadDirectory(DirectoryNode):
 
     @property
     def mount_path(self) -> str:
-        """The path from the mount's root."""
-        return "upload" if self.place is None else f"upload/{self.place.path}"
+        """The path from the mount's root. For any thread."""
+        place = self.place
+        return "upload" if place is None else f"upload/{place.path}"
 
     def lookup_nowait(self, name: str) -> Node:
         """Find an entry.

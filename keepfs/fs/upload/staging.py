@@ -165,10 +165,9 @@ class Staging:
         self._changed = trio.Event()
 
     def statistics(self) -> StagingStatistics:
-        """Return the state. For any thread."""
-        slots = list(self._sizes)  # at once: the trio thread may change it
-        storing = sum(slot.is_storing for slot in slots)
-        return StagingStatistics(self.maxsize, self.currsize, len(slots), storing)
+        """Return the state."""
+        storing = sum(slot.is_storing for slot in self._sizes)
+        return StagingStatistics(self.maxsize, self.currsize, len(self._sizes), storing)
 
     def _with_overhead(self, size: int) -> int:
         """Return the memory that a slot with `size` staged bytes takes, in bytes."""

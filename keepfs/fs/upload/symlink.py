@@ -22,8 +22,9 @@ class UploadSymlink(SymlinkNode):
 
     @property
     def mount_path(self) -> str:
-        """The path from the mount's root; empty if it has no name."""
-        return "" if self.place is None else f"upload/{self.place.path}"
+        """The path from the mount's root; empty if it has no name. For any thread."""
+        place = self.place
+        return "" if place is None else f"upload/{place.path}"
 
     async def change(self, changes: Changes) -> None:
         """Apply a setattr."""

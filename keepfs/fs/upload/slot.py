@@ -126,6 +126,25 @@ class Slot:
             return b"".join((found, zeros(missing)))
         return found
 
+    def write_nowait(self, begin: int, content: memoryview) -> bool:
+        """Write as `write` does to a hole or staged bytes that have room; return whether done."""
+        staged = self._content
+        if self._state is SlotState.HOLE:
+            staged = self._staging.new_bytes()
+        elif self._state is not SlotState.STAGED:
+            return False
+        end = begin + len(content)
+        if not isinstance(staged, StagedBytes) or not self._staging.has_room(
+            self, staged.footprint(max(end, staged.size))
+        ):
+            return False
+        self._note(SlotEvent.CHANGE)
+        self._content = staged
+        staged.write(begin, content)
+        self.length = max(self.length, end)
+        self._account()
+        return True
+
     async def write(self, begin: int, content: memoryview) -> None:
         """Write bytes at `begin`; extend the slot if necessary. Waits for memory.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
 import socket
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.mount.kernel_queue import KernelQueue
+from keepfs.mount.kernel_queue import POLL_TIME, KernelQueue, default_poll_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -209,6 +210,18 @@ async def test_other_tasks_run_while_requests_keep_coming() -> None:
         await until(lambda: turns >= 3)
         nursery.cancel_scope.cancel()
         kernel.sender.send(END)
+
+
+def test_nothing_is_polled_for_on_one_processor() -> None:
+    usable = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        alone = default_poll_time()
+    finally:
+        os.sched_setaffinity(0, usable)
+
+    assert alone == 0.0
+    assert default_poll_time() == (POLL_TIME if len(usable) > 1 else 0.0)
 
 
 def test_pyfuse3_gets_its_trio_back() -> None:

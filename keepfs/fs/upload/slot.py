@@ -379,9 +379,12 @@ async def store_slots(slots: list[Slot]) -> list[StoredBytes | None]:
         except Exception as error:  # noqa: BLE001 - raised when the others have ended
             failures.append(error)
 
-    async with trio.open_nursery() as nursery:
-        for slot in slots:
-            nursery.start_soon(store_one, slot)
+    if len(slots) == 1:  # without a task, which takes two turns of the event loop
+        await store_one(slots[0])
+    else:
+        async with trio.open_nursery() as nursery:
+            for slot in slots:
+                nursery.start_soon(store_one, slot)
     if failures:
         raise fresh_copy(failures[0])
     return [stored[slot] for slot in slots]

@@ -13,7 +13,8 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients, progress, uploaded_files
-from keepfs.cli.settings import FilledPath, config_file, path_argument, token_setting
+from keepfs.cli.settings import config_file, path_argument, token_setting
+from keepfs.cli.values import FilledPath
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.collections.remote_errors import NameTakenError, TooLargeError

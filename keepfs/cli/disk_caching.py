@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from keepfs.cli import clients, progress, reporting
-from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
+from keepfs.cli.settings import absolute, config_file, setting, store_settings
+from keepfs.cli.values import FilledPath
 from keepfs.cli.warming import locators_named_by
 from keepfs.collection_sources import collections_of
 from keepfs.config.options import format_size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs.cli import clients, reporting, settings
+from keepfs.cli import clients, reporting, settings, values
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.messages import of_commands, of_uploads
@@ -38,7 +38,7 @@ def unsaved_command(context: click.Context) -> None:
 _mountpoint = settings.mountpoint_argument()
 _state_dir = setting(
     "--state-dir",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     help="The state directory that was given to mount.",
 )
 
@@ -91,7 +91,7 @@ def retry_command(path: Path) -> None:
 @unsaved_command.command("export")
 @_mountpoint
 @click.argument("name")
-@click.argument("output", type=settings.FilledPath(path_type=Path, dir_okay=False))
+@click.argument("output", type=values.FilledPath(path_type=Path, dir_okay=False))
 @_state_dir
 @store_settings
 def export_command(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, settings, uploaded_files
+from keepfs.cli import clients, settings, uploaded_files, values
 from keepfs.cli.settings import config_file, setting, token_setting
 from keepfs.cli.unsaved_files import state_dir_of
 from keepfs.config.options import StoreOptions
@@ -75,7 +75,7 @@ class Upload:
 @clients.json_option
 @setting(
     "--state-dir",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     help="As given to mount.",
 )
 @setting("--keep-services", metavar="URI...", help="As given to mount; for --check.")

@@ -84,6 +84,15 @@ def test_get_shows_progress_when_it_writes_a_file(shell: Shell, tmp_path: Path) 
     assert (tmp_path / "out").read_bytes() == b"foo"
 
 
+def test_the_check_of_a_disk_cache_shows_progress(shell: Shell, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    output, shown = at_terminal(shell, "cache", "verify", "--disk-cache-dir", cache)
+
+    assert output == f"{cache}: 0 blocks, 0 B verified\n".encode()
+    assert b"verifying" in shown
+
+
 def test_put_stat_verify_and_where_print_json(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"foo")
 

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from keepfs.cli import keepfs as group
 from keepfs.cli import man
 from tests.cli.test_cli import FOO, Shell, stored
 from tests.mounted.mounts import keepfs
@@ -75,6 +77,20 @@ def test_commands_with_requests_show_progress(command: str, shell: Shell) -> Non
     stored(shell, b"foo")
 
     assert b"asking" in at_terminal(shell, command, FOO)[1]
+
+
+def test_each_command_that_may_take_minutes_has_the_option() -> None:
+    long = {"put", "get", "stat", "verify", "where", "unmount", "manifest", "commit", "import",
+            "uploads", "renew", "warm", "cache"}  # fmt: skip
+    context = click.Context(group)
+    having = {
+        name
+        for name in group.list_commands(context)
+        if (command := group.get_command(context, name)) is not None
+        and any("--progress" in each.opts for each in command.params)
+    }
+
+    assert having == long
 
 
 def test_get_shows_progress_when_it_writes_a_file(shell: Shell, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def knows_api() -> bool:
 def open_api(options: StoreOptions, token: str) -> ApiClient | None:
     """Make a client of the API server; None with a local store, or if no setting names one.
 
+    The caller closes it.
+
     Args:
         options: Where the blocks are.
         token: The API token.
@@ -72,8 +74,9 @@ def open_api(options: StoreOptions, token: str) -> ApiClient | None:
     return ApiClient.of_settings(settings, token)
 
 
-def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> KeepClient:
-    """Make the client; sends no request.
+@contextlib.contextmanager
+def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Iterator[KeepClient]:
+    """Make a client, and close it and its disk cache at exit; sends no request.
 
     Args:
         options: The options of the store.
@@ -84,20 +87,26 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Kee
             the services or the token.
         OSError: The token file can't be read.
     """
-    cache = KeepBlockCache(
-        max(1, options.cache_size),  # 0 would be the default
-        allocate=(buffers or BufferPool()).allocate,
-        disk=disk_cache_of(options),
-    )
-    if options.local_store is not None:
-        return KeepClient(local_store=options.local_store, block_cache=cache)
-    return KeepClient(
-        proxy=options.keep_services,
-        api_token=None if options.token_file is None else _token_in(options.token_file),
-        local_store="",
-        block_cache=cache,
-        num_retries=options.retries,
-    )
+    with contextlib.ExitStack() as stack:
+        disk = disk_cache_of(options)
+        if disk is not None:
+            stack.callback(disk.close)
+        cache = KeepBlockCache(
+            max(1, options.cache_size),  # 0 would be the default
+            allocate=(buffers or BufferPool()).allocate,
+            disk=disk,
+        )
+        if options.local_store is not None:
+            client = KeepClient(local_store=options.local_store, block_cache=cache)
+        else:
+            client = KeepClient(
+                proxy=options.keep_services,
+                api_token=None if options.token_file is None else _token_in(options.token_file),
+                local_store="",
+                block_cache=cache,
+                num_retries=options.retries,
+            )
+        yield stack.enter_context(client)
 
 
 @contextlib.contextmanager

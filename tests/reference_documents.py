@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import re
 from pathlib import Path
@@ -94,7 +95,7 @@ def _row(names: str, text: str) -> str:
 def _markdown(text: str) -> str:
     """Convert click's help: a paragraph that begins with a backspace keeps its lines."""
     paragraphs = []
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if paragraph.startswith("\b"):
             paragraphs.append("\n".join(f"    {line}" for line in paragraph.splitlines()[1:]))
         else:

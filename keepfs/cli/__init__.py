@@ -70,9 +70,10 @@ _COMMANDS = {
         "keepfs.cli.completing",
         "Print the script that completes keepfs's commands and options in SHELL.",
     ),
+    "man": ("keepfs.cli.man", "Show the man page of COMMAND, or of keepfs."),
 }
 #: Commands that run although a variable is misspelt: they report it, or read none.
-_ANY_VARIABLES = frozenset(("check", "bugreport", "explain", "completion"))
+_ANY_VARIABLES = frozenset(("check", "bugreport", "explain", "completion", "man"))
 #: Other names of commands.
 _ALIASES = {"umount": "unmount"}
 
@@ -187,7 +188,7 @@ def _check_variables() -> None:
     Raises:
         click.UsageError: There is such a variable.
     """
-    for name in variables.unknown():
+    for name in variables.unknown(os.environ):
         raise click.UsageError(variables.text_of_unknown(name))
 
 

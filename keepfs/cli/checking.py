@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import email.utils
 import functools
@@ -16,15 +17,15 @@ import click
 
 from keepfs import __version__, renewing_store, stores
 from keepfs.cli import variables
-from keepfs.cli.settings import Setting, store_settings
+from keepfs.cli.setting_sources import sources_of
+from keepfs.cli.settings import store_settings
 from keepfs.cli.steps import CheckResult, Step, as_text, exit_code, run_step, run_steps
-from keepfs.config.arvados import load_settings
 from keepfs.keep.errors import Cause
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.services.api import ApiError
 from keepfs.messages import of_mounts, of_stores
-from keepfs.mount import machine, mountpoint
+from keepfs.mount import machine, mountpoint, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class _Told:
         skews: Seconds by which each service's clock is ahead of ours.
         written: Whether each service has stored the empty block, if it was sent.
         misuse: The error of an option that doesn't exist, or None.
+        client: The client of the services; None until it is open.
     """
 
     mountpoint: Path | None = None
@@ -61,6 +63,7 @@ class _Told:
     skews: dict[str, float] = field(default_factory=dict)
     written: dict[str, bool] = field(default_factory=dict)
     misuse: click.UsageError | None = None
+    client: KeepClient | None = None
 
 
 #: The context of a command whose argument is `words_argument`.
@@ -120,6 +123,9 @@ def all_steps(words: Sequence[str], limit: float, *, is_writing: bool) -> list[S
     if told.misuse is not None:
         raise click.UsageError(told.misuse.format_message())
     steps.append(_variables())
+    if told.mountpoint is not None:
+        mine = functools.partial(_service_variables, told.mountpoint)
+        steps += run_steps({"service's variables": mine}, limit)
     steps += run_steps(_machine_steps(told), limit)
     if told.store is None:
         return steps
@@ -153,46 +159,14 @@ def _configuration(words: Sequence[str], told: _Told) -> Step:
         raise
     with context:
         command.invoke(context)
-        sources = {
-            each.opts[0]: f"{_shown(context.params.get(each.name or ''))}  ({source})"
-            for each in parameters
-            if isinstance(each, Setting)
-            and (source := _source(context, each)) not in {"default", ""}
-        }
-    settings = load_settings()
-    for name, value in (
-        ("ARVADOS_API_HOST", settings.api_host),
-        ("ARVADOS_API_TOKEN", "(set)" if settings.api_token else ""),
-        ("ARVADOS_API_HOST_INSECURE", "yes" if settings.insecure else ""),
-        ("ARVADOS_KEEP_SERVICES", settings.keep_services),
-        ("ARVADOS_KEEP_PROXY", settings.keep_proxy),
-    ):
-        if value:
-            origin = settings.origin(name).partition(" in ")[2]
-            sources[name] = f"{_shown(value)}  ({origin})"
-    return Step("", CheckResult.OK, f"{len(sources)} settings are not the default", "", 0, sources)
-
-
-def _shown(value: object) -> str:
-    from keepfs.cli.scrubbing import Scrubber  # noqa: PLC0415 - of this command alone
-
-    return Scrubber().scrubbed(str(value))
-
-
-def _source(context: click.Context, setting: Setting) -> str:
-    source = context.get_parameter_source(setting.name or "")
-    name = "" if source is None else source.name
-    variable = setting.envvar if isinstance(setting.envvar, str) else ""
-    return {
-        "COMMANDLINE": "command line",
-        "ENVIRONMENT": f"environment {variable}".strip(),
-        "DEFAULT_MAP": "configuration file",
-        "DEFAULT": "default",
-    }.get(name, name.lower())
+        sources = sources_of(context, parameters)
+    return Step(
+        "", CheckResult.OK, f"settings that are not the default: {len(sources)}", "", 0, sources
+    )
 
 
 def _variables() -> Step:
-    unknown = variables.unknown()
+    unknown = variables.unknown(os.environ)
     if not unknown:
         return Step("variables", CheckResult.OK, "each KEEPFS_ variable is an option")
     return Step(
@@ -201,6 +175,23 @@ def _variables() -> Step:
         "; ".join(variables.text_of_unknown(each) for each in unknown),
         "correct or unset it: every command refuses to start",
     )
+
+
+def _service_variables(path: Path) -> Step:
+    """Look at the variables of the service of a mount point, which root's commands do not read."""
+    file = units.variables_of_service(path)
+    names = variables.names_in(file)
+    if not names:
+        return Step("", CheckResult.SKIPPED, f"there are none in {file}")
+    unknown = variables.unknown(names)
+    if unknown:
+        said = "; ".join(variables.text_of_unknown(each) for each in unknown)
+        return Step("", CheckResult.FAILED, f"{file}: {said}", "correct it, or the service fails")
+    found = f"{file} sets {', '.join(names)}, for the service alone"
+    if not variables.PLACES.isdisjoint(names):
+        advice = "move them to config.toml and settings.conf: the other commands do not read it"
+        return Step("", CheckResult.WARNING, found, advice)
+    return Step("", CheckResult.OK, found)
 
 
 def _machine_steps(told: _Told) -> dict[str, Callable[[], Step]]:
@@ -284,28 +275,37 @@ def _local(store: StoreOptions) -> Step:
 def _cluster_steps(
     told: _Told, store: StoreOptions, limit: float, *, is_writing: bool
 ) -> list[Step]:
-    clients: list[KeepClient] = []
+    with contextlib.ExitStack() as stack:
+
+        def opening() -> Step:
+            told.client = stack.enter_context(stores.open_client(store))
+            return Step("", CheckResult.OK)
+
+        opened = run_step("token", opening, limit)  # its file may be on a disk that hangs
+        if told.client is None:
+            return [opened]
+        return _client_steps(told, store, told.client, limit, is_writing=is_writing)
+
+
+def _client_steps(
+    told: _Told, store: StoreOptions, client: KeepClient, limit: float, *, is_writing: bool
+) -> list[Step]:
     services: dict[str, KeepService] = {}
     writable: dict[str, KeepService] = {}
 
-    def token() -> Step:
-        client = stores.open_client(store)
-        clients.append(client)
-        return _token(store, client)
-
     def listed() -> Step:
         for roots, need_writable in ((services, False), (writable, True)):
-            clients[0].map_new_services(
+            client.map_new_services(
                 roots, _NOBODYS, force_rebuild=False, need_writable=need_writable, headers={}
             )
         if not services:
             return Step("", CheckResult.FAILED, "there are none", "name some: --keep-services")
         return Step("", CheckResult.OK, f"{len(services)} services, {len(writable)} writable")
 
-    steps = [run_step("token", token, limit)]
-    if not clients:
-        return steps
-    steps.append(run_step("list of services", listed, limit))
+    steps = [
+        run_step("token", functools.partial(_token, store, client), limit),
+        run_step("list of services", listed, limit),
+    ]
     steps += run_steps(
         {
             f"service {root}": functools.partial(

@@ -8,7 +8,6 @@ import ctypes
 import errno
 import json
 import os
-import secrets
 import signal
 import stat
 import sys
@@ -21,6 +20,7 @@ import click
 from keepfs.cli import reporting, waiting
 from keepfs.keep.locator import KeepLocator, parse_list
 from keepfs.messages import of_commands
+from keepfs.part_files import part_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -214,9 +214,8 @@ def writing() -> Iterator[None]:
 def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name only when it is complete.
 
-    Until then its name is `.NAME.RANDOM.part`, in the same directory, so that two processes
-    with one output do not mix their bytes. A killed process leaves at most that file. A device
-    or pipe is written directly.
+    Until then it is a part file (`part_files`). A killed process leaves at most that. A device or
+    pipe is written directly.
 
     Args:
         output: The name. A regular file of that name is replaced at the end.
@@ -226,8 +225,7 @@ def written_whole(output: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
         click.ClickException: The file can't be written.
     """
     target = output.resolve()
-    begin = os.fsdecode(os.fsencode(target.name)[:200])
-    part = target.with_name(f".{begin}.{secrets.token_hex(8)}.part")
+    part = part_path(target)
     try:
         if is_new and os.path.lexists(output):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

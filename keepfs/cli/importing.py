@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import time
@@ -26,6 +27,7 @@ from keepfs.keep.locator import KeepLocator
 from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
+from keepfs.part_files import part_path
 from keepfs.privacy import sync_directory
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Most files, and ranges, of one request: the mount records them within some milliseconds.
 _BATCH_FILES, _BATCH_RANGES = 200, 2000
+#: Errors of a rename to a name that exists and is no empty directory.
+_EXISTS = frozenset((errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR))
 
 
 @click.command("import")
@@ -142,19 +146,12 @@ def _imported(
     manifest: Manifest, above: UploadedPath, target: Path, store: StoreOptions
 ) -> tuple[int, int]:
     """Make the folder; return the numbers of files and bytes that were stored anew."""
-    part = target.with_name(f".{target.name[:200]}.part")
+    part = part_path(target)
     if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
         raise click.ClickException(
             of_uploads.FOLDER_EXISTS(path=target, why=" and isn't empty: name a new folder")
         )
-    try:
-        part.mkdir()
-    except FileExistsError:
-        raise click.ClickException(
-            of_uploads.FOLDER_EXISTS(
-                path=part, why=", of an import that was ended or is under way: remove it"
-            )
-        ) from None
+    part.mkdir()
     scattered: list[tuple[Path, File]] = []
     below = f"{above.below}/{part.name}".lstrip("/")
     try:
@@ -172,7 +169,14 @@ def _imported(
                 for _ in progress.counted(copied, "storing anew", len(scattered)):
                     pass
         sync_directory(part)
-        part.rename(target)
+        try:
+            part.rename(target)
+        except OSError as error:
+            if error.errno not in _EXISTS:
+                raise
+            raise click.ClickException(
+                of_uploads.FOLDER_EXISTS(path=target, why=", made meanwhile by another program")
+            ) from error
     except ControlError as error:
         raise click.ClickException(
             of_uploads.IMPORT_INCOMPLETE(path=part, reason=error)

@@ -1,8 +1,10 @@
-"""Man pages of keepfs and its commands, made from their help: python -m keepfs.cli.man DIR."""
+"""keepfs man: man pages of keepfs and its commands, made from their help."""
 
 from __future__ import annotations
 
 import inspect
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +12,52 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import __version__
-from keepfs.cli import keepfs
+from keepfs.cli import clients, keepfs, reporting, settings
+from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@click.command("man")
+@click.argument("words", metavar="[COMMAND]...", nargs=-1)
+@click.option(
+    "--output",
+    type=settings.FilledPath(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write all pages into DIR, such as ~/.local/share/man/man1.",
+)
+def man_command(words: tuple[str, ...], output: Path | None) -> None:
+    """Show the man page of COMMAND, or of keepfs.
+
+    On a terminal man(1) shows it; else it is printed in the language of man(7).
+    The pages have the text of the help. The Debian package and a recent pipx
+    install them for man(1); `uv tool install` does not.
+    """
+    if output is not None:
+        if words:
+            raise click.UsageError(
+                of_commands.OPTIONS_CONFLICT(text="--output writes all pages; give no COMMAND")
+            )
+        with reporting.in_one_line():
+            for path in write(output):
+                clients.print_line(str(path))
+        return
+    text = dict(pages()).get("-".join(("keepfs", *words)) + ".1")
+    if text is None:
+        raise click.UsageError(
+            of_commands.USAGE(text=f"there is no command {' '.join(words)}; see keepfs --help")
+        )
+    if not _is_shown(text):
+        clients.print_line(text.rstrip("\n"))
+
+
+def _is_shown(text: str) -> bool:
+    """Show a page on the terminal; return False if it isn't one, or there is no man(1)."""
+    viewer = shutil.which("man") if sys.stdout.isatty() else None
+    if viewer is None:
+        return False
+    return not subprocess.run([viewer, "-l", "-"], input=text.encode(), check=False).returncode  # noqa: S603 - our own page
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -61,10 +105,9 @@ def _lines(command: click.Command, context: click.Context, name: str) -> Iterato
         else:
             yield _escaped(paragraph)
     yield ".SH OPTIONS"
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
-            yield from (".TP", f"\\fB{_escaped(record[0])}\\fR", _escaped(record[1]))
+    records = [each.get_help_record(context) for each in command.params]
+    for names, text in (*filter(None, records), ("-h, --help", "Show the help.")):
+        yield from (".TP", f"\\fB{_escaped(names)}\\fR", _escaped(text))
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"
         for each in command.list_commands(context):

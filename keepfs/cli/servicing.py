@@ -14,6 +14,7 @@ from keepfs.config import options
 from keepfs.messages import of_commands
 from keepfs.mount import mountpoint, units
 from keepfs.mount.units import ServicePlan
+from keepfs.part_files import part_path
 
 #: The directory in which mount(8) and umount(8) find the helpers of a file system's type.
 _HELPERS = Path("/sbin")
@@ -76,21 +77,24 @@ def install_command(path: Path, config: Path | None, *, is_user: bool, is_printi
             )
         if not is_user:
             _warn_of_owner(plan.command[0])
-        for name, unit in plan.files().items():
-            _write(directory / name, unit)
+        done = {
+            _write(directory / name, unit, is_user=is_user) for name, unit in plan.files().items()
+        }
         if not file.exists():
-            _write(file, text, mode=0o600 if is_user else 0o644)
+            _write(file, text, 0o600 if is_user else 0o644, is_user=is_user)
         if not is_user:
             _make_token_file(token)
         if not os.path.lexists(where):
             where.mkdir(parents=True)
             click.echo(f"made {where}")
-    flag = " --user" if is_user else ""
-    click.echo(
-        f"\nNext: say where the blocks are, and start the service:\n\n"
-        f"    {'${EDITOR:-vi}' if is_user else 'editor'} {file}\n"
-        f"    systemctl{flag} enable --now '{next(iter(plan.files()))}'"
-    )
+    systemctl, service = f"systemctl{' --user' if is_user else ''}", next(iter(plan.files()))
+    if "replaced" in done:
+        said = "load the units that have changed, and restart the service"
+        commands = (f"{systemctl} daemon-reload", f"{systemctl} restart '{service}'")
+    else:
+        said = f"say where the blocks are, in the table [{units.toml_key(where)}], and start it"
+        commands = (f"${{EDITOR:-vi}} {file}", f"{systemctl} enable --now '{service}'")
+    click.echo("\n".join((f"\nNext: {said}:\n", *(f"    {each}" for each in commands))))
 
 
 @service_command.command("mount-helper")
@@ -151,28 +155,42 @@ def _units_directory(*, is_user: bool) -> Path:
     return _configuration_directory(is_user=True).parent / "systemd" / "user"
 
 
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file atomically and print its name; a file with the same text is left alone."""
+def _write(path: Path, text: str, mode: int = 0o644, *, is_user: bool) -> str:
+    """Write a file atomically, print its name, and return `wrote`, `replaced` or `unchanged`."""
     try:
         if path.read_text() == text:
             click.echo(f"unchanged {path}")
-            return
+            return "unchanged"
         said = "replaced"
     except FileNotFoundError:
         said = "wrote"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    part.touch(mode, exist_ok=False)
-    part.write_text(text)
-    part.chmod(mode)
-    part.replace(path)
+    if is_user:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        _make_directory(path.parent)
+    part = part_path(path)
+    try:
+        part.touch(0o600, exist_ok=False)
+        part.write_text(text)
+        part.chmod(mode)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     click.echo(f"{said} {path}")
+    return said
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory, and those above it, that all users can read, whatever root's umask is."""
+    if not path.exists():
+        _make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        path.chmod(0o755)
 
 
 def _make_token_file(path: Path) -> None:
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(path.parent)
         path.touch(0o600)
         click.echo(f"wrote {path}, empty: the token belongs there")
 

@@ -154,6 +154,15 @@ def _set_defaults(context: click.Context) -> None:
     context.default_map = {name.replace("-", "_"): str(value) for name, value in found.items()}
 
 
+def origins_in_files(context: click.Context) -> dict[str, str]:
+    """Return the file that gives each key, for a command that has read configuration files.
+
+    Raises:
+        OptionsError: A file can't be read, or has an unknown key.
+    """
+    return options.origins(context.meta.get(_NAMES, ()), context.meta.get(_FILE))
+
+
 def _note_mountpoint(
     context: click.Context, _: click.Parameter, path: Path | None, *, is_inside: bool = False
 ) -> Path | None:

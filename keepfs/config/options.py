@@ -46,7 +46,7 @@ class StoreOptions:
         storage_classes: Classes to be confirmed; None for the cluster's default.
         cache_size: Bytes of blocks kept in memory.
         disk_cache: Bytes of blocks kept on the disk; 0 for none, `AUTOMATIC` for a tenth of
-            the disk or a quarter of what is free, whichever is less.
+            the disk or a quarter of what is free or its own, whichever is less.
         disk_cache_dir: The directory of the disk cache; None for the default one of the user.
         retries: Retry rounds after the first; the default takes about a minute.
         token_file: A file with the token, read again when the token is
@@ -243,6 +243,27 @@ def read_default_files(
             continue
         settings = _overridden(settings, read_config_file(path, mountpoints))
     return settings
+
+
+def origins(mountpoints: Container[Path], file: Path | None = None) -> dict[str, str]:
+    """Return the path of the file that gives the value of each key.
+
+    Args:
+        mountpoints: As for `read_default_files`.
+        file: The file that is read alone; None for the default files.
+
+    Raises:
+        OptionsError: As `read_config_file`.
+    """
+    found: dict[str, str] = {}
+    for path in reversed(default_config_files() if file is None else [file]):
+        if file is None and path.parent == SYSTEM_DIRECTORY and not is_readable(path):
+            continue
+        own, general = read_config_file(path, mountpoints), read_config_file(path)
+        for key, value in own.items():
+            is_general = key in general and general[key] == value
+            found[key] = str(path) if is_general else f"{path}, table of the mount point"
+    return found
 
 
 def read_config_file(path: Path, mountpoints: Container[Path] = ()) -> dict[str, object]:

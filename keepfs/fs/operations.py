@@ -18,6 +18,7 @@ from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 from keepfs.fs import replies, xattrs
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.free_space import FreeSpace
+from keepfs.fs.guards import guarded, guarded_call
 from keepfs.fs.inodes import HandleTable, InodeTable, Listing, OpenFile
 from keepfs.fs.nodes import (
     DirectoryNode,
@@ -28,7 +29,6 @@ from keepfs.fs.nodes import (
     SymlinkNode,
 )
 from keepfs.fs.request_paths import path_of
-from keepfs.fs.requests import Requests, guarded, guarded_call
 from keepfs.fs.upload.directory import MAX_NAME
 from keepfs.fs.worker_threads import run_in_thread
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.fs.bridge import AsyncBlocks
-    from keepfs.fs.requests import RequestInProgress
+    from keepfs.fs.requests import RequestInProgress, Requests
 
 #: Most names checked for one readdir, about 5 ms: the kernel may request 6,000, and all other
 #: requests wait meanwhile.
@@ -105,7 +105,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes | Coroutine[Any, Any, EntryAttributes]:
         """Find an entry; if it doesn't exist, the kernel may cache that for a while."""
-        parent, text = self._directory(parent_inode), os.fsdecode(name)
+        parent, text = self._inodes.directory(parent_inode), os.fsdecode(name)
         try:
             node = parent.lookup_nowait(text)
         except RefusedError as error:
@@ -129,10 +129,7 @@ class Operations(pyfuse3.Operations):
         if not parent.not_found_timeout or errno_of(error) != errno.ENOENT:
             raise error
         self.requests.count_error("lookup", errno.ENOENT)
-        nothing = EntryAttributes()
-        nothing.st_ino = 0
-        nothing.entry_timeout = parent.not_found_timeout
-        return nothing
+        return replies.no_entry(parent.not_found_timeout)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Subtract lookups. Not guarded: it must not raise at all, not even FUSEError."""
@@ -334,10 +331,15 @@ class Operations(pyfuse3.Operations):
         self.requests.about(file.node, file.pid)
         return await file.overdue.read(file.node.read, off, size)
 
-    @guarded
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+    @guarded_call
+    def write(self, fh: FileHandleT, off: int, buf: bytes) -> int | Coroutine[Any, Any, int]:
         """Write all bytes or fail."""
         file = self._files[fh]
+        with self._resizing(file.node):
+            is_done = file.node.write_nowait(off, buf)
+        return len(buf) if is_done else self._write(file, off, buf)
+
+    async def _write(self, file: OpenFile, off: int, buf: bytes) -> int:
         self.requests.about(file.node, file.pid)
         with self._resizing(file.node):
             await file.node.write(off, buf)
@@ -378,7 +380,9 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
-        return self._listings.add(await Listing.of(self._directory(inode), replies.caller(ctx)))
+        return self._listings.add(
+            await Listing.of(self._inodes.directory(inode), replies.caller(ctx))
+        )
 
     @guarded_call
     def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
@@ -401,7 +405,9 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's
         """Sync the names to disk."""
-        await self._listings[fh].node.sync()
+        listing = self._listings[fh]
+        self.requests.about(listing.node, listing.caller.pid)
+        await listing.node.sync()
 
     def path_of(self, request: RequestInProgress) -> str:
         """Return the path of a request's file; see `request_paths`. For any thread."""
@@ -413,8 +419,8 @@ class Operations(pyfuse3.Operations):
     def _resizing(self, node: Node) -> Iterator[None]:
         """If a request fails after it changed the size, drop the kernel's cached size and pages.
 
-        The attributes are invalidated before the error is sent, so that a read to the end
-        requests the size. The pages are locked until then: a task invalidates them later.
+        The attributes are invalidated before the error is sent, so that a read to the end requests
+        the size. The pages are locked until then: a task invalidates them later.
         """
         size = node.size
         try:
@@ -440,16 +446,10 @@ class Operations(pyfuse3.Operations):
         # Keep cached pages: a block never changes, and upload/ changes through the kernel only.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
 
-    def _directory(self, inode: InodeT) -> DirectoryNode:
-        node = self._inodes[inode]
-        if not isinstance(node, DirectoryNode):
-            raise RefusedError(errno.ENOTDIR)
-        return node
-
     def _changeable(self, inode: InodeT) -> DirectoryNode:
         if self._read_only:
             raise RefusedError(errno.EROFS)
-        return self._directory(inode)
+        return self._inodes.directory(inode)
 
 
 async def _invalidate(inode: InodeT) -> None:

@@ -35,6 +35,14 @@ def changes(attributes: EntryAttributes, fields: SetattrFields) -> Changes:
     )
 
 
+def no_entry(timeout: float) -> EntryAttributes:
+    """Return the answer that a name doesn't exist, which the kernel may cache for some seconds."""
+    nothing = EntryAttributes()
+    nothing.st_ino = 0
+    nothing.entry_timeout = timeout
+    return nothing
+
+
 def entry(found: Attributes) -> EntryAttributes:
     """Return the attributes of a node as the kernel gets them."""
     metadata, result = found.metadata, EntryAttributes()

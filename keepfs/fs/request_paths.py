@@ -28,7 +28,9 @@ def path_of(
 ) -> str:
     """Return the path of a request's file from the mount's root, without signatures.
 
-    Empty for the root, or if it can't be found. For any thread: it only reads.
+    Empty for the root, or if it can't be found. For any thread, because it is needed while the
+    event loop is stuck: it reads one entry of a table, which is one operation of a dictionary,
+    and the path of its node, of which `Node.mount_path` says the same.
 
     Args:
         request: The request.

@@ -1,4 +1,4 @@
-"""Requests in progress: the guard of each handler, deadlines and interrupts.
+"""Requests in progress: the register, deadlines, interrupts, and the counts of answered ones.
 
 pyfuse3 doesn't support interrupts: a client that waits in a lookup or a close can't
 be killed until the handler answers. So every request is registered here, and a watch
@@ -13,23 +13,10 @@ store run on (`keepfs.fs.bridge`).
 from __future__ import annotations
 
 import errno
-import functools
 import logging
-import time
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    cast,
-)
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
@@ -45,12 +32,11 @@ from keepfs.messages.message import without_ids
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from keepfs.fs.nodes import FileNode
+    from keepfs.fs.nodes import Node
     from keepfs.keep.counters import HistogramCounts
 
 _log = logging.getLogger(__name__)
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 #: Seconds between two checks of a young request: the longest that a killed client waits.
@@ -76,7 +62,7 @@ class _Request:
         pid: The caller; 0 if unknown.
         opener: The process that opened the file, if pyfuse3 doesn't report the caller. They
             may differ: descriptors are inherited and sent.
-        file: Its file, for the log.
+        file: Its file or directory, for the log.
         given_up: The errno with which it was given up, or 0.
         check_at: The time of its next check.
     """
@@ -87,7 +73,7 @@ class _Request:
     since: float
     pid: int
     opener: int = 0
-    file: FileNode | None = None
+    file: Node | None = None
     given_up: int = 0
     check_at: float = 0.0
 
@@ -96,11 +82,9 @@ class _Request:
         wait = min(max(WATCH_INTERVAL, _AGE_FRACTION * (now - self.since)), _LONGEST_INTERVAL)
         self.check_at = min(now + wait, max(self.since + deadline, now + WATCH_INTERVAL))
 
-    @property
-    def of_file(self) -> str:
-        """The path of its file, as logged after the handler's name."""
-        path = "" if self.file is None else self.file.path
-        return f" of {path}" if path else ""
+    def noted(self) -> RequestInProgress:
+        """Return what other modules may know of it."""
+        return RequestInProgress(self.name, self.arguments, self.since, self.pid or self.opener)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +118,7 @@ class OperationCounts(NamedTuple):
 
 
 class _OperationTally:
-    """Counts the requests of one kind. For the trio thread; any thread may read."""
+    """Counts the requests of one kind."""
 
     __slots__ = ("durations", "errors")
 
@@ -163,7 +147,7 @@ class RequestStatistics:
 class Requests:
     """The register of requests in progress, and the counts of answered ones.
 
-    For the trio thread only, except `in_progress`, `operations` and `deadline`.
+    For the trio thread only, except `in_progress` and `deadline`.
 
     Args:
         deadline: Seconds after which a request is answered ETIMEDOUT.
@@ -179,7 +163,12 @@ class Requests:
         self._given_up = 0
 
     async def answer(
-        self, name: str, handling: Awaitable[_T], pid: int, arguments: tuple[Any, ...] = ()
+        self,
+        name: str,
+        handling: Awaitable[_T],
+        pid: int,
+        arguments: tuple[Any, ...] = (),
+        path_of: Callable[[RequestInProgress], str] = lambda _: "",
     ) -> _T:
         """Await a handler; convert every exception of it to `FUSEError`.
 
@@ -188,6 +177,8 @@ class Requests:
             handling: The handler's coroutine.
             pid: The caller; 0 if unknown.
             arguments: The arguments of the handler, for `in_progress`.
+            path_of: Returns the path of a request without a file (`about`), for the log; empty
+                if it has none.
         """
         request = _Request(name, arguments, trio.CancelScope(), trio.current_time(), pid)
         try:
@@ -198,11 +189,11 @@ class Requests:
             # could not even be killed. The next checkpoint raises it again.
             raise self._failed(name, errno.ENOTCONN) from None
         except Exception as error:
-            raise self.failed(name, error, request.of_file) from error
+            raise self.failed(name, error, lambda: _described(request, path_of)) from error
         # Reached only if the watch has cancelled the scope.
         self._given_up += 1
         said = of_running.REQUEST_TIMED_OUT(
-            what=f"{name}{request.of_file}",
+            what=_described(request, path_of),
             errno=errno.errorcode[request.given_up],
             seconds=f"{trio.current_time() - request.since:.1f}",
             pid=request.pid or request.opener,
@@ -222,24 +213,24 @@ class Requests:
         """
         self._tally(name).durations.add(seconds)
 
-    def failed(self, name: str, error: Exception, of_file: str = "") -> FUSEError:
+    def failed(self, name: str, error: Exception, describe: Callable[[], str]) -> FUSEError:
         """Log and count an exception of a handler, and return the error for the kernel.
 
         Args:
             name: The handler's name.
             error: The exception.
-            of_file: The path of the file, as logged after the handler's name.
+            describe: Returns the handler's name and the path of the file, for the log.
         """
         number = errno_of(error)
         if isinstance(error, RefusedError):
             pass  # the caller's mistake
         elif isinstance(error, KeepRequestError | NoThreadError | OSError):  # expected: one line
             level = logging.DEBUG if number == errno.ENOENT else logging.WARNING
-            said = failure_text(error)
-            _log.log(level, "%s%s: %s: %s", name, of_file, errno.errorcode[number], said)
+            if _log.isEnabledFor(level):
+                said = failure_text(error)
+                _log.log(level, "%s: %s: %s", describe(), errno.errorcode[number], said)
         else:  # a bug: with its traceback
-            what = f"{name}{of_file}"
-            _log.error("%s", of_commands.UNEXPECTED(what=what), exc_info=error)
+            _log.error("%s", of_commands.UNEXPECTED(what=describe()), exc_info=error)
         return self._failed(name, number)
 
     def _failed(self, name: str, number: int) -> FUSEError:
@@ -275,13 +266,13 @@ class Requests:
             del self._requests[task]
             self._tally(request.name).durations.add(trio.current_time() - request.since)
 
-    def about(self, file: FileNode, opener: int = 0) -> None:
-        """Set the file of the current request.
+    def about(self, file: Node, opener: int = 0) -> None:
+        """Set the file or directory of the current request.
 
         Args:
-            file: The file.
+            file: The file or directory.
             opener: The process that opened it, if pyfuse3 doesn't report the caller
-                (read, write, flush, fsync).
+                (read, write, flush, fsync, fsyncdir).
         """
         request = self._requests.get(trio.lowlevel.current_task())
         if request is not None:
@@ -353,20 +344,32 @@ class Requests:
         )
 
     def in_progress(self) -> list[RequestInProgress]:
-        """Return the requests that are not answered yet, the oldest first. For any thread."""
+        """Return the requests that are not answered yet, the oldest first. For any thread.
+
+        It copies the register in one operation, and reads of each request only attributes that
+        are set once, each with an immutable value.
+        """
         # One call of C code: no other thread changes the dictionary meanwhile.
         waiting = list(self._requests.values())
-        return [
-            RequestInProgress(each.name, each.arguments, each.since, each.pid or each.opener)
-            for each in sorted(waiting, key=lambda each: each.since)
-        ]
+        return [each.noted() for each in sorted(waiting, key=lambda each: each.since)]
 
     def operations(self) -> dict[str, OperationCounts]:
-        """Return the counts of answered requests, by kind. For any thread."""
+        """Return the counts of answered requests, by kind."""
         return {
             name: OperationCounts(each.durations.get(), each.errors.copy())
-            for name, each in sorted(self._tallies.copy().items())
+            for name, each in sorted(self._tallies.items())
         }
+
+
+def _described(request: _Request, path_of: Callable[[RequestInProgress], str]) -> str:
+    """Return `described` of a request."""
+    path = path_of(request.noted()) if request.file is None else request.file.mount_path
+    return described(request.name, path)
+
+
+def described(name: str, path: str) -> str:
+    """Return the name of a handler and the path from the mount's root, for the log."""
+    return f"{name} of {path}" if path else name
 
 
 class Overdue:
@@ -402,57 +405,3 @@ class Overdue:
         except trio.Cancelled:
             self._ranges.append((offset, offset + size, trio.current_time() + _ASKED_AGAIN))
             raise
-
-
-class HasRequests(Protocol):
-    """An object with handlers that can be guarded."""
-
-    requests: Requests
-
-
-_Self = TypeVar("_Self", bound=HasRequests)
-
-
-def guarded(
-    handler: Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]], /
-) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
-    """Wrap a handler: register its requests, and convert its exceptions to `FUSEError`."""
-
-    @functools.wraps(handler)
-    async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await self.requests.answer(
-            handler.__name__, handler(self, *args, **kwargs), _caller_in(args), args
-        )
-
-    return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
-
-
-def guarded_call(
-    handler: Callable[Concatenate[_Self, _P], _T | Coroutine[Any, Any, _T]], /
-) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
-    """Wrap a handler that is a plain function: it answers, or returns the coroutine that does.
-
-    As `guarded`, but an answer without a wait is not registered: it can't be given up.
-    """
-    name = handler.__name__
-
-    @functools.wraps(handler)
-    async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        began = time.perf_counter()
-        try:
-            answer = handler(self, *args, **kwargs)
-        except Exception as error:
-            self.requests.answered(name, time.perf_counter() - began)
-            raise self.requests.failed(name, error) from error
-        if isinstance(answer, Coroutine):
-            return await self.requests.answer(name, answer, _caller_in(args), args)
-        self.requests.answered(name, time.perf_counter() - began)
-        return answer
-
-    return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
-
-
-def _caller_in(arguments: tuple[Any, ...]) -> int:
-    """Return the caller's pid, or 0: if a handler gets a context, it is the last argument."""
-    is_known = arguments and isinstance(arguments[-1], pyfuse3.RequestContext)
-    return cast("int", arguments[-1].pid) if is_known else 0

@@ -1,8 +1,10 @@
 """Figure sources: the owners of a mount's counters, from which its figures are read.
 
 All figures of a mount are read here; the owner of a counter counts. `FigureSources.read` may
-be called from any thread. It neither waits for the trio thread nor accesses the mount, so it
-works while the event loop is stuck.
+be called from any thread but the trio thread. It does not access the mount. What the trio thread
+owns it takes from `loop_figures`, which waits for that thread for 0.5 s at most, so it works
+while the event loop is stuck. The other counters have locks of their own, or are one attribute
+with an immutable value, so that one read is consistent.
 """
 
 from __future__ import annotations
@@ -15,38 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keepfs import __version__
-from keepfs.fs.upload.storing import StoringFile
 from keepfs.mount.figures import (
     BlockFigures,
     CacheFigures,
     DiskCacheFigures,
-    FailedFigures,
     MountFigures,
     OperationFigures,
     ProcessFigures,
-    RequestFigures,
     RetentionFigures,
     ServiceFigures,
     TokenFigures,
     UploadFigures,
-    WaitingFigures,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from keepfs.fs.operations import Operations
-    from keepfs.fs.requests import RequestInProgress, Requests
-    from keepfs.fs.upload.failed import FailedFiles
-    from keepfs.fs.upload.staging import Staging
     from keepfs.keep.caching.cache import CacheStatistics
     from keepfs.keep.caching.disk.disk_cache import DiskStatistics
+    from keepfs.mount.loop_figures import LoopCopies, LoopFigures
     from keepfs.mount.watchdog import Watchdog
     from keepfs.renewing_store import RenewingStore
-    from keepfs.retention.kept import KeeperStatistics
-
-#: Most failed files that are listed; the number of all is a separate figure.
-_MOST_FAILED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,35 +44,26 @@ class FigureSources:
 
     Attributes:
         mountpoint: Its path.
-        clock: trio's clock, callable from any thread, in seconds.
-        requests: The requests of the kernel.
-        operations: Returns the paths of requests.
+        deadline: Seconds after which a request is answered ETIMEDOUT.
         store: The client, with its caches, counters and token.
-        staging: The bytes that are not stored.
-        failed: The files that could not be stored.
-        retention: Returns the state of retention.
-        watchdog: Watches the event loop; samples the number of lost files.
-        is_draining: Returns whether the mount ends.
+        loop: Copies what the trio thread owns.
+        watchdog: Watches the event loop.
         started_ns: When the mount started, in nanoseconds since 1970.
         started: The same on the monotonic clock, in seconds.
     """
 
     mountpoint: str
-    clock: Callable[[], float]
-    requests: Requests
-    operations: Operations
+    deadline: float
     store: RenewingStore
-    staging: Staging
-    failed: FailedFiles
-    retention: Callable[[], KeeperStatistics]
+    loop: LoopCopies
     watchdog: Watchdog
-    is_draining: Callable[[], bool]
     started_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
 
     def read(self) -> MountFigures:
-        """Return the figures. For any thread; doesn't wait."""
-        waiting = self._waiting()
+        """Return the figures. For any thread but the trio thread; blocks for 0.5 s at most."""
+        loop = self.loop.latest(is_stuck=self.watchdog.loop_stuck() > 0)
+        waiting = loop.waiting
         oldest = max((it.oldest for it in waiting.values()), key=lambda it: it.age, default=None)
         counters = self.store.counters
         disk = self.store.block_cache.disk
@@ -98,9 +78,9 @@ class FigureSources:
             mountpoint=self.mountpoint,
             started=self.started_ns / 1e9,
             uptime=time.monotonic() - self.started,
-            phase="draining" if self.is_draining() else "serving",
+            phase="draining" if loop.is_draining else "serving",
             loop_stuck=self.watchdog.loop_stuck(),
-            deadline=self.requests.deadline,
+            deadline=self.deadline,
             requests=waiting,
             oldest=oldest,
             operations={
@@ -111,7 +91,7 @@ class FigureSources:
                         for number, count in each.errors.items()
                     },
                 )
-                for kind, each in self.requests.operations().items()
+                for kind, each in loop.operations.items()
             },
             cache=tiers,
             disk_cache=more,
@@ -122,57 +102,11 @@ class FigureSources:
                 counters.upload.get(),
                 counters.retries.get(),
             ),
-            uploads=self._uploads(),
-            retention=self._retention(),
+            uploads=_uploads(loop),
+            retention=_retention(loop),
             services=self._services(),
             token=self._token(),
             process=_process(),
-        )
-
-    def _waiting(self) -> dict[str, WaitingFigures]:
-        now = self.clock()
-        found: dict[str, list[RequestInProgress]] = {}
-        for each in self.requests.in_progress():  # the oldest first
-            found.setdefault(each.kind, []).append(each)
-        return {
-            kind: WaitingFigures(
-                len(those),
-                RequestFigures(
-                    kind,
-                    self.operations.path_of(those[0]),
-                    max(0.0, now - those[0].since),
-                    those[0].pid,
-                ),
-            )
-            for kind, those in sorted(found.items())
-        }
-
-    def _uploads(self) -> UploadFigures:
-        staging = self.staging.statistics()
-        failed = self.failed.files()
-        return UploadFigures(
-            staging.currsize,
-            staging.maxsize,
-            staging.slots,
-            staging.storing,
-            len(failed),
-            tuple(
-                FailedFigures(file.mount_path, file.error)
-                for file in failed[:_MOST_FAILED]
-                if isinstance(file, StoringFile)
-            ),
-        )
-
-    def _retention(self) -> RetentionFigures:
-        kept = self.retention()
-        return RetentionFigures(
-            kept.mode,
-            kept.collections,
-            None if kept.updated_at is None else max(0.0, self.clock() - kept.updated_at),
-            kept.next_expiry,
-            kept.waiting,
-            kept.failures,
-            self.watchdog.sample(),
         )
 
     def _services(self) -> tuple[ServiceFigures, ...]:
@@ -206,6 +140,31 @@ class FigureSources:
             return None
         refused = token.refused_at
         return TokenFigures(now - token.read_at, None if refused is None else now - refused)
+
+
+def _uploads(loop: LoopFigures) -> UploadFigures:
+    staging = loop.staging
+    return UploadFigures(
+        staging.currsize,
+        staging.maxsize,
+        staging.slots,
+        staging.storing,
+        loop.unsaved,
+        loop.failed,
+    )
+
+
+def _retention(loop: LoopFigures) -> RetentionFigures:
+    kept = loop.retention
+    return RetentionFigures(
+        kept.mode,
+        kept.collections,
+        loop.updated,
+        kept.next_expiry,
+        kept.waiting,
+        kept.failures,
+        loop.lost,
+    )
 
 
 def _tier(cache: CacheStatistics) -> CacheFigures:

@@ -132,7 +132,9 @@ def report_uncaught() -> None:
 def describe_tasks(root: trio.lowlevel.Task | None = None) -> str:
     """Return the stack of every trio task, to find out what the mount waits for.
 
-    It has files, lines and functions, but no values: no data and no token.
+    It has files, lines and functions, but no values: no data and no token. For any thread, because
+    it is needed while the event loop is stuck: trio returns copies of its lists of nurseries and
+    tasks, each made in one operation. While the loop runs, the copies are of different moments.
 
     Args:
         root: The root task, for callers in other threads; None: the current one.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import stat
 import threading
 from typing import TYPE_CHECKING
 
 from keepfs.keep.threads import Thread
 from keepfs.messages import of_running
+from keepfs.part_files import part_path
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -81,28 +84,13 @@ def _served(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]
 
 @contextlib.contextmanager
 def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
-    from prometheus_client import generate_latest  # noqa: PLC0415 - as above
-
-    ended = threading.Event()
-
-    def write() -> None:
-        # Renamed into place, so that a reader never sees half of it. node-exporter runs as
-        # another user, and the umask of a service may be 077.
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_bytes(generate_latest(registry))
-            part.chmod(_METRICS_MODE)
-            part.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
+    file, ended = _MetricsFile(registry, path), threading.Event()
 
     def write_often() -> None:
         has_failed = False
         while not ended.wait(_WRITE_INTERVAL):
             try:
-                write()
+                file.write()
             except OSError as error:
                 if not has_failed:
                     _log.warning("%s", of_running.METRICS_NOT_WRITTEN(path=path, reason=error))
@@ -111,7 +99,7 @@ def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
                 has_failed = False
 
     try:
-        write()
+        file.write()
     except OSError as error:
         advice = "use another file" if path.parent.is_dir() else f"mkdir -p {path.parent}"
         raise MetricsError(
@@ -123,9 +111,60 @@ def _written(registry: CollectorRegistry, path: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        writer.join(_JOINING)  # else it may rename its file into place after the unlink
-        # Old figures must not look like those of a running mount.
+        writer.join(_JOINING)  # else it may rename its file into place after the removal
         try:
-            path.unlink(missing_ok=True)
+            file.remove()
         except OSError as error:
             _log.warning("%s", of_running.METRICS_NOT_REMOVED(path=path, reason=error))
+
+
+class _MetricsFile:
+    """The file of the metrics, for one thread at a time.
+
+    Args:
+        registry: The metrics.
+        path: The path of the file. Other mounts may write it, too; the last one counts.
+    """
+
+    def __init__(self, registry: CollectorRegistry, path: Path) -> None:
+        self._registry = registry
+        self._path = path
+        # The inode and the time: the inode of a removed file is used again.
+        self._written = (0, 0)
+
+    def write(self) -> None:
+        """Replace the file as a whole.
+
+        Raises:
+            OSError: It can't be written; nothing is left.
+        """
+        from prometheus_client import generate_latest  # noqa: PLC0415 - as above
+
+        part = part_path(self._path)
+        try:
+            part.write_bytes(generate_latest(self._registry))
+            # node-exporter runs as another user, and the umask of a service may be 077.
+            part.chmod(_METRICS_MODE)
+            self._written = _identity(part.stat())
+            part.replace(self._path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+    def remove(self) -> None:
+        """Remove the file: old figures must not look like those of a running mount.
+
+        The file of another mount stays.
+
+        Raises:
+            OSError: It can't be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            status = self._path.stat()
+            if not stat.S_ISREG(status.st_mode) or _identity(status) == self._written:
+                self._path.unlink()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_mtime_ns

@@ -10,6 +10,7 @@ import trio
 from keepfs.mount import metrics_output, runtime
 from keepfs.mount.control_server import ControlServer
 from keepfs.mount.figure_sources import FigureSources
+from keepfs.mount.loop_figures import LoopCopies, LoopOwners
 from keepfs.mount.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -53,19 +54,25 @@ class Observation:
         self, options: MountOptions, catalog: Catalog, owners: ObservedOwners, control: Control
     ) -> None:
         self._options = options
+        copies = LoopCopies(
+            LoopOwners(
+                owners.requests,
+                owners.operations,
+                owners.staging,
+                owners.failed,
+                owners.keeping.statistics,
+                lambda: owners.drain.has_begun,
+                catalog.count_lost,
+            )
+        )
         #: Its `run` is a task of the mount.
-        self.watchdog = Watchdog(owners.requests, catalog.count_lost)
+        self.watchdog = Watchdog(owners.requests, copies.renew)
         self._sources = FigureSources(
             mountpoint=str(options.mountpoint),
-            clock=trio.lowlevel.current_clock().current_time,
-            requests=owners.requests,
-            operations=owners.operations,
+            deadline=owners.requests.deadline,
             store=owners.store,
-            staging=owners.staging,
-            failed=owners.failed,
-            retention=owners.keeping.statistics,
+            loop=copies,
             watchdog=self.watchdog,
-            is_draining=lambda: owners.drain.has_begun,
         )
         self._server = ControlServer(
             runtime.control_socket(options.mountpoint),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from keepfs.config.options import MountOptions
     from keepfs.fs.upload.drain import Drain
     from keepfs.fs.upload.file import UploadFile
+    from keepfs.keep.services.api import ApiClient
     from keepfs.retention.kept import KeeperStatistics, KeptFiles
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def retention_in_words(options: MountOptions) -> str:
 
 
 class Keeping:
-    """The keeper of a mount, and the parts that it uses.
+    """The keeper of a mount, and the parts that it uses; `close` closes them.
 
     Args:
         options: The options of the mount.
@@ -115,6 +116,7 @@ class Keeping:
             self._ledger = Ledger()
         if mode is Mode.COLLECTION:
             catalog.set_about(KEY, self._ledger.as_text())
+        self._api: ApiClient | None = None
         self._put = PutAgain(store, self._path, copies, self._lost)
         self._keeper = Keeper(
             mode,
@@ -128,12 +130,12 @@ class Keeping:
 
     def begin(self, upload: KeptFiles) -> Keeper:
         """Set up the keeper for the files in upload/, and return it. Sends no request."""
-        mirror = api = None
+        mirror = None
         if self._keeper.mode is Mode.COLLECTION:
-            api = stores.open_api(self._options.store, self._store.api_token)
-        if api is not None:
+            self._api = stores.open_api(self._options.store, self._store.api_token)
+        if self._api is not None:
             mirror = Mirror(
-                RemoteCollections(api, retries=_RETRIES, backoff=_BACKOFF),
+                RemoteCollections(self._api, retries=_RETRIES, backoff=_BACKOFF),
                 self._path,
                 self._ledger,
                 self._save,
@@ -143,8 +145,13 @@ class Keeping:
                     self._options.store.storage_classes,
                 ),
             )
-        self._keeper.begin(upload, self._put, mirror, api)
+        self._keeper.begin(upload, self._put, mirror, self._api)
         return self._keeper
+
+    def close(self) -> None:
+        """End the requests to the API server that are in progress, and close its connections."""
+        if self._api is not None:
+            self._api.close()
 
     async def run(self) -> None:
         """Retain the stored files; runs until cancelled."""
@@ -157,7 +164,7 @@ class Keeping:
             self._put.stop()
 
     def statistics(self) -> KeeperStatistics:
-        """Return the state of retention. For any thread."""
+        """Return the state of retention. For the trio thread."""
         return self._keeper.statistics()
 
     def renew_now(self) -> None:
@@ -227,8 +234,8 @@ def renew(options: MountOptions) -> None:
         copies = stores.copies_of(client, options.store)
         with contextlib.closing(Catalog(path, stores.identity(options.store))) as catalog:
             catalog.forget_lost()
-            keeper = Keeping(options, catalog, store, copies).begin(_NoFiles())
-            trio.run(keeper.once)
+            with contextlib.closing(Keeping(options, catalog, store, copies)) as keeping:
+                trio.run(keeping.begin(_NoFiles()).once)
 
 
 def _collection_name(options: MountOptions) -> str:

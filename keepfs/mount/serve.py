@@ -240,7 +240,7 @@ class _Mount:
                 ),
                 Control(upload, drain, is_read_only=options.read_only),
             )
-            with observation.serving():
+            with contextlib.closing(keeping), observation.serving():
                 async with trio.open_nursery() as to_the_end:
                     serving = trio.CancelScope()
                     handling = Signals(

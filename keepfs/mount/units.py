@@ -208,7 +208,7 @@ def example_configuration(mountpoint: Path, token_file: str) -> str:
 # Settings of keepfs: each option of `keepfs mount --help` is a key. Keys outside tables are
 # for all mounts and commands; a table is for the mount on its path. An unknown key is an error.
 
-[{_toml_key(mountpoint)}]
+[{toml_key(mountpoint)}]
 # Where the blocks are. On this machine, without a cluster:
 #local-store = "/srv/keep"
 # Or on a cluster: write these lines to settings.conf, in this directory:
@@ -222,7 +222,7 @@ def example_configuration(mountpoint: Path, token_file: str) -> str:
 """
 
 
-def _toml_key(path: Path) -> str:
+def toml_key(path: Path) -> str:
     """Quote a path as a key of TOML, whose basic strings escape as JSON's do."""
     text = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda it: f"\\u{ord(it[0]):04x}", text) + '"'
@@ -257,6 +257,16 @@ def token_of_service(path: Path, directory: Path = SYSTEM_DIRECTORY) -> Path | N
         return file if file.read_bytes().strip() else None
     except OSError:
         return None
+
+
+def variables_of_service(path: Path, directory: Path = SYSTEM_DIRECTORY) -> Path:
+    """Return the file of the variables that only the service of a mount point reads.
+
+    Args:
+        path: The mount point.
+        directory: The directory of these files.
+    """
+    return directory / f"{escaped_for_systemd(path)}.env"
 
 
 def _quoted(word: str) -> str:

@@ -37,8 +37,6 @@ _INTERVAL = 1.0
 _LATE = 5.0
 #: Seconds without a record after which the figures report the loop as stuck.
 _STUCK = 3.0
-#: Seconds between two samples of the figure that only the trio thread may read.
-_SAMPLED = 5.0
 
 
 class Watchdog:
@@ -46,7 +44,8 @@ class Watchdog:
 
     Args:
         requests: The requests in progress, with their deadline.
-        ask: Returns a figure that only the trio thread may read; called every 5 s.
+        each_turn: Called in the trio thread after each record, for example to copy figures that
+            other threads need while the loop is stuck.
         limit: Seconds after which the stacks are logged. For the loop it is shortened to half
             of the service manager's limit, so that the log has the reason of a restart.
         interval: Seconds between two records of the loop.
@@ -55,19 +54,18 @@ class Watchdog:
     def __init__(
         self,
         requests: Requests,
-        ask: Callable[[], int] = lambda: 0,
+        each_turn: Callable[[], None] = lambda: None,
         limit: float = LIMIT,
         interval: float = _INTERVAL,
     ) -> None:
         self._requests = requests
-        self._ask = ask
+        self._each_turn = each_turn
         #: Seconds within which the service manager expects WATCHDOG=1; 0: it expects none.
         self._manager = systemd.watchdog_limit()
         self._limit = limit
         self._loop_limit = min(limit, self._manager / 2) if self._manager else limit
         self._interval = min(interval, self._manager / 4) if self._manager else interval
         self._noted = self._looked = self._since = time.monotonic()
-        self._sampled = 0
         self._is_stuck = False
         self._ended = threading.Event()
 
@@ -75,10 +73,6 @@ class Watchdog:
         """Return for how many seconds the loop has not run; 0.0 if it runs. For any thread."""
         age = time.monotonic() - self._noted
         return age if age >= _STUCK else 0.0
-
-    def sample(self) -> int:
-        """Return the last figure that `ask` returned. For any thread."""
-        return self._sampled
 
     async def run(self) -> None:
         """Record that the loop runs, until cancelled. Starts the thread, and ends it."""
@@ -91,14 +85,13 @@ class Watchdog:
         )
         thread.start()
         try:
-            due = sampled = 0.0
+            due = 0.0
             while True:
                 now = self._noted = time.monotonic()
                 if self._manager and now >= due and not self._is_stuck:
                     systemd.notify("WATCHDOG=1")
                     due = now + self._manager / 4
-                if now >= sampled + _SAMPLED:
-                    sampled, self._sampled = now, self._ask()
+                self._each_turn()
                 await trio.sleep(self._interval)
         finally:
             self._ended.set()

@@ -168,7 +168,7 @@ class Keeper:
         return "" if number is None else self._catalog.lost(number)
 
     def statistics(self) -> KeeperStatistics:
-        """Return the state of retention, as far as is known. For any thread."""
+        """Return the state of retention, as far as is known."""
         mode = "local" if self._is_local else self.mode.value
         parts = self._mirror.ledger.parts if self._mirror else ()
         updated = self._updated.ended if self._updated else None

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keepfs import stores
+from keepfs.cli.checking import all_steps
 from keepfs.cli.scrubbing import Scrubber
 from keepfs.cli.steps import CheckResult, Step, exit_code, run_step
+from keepfs.keep import KeepClient
 from keepfs.mount import machine
 from tests.cli.test_cli import Shell
 from tests.keepstore import TEST_TOKEN, Fault, KeepstoreControls, Stage
+from tests.keepstore.ports import connections_to
 from tests.mounted.mounts import KeepfsMount, keepfs, why_no_mounts
 
 if TYPE_CHECKING:
@@ -62,13 +68,61 @@ def test_check_shows_each_setting_and_its_source(shell: Shell, tmp_path: Path) -
     if why_no_mounts() is None:
         assert code == 0
     assert steps["configuration"]["details"] == {
-        "--cache-size": "1073741824  (configuration file)",
-        "--local-store": f"{shell.store}  (environment)",
+        "--cache-size": f"1 GiB  ({config}/config.toml)",
+        "--local-store": f"{shell.store}  (environment KEEP_LOCAL_STORE)",
         "--retries": "2  (environment KEEPFS_RETRIES)",
-        "--umask": "23  (command line)",
+        "--umask": "027  (command line)",
     }
     assert steps["mount point"]["verdict"] == "ok"
     assert steps["local store"]["verdict"] == "ok"
+
+
+def test_check_names_the_table_of_a_file(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    file = tmp_path / "own.toml"
+    file.write_text(
+        f'cache-size = "1G"\ncopies = 2\n["{tmp_path}/mnt"]\ncopies = 1\nmetrics = 9753\n'
+    )
+
+    _, steps = check(shell, tmp_path / "mnt", "--config", file)
+
+    found = steps["configuration"]["details"]
+    assert found["--cache-size"] == f"1 GiB  ({file})"
+    assert found["--copies"] == f"1  ({file}, table of the mount point)"
+    assert found["--metrics"] == f"127.0.0.1:9753  ({file}, table of the mount point)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can put another /etc in its place")
+@pytest.mark.parametrize(
+    ("text", "verdict", "found"),
+    [
+        ("# a comment\nKEEPFS_METRICS=1234\n", "ok", "sets KEEPFS_METRICS, for the service alone"),
+        ("ARVADOS_API_HOST=x\nKEEPFS_COPIES=1\n", "warning", "sets ARVADOS_API_HOST, KEEPFS_C"),
+        ("KEEPFS_COPYS=1\n", "FAILED", "did you mean KEEPFS_COPIES?"),
+        ("", "skipped", "there are none in /etc/keepfs/mnt-x.env"),
+    ],
+)
+def test_check_looks_at_the_variables_of_the_service(
+    shell: Shell, tmp_path: Path, text: str, verdict: str, found: str
+) -> None:
+    subprocess.run(["cp", "-a", "/etc", tmp_path / "etc"], check=True)
+    (tmp_path / "etc" / "keepfs").mkdir(exist_ok=True)
+    (tmp_path / "etc" / "keepfs" / "mnt-x.env").write_text(text)
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc && exec "$@"'),
+            *(tmp_path / "etc", sys.executable, "-m", "keepfs", "check", "--json", "/mnt/x"),
+        ],
+        capture_output=True,
+        env=shell.environment,
+        check=False,
+    )
+
+    steps = {each["name"]: each for each in json.loads(done.stdout)["steps"]}
+
+    step = steps["service's variables"]
+    assert step["verdict"] == verdict
+    assert found in step["found"]
 
 
 def test_check_reports_each_failure_and_continues(shell: Shell, tmp_path: Path) -> None:
@@ -105,6 +159,28 @@ def test_check_times_each_service_and_stores_an_empty_block(
     }
     assert code in {0, 1}
     assert keepstore.blocks() == ["d41d8cd98f00b204e9800998ecf8427e"]
+
+
+def test_check_closes_its_connections(
+    shell: Shell, keepstore: KeepstoreControls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[KeepClient] = []
+
+    class Remembered(KeepClient):  # else the end of its life closes the connections
+        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+            super().__init__(*args, **options)
+            clients.append(self)
+
+    monkeypatch.setattr(stores, "KeepClient", Remembered)
+    monkeypatch.delenv("KEEP_LOCAL_STORE", raising=False)
+    for name, value in shell.environment.items():
+        monkeypatch.setenv(name, value)
+
+    steps = all_steps((), 10.0, is_writing=True)
+
+    assert len(clients) == 1
+    assert CheckResult.OK in {each.verdict for each in steps if each.name == "writability"}
+    assert connections_to(int(keepstore.url.rpartition(":")[2].rstrip("/"))) == 0
 
 
 def test_check_with_no_write_stores_nothing(shell: Shell, keepstore: KeepstoreControls) -> None:

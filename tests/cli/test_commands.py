@@ -594,6 +594,24 @@ def test_an_export_has_its_name_when_it_is_whole(
     assert list(tmp_path.glob(".out.*.part")) == []
 
 
+def test_an_export_of_many_pieces_opens_one_client(
+    api: ApiControls, shell: Shell, stores: list[KeepstoreControls], tmp_path: Path
+) -> None:
+    block = {store.store_block(b"in a store") for store in stores}.pop()
+    stored = StoredBytes([StoredRange(Receipt(KeepLocator(block), 1, ()), 3, 2)])
+    pieces = [Piece(2, stored), Piece(1, staged=b"x"), Piece(2, stored), Piece(2, stored)]
+    spilled = unsaved.spill(tmp_path / "state", About("file", 7, mtime_ns=10**18), pieces)
+    (tmp_path / "mountpoint").mkdir()
+
+    shell.run("unsaved", "export", str(tmp_path / "mountpoint"), spilled.name,
+              str(tmp_path / "out"), "--state-dir", str(tmp_path / "state"))  # fmt: skip
+
+    assert (tmp_path / "out").read_bytes() == b"a xa a "
+    # A client fetches the list of services, and a block, once.
+    assert sum("keep_services" in each.target for each in api.log()) == 1
+    assert sum(store.counts().get("GET", 0) for store in stores) == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_export_that_is_killed_leaves_nothing_under_its_name(
     over: Shell,

@@ -9,16 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from keepfs.cli import man
 from tests.cli.test_cli import FOO, Shell, stored
 from tests.mounted.mounts import keepfs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
@@ -28,15 +25,20 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-def at_terminal(shell: Shell, *arguments: str | Path) -> tuple[bytes, bytes]:
-    """Run a command whose standard error is a terminal; return its output and what is shown."""
+def at_terminal(
+    shell: Shell, *arguments: str | Path, shows_output: bool = False
+) -> tuple[bytes, bytes]:
+    """Run a command whose standard error is a terminal; return its output and what is shown.
+
+    With `shows_output` its output goes to the terminal, too.
+    """
     ours, theirs = pty.openpty()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "keepfs", *map(str, arguments)],
-            stdout=subprocess.PIPE,
+            stdout=theirs if shows_output else subprocess.PIPE,
             stderr=theirs,
-            env={**shell.environment, "TERM": "xterm", "COLUMNS": "100"},
+            env={**shell.environment, "TERM": "xterm", "COLUMNS": "100", "MANPAGER": "cat"},
             check=True,
             timeout=60,
         )
@@ -121,6 +123,25 @@ def test_shells_complete_commands(kind: str, shell: Shell) -> None:
         "COMP_CWORD": "1" if kind != "fish" else "ver",
     }
     assert b"verify" in shell.run().stdout
+
+
+def test_man_prints_the_page_of_a_command_and_writes_all(shell: Shell, tmp_path: Path) -> None:
+    pages = dict(man.pages())
+
+    assert shell.run("man").stdout.decode() == pages["keepfs.1"]
+    assert shell.run("man", "unsaved", "list").stdout.decode() == pages["keepfs-unsaved-list.1"]
+    written = shell.run("man", "--output", tmp_path / "man").stdout.decode().splitlines()
+    assert {Path(each).name: Path(each).read_text() for each in written} == pages
+    assert "there is no command nosuch" in shell.error("man", "nosuch", code=2)
+    assert "no COMMAND" in shell.error("man", "mount", "--output", tmp_path / "man", code=2)
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="there is no man")
+def test_man_shows_a_page_on_a_terminal(shell: Shell) -> None:
+    _, shown = at_terminal(shell, "man", "unmount", shows_output=True)
+
+    assert b"KEEPFS-UNMOUNT(1)" in shown
+    assert b".SH" not in shown
 
 
 def test_each_command_has_a_man_page(tmp_path: Path) -> None:

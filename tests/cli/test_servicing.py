@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from keepfs.cli import servicing
 from keepfs.cli.fstab_words import split_words
 from keepfs.mount.units import (
     WATCHDOG_SECONDS,
@@ -140,6 +139,15 @@ def test_a_users_service_is_written_and_the_next_commands_printed(tmp_path: Path
     assert again.stdout.count("unchanged") == 3
     assert config.read_text() == "# mine\n"
 
+    unit.write_text(text.replace("WatchdogSec", "# WatchdogSec"))  # of another version
+    upgraded = keepfs(tmp_path, "service", "install", "--user", str(mnt))
+    assert f"replaced {unit}" in upgraded.stdout
+    commands = re.findall("^    (.*)$", upgraded.stdout, re.MULTILINE)
+    assert commands == [
+        "systemctl --user daemon-reload",
+        f"systemctl --user restart '{unit.name}'",
+    ]
+
 
 def test_printing_writes_nothing(tmp_path: Path) -> None:
     done = keepfs(tmp_path, "service", "install", "--print", "/mnt/keep", "--config", "my.toml")
@@ -207,10 +215,32 @@ def test_the_token_of_a_service_is_found_by_its_mount_point(tmp_path: Path) -> N
     assert token_of_service(Path("/mnt/a"), tmp_path) is None
 
 
-def test_the_directory_of_the_token_file_is_made(tmp_path: Path) -> None:
-    token = tmp_path / "etc" / "keepfs" / "mnt.token"
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs a service for all users")
+def test_a_service_of_the_machine_is_written_with_an_empty_token_file(tmp_path: Path) -> None:
+    subprocess.run(["cp", "-a", "/etc", tmp_path / "etc"], check=True)
+    shutil.rmtree(tmp_path / "etc" / "keepfs", ignore_errors=True)
+    install = (
+        f"mount --bind {tmp_path}/etc /etc && exec {sys.executable} -m keepfs service install"
+    )
+    former = os.umask(0o077)
+    try:
+        for number in range(2):  # the second time nothing is lost
+            done = subprocess.run(
+                ["unshare", "--mount", "sh", "-c", f'{install} "$0"', tmp_path / "mnt"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            token = next((tmp_path / "etc" / "keepfs").glob("*.token"))
+            assert token.stat().st_mode & 0o777 == 0o600
+            assert token.parent.stat().st_mode & 0o777 == 0o755
+            assert ("empty: the token belongs there" in done.stdout) == (number == 0)
+            assert token.read_text() == ("v2/x/y" if number else "")
+            token.write_text("v2/x/y")
+    finally:
+        os.umask(former)
 
-    servicing._make_token_file(token)  # noqa: SLF001 - else it writes to /etc
-
-    assert token.stat().st_mode & 0o777 == 0o600
-    assert token.parent.stat().st_mode & 0o777 == 0o755
+    [unit] = (tmp_path / "etc" / "systemd" / "system").glob("keepfs@*.service")
+    assert unit.stat().st_mode & 0o777 == 0o644
+    assert "\nLoadCredential=token:/etc/keepfs/" in unit.read_text()
+    assert not list(Path("/etc").glob("keepfs/*pytest*"))

@@ -16,7 +16,10 @@ from pyfuse3 import EntryAttributes, FUSEError
 
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.by_id import NOT_FOUND_TIMEOUT
-from keepfs.fs.nodes import Ownership
+from keepfs.fs.nodes import DirectoryNode, Metadata, Node, Ownership, directory_mode
+from keepfs.fs.operations import Operations
+from keepfs.fs.requests import Requests
+from keepfs.fs.root import RootDirectory
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepWriteError
 from tests.fakes.kernel import Caller, Fields
 from tests.fakes.store import DictStore, FailingStore, GatedStore
@@ -558,3 +561,71 @@ async def test_a_file_of_several_blocks_is_one_name_in_by_id() -> None:
 
         assert [KeepLocator(each).size for each in locators.decode().split(",")] == [4, 4, 2]
         assert await content_of(tree, found.st_ino) == b"0123456789"
+
+
+# --- the log ---------------------------------------------------------------------
+
+
+class BrokenDirectory(DirectoryNode):
+    """A directory whose disk fails when it is told to.
+
+    Attributes:
+        hangs: Whether it hangs instead.
+        works: Whether it works.
+    """
+
+    mount_path = "collections/folder"
+    hangs = works = False
+
+    async def prepare_listing(self) -> None:
+        """Fail, hang or work."""
+        await trio.lowlevel.checkpoint()
+        if self.hangs:
+            await trio.sleep_forever()
+        if not self.works:
+            raise OSError(errno.EIO, "no disk")
+
+    async def sync(self) -> None:
+        """Do the same."""
+        await self.prepare_listing()
+
+    async def lookup(self, name: str) -> Node:
+        """Fail."""
+        raise OSError(errno.EIO, name)
+
+    def names(self) -> list[str]:
+        """Return a name."""
+        return ["x"]
+
+    def entry_nowait(self, name: str) -> Node | None:
+        """Fail."""
+        raise OSError(errno.EIO, name)
+
+
+async def test_the_log_names_the_directory_of_a_request_that_fails_or_hangs(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - time passes at once
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    owner = Metadata(directory_mode(0), 0, 0)
+    folder = BrokenDirectory(owner)
+    async with open_blocks(DictStore(), copies=1) as blocks, trio.open_nursery() as nursery:
+        requests = Requests(60.0)
+        root = RootDirectory({"folder": folder}, owner)
+        operations = Operations(root, blocks, requests, Ownership())
+        nursery.start_soon(requests.watch)
+        inode = (await operations.lookup(ROOT, b"folder", ME)).st_ino
+        folder.works = True
+        handle = await operations.opendir(inode, ME)
+        for folder.works, folder.hangs in ((False, False), (False, True)):
+            await refusal(operations.opendir(inode, ME))
+            await refusal(operations.fsyncdir(handle, False))  # noqa: FBT003 - pyfuse3's
+        await refusal(operations.lookup(inode, b"x", ME))
+        nursery.cancel_scope.cancel()
+
+    assert [record.getMessage().split(" after ")[0] for record in caplog.records] == [
+        "opendir of collections/folder: EIO: no disk [file-failed]",
+        "fsyncdir of collections/folder: EIO: no disk [file-failed]",
+        "opendir of collections/folder: ETIMEDOUT",
+        "fsyncdir of collections/folder: ETIMEDOUT",
+        "lookup of collections/folder/x: EIO: x [file-failed]",
+    ]

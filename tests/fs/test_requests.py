@@ -19,10 +19,11 @@ import trio.testing
 from pyfuse3 import FUSEError
 
 from keepfs.fs.errnos import RefusedError
+from keepfs.fs.guards import guarded
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.operations import Operations
 from keepfs.fs.processes import dies_of_a_signal
-from keepfs.fs.requests import WATCH_INTERVAL, Requests, guarded
+from keepfs.fs.requests import WATCH_INTERVAL, RequestInProgress, Requests
 from keepfs.keep import Cause, KeepReadError, NotFoundError
 from tests.fakes.kernel import Caller
 
@@ -35,7 +36,7 @@ DEADLINE = 60.0
 class NamedFile(FileNode):
     """A file of upload/ that has a path."""
 
-    path = "a/file"
+    mount_path = "upload/a/file"
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return nothing."""
@@ -67,6 +68,11 @@ class Handlers:
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
         self.requests = Requests(DEADLINE)
         self._work = work
+
+    def path_of(self, request: RequestInProgress) -> str:
+        """Return a path of a request with a number above 9."""
+        number = request.arguments[0]
+        return f"upload/{number}" if number > 9 else ""
 
     @guarded
     async def read(self, number: int) -> int:
@@ -338,10 +344,20 @@ async def test_the_log_names_the_file_of_a_request_that_fails(
         nursery.cancel_scope.cancel()
 
     assert [record.getMessage().split(" after ")[0] for record in caplog.records] == [
-        "read of a/file: ENOSPC: full [file-failed]",
-        "read of a/file failed unexpectedly [unexpected]",
-        "read of a/file: ETIMEDOUT",
+        "read of upload/a/file: ENOSPC: full [file-failed]",
+        "read of upload/a/file failed unexpectedly [unexpected]",
+        "read of upload/a/file: ETIMEDOUT",
     ]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ZeroDivisionError()], ids=repr)
+async def test_the_log_names_the_path_of_a_request_without_a_file(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(FUSEError):
+        await raising(error).read(17)
+
+    assert caplog.records[0].getMessage().startswith("read of upload/17")
 
 
 async def test_a_request_of_a_living_caller_is_waited_for(

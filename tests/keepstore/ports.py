@@ -1,9 +1,10 @@
-"""Ports of 127.0.0.1 behind which nobody is."""
+"""Ports of 127.0.0.1: some behind which nobody is, and the connections to one."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.keepstore.server import HOST
@@ -34,3 +35,13 @@ def silent_port() -> Iterator[int]:
             filler.settimeout(0)
             filler.connect_ex((HOST, port))
         yield port
+
+
+def connections_to(port: int) -> int:
+    """Return the number of open connections to a port, of all processes."""
+    established = "01"
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return sum(
+        state == established and int(remote.partition(":")[2], 16) == port
+        for _, _, remote, state, *_ in lines
+    )

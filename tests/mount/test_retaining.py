@@ -1,4 +1,4 @@
-"""Keeping at the end of a mount: a failure is logged, and the drain goes on."""
+"""Keeping at the end of a mount: a failure is logged, and connections are closed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ import trio
 
 from keepfs import stores
 from keepfs.config.options import MountOptions, StoreOptions
-from keepfs.fs.nodes import Metadata, directory_mode
-from keepfs.fs.upload.catalog import Catalog
-from keepfs.mount.retaining import Keeping
+from keepfs.fs.nodes import Metadata, directory_mode, file_mode
+from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.stored import StoredBytes
+from keepfs.keep import KeepLocator, Receipt
+from keepfs.mount.retaining import Keeping, renew
 from keepfs.renewing_store import RenewingStore
+from tests.keepstore import (
+    TEST_TOKEN,
+    ApiControls,
+    Authority,
+    KeepstoreControls,
+    Listening,
+    ServiceEntry,
+)
+from tests.keepstore.ports import connections_to
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,3 +67,36 @@ def test_an_unexpected_failure_at_the_end_is_logged_and_not_raised(
         "bringing the collection of upload/ up to date failed unexpectedly [unexpected]"
     )
     assert record.exc_info is not None
+
+
+def test_the_connections_of_a_renewal_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    with (
+        KeepstoreControls() as keepstore,
+        ApiControls(listening=Listening(tls=authority.certify())) as api,
+    ):
+        api.list_services([ServiceEntry.of(keepstore.url, 0)])
+        for name, value in {
+            "ARVADOS_API_HOST": api.host,
+            "ARVADOS_API_TOKEN": TEST_TOKEN,
+            "SSL_CERT_FILE": str(authority.bundle),
+            "HOME": str(tmp_path),
+        }.items():
+            monkeypatch.setenv(name, value)
+        options = MountOptions(
+            mountpoint=tmp_path, store=StoreOptions(retries=0), state_dir=tmp_path
+        )
+        with contextlib.closing(Catalog(tmp_path / "catalog.sqlite")) as catalog:
+            catalog.add_root(Metadata(directory_mode(0o755), 0, 0, 0))
+            block = Receipt(KeepLocator(keepstore.store_block(b"foo")), 1, ())
+            with catalog.change():
+                owner = Metadata(file_mode(0o644), 0, 0, 0)
+                catalog.add_file(ROOT, "file", owner, StoredBytes.of_blocks([block]))
+
+        renew(options)
+
+        assert len(api.collections()) == 1
+        assert connections_to(int(api.host.rpartition(":")[2])) == 0
+        assert connections_to(int(keepstore.url.rpartition(":")[2].rstrip("/"))) == 0

@@ -72,6 +72,28 @@ def test_a_client_killed_in_a_close_ends_soon(unmounted: KeepfsMount) -> None:
     wait_until(lambda: os.getxattr(unmounted.upload / "file", "user.keep.state") != b"storing")
 
 
+def test_a_reader_with_direct_io_can_be_killed(unmounted: KeepfsMount) -> None:
+    unmounted.options = ("--direct-io",)
+    unmounted.mount()
+    (unmounted.upload / "file").write_bytes(b"hello")
+    assert unmounted.unmount().returncode == 0
+    pipe = unmounted.store / "5d41402abc4b2a76b9719d911017c592"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    unmounted.mount()
+    script = "import os, sys; f = os.open(sys.argv[1], os.O_RDONLY); os.read(f, 5)"
+    with subprocess.Popen([sys.executable, "-c", script, unmounted.upload / "file"]) as client:
+        wait_until(lambda: waits_for_mount(client.pid))
+
+        client.kill()
+
+        assert client.wait(timeout=PATIENCE) == -signal.SIGKILL
+    assert (unmounted.upload / "file").stat().st_size == 5
+    with pipe.open("r+b", buffering=0) as both_ends:  # opens without a reader, too
+        both_ends.write(b"hello")
+        assert unmounted.unmount().returncode == 0
+
+
 def wchan(pid: int) -> str:
     """Return where in the kernel a process waits."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import random
@@ -30,11 +31,13 @@ from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
     Authority,
+    Fault,
     KeepstoreControls,
     Listening,
     ServiceEntry,
+    Stage,
 )
-from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs
+from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
 from tests.mounted.packing import packed
 
 if TYPE_CHECKING:
@@ -498,6 +501,36 @@ def test_uploads_lost_names_the_files_whose_blocks_are_gone(
     assert b"token" in refused.stderr
 
 
+@pytest.mark.parametrize("is_expired", [False, True])
+def test_a_refused_block_is_lost_only_if_its_signature_has_ended(
+    cluster: tuple[KeepfsMount, ApiControls],
+    stores: list[KeepstoreControls],
+    *,
+    is_expired: bool,
+) -> None:
+    mount, _ = cluster
+    if is_expired:
+        for store in stores:
+            store.configure(ttl=1.0)
+    (mount.upload / "file").write_bytes(b"content")
+    expiry = os.getxattr(mount.upload / "file", "user.keep.expires").decode()
+    wait_until(
+        lambda: not is_expired or dt.datetime.fromisoformat(expiry) < dt.datetime.now(dt.UTC)
+    )
+    for store in stores:
+        store.always(Fault(status=403), method="HEAD")
+
+    done = keepfs("uploads", "--check", "--json", mount.path, env=mount.environment)
+    lost = keepfs("uploads", "--lost", mount.path, env=mount.environment)
+
+    [found] = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, lost.returncode) == (1, 1)
+    assert (found["path"], found["state"]) == ("file", "lost" if is_expired else "unknown")
+    assert ("its signature is valid until" in found["error"]) == (not is_expired)
+    assert ("its signature is valid until" in done.stderr.decode()) == (not is_expired)
+    assert bool(lost.stdout) == is_expired
+
+
 def test_locate_writes_a_list_too_long_for_an_attribute(
     mount: KeepfsMount, tmp_path: Path
 ) -> None:
@@ -849,9 +882,52 @@ def test_import_refuses_wrong_sources_and_targets(
     assert "isn't in upload/" in refusal(mount, "import", uuid, tmp_path / "elsewhere")
     assert ABSENT in refusal(mount, "import", ABSENT, mount.upload / "none")
     assert "neither" in refusal(mount, "import", "x", mount.upload / "none", code=2)
-    (mount.upload / ".new.part").mkdir()
-    assert ".new.part exists" in refusal(mount, "import", uuid, mount.upload / "new")
-    assert sorted(os.listdir(mount.upload)) == [".new.part", "full"]
+    assert os.listdir(mount.upload) == ["full"]
+
+
+def test_two_imports_to_one_folder_do_not_mix(
+    cluster: tuple[KeepfsMount, ApiControls],
+    stores: list[KeepstoreControls],
+    client: SdkClient,
+) -> None:
+    mount, _ = cluster
+    (mount.upload / "block").write_bytes(b"b-a")
+    locator = mount.locator(mount.upload / "block")
+    uuids = []
+    for pieces in (65537, 1):
+        builder = ManifestBuilder()
+        builder.add_file(f"of {pieces}", [(locator, 2 - n % 2 * 2, 1) for n in range(pieces)])
+        body = {"manifest_text": builder.build().text(), "name": f"of {pieces}"}
+        uuids.append(client.collections().create(body={"collection": body}).execute()["uuid"])
+    target = mount.upload / "it"
+    for store in stores:
+        store.always(Fault(hold=Stage.BEFORE_STATUS), method="GET")
+    with subprocess.Popen(
+        [sys.executable, "-m", "keepfs", "import", uuids[0], target],
+        stderr=subprocess.PIPE,
+        env=mount.environment,
+    ) as first:
+        wait_until(lambda: any(store.under_way("GET") for store in stores))
+
+        run(mount, "import", uuids[1], target)  # reads no block
+
+        for store in stores:
+            store.heal()
+        _, said = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 1
+    assert f"{target} exists, made meanwhile by another program [folder-exists]" in said.decode()
+    assert os.listdir(target) == ["of 1"]
+
+
+def test_a_name_of_255_bytes_is_imported(mount: KeepfsMount) -> None:
+    (mount.upload / "tree").mkdir()
+    (mount.upload / "tree" / "file").write_bytes(b"x")
+    _, name = commit(mount, mount.upload / "tree")
+    target = mount.upload / ("名" * 85)
+
+    run(mount, "import", name, target)
+
+    assert os.listdir(target) == ["file"]
 
 
 def test_a_local_store_imports_by_hash_into_an_empty_folder(mount: KeepfsMount) -> None:

@@ -205,7 +205,7 @@ def test_a_failed_close_hidden_by_a_shell_is_reported_by_sync_and_log(
 
     assert codes == [0, 0]
     assert told == 1
-    assert "flush of file: EHOSTUNREACH" in over.log_file.read_text()
+    assert "flush of upload/file: EHOSTUNREACH" in over.log_file.read_text()
 
 
 # --- tasks of the mount are supervised -----------------------------------------------------
@@ -567,7 +567,7 @@ def test_the_log_names_the_file_whose_close_fails(
 
     fail(over.upload / "folder" / "file", b"content")
 
-    assert any(" flush of folder/file: E" in line for line in over.logged())
+    assert any(" flush of upload/folder/file: E" in line for line in over.logged())
     store.come_back()
     wait_until(lambda: state(over.upload / "folder" / "file") == "stored")
 
@@ -584,4 +584,4 @@ def test_the_log_names_the_file_whose_read_fails(
     with pytest.raises(OSError, match="Errno"):
         (over.upload / "file").read_bytes()
 
-    assert any(" read of file: E" in line for line in over.logged())
+    assert any(" read of upload/file: E" in line for line in over.logged())

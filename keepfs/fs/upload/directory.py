@@ -17,6 +17,7 @@ import stat
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.fs.errnos import RefusedError
+from keepfs.fs.metadata_changes import changed_metadata
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
@@ -25,7 +26,6 @@ from keepfs.fs.nodes import (
     Node,
     RenameMode,
     SymlinkNode,
-    changed_metadata,
 )
 from keepfs.fs.upload.catalog import ROOT
 from keepfs.fs.upload.file import UploadFile
@@ -96,8 +96,9 @@ class UploadDirectory(DirectoryNode):
 
     @property
     def mount_path(self) -> str:
-        """The path from the mount's root."""
-        return "upload" if self.place is None else f"upload/{self.place.path}"
+        """The path from the mount's root. For any thread."""
+        place = self.place
+        return "upload" if place is None else f"upload/{place.path}"
 
     def lookup_nowait(self, name: str) -> Node:
         """Find an entry.

@@ -87,7 +87,11 @@ class Place:
 
     @property
     def path(self) -> str:
-        """The path below upload/."""
+        """The path below upload/.
+
+        For any thread: each step reads one attribute once, whose value is an immutable place.
+        If directories are renamed meanwhile, parts of it may be of before and of after.
+        """
         names, above = [self.name], self.directory.place
         while above is not None:
             names.append(above.name)

@@ -111,6 +111,11 @@ class Staging:
         """Make a slot's memory, empty at first."""
         return StagedBytes(self.blocks, self.block_size, self._lend)
 
+    def has_room(self, slot: StagedSlot, size: int) -> bool:
+        """Return whether `slot` may take `size` bytes now."""
+        taken = self.currsize - self._sizes.get(slot, 0)
+        return taken + self._with_overhead(size) <= self.maxsize
+
     async def make_room(self, slot: StagedSlot, size: int) -> None:
         """Wait until `slot` may take `size` bytes, while other slots are stored.
 
@@ -122,8 +127,7 @@ class Staging:
             KeepWriteError: Storing every other slot failed, so there is no memory.
         """
         failures: dict[StagedSlot, Exception] = {}
-        size = self._with_overhead(size)
-        while self.currsize - self._sizes.get(slot, 0) + size > self.maxsize:
+        while not self.has_room(slot, size):
             others = [other for other in self._sizes if other is not slot]
             if not others:
                 return
@@ -165,10 +169,9 @@ class Staging:
         self._changed = trio.Event()
 
     def statistics(self) -> StagingStatistics:
-        """Return the state. For any thread."""
-        slots = list(self._sizes)  # at once: the trio thread may change it
-        storing = sum(slot.is_storing for slot in slots)
-        return StagingStatistics(self.maxsize, self.currsize, len(slots), storing)
+        """Return the state."""
+        storing = sum(slot.is_storing for slot in self._sizes)
+        return StagingStatistics(self.maxsize, self.currsize, len(self._sizes), storing)
 
     def _with_overhead(self, size: int) -> int:
         """Return the memory that a slot with `size` staged bytes takes, in bytes."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepfs.fs.nodes import Changes, Metadata, SymlinkNode, changed_metadata
+from keepfs.fs.metadata_changes import changed_metadata
+from keepfs.fs.nodes import Changes, Metadata, SymlinkNode
 
 if TYPE_CHECKING:
     from keepfs.fs.upload.place import Place
@@ -22,8 +23,9 @@ class UploadSymlink(SymlinkNode):
 
     @property
     def mount_path(self) -> str:
-        """The path from the mount's root; empty if it has no name."""
-        return "" if self.place is None else f"upload/{self.place.path}"
+        """The path from the mount's root; empty if it has no name. For any thread."""
+        place = self.place
+        return "" if place is None else f"upload/{place.path}"
 
     async def change(self, changes: Changes) -> None:
         """Apply a setattr."""

@@ -53,7 +53,7 @@ _OFF = 60.0
 _PATIENCE = 5.0
 #: Seconds that `close` waits for a place in the queue, and then for the thread that writes.
 _CLOSING = 5.0
-#: The parts of the disk, and of its free bytes, that `automatic_budget` takes.
+#: The parts of the disk, and of its bytes for the cache, that `automatic_budget` takes.
 _AUTO_OF_DISK, _AUTO_OF_FREE = 0.10, 0.25
 
 
@@ -62,7 +62,8 @@ class DiskStatistics:
     """Counters of this process's use of the disk tier.
 
     Attributes:
-        maxsize: The budget of all processes together, in bytes.
+        maxsize: The budget of all processes together, in bytes. An automatic one is determined
+            again before each write; before the first listing it is a lower bound.
         currsize: Bytes of the files, as last listed, plus those added since; 0 before.
         blocks: The number of these files.
         hits: Blocks and parts read from the disk.
@@ -103,8 +104,15 @@ def default_directory() -> Path:
     return Path(platformdirs.user_cache_dir("keepfs"))
 
 
-def automatic_budget(directory: Path) -> int:
-    """Return a tenth of the disk or a quarter of its free bytes, whichever is less. Blocks.
+def automatic_budget(directory: Path, cached: int = 0) -> int:
+    """Return a tenth of the disk, or a quarter of its bytes for the cache if that is less. Blocks.
+
+    Bytes for the cache are the free ones and those that it has: else the budget would shrink as
+    the cache grows.
+
+    Args:
+        directory: A directory of the disk; made if it doesn't exist.
+        cached: Bytes of the cache's files.
 
     Raises:
         OSError: The directory can't be made or examined.
@@ -114,7 +122,7 @@ def automatic_budget(directory: Path) -> int:
     return int(
         min(
             _AUTO_OF_DISK * disk.f_blocks * disk.f_frsize,
-            _AUTO_OF_FREE * disk.f_bavail * disk.f_frsize,
+            _AUTO_OF_FREE * (disk.f_bavail * disk.f_frsize + cached),
         )
     )
 
@@ -140,7 +148,7 @@ class DiskCache:
 
     Args:
         directory: The parent of its folder; made if it doesn't exist.
-        budget: Most bytes of all files; None: see `automatic_budget`.
+        budget: Most bytes of all files; None: `automatic_budget`, again before each write.
         least_free: Bytes of the disk that stay free; None: a tenth, at least 5 GiB.
     """
 
@@ -149,6 +157,7 @@ class DiskCache:
     ) -> None:
         self.directory = directory
         self._least_free = least_free
+        self._is_automatic = budget is None
         self._lock = threading.Lock()
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
@@ -161,7 +170,7 @@ class DiskCache:
         self._written_since = 0
         self._statistics = DiskStatistics(budget or 0)
         try:
-            if budget is None:
+            if self._is_automatic:
                 self._statistics = DiskStatistics(automatic_budget(directory))
             self._folder = BlockFolder(directory, self._damaged)
         except OSError as error:
@@ -400,16 +409,12 @@ class DiskCache:
                 former, self._folder, self._listed = self._folder, new, False
             if former is not None:
                 former.close()  # its readers get an error, and ask the services
-            if not self._statistics.maxsize:
-                budget = automatic_budget(self.directory)
-                with self._lock:
-                    self._statistics.maxsize = budget
         return self._folder
 
     def _make_room(self, folder: BlockFolder, size: int) -> bool:
         """Evict blocks until `size` bytes fit the budget and the disk; return whether they do."""
-        budget = self._statistics.maxsize
-        if size > budget:
+        budget = self._budget_with(self._statistics.currsize)
+        if size > budget and (self._listed or not self._is_automatic):
             return False
         lacking = folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES)
         known = self._listed and self._written_since <= _LIST_AFTER * budget
@@ -419,10 +424,12 @@ class DiskCache:
         files, part = folder.sample(_SAMPLE)
         total = int(sum(it.length for it in files) / part)
         count = int(len(files) / part)
+        budget = self._budget_with(total)
         goal = total
-        if total + size > budget:
-            goal = int(_EVICT_TO * budget) - size
-        goal = min(goal, total - lacking)
+        if size <= budget:
+            goal = min(total, total - lacking)
+            if total + size > budget:
+                goal = min(goal, int(_EVICT_TO * budget) - size)
         if part < 1:  # of a large cache, only some of the sample is evicted at a time
             goal = max(goal, total - sum(it.length for it in files) // _PART_EVICTED)
         now, evicted, before = time.time_ns(), 0, total
@@ -438,3 +445,11 @@ class DiskCache:
         # A large cache that seems over the budget shrinks with each block that it takes.
         fits = total + size <= budget or (part < 1 and before - total >= size)
         return fits and (folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES) <= 0)
+
+    def _budget_with(self, cached: int) -> int:
+        """Return the budget of a cache with files of `cached` bytes; update it if automatic."""
+        if self._is_automatic:
+            budget = automatic_budget(self.directory, cached)
+            with self._lock:
+                self._statistics.maxsize = budget
+        return self._statistics.maxsize

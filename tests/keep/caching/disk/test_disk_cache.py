@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,6 +98,28 @@ def test_the_disk_is_not_filled(tmp_path: Path) -> None:
     assert bytes_in(tmp_path) == 0
     assert cache.statistics().skipped == 3
     cache.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
+def test_an_automatic_budget_does_not_shrink_as_the_cache_grows(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "disk", tmp_path], check=True)
+    try:
+        (tmp_path / "others").write_bytes(bytes(56 * 2**20))  # 8 MiB are left, the cache gets 2
+        cache = DiskCache(tmp_path, least_free=0)
+        before = cache.statistics().maxsize
+
+        fill(cache, 30)
+
+        found = cache.statistics()
+        assert abs(found.maxsize - before) < 0.03 * before  # its directories take some pages
+        assert 0.85 * before < bytes_in(tmp_path / "blocks-1") <= found.maxsize
+        other = DiskCache(tmp_path, least_free=0)  # counts what is there, when it writes
+        fill(other, 1, 30)
+        assert abs(other.statistics().maxsize - before) < 0.03 * before
+        cache.close()
+        other.close()
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def test_a_removed_directory_is_made_again(tmp_path: Path) -> None:

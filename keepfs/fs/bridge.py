@@ -182,6 +182,8 @@ class AsyncBlocks:
     ) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes from memory or the disk.
 
+        Call `part_nowait` before: this reads the disk in a thread, though its pages are in memory.
+
         Args:
             locator: The block's locator.
             begin: The first byte.
@@ -202,9 +204,6 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        part = parts.part_nowait(locator, begin, end, size)
-        if part is not None:
-            return part
         return await run_in_thread(
             lambda: parts.get_part(locator, begin, end, size),
             cast("trio.CapacityLimiter", self._parts),

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from keepfs.fs.errnos import RefusedError
-from keepfs.fs.nodes import ROOT_INODE
+from keepfs.fs.nodes import ROOT_INODE, DirectoryNode
 from keepfs.fs.requests import Overdue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from keepfs.fs.nodes import Caller, DirectoryNode, FileNode, Node
+    from keepfs.fs.nodes import Caller, FileNode, Node
 
 _HandleT = TypeVar("_HandleT")
 
@@ -50,6 +50,17 @@ class InodeTable:
             return self._nodes[inode]
         except KeyError:
             raise RefusedError(errno.ESTALE) from None
+
+    def directory(self, inode: int) -> DirectoryNode:
+        """Return the directory with this inode number.
+
+        Raises:
+            RefusedError: ESTALE, the kernel has forgotten the number; ENOTDIR.
+        """
+        node = self[inode]
+        if not isinstance(node, DirectoryNode):
+            raise RefusedError(errno.ENOTDIR)
+        return node
 
     def remember(self, node: Node) -> None:
         """Count one lookup: a reply is about to pass the node to the kernel."""

@@ -15,7 +15,7 @@ import itertools
 import os
 import stat
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from keepfs.fs.errnos import RefusedError
@@ -48,16 +48,8 @@ def new_inode() -> int:
     return next(_numbers)
 
 
-#: The range of times, in nanoseconds since 1970: SQLite's integers (1677 to 2262). Times
-#: outside are clamped, as Linux does for file systems with a limited range.
-_MIN_TIME_NS, _MAX_TIME_NS = -(2**63), 2**63 - 1
-#: Marks a time that isn't given.
-_SAME = _MIN_TIME_NS - 1
-
-
-def clamped_time(time_ns: int) -> int:
-    """Return the closest time that can be recorded, in nanoseconds since 1970."""
-    return max(_MIN_TIME_NS, min(time_ns, _MAX_TIME_NS))
+#: Marks a time that isn't given: earlier than any that can be recorded.
+_SAME = -(2**63) - 1
 
 
 @dataclass(slots=True)
@@ -306,6 +298,10 @@ class FileNode(Node):
         A failure must raise, since fewer bytes mean the end of the file.
         """
 
+    def write_nowait(self, offset: int, content: bytes) -> bool:
+        """Write as `write` does, if that needs no wait; return whether it was done."""
+        return False
+
     async def write(self, offset: int, content: bytes) -> None:
         """Write all bytes at `offset`."""
         raise RefusedError(errno.EROFS)
@@ -422,32 +418,6 @@ class DirectoryNode(Node):
     def rename(self, name: str, target: DirectoryNode, new_name: str, mode: RenameMode) -> None:
         """Move an entry; `mode` defines what happens to an existing one."""
         raise RefusedError(errno.EROFS)
-
-
-def changed_metadata(metadata: Metadata, changes: Changes) -> Metadata:
-    """Return the metadata after a setattr of mode, group and times.
-
-    The kernel has checked that the caller may change them.
-
-    Raises:
-        RefusedError: EPERM, the setattr changes the owner.
-    """
-    if changes.uid not in {None, metadata.uid}:
-        raise RefusedError(errno.EPERM)
-    changed = replace(metadata)
-    if changes.gid is not None and changes.gid != metadata.gid:
-        changed.gid = changes.gid
-        if stat.S_ISREG(metadata.mode):  # as chown(2): the new group gets no such rights
-            changed.mode &= ~stat.S_ISUID
-            changed.mode &= ~stat.S_ISGID if metadata.mode & stat.S_IXGRP else ~0
-    if changes.mode is not None:
-        changed.mode = (metadata.mode & ~0o7777) | (changes.mode & 0o7777)
-    if changes.atime_ns is not None:
-        changed.atime_ns = clamped_time(changes.atime_ns)
-    if changes.mtime_ns is not None:
-        changed.mtime_ns = clamped_time(changes.mtime_ns)
-    changed.changed()
-    return changed
 
 
 def directory_mode(permissions: int) -> int:

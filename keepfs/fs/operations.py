@@ -105,7 +105,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes | Coroutine[Any, Any, EntryAttributes]:
         """Find an entry; if it doesn't exist, the kernel may cache that for a while."""
-        parent, text = self._directory(parent_inode), os.fsdecode(name)
+        parent, text = self._inodes.directory(parent_inode), os.fsdecode(name)
         try:
             node = parent.lookup_nowait(text)
         except RefusedError as error:
@@ -331,10 +331,15 @@ class Operations(pyfuse3.Operations):
         self.requests.about(file.node, file.pid)
         return await file.overdue.read(file.node.read, off, size)
 
-    @guarded
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+    @guarded_call
+    def write(self, fh: FileHandleT, off: int, buf: bytes) -> int | Coroutine[Any, Any, int]:
         """Write all bytes or fail."""
         file = self._files[fh]
+        with self._resizing(file.node):
+            is_done = file.node.write_nowait(off, buf)
+        return len(buf) if is_done else self._write(file, off, buf)
+
+    async def _write(self, file: OpenFile, off: int, buf: bytes) -> int:
         self.requests.about(file.node, file.pid)
         with self._resizing(file.node):
             await file.node.write(off, buf)
@@ -375,7 +380,9 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
-        return self._listings.add(await Listing.of(self._directory(inode), replies.caller(ctx)))
+        return self._listings.add(
+            await Listing.of(self._inodes.directory(inode), replies.caller(ctx))
+        )
 
     @guarded_call
     def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
@@ -412,8 +419,8 @@ class Operations(pyfuse3.Operations):
     def _resizing(self, node: Node) -> Iterator[None]:
         """If a request fails after it changed the size, drop the kernel's cached size and pages.
 
-        The attributes are invalidated before the error is sent, so that a read to the end
-        requests the size. The pages are locked until then: a task invalidates them later.
+        The attributes are invalidated before the error is sent, so that a read to the end requests
+        the size. The pages are locked until then: a task invalidates them later.
         """
         size = node.size
         try:
@@ -439,16 +446,10 @@ class Operations(pyfuse3.Operations):
         # Keep cached pages: a block never changes, and upload/ changes through the kernel only.
         return FileInfo(fh=self._files.add(file), keep_cache=not direct, direct_io=direct)
 
-    def _directory(self, inode: InodeT) -> DirectoryNode:
-        node = self._inodes[inode]
-        if not isinstance(node, DirectoryNode):
-            raise RefusedError(errno.ENOTDIR)
-        return node
-
     def _changeable(self, inode: InodeT) -> DirectoryNode:
         if self._read_only:
             raise RefusedError(errno.EROFS)
-        return self._directory(inode)
+        return self._inodes.directory(inode)
 
 
 async def _invalidate(inode: InodeT) -> None:

@@ -21,6 +21,7 @@ from keepfs.collections.remote_errors import (
     ForbiddenError,
     InvalidRequestError,
     NameTakenError,
+    TooLargeError,
 )
 from keepfs.collections.wishes import CollectionAttributes, Expected
 from keepfs.fs.upload.snapshot import SnapshotManifest, open_snapshot
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 PROPERTY = "keepfs:mount"
 #: Names that are tried for one collection.
 _MOST_NAMES = 100
+#: Bytes below which the limit of a request is not halved: the server refuses something else.
+_LEAST_LIMIT = 1024
 
 
 class CreationRefusedError(Exception):
@@ -99,12 +102,23 @@ class Mirror:
         """Bring all collections up to date; return whether any was changed.
 
         The records of unchanged collections are requested, too: another client may have
-        changed them.
+        changed them. A collection that is too large for a request is divided: a proxy before
+        the API server may have a lower limit, and the sizes of manifests are estimated.
 
         Raises:
             CreationRefusedError: The token may not create collections.
         """
-        pieces = self._pieces()
+        while True:
+            try:
+                return self._bring_all(self._pieces())
+            except TooLargeError as error:
+                limit = self._limit or 0
+                if limit < 2 * _LEAST_LIMIT:
+                    raise
+                self._limit = limit // 2
+                _log.info("%s; the collections get %d bytes at most", error, self._limit)
+
+    def _bring_all(self, pieces: list[_Part]) -> bool:
         if not self.ledger.parts and not any(piece.has_files for piece in pieces):
             return False
         is_changed = False

@@ -36,7 +36,8 @@ def text_size(node: StoredNode) -> int:
     """Return the most bytes that a node takes in the JSON of a manifest.
 
     More are possible if files of one directory have the same blocks in another order: the
-    name is then written once for each change of the order.
+    name is then written once for each change of the order. The server then refuses the
+    request, and the collection is divided.
     """
     if node.kind not in {stat.S_IFREG, stat.S_IFDIR}:
         return 0

@@ -111,6 +111,7 @@ class ApiSettings:
         signature_ttl: `BlobSigningTTL` in seconds.
         trash_lifetime: `DefaultTrashLifetime` of collections in seconds.
         max_request_size: `API.MaxRequestSize` in bytes.
+        proxy_request_size: The limit of a proxy before the server, which no client is told.
         most_collections: With so many, none can be created; None for any number.
         projects: By uuid; `zzzzz-j7d0g-` and 15 characters.
         collections: Manifests by what a client asks for: a portable data hash, as
@@ -134,6 +135,7 @@ class ApiSettings:
     signature_ttl: float = TWO_WEEKS
     trash_lifetime: float = TWO_WEEKS
     max_request_size: int = 128 * 1024 * 1024
+    proxy_request_size: int = 128 * 1024 * 1024
     most_collections: int | None = None
     projects: dict[str, Project] = field(default_factory=dict)
     collections: dict[str, str] = field(default_factory=dict)
@@ -209,7 +211,7 @@ class ApiServer:
     def _parameters(self, request: Request) -> dict[str, Any]:
         """Join the parameters of the query and of the body, a form or JSON."""
         given: dict[str, Any] = {name: texts[-1] for name, texts in request.query.items()}
-        limit = self.settings.max_request_size
+        limit = min(self.settings.max_request_size, self.settings.proxy_request_size)
         body = b""
         if request.body.length != 0:
             if (request.body.length or 0) > limit:

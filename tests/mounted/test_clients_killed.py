@@ -89,7 +89,9 @@ def test_a_reader_with_direct_io_can_be_killed(unmounted: KeepfsMount) -> None:
 
         assert client.wait(timeout=PATIENCE) == -signal.SIGKILL
     assert (unmounted.upload / "file").stat().st_size == 5
-    write_to_reader(pipe, b"hello")
+    with pipe.open("r+b", buffering=0) as both_ends:  # opens without a reader, too
+        both_ends.write(b"hello")
+        assert unmounted.unmount().returncode == 0
 
 
 def wchan(pid: int) -> str:

@@ -17,6 +17,7 @@ from keepfs.collections.remote_errors import (
     ApiUnreachableError,
     ForbiddenError,
     InvalidRequestError,
+    TooLargeError,
     UnauthorizedError,
 )
 from keepfs.fs.nodes import Metadata, directory_mode, file_mode
@@ -357,6 +358,36 @@ def test_a_tree_over_the_limit_of_a_request_has_several_collections(
     assert len(mirror.fetch()) == 61
     for each in kept:
         assert len(each["manifest_text"]) < 6000
+
+
+def test_a_tree_over_the_limit_of_a_proxy_has_several_collections(
+    mounted: Mounted, api: ApiControls
+) -> None:
+    mirror = mounted.mirror()
+    for number in range(60):
+        mounted.add(f"a file {number}", str(number).encode())
+    mirror.update()
+    api.configure(proxy_request_size=3000)
+    mounted.add("one more", b"more")
+
+    assert mirror.update()
+    assert not mirror.update()
+
+    kept = api.collections()
+    assert len(kept) > 2
+    assert sum(each["file_count"] for each in kept) == 61
+    assert len(mirror.fetch()) == 61
+
+
+def test_a_server_that_takes_no_request_is_not_asked_for_ever(
+    mounted: Mounted, api: ApiControls
+) -> None:
+    mirror = mounted.mirror()
+    mounted.add("a")
+    api.configure(proxy_request_size=10)
+
+    with pytest.raises(TooLargeError):
+        mirror.update()
 
 
 def test_an_empty_collection_can_be_given_and_one_with_files_is_not_overwritten(

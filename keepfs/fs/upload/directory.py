@@ -17,6 +17,7 @@ import stat
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.fs.errnos import RefusedError
+from keepfs.fs.metadata_changes import changed_metadata
 from keepfs.fs.nodes import (
     Changes,
     DirectoryNode,
@@ -25,7 +26,6 @@ from keepfs.fs.nodes import (
     Node,
     RenameMode,
     SymlinkNode,
-    changed_metadata,
 )
 from keepfs.fs.upload.catalog import ROOT
 from keepfs.fs.upload.file import UploadFile

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepfs.fs.errnos import RefusedError
-from keepfs.fs.nodes import Changes, Metadata, changed_metadata
+from keepfs.fs.metadata_changes import changed_metadata
 from keepfs.fs.upload.content import Content
 from keepfs.fs.upload.content_reader import ContentReader
 from keepfs.fs.upload.passage import Passage, PassageEvent
@@ -31,6 +31,7 @@ from keepfs.keep.locator import MAX_BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from keepfs.fs.nodes import Changes, Metadata
     from keepfs.fs.upload.place import OnStored, Place, Spilled
     from keepfs.fs.upload.renewal import Relabelled
     from keepfs.fs.upload.staging import Staging
@@ -222,6 +223,24 @@ class UploadFile(StoringFile):
         if self._content is not None:
             self._content.take_locators(relabelled)
 
+    def write_nowait(self, offset: int, content: bytes) -> bool:
+        """Write as `write` does, within one slot in memory that has room; return whether done.
+
+        Raises:
+            OSError: EIO, the entry in the catalog is damaged.
+        """
+        end = offset + len(content)
+        number, begin = divmod(offset, self._staging.block_size)
+        fits_slot = begin + len(content) <= self._staging.block_size and end <= MAX_FILE_SIZE
+        if not content or not fits_slot or (self._mutating and self._mutating.locked()):
+            return False
+        held = self.load()
+        slot = held.slot(number)
+        if not slot.write_nowait(begin, memoryview(content)):
+            return False
+        self._written(held, slot, offset, end)
+        return True
+
     async def write(self, offset: int, content: bytes) -> None:
         """Write bytes at `offset`; start to store each block that is full.
 
@@ -245,10 +264,14 @@ class UploadFile(StoringFile):
                 piece = view[taken : taken + stop - begin]
                 change = functools.partial(slot.write, begin, piece)
                 await self._reader_of(held).change(number, change, self.number)
-                held.note_written(start + begin, start + stop)
-                self._changed()
-                if stop == block_size and slot.is_full:
-                    slot.start_storing()
+                self._written(held, slot, start + begin, start + stop)
+
+    def _written(self, held: Content, slot: Slot, begin: int, end: int) -> None:
+        """Record a write to a slot; if the slot is full, start to store it."""
+        held.note_written(begin, end)
+        self._changed()
+        if not end % self._staging.block_size and slot.is_full:
+            slot.start_storing()
 
     async def truncate(self, size: int) -> None:
         """Set the size; a longer file is padded with zeros.

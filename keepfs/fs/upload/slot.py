@@ -126,6 +126,25 @@ class Slot:
             return b"".join((found, zeros(missing)))
         return found
 
+    def write_nowait(self, begin: int, content: memoryview) -> bool:
+        """Write as `write` does to a hole or staged bytes that have room; return whether done."""
+        staged = self._content
+        if self._state is SlotState.HOLE:
+            staged = self._staging.new_bytes()
+        elif self._state is not SlotState.STAGED:
+            return False
+        end = begin + len(content)
+        if not isinstance(staged, StagedBytes) or not self._staging.has_room(
+            self, staged.footprint(max(end, staged.size))
+        ):
+            return False
+        self._note(SlotEvent.CHANGE)
+        self._content = staged
+        staged.write(begin, content)
+        self.length = max(self.length, end)
+        self._account()
+        return True
+
     async def write(self, begin: int, content: memoryview) -> None:
         """Write bytes at `begin`; extend the slot if necessary. Waits for memory.
 
@@ -360,9 +379,12 @@ async def store_slots(slots: list[Slot]) -> list[StoredBytes | None]:
         except Exception as error:  # noqa: BLE001 - raised when the others have ended
             failures.append(error)
 
-    async with trio.open_nursery() as nursery:
-        for slot in slots:
-            nursery.start_soon(store_one, slot)
+    if len(slots) == 1:  # without a task, which takes two turns of the event loop
+        await store_one(slots[0])
+    else:
+        async with trio.open_nursery() as nursery:
+            for slot in slots:
+                nursery.start_soon(store_one, slot)
     if failures:
         raise fresh_copy(failures[0])
     return [stored[slot] for slot in slots]

@@ -111,6 +111,11 @@ class Staging:
         """Make a slot's memory, empty at first."""
         return StagedBytes(self.blocks, self.block_size, self._lend)
 
+    def has_room(self, slot: StagedSlot, size: int) -> bool:
+        """Return whether `slot` may take `size` bytes now."""
+        taken = self.currsize - self._sizes.get(slot, 0)
+        return taken + self._with_overhead(size) <= self.maxsize
+
     async def make_room(self, slot: StagedSlot, size: int) -> None:
         """Wait until `slot` may take `size` bytes, while other slots are stored.
 
@@ -122,8 +127,7 @@ class Staging:
             KeepWriteError: Storing every other slot failed, so there is no memory.
         """
         failures: dict[StagedSlot, Exception] = {}
-        size = self._with_overhead(size)
-        while self.currsize - self._sizes.get(slot, 0) + size > self.maxsize:
+        while not self.has_room(slot, size):
             others = [other for other in self._sizes if other is not slot]
             if not others:
                 return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepfs.fs.nodes import Changes, Metadata, SymlinkNode, changed_metadata
+from keepfs.fs.metadata_changes import changed_metadata
+from keepfs.fs.nodes import Changes, Metadata, SymlinkNode
 
 if TYPE_CHECKING:
     from keepfs.fs.upload.place import Place

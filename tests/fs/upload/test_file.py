@@ -484,6 +484,42 @@ async def test_a_sparse_file_is_stored_within_the_bound() -> None:
         assert bench.content_of(file) == b"x".ljust(BLOCK, b"\0") * 19 + b"x"
 
 
+async def test_a_write_needs_no_wait_within_a_slot_in_memory_that_has_room() -> None:
+    async with open_bench(2 * BLOCK) as bench:
+        file, other = bench.file(), bench.file()
+        assert file.write_nowait(2, b"cd")
+        assert file.write_nowait(0, b"ab")
+        assert not file.write_nowait(BLOCK - 1, b"two slots")
+        assert not file.write_nowait(MAX_FILE_SIZE, b"beyond")
+        assert not file.write_nowait(0, b"")
+        assert file.size == 4
+        assert await file.read(0, 9) == b"abcd"
+        bench.gated.shut("put_block")
+        assert file.write_nowait(4, b"efgh")  # the slot is full, and sent
+        assert not file.write_nowait(0, b"A")  # it is being sent
+        assert other.write_nowait(0, b"12345678")
+        assert not file.write_nowait(BLOCK, b"i")  # no room
+        bench.gated.open("put_block")
+        await file.store()
+        assert not file.write_nowait(0, b"A")  # the stored block must be read
+        await file.write(0, b"A")
+        await file.store()
+
+        assert bench.content_of(file) == b"Abcdefgh"
+
+
+async def test_a_write_without_wait_does_not_overtake_one_that_waits() -> None:
+    async with open_bench(BLOCK) as bench, trio.open_nursery() as nursery:
+        full, file = bench.file(), bench.file()
+        bench.gated.shut("put_block")
+        await full.write(0, b"12345678")
+        nursery.start_soon(file.write, 0, b"first")  # waits for room
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert not file.write_nowait(0, b"last")
+        bench.gated.open("put_block")
+
+
 async def test_a_write_that_fails_for_want_of_room_leaves_size_and_state() -> None:
     async with open_bench(maxsize=BLOCK) as bench:
         file = bench.file()

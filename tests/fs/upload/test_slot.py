@@ -45,10 +45,11 @@ class SlotModel(RuleBasedStateMachine):
         self.is_down = False
         self.under_way: list[Task[StoredBytes | None]] = []
 
-    @rule(begin=lengths, content=contents)
-    def write(self, begin: int, content: bytes) -> None:
+    @rule(begin=lengths, content=contents, waits=st.booleans())
+    def write(self, begin: int, content: bytes, *, waits: bool) -> None:
         content = content[: BLOCK - begin]
-        self.loop.wait(self.slot.write, begin, memoryview(content))
+        if waits or not self.loop.call(self.slot.write_nowait, begin, memoryview(content)):
+            self.loop.wait(self.slot.write, begin, memoryview(content))
         before = self.expected.ljust(begin, b"\0")
         self.expected = before[:begin] + content + before[begin + len(content) :]
 

@@ -133,7 +133,9 @@ class RenewingStore:
         """Cancel the requests in progress, and refuse further ones."""
         self._client.close()
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
         """Return a verified block from the cache without waiting, else None."""
         return self._client.cached_block(locator, keep_for)
 

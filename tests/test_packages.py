@@ -106,13 +106,18 @@ def test_the_wheel_has_the_package_its_types_units_and_man_pages_and_nothing_els
             if ".data/data/lib/systemd/system/" in name
         }
 
+        watching = {name: file.read(name) for name in names if ".data/data/share/keepfs/" in name}
+
     modules = {str(it.relative_to(ROOT)) for it in (ROOT / "keepfs").rglob("*.py")}
-    others = names - modules - {"keepfs/py.typed", *units, *manuals}
+    others = names - modules - {"keepfs/py.typed", *units, *manuals, *watching}
 
     assert {Path(name).name: text for name, text in units.items()} == {
         unit.name: unit.read_text() for unit in (ROOT / "systemd").iterdir()
     }
     assert {Path(name).name: text for name, text in manuals.items()} == dict(man.pages())
+    assert {Path(name).name: content for name, content in watching.items()} == {
+        each.name: each.read_bytes() for each in (ROOT / "monitoring").iterdir()
+    }
     assert "keepfs@.service" in {Path(name).name for name in units}
     assert names >= modules | {"keepfs/py.typed"}
     assert all(".dist-info/" in name for name in others), others

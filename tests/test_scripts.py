@@ -221,6 +221,8 @@ def test_the_debian_package_has_programs_helpers_and_units(tmp_path: Path) -> No
         assert (tree / "usr/sbin" / name).exists()
     page = gzip.decompress((tree / "usr/share/man/man1/keepfs-mount.1.gz").read_bytes())
     assert page == (ROOT / "man" / "keepfs-mount.1").read_bytes()
+    rules = (tree / "usr/share/keepfs/keepfs.rules.yml").read_bytes()
+    assert rules == (ROOT / "monitoring" / "keepfs.rules.yml").read_bytes()
     assert not (tree / "usr/lib/keepfs/share").exists()
     # The launcher finds its modules where the package puts them.
     program = (tree / "usr/bin/keepfs").read_text()

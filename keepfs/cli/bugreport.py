@@ -18,8 +18,8 @@ from keepfs import __version__
 from keepfs.cli import clients
 from keepfs.cli.checking import WITH_WORDS, all_steps, limit_option, words_argument
 from keepfs.cli.scrubbing import Scrubber
-from keepfs.cli.settings import FilledPath
 from keepfs.cli.steps import as_text
+from keepfs.cli.values import FilledPath
 from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients, progress, uploaded_files
-from keepfs.cli.settings import FilledPath, config_file, path_argument, token_setting
+from keepfs.cli.settings import config_file, path_argument, token_setting
+from keepfs.cli.values import FilledPath
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.collections.remote_errors import NameTakenError, TooLargeError
@@ -81,6 +82,7 @@ class _Properties(click.ParamType[dict[str, Any]]):
 @clients.json_option
 @uploaded_files.follow_option
 @uploaded_files.timeout_option
+@progress.progress_option
 def manifest_command(
     path: Path,
     output: Path | None,
@@ -97,9 +99,10 @@ def manifest_command(
     """
     where = uploaded_files.path_in_upload(path, is_following=is_following)
     with clients.ended_by_signals():
-        manifest = uploaded_files.stored_manifest(
-            where, is_following=is_following, timeout=timeout, is_signed=not strip
-        )
+        with progress.shown("storing what is not stored"):
+            manifest = uploaded_files.stored_manifest(
+                where, is_following=is_following, timeout=timeout, is_signed=not strip
+            )
         shown = manifest.stripped() if strip else manifest
         pieces = shown.pieces()
         if is_json:

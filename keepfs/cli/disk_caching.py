@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from keepfs.cli import clients, progress, reporting
-from keepfs.cli.settings import FilledPath, absolute, config_file, setting, store_settings
+from keepfs.cli.settings import absolute, config_file, setting, store_settings
+from keepfs.cli.values import FilledPath
 from keepfs.cli.warming import locators_named_by
 from keepfs.collection_sources import collections_of
 from keepfs.config.options import format_size
@@ -101,8 +102,12 @@ def warm_command(
     failed.exit()
 
 
+#: The actions of `keepfs cache`, as progress is described.
+_WORK = {"stat": "listing", "verify": "verifying", "clear": "removing"}
+
+
 @click.command("cache")
-@click.argument("action", type=click.Choice(["stat", "verify", "clear"]), default="stat")
+@click.argument("action", type=click.Choice([*_WORK]), default="stat")
 @setting(
     "--disk-cache-dir",
     type=FilledPath(path_type=Path, file_okay=False),
@@ -110,6 +115,7 @@ def warm_command(
 )
 @clients.json_option
 @config_file
+@progress.progress_option
 def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) -> None:
     """Show the disk cache, verify every block in it, or remove them all.
 
@@ -124,13 +130,15 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
     damaged: list[str] = []
     with reporting.in_one_line(), contextlib.closing(_open(directory, damaged)) as folder:
         count = total = 0
-        for file in folder.files():
-            if action == "verify" and folder.read(file.md5sum) is None:
-                continue
-            if action == "clear" and not folder.remove(file.md5sum):
-                continue
-            count += 1
-            total += file.length
+        with progress.shown(_WORK[action], is_bytes=True) as advance:
+            for file in folder.files():
+                advance(file.length)
+                if action == "verify" and folder.read(file.md5sum) is None:
+                    continue
+                if action == "clear" and not folder.remove(file.md5sum):
+                    continue
+                count += 1
+                total += file.length
         if action == "clear":
             folder.remove_names()
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 
@@ -24,11 +25,14 @@ _REFUSED_WORDS = {
     "remount": "a keepfs mount can't be changed; unmount it and mount it again",
     "suid": "programs on a keepfs mount never get their owner's rights; omit it",
     "dev": "there are no devices on a keepfs mount; omit it",
+    "foreground": "mount(8) waits until the mount is ready; omit it, or use keepfs mount -f",
 }
 #: A word of -o: up to a comma that is neither quoted nor behind a backslash.
 _WORD = re.compile(r'(?:[^,"\\]|\\.|"[^"]*"?|\\\Z)+')
 #: Words with another name on the command line.
 _WORDS = {"ro": ("read_only", True)}
+#: The word for --config; it is not a key of a configuration file.
+_CONFIG = "config"
 
 
 def read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...]) -> None:
@@ -50,19 +54,23 @@ def read_words(context: click.Context, _: click.Parameter, words: tuple[str, ...
             continue
         if key in _REFUSED_WORDS:
             raise click.UsageError(of_commands.BAD_VALUE(text=f"-o {key}: {_REFUSED_WORDS[key]}"))
-        parameter = by_name.get(name)
-        if parameter is None:
+        parameter, is_config = by_name.get(name), key == _CONFIG
+        if parameter is None and not is_config:
             raise click.UsageError(
                 of_commands.USAGE(text=f"unknown option: -o {key}; see keepfs mount --help")
             )
-        if bool(equals) == bool(parameter.is_flag):
+        is_flag = parameter is not None and bool(parameter.is_flag)
+        if bool(equals) == is_flag or (is_config and not value):
             raise click.UsageError(
                 of_commands.BAD_VALUE(
                     text=f"-o {key} takes no value; write -o {key}"
-                    if equals
+                    if is_flag
                     else f"-o {key} needs a value; write -o {key}=VALUE"
                 )
             )
+        if is_config:
+            settings.use_file(context, Path(value))
+            continue
         found[name] = fixed if fixed is not None else (value if equals else True)
     context.meta[settings.WORDS] = found
 
@@ -82,6 +90,7 @@ def is_known_word(word: str, command: click.Command) -> bool:
     return (
         key in _IGNORED_WORDS
         or key in _WORDS
+        or key == _CONFIG
         or key.startswith(("x-", "X-"))
         or key.replace("-", "_") in names
     )

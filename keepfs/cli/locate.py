@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs.cli import clients
-from keepfs.cli.settings import FilledPath
+from keepfs.cli.values import FilledPath
 from keepfs.keep.locator import KeepLocator
 from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import mountpoint

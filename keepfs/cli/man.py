@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import __version__
-from keepfs.cli import clients, keepfs, reporting, settings
+from keepfs.cli import clients, keepfs, reporting, values
 from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("words", metavar="[COMMAND]...", nargs=-1)
 @click.option(
     "--output",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Write all pages into DIR, such as ~/.local/share/man/man1.",
 )

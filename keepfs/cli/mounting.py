@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import executing, fstab_words, reporting, settings, unmounting, waiting
+from keepfs.cli import executing, fstab_words, reporting, settings, unmounting, values, waiting
 from keepfs.cli.settings import setting
 from keepfs.collections.names import is_hash, is_uuid
 from keepfs.config import options
@@ -91,7 +91,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 )
 @setting(
     "--staging-size",
-    type=settings.Size(),
+    type=values.Size(),
     default="512MiB",
     show_default=True,
     help="Memory for unstored bytes. A faster writer waits.",
@@ -106,7 +106,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 @setting("--gid", type=_IDS, help="Group of everything.  [default: the creator's group]")
 @setting(
     "--umask",
-    type=settings.Octal(),
+    type=values.Octal(),
     default="022",
     show_default=True,
     help="Permissions removed from the mount's root, by_id/ and upload/.",
@@ -125,7 +125,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 @setting("--nonempty", is_flag=True, help="Mount over a directory that has entries.")
 @setting(
     "--state-dir",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     help="Directory for the names in upload/, unsaved files and the log, of this mount alone."
     "  [default: one per mount point, in /var/lib/keepfs for root, else in"
     " ~/.local/state/keepfs]",
@@ -150,7 +150,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 @settings.retain_as_setting
 @setting(
     "--read-ahead",
-    type=settings.Size(),
+    type=values.Size(),
     default="1MiB",
     show_default=True,
     help="Read-ahead of the kernel, if root mounts. 0 keeps the kernel's value.",
@@ -162,13 +162,13 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 )
 @setting(
     "--metrics",
-    type=settings.Address(),
+    type=values.Address(),
     metavar="[HOST:]PORT",
     help="Serve Prometheus metrics there; on the loopback address if only a port is given.",
 )
 @setting(
     "--metrics-file",
-    type=settings.FilledPath(path_type=Path, dir_okay=False),
+    type=values.FilledPath(path_type=Path, dir_okay=False),
     callback=_check_metrics_file,
     metavar="FILE.prom",
     help="Write metrics to this file every 15 s, for the text collector of node-exporter.",
@@ -182,7 +182,7 @@ def _check_metrics_file(_: click.Context, __: click.Parameter, path: Path | None
 )
 @setting(
     "--log-file",
-    type=settings.FilledPath(path_type=Path, dir_okay=False),
+    type=values.FilledPath(path_type=Path, dir_okay=False),
     help="Log to this file.  [default: log in the state directory; standard error with -f]",
 )
 def mount_command(

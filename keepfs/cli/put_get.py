@@ -13,7 +13,8 @@ import click
 
 from keepfs import stores
 from keepfs.cli import clients, progress
-from keepfs.cli.settings import FilledPath, store_settings
+from keepfs.cli.settings import store_settings
+from keepfs.cli.values import FilledPath
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 from keepfs.messages import of_commands
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs.cli import progress, reporting, settings
+from keepfs.cli import progress, reporting, settings, values
 from keepfs.cli.settings import setting, store_settings
 from keepfs.config import options
 from keepfs.mount import mountpoint, runtime
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @settings.retain_as_setting
 @setting(
     "--state-dir",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     help="As given to mount.",
 )
 def renew_command(

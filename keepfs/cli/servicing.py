@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from keepfs.cli import reporting, settings
+from keepfs.cli import reporting, settings, values
 from keepfs.config import options
 from keepfs.messages import of_commands
 from keepfs.mount import mountpoint, units
@@ -30,11 +30,11 @@ def service_command() -> None:
 
 
 @service_command.command("install")
-@click.argument("path", metavar="MOUNTPOINT", type=settings.FilledPath(path_type=Path))
+@click.argument("path", metavar="MOUNTPOINT", type=values.FilledPath(path_type=Path))
 @click.option("--user", "is_user", is_flag=True, help="A service of this user, without root.")
 @click.option(
     "--config",
-    type=settings.FilledPath(path_type=Path, dir_okay=False),
+    type=values.FilledPath(path_type=Path, dir_okay=False),
     help="The configuration file of the mount.  [default: config.toml in /etc/keepfs, with --user"
     " in ~/.config/keepfs; one is written as an example if there is none]",
 )

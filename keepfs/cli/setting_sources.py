@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from keepfs.cli import settings
+from keepfs.cli import settings, values
 from keepfs.cli.scrubbing import Scrubber
 from keepfs.config.arvados import load_settings
 from keepfs.config.options import AUTOMATIC, format_size
@@ -68,9 +68,9 @@ def _written(each: settings.Setting, value: object) -> str:
     """Return a value as a user writes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(each.type, settings.Octal) and isinstance(value, int):
+    if isinstance(each.type, values.Octal) and isinstance(value, int):
         return f"{value:03o}"
-    if isinstance(each.type, settings.Size) and isinstance(value, int):
+    if isinstance(each.type, values.Size) and isinstance(value, int):
         return "auto" if value == AUTOMATIC else format_size(value)
     if isinstance(value, tuple):  # an address
         host, port = value

@@ -1,4 +1,4 @@
-"""Options shared by several commands: the types of values, and the options of a store."""
+"""Options shared by several commands, and where their values come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from keepfs.cli import reporting
+from keepfs.cli import reporting, values
 from keepfs.config import options
 from keepfs.config.arvados import credential, load_settings
 from keepfs.messages import of_commands
@@ -19,87 +19,6 @@ from keepfs.mount import mountpoint, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read a size."""
-        try:
-            return options.parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class DiskCacheSize(Size):
-    """A number of bytes, or `auto` or `off`."""
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read a size."""
-        if isinstance(value, int):
-            return value
-        word = str(value).strip().lower()
-        if word in {"off", "auto"}:
-            return 0 if word == "off" else options.AUTOMATIC
-        return super().convert(value, param, ctx)
-
-
-class FilledPath(click.Path):
-    """A non-empty path; an empty one would mean the working directory."""
-
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> str | bytes | os.PathLike[str]:
-        """Refuse an empty path."""
-        if not os.fspath(value):
-            self.fail("the path is empty; give a path", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class Octal(click.ParamType[int]):
-    """File permissions, in octal."""
-
-    name = "octal"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read permissions."""
-        try:
-            number = int(str(value), 8)
-        except ValueError:
-            number = -1
-        if not 0 <= number <= 0o777:  # noqa: PLR2004 - rwxrwxrwx
-            self.fail(f"{value!r} isn't an octal umask; write it as 022", param, ctx)
-        return number
-
-
-class Address(click.ParamType[tuple[str, int]]):
-    """A host and a port: `HOST:PORT`; `PORT` on the loopback address; `:PORT` on all."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Read an address."""
-        host, colon, port = str(value).rpartition(":")
-        if colon and not host:
-            host = "0.0.0.0"  # noqa: S104 - the user asks for all addresses
-        number = int(port) if port.isascii() and port.isdecimal() else -1
-        if not 0 <= number <= 65535:  # noqa: PLR2004 - a TCP port
-            self.fail(f"{value!r} is no address; write PORT, HOST:PORT or [::1]:PORT", param, ctx)
-        return host.strip("[]") or "127.0.0.1", number
 
 
 #: Key of a context's `meta` for the values given by -o, by parameter.
@@ -127,16 +46,35 @@ def setting(name: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN4
 
 #: Keys of a context's `meta`: the file given by --config, and the names of the mount point.
 _FILE, _NAMES = "keepfs.config", "keepfs.mountpoints"
+#: Key of a context's `meta` that is set if a word of -o names the file.
+_BY_WORD = "keepfs.config.word"
 
 
-def _read_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Take defaults from the configuration file that is given, else from the default files."""
+def _read_file(context: click.Context, param: click.Parameter | None, path: Path | None) -> None:
+    """Take defaults from the configuration file that is given, else from the default files.
+
+    `param` is --config, or None for a word of -o, which overrides a variable and the default.
+    """
+    is_given = context.get_parameter_source("config") is ParameterSource.COMMANDLINE
+    if param is not None and context.meta.get(_BY_WORD) and not is_given:
+        return
     if path is not None and not path.exists():
         raise click.UsageError(
             of_commands.BAD_CONFIG(text=f"the configuration file {path} doesn't exist")
         )
     context.meta[_FILE] = path
     _set_defaults(context)
+
+
+def use_file(context: click.Context, path: Path) -> None:
+    """Read the configuration from a file alone, unless --config is on the command line.
+
+    Raises:
+        click.UsageError: The file does not exist, can't be read, or has an unknown key.
+    """
+    if context.get_parameter_source("config") is not ParameterSource.COMMANDLINE:
+        context.meta[_BY_WORD] = True
+        _read_file(context, None, path)
 
 
 def _set_defaults(context: click.Context) -> None:
@@ -185,7 +123,7 @@ def mountpoint_argument(name: str = "path") -> Callable[[Any], Any]:
     return click.argument(
         name,
         metavar="MOUNTPOINT",
-        type=FilledPath(path_type=Path),
+        type=values.FilledPath(path_type=Path),
         is_eager=True,
         callback=_note_mountpoint,
     )
@@ -197,7 +135,7 @@ def path_argument(metavar: str, *, required: bool = True) -> Callable[[Any], Any
         "path",
         metavar=metavar,
         required=required,
-        type=FilledPath(path_type=Path),
+        type=values.FilledPath(path_type=Path),
         is_eager=True,
         callback=functools.partial(_note_mountpoint, is_inside=True),
     )
@@ -206,7 +144,7 @@ def path_argument(metavar: str, *, required: bool = True) -> Callable[[Any], Any
 #: Gives a command without `store_settings` defaults from the configuration file.
 config_file = click.option(
     "--config",
-    type=FilledPath(path_type=Path),
+    type=values.FilledPath(path_type=Path),
     envvar="KEEPFS_CONFIG",
     expose_value=False,
     is_eager=True,
@@ -234,7 +172,7 @@ def _default_token_file() -> Path | None:
 #: The file of the token, for commands without `store_settings` too.
 token_setting = setting(
     "--token-file",
-    type=FilledPath(path_type=Path, dir_okay=False),
+    type=values.FilledPath(path_type=Path, dir_okay=False),
     default=_default_token_file,
     help="Read the token from this file; read it again when it is refused, and on SIGHUP."
     "  [default: the credential `token` of the service, else Arvados's own settings]",
@@ -329,14 +267,14 @@ _STORE_SETTINGS = (
     ),
     setting(
         "--cache-size",
-        type=Size(),
+        type=values.Size(),
         default="256MiB",
         show_default=True,
         help="Memory for the cache of blocks.",
     ),
     setting(
         "--disk-cache",
-        type=DiskCacheSize(),
+        type=values.DiskCacheSize(),
         metavar="SIZE|auto|off",
         default="off",
         show_default=True,
@@ -345,7 +283,7 @@ _STORE_SETTINGS = (
     ),
     setting(
         "--disk-cache-dir",
-        type=FilledPath(path_type=Path, file_okay=False),
+        type=values.FilledPath(path_type=Path, file_okay=False),
         help="Keep them in this directory.  [default: ~/.cache/keepfs]",
     ),
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keepfs.cli import reporting, settings
+from keepfs.cli import reporting, values
 from keepfs.messages import of_running
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
@@ -68,7 +68,7 @@ class MountStatus:
     "path",
     metavar="[MOUNTPOINT]",
     required=False,
-    type=settings.FilledPath(path_type=Path),
+    type=values.FilledPath(path_type=Path),
 )
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object on a line.")
 @click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keepfs.cli import clients, reporting, settings
+from keepfs.cli import clients, progress, reporting, settings, values
 from keepfs.cli.settings import config_file, setting, store_settings
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.messages import of_commands, of_uploads
@@ -38,7 +38,7 @@ def unsaved_command(context: click.Context) -> None:
 _mountpoint = settings.mountpoint_argument()
 _state_dir = setting(
     "--state-dir",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     help="The state directory that was given to mount.",
 )
 
@@ -91,8 +91,9 @@ def retry_command(path: Path) -> None:
 @unsaved_command.command("export")
 @_mountpoint
 @click.argument("name")
-@click.argument("output", type=settings.FilledPath(path_type=Path, dir_okay=False))
+@click.argument("output", type=values.FilledPath(path_type=Path, dir_okay=False))
 @_state_dir
+@progress.progress_option
 @store_settings
 def export_command(
     path: Path, name: str, output: Path, state_dir: Path | None, store: StoreOptions
@@ -107,7 +108,10 @@ def export_command(
     file = _named(path, state_dir, name)
     with reporting.in_one_line(), clients.ended_by_signals(), contextlib.ExitStack() as stack:
         pieces, client = file.pieces(), None
-        with clients.written_whole(output, is_new=True) as written:
+        with (
+            clients.written_whole(output, is_new=True) as written,
+            progress.shown("exporting", file.about.size, is_bytes=True) as advance,
+        ):
             for piece in pieces:
                 begin = written.tell()
                 if piece.stored:
@@ -119,6 +123,7 @@ def export_command(
                     written.write(piece.staged)
                 written.truncate(begin + piece.length)
                 written.seek(begin + piece.length)
+                advance(piece.length)
             written.flush()
             os.utime(written.fileno(), ns=(file.about.atime_ns, file.about.mtime_ns))
             os.fsync(written.fileno())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, settings, uploaded_files
+from keepfs.cli import clients, progress, settings, uploaded_files, values
 from keepfs.cli.settings import config_file, setting, token_setting
 from keepfs.cli.unsaved_files import state_dir_of
 from keepfs.config.options import StoreOptions
@@ -27,6 +27,7 @@ from keepfs.mount import mountpoint, runtime
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from keepfs.cli.progress import Advance
     from keepfs.fs.upload.snapshot import StoredNode
     from keepfs.keep.client import KeepClient
 
@@ -75,13 +76,14 @@ class Upload:
 @clients.json_option
 @setting(
     "--state-dir",
-    type=settings.FilledPath(path_type=Path, file_okay=False),
+    type=values.FilledPath(path_type=Path, file_okay=False),
     help="As given to mount.",
 )
 @setting("--keep-services", metavar="URI...", help="As given to mount; for --check.")
 @token_setting
 @config_file
 @clients.zero_option
+@progress.progress_option
 def uploads_command(
     path: Path,
     state_dir: Path | None,
@@ -118,7 +120,8 @@ def uploads_command(
             )
             client = stack.enter_context(clients.command_client(store))
             stores.check_token(client, store)  # with a refused one, each block would look lost
-            lines = _with_states(client, lines)
+            advance = stack.enter_context(progress.shown("checking", is_bytes=True))
+            lines = _with_states(client, lines, advance)
         for each in lines:
             if is_checking or is_lost_only:
                 _count(each, failed)
@@ -178,7 +181,9 @@ def _of_node(node: StoredNode, lost: str) -> Upload:
     )
 
 
-def _with_states(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Upload]:
+def _with_states(
+    client: KeepClient, uploads: Iterator[Upload], advance: Advance
+) -> Iterator[Upload]:
     """Request each file's blocks by HEAD, concurrently; an answer serves later files too."""
     known: dict[str, KeepRequestError | None] = {}
 
@@ -210,6 +215,7 @@ def _with_states(client: KeepClient, uploads: Iterator[Upload]) -> Iterator[Uplo
         return dataclasses.replace(each, state="unknown", error=said)
 
     for _, checked in clients.side_by_side(check, uploads):
+        advance(checked.size)
         yield checked
 
 

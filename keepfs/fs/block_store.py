@@ -35,10 +35,13 @@ class BlockStore(Protocol):
     A call that fails raises KeepRequestError.
     """
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
         """Return a verified block from the cache without waiting, else None.
 
-        `keep_for`: seconds for which the caller expects to continue reading it.
+        `keep_for`: seconds for which the caller expects to continue reading it; None if the
+        caller only checks for it, which doesn't count as a read.
         """
 
     def release(self, locator: KeepLocator) -> None:

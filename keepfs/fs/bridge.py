@@ -148,10 +148,10 @@ class AsyncBlocks:
     ) -> memoryview | None:
         """Return verified bytes of a block if they are in memory; else None.
 
-        Arguments as those of `get_part`.
+        Arguments as those of `get_part`. Call `note_read` after, if they are returned.
         """
         try:
-            block = self._store.cached_block(locator)
+            block = self._store.cached_block(locator, None)
         except KeepReadError:  # the block has another size; `get` raises it again
             return None
         if block is not None:
@@ -161,15 +161,16 @@ class AsyncBlocks:
             return None
         return parts.part_nowait(locator, begin, end, size)
 
-    def keep(self, locator: KeepLocator, keep_for: float) -> None:
-        """Keep a cached block for a sequential reader, for `keep_for` seconds (see `get`)."""
-        if keep_for:
-            self._store.cached_block(locator, keep_for)
+    def note_read(self, locator: KeepLocator, keep_for: float) -> None:
+        """Record one read of a cached block, for which `get` wasn't called (see there)."""
+        self._store.cached_block(locator, keep_for)
 
     def read_on(self, locator: KeepLocator, begin: int) -> None:
-        """Have the disk read ahead in a block, from this byte on, if it is in the disk cache."""
+        """Have the disk read ahead in a block, from this byte on, unless it is in memory."""
         parts = self._store.disk_parts
-        if parts is not None and locator not in self._gets:
+        if parts is None or locator in self._gets:
+            return
+        if self._store.cached_block(locator, None) is None:
             self._start(lambda: parts.read_on(locator, begin), self._parts, Future[bool]())
 
     async def get_part(

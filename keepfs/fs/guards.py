@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-import pyfuse3
+import trio
 
-from keepfs.fs.requests import RequestInProgress, described
+from keepfs.fs.requests import RequestInProgress, caller_in, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +39,7 @@ def guarded(
     @functools.wraps(handler)
     async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await self.requests.answer(
-            handler.__name__, handler(self, *args, **kwargs), _caller_in(args), args, self.path_of
+            handler.__name__, handler(self, *args, **kwargs), caller_in(args), args, self.path_of
         )
 
     return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
@@ -51,30 +50,28 @@ def guarded_call(
 ) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
     """Wrap a handler that is a plain function: it answers, or returns the coroutine that does.
 
-    As `guarded`, but an answer without a wait is not registered: it can't be given up.
+    As `guarded`, but an answer without a wait is not registered: it can't be given up. While
+    the handler runs, its request is `Requests.at_once`.
     """
     name = handler.__name__
 
     @functools.wraps(handler)
     async def guarding(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        began = time.perf_counter()
+        began = trio.current_time()
+        self.requests.at_once = name, args, began
         try:
             answer = handler(self, *args, **kwargs)
         except Exception as error:
-            self.requests.answered(name, time.perf_counter() - began)
+            self.requests.answered(name, trio.current_time() - began)
             request = RequestInProgress(name, args, began, 0)
             raise self.requests.failed(
                 name, error, lambda: described(name, self.path_of(request))
             ) from error
+        finally:
+            self.requests.at_once = None
         if isinstance(answer, Coroutine):
-            return await self.requests.answer(name, answer, _caller_in(args), args, self.path_of)
-        self.requests.answered(name, time.perf_counter() - began)
+            return await self.requests.answer(name, answer, caller_in(args), args, self.path_of)
+        self.requests.answered(name, trio.current_time() - began)
         return answer
 
     return cast("Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]", guarding)
-
-
-def _caller_in(arguments: tuple[Any, ...]) -> int:
-    """Return the caller's pid, or 0: if a handler gets a context, it is the last argument."""
-    is_known = arguments and isinstance(arguments[-1], pyfuse3.RequestContext)
-    return cast("int", arguments[-1].pid) if is_known else 0

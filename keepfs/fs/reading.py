@@ -75,7 +75,7 @@ class BlockReader:
         part = self._blocks.part_nowait(locator, begin, end, size)
         if part is not None:
             keep_for = self._note(number, locator, size, begin, end)
-            self._blocks.keep(locator, keep_for)
+            self._blocks.note_read(locator, keep_for)
             self._read_on(locator, begin, end)
         return part
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import trio
-from pyfuse3 import FUSEError
+from pyfuse3 import FUSEError, RequestContext
 
 from keepfs.fs.errnos import RefusedError, errno_of
 from keepfs.fs.failure_text import failure_text
@@ -161,6 +161,8 @@ class Requests:
         self._has_some = trio.Event()
         self._tallies: dict[str, _OperationTally] = {}
         self._given_up = 0
+        #: The request that a plain function answers now: name, arguments and start.
+        self.at_once: tuple[str, tuple[Any, ...], float] | None = None
 
     async def answer(
         self,
@@ -347,11 +349,16 @@ class Requests:
         """Return the requests that are not answered yet, the oldest first. For any thread.
 
         It copies the register in one operation, and reads of each request only attributes that
-        are set once, each with an immutable value.
+        are set once, each with an immutable value. While the event loop is stuck in the handler
+        of a request, that request is among them.
         """
         # One call of C code: no other thread changes the dictionary meanwhile.
-        waiting = list(self._requests.values())
-        return [each.noted() for each in sorted(waiting, key=lambda each: each.since)]
+        waiting = [each.noted() for each in list(self._requests.values())]
+        at_once = self.at_once
+        if at_once is not None:
+            name, arguments, since = at_once
+            waiting.append(RequestInProgress(name, arguments, since, caller_in(arguments)))
+        return sorted(waiting, key=lambda each: each.since)
 
     def operations(self) -> dict[str, OperationCounts]:
         """Return the counts of answered requests, by kind."""
@@ -359,6 +366,12 @@ class Requests:
             name: OperationCounts(each.durations.get(), each.errors.copy())
             for name, each in sorted(self._tallies.items())
         }
+
+
+def caller_in(arguments: tuple[Any, ...]) -> int:
+    """Return the caller's pid, or 0: if a handler gets a context, it is the last argument."""
+    is_known = arguments and isinstance(arguments[-1], RequestContext)
+    return cast("int", arguments[-1].pid) if is_known else 0
 
 
 def _described(request: _Request, path_of: Callable[[RequestInProgress], str]) -> str:

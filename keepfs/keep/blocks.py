@@ -123,7 +123,9 @@ class BlockClient:
 
     # --- reading ----------------------------------------------------------
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
         """Return a verified block if it is in memory, else None. Doesn't block.
 
         Returns None too if the services might refuse the locator: its signature has
@@ -132,7 +134,8 @@ class BlockClient:
         Args:
             locator: The block's locator.
             keep_for: Seconds for which a sequential reader expects to go on reading the
-                block; other blocks are evicted before it until then.
+                block; other blocks are evicted before it until then. None: the caller only
+                checks for the block, which doesn't count as a read.
 
         Raises:
             KeepReadError: The cached block has another size than the locator.

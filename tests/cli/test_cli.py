@@ -18,6 +18,7 @@ import pytest
 from keepfs import __version__
 from keepfs.cli import keepfs as group
 from keepfs.cli import settings
+from keepfs.cli.fstab_words import is_known_word
 from keepfs.cli.mounting import mount_command
 from keepfs.config.options import CONFIG_KEYS
 from keepfs.keep import MAX_BLOCK_SIZE, KeepLocator
@@ -418,12 +419,43 @@ def test_options_may_be_written_as_in_fstab(options_of: Callable[..., dict[str, 
     assert (said["uid"], said["umask"], said["log_level"]) == (5, 0o077, "DEBUG")
 
 
+def test_each_option_of_the_help_is_one_of_fstab() -> None:
+    context = click.Context(mount_command, info_name="mount")
+    records = [each.get_help_record(context) for each in mount_command.params]
+    options = {name for each in records if each for name in re.findall(r"--([a-z-]+)", each[0])}
+
+    assert {"config", "cache-size", "allow-other", "retain"} < options
+    # Of the two that say how the command runs, exec is a word of mount(8).
+    assert {name for name in options if not is_known_word(name, mount_command)} == {"foreground"}
+
+
+def test_a_file_named_as_in_fstab_is_read_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options_of: Callable[..., dict[str, object]],
+) -> None:
+    configure(tmp_path, "retries = 7")
+    for name, retries in (("word", 1), ("variable", 2), ("given", 3)):
+        (tmp_path / name).write_text(f"retries = {retries}\n")
+    words = ("-o", f"config={tmp_path}/word,copies=2")
+    monkeypatch.setenv("KEEPFS_CONFIG", str(tmp_path / "variable"))
+
+    assert options_of()["retries"] == 2
+    assert (options_of(*words)["retries"], options_of(*words)["copies"]) == (1, 2)
+    for given in (
+        ("--config", str(tmp_path / "given"), *words),
+        (*words, "--config", str(tmp_path / "given")),
+    ):
+        assert options_of(*given)["retries"] == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("fast", "unknown option: -o fast"),
-        ("foreground", "unknown option: -o foreground"),
-        ("config=x", "unknown option: -o config"),
+        ("foreground", "-o foreground: mount(8) waits until the mount is ready"),
+        ("config=/none/x", "the configuration file /none/x doesn't exist"),
+        ("config", "-o config needs a value; write -o config=VALUE"),
         ("uid", "-o uid needs a value; write -o uid=VALUE"),
         ("allow_other=1", "-o allow_other takes no value"),
         ("ro=1", "-o ro takes no value"),

@@ -36,7 +36,7 @@ from tests.keepstore import (
     Stage,
     Store,
 )
-from tests.mounted.mounts import why_no_mounts
+from tests.mounted.mounts import keepfs, why_no_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -603,9 +603,14 @@ def test_an_export_of_many_pieces_opens_one_client(
     spilled = unsaved.spill(tmp_path / "state", About("file", 7, mtime_ns=10**18), pieces)
     (tmp_path / "mountpoint").mkdir()
 
-    shell.run("unsaved", "export", str(tmp_path / "mountpoint"), spilled.name,
-              str(tmp_path / "out"), "--state-dir", str(tmp_path / "state"))  # fmt: skip
+    done = keepfs(
+        *("unsaved", "export", tmp_path / "mountpoint", spilled.name, tmp_path / "out"),
+        *("--progress", "--state-dir", tmp_path / "state"),
+        env=shell.environment,
+    )
 
+    assert done.returncode == 0
+    assert b"exporting" in done.stderr
     assert (tmp_path / "out").read_bytes() == b"a xa a "
     # A client fetches the list of services, and a block, once.
     assert sum("keep_services" in each.target for each in api.log()) == 1

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from keepfs.cli import keepfs as group
 from keepfs.cli import man
 from tests.cli.test_cli import FOO, Shell, stored
 from tests.mounted.mounts import keepfs
@@ -77,11 +79,34 @@ def test_commands_with_requests_show_progress(command: str, shell: Shell) -> Non
     assert b"asking" in at_terminal(shell, command, FOO)[1]
 
 
+def test_each_command_that_may_take_minutes_has_the_option() -> None:
+    long = {"put", "get", "stat", "verify", "where", "unmount", "manifest", "commit", "import",
+            "uploads", "renew", "warm", "cache"}  # fmt: skip
+    context = click.Context(group)
+    having = {
+        name
+        for name in group.list_commands(context)
+        if (command := group.get_command(context, name)) is not None
+        and any("--progress" in each.opts for each in command.params)
+    }
+
+    assert having == long
+
+
 def test_get_shows_progress_when_it_writes_a_file(shell: Shell, tmp_path: Path) -> None:
     stored(shell, b"foo")
 
     assert b"reading" in at_terminal(shell, "get", "-o", tmp_path / "out", FOO)[1]
     assert (tmp_path / "out").read_bytes() == b"foo"
+
+
+def test_the_check_of_a_disk_cache_shows_progress(shell: Shell, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    output, shown = at_terminal(shell, "cache", "verify", "--disk-cache-dir", cache)
+
+    assert output == f"{cache}: 0 blocks, 0 B verified\n".encode()
+    assert b"verifying" in shown
 
 
 def test_put_stat_verify_and_where_print_json(shell: Shell, tmp_path: Path) -> None:

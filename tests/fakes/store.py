@@ -57,7 +57,9 @@ class DictStore:
         self.disk_parts: BlockParts | None = None
         self._lock = threading.Lock()
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
         """Return a block that was read before, else None; nothing is thrown out here."""
         del keep_for
         if _is_empty(locator):
@@ -165,7 +167,9 @@ class _StoreInFront:
         """Do what this store adds; may raise."""
         raise NotImplementedError
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
         """Return what the store has in memory, which neither waits nor fails."""
         return self._store.cached_block(locator, keep_for)
 

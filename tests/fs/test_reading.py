@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
+from keepfs.config.options import StoreOptions
 from keepfs.fs.bridge import open_blocks
 from keepfs.fs.reading import BlockReader
-from keepfs.keep import KeepReadError
+from keepfs.keep import KeepBlockCache, KeepClient, KeepReadError
+from keepfs.renewing_store import RenewingStore
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from keepfs.keep.locator import KeepLocator
 
@@ -39,9 +43,12 @@ class Recording(DictStore):
         """Tell what the test says."""
         return self.room and super().has_room(size)
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
-        """Note it, and answer."""
-        self.kept.append(keep_for)
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
+        """Note it, unless it is a check, and answer."""
+        if keep_for is not None:
+            self.kept.append(keep_for)
         return super().cached_block(locator, keep_for)
 
     def fetched(self) -> list[str]:
@@ -108,10 +115,11 @@ class File:
             yield
 
     async def read(self, number: int, begin: int, size: int) -> bytes:
-        """Read from a block."""
+        """Read from a block, as files do."""
         assert self.reader is not None
-        locator = self.locators[number]
-        return bytes(await self.reader.read(number, locator, SIZE, begin, begin + size))
+        arguments = number, self.locators[number], SIZE, begin, begin + size
+        part = self.reader.read_nowait(*arguments)
+        return bytes(await self.reader.read(*arguments) if part is None else part)
 
     def digests(self, *numbers: int) -> list[str]:
         """Return blocks' digests."""
@@ -283,6 +291,48 @@ async def test_blocks_on_the_disk_are_read_in_parts_in_order_too(*, nowait: bool
 
     assert store.fetched() == []
     assert len(store.parts) == 6 * 16 + 3
+
+
+async def test_the_disk_does_not_read_ahead_in_a_block_in_memory() -> None:
+    store = OnDisk(nowait=True)
+    file = File(store)
+    async with file.reading(store):
+        await file.read(0, 0, 4096)
+        for begin in range(16):
+            await file.read(0, begin * MIB, MIB)
+        await trio.testing.wait_all_tasks_blocked()
+
+    assert file.digests(0)[0] not in [digest for digest, _ in store.read_ahead]
+
+
+async def test_a_stream_does_not_evict_blocks_that_are_read_again_and_again(
+    tmp_path: Path,
+) -> None:
+    cache = KeepBlockCache(3 * MIB)
+    with KeepClient(local_store=str(tmp_path), block_cache=cache) as client:
+        store = RenewingStore(client, StoreOptions(local_store=tmp_path))
+        first, second, stream, new = (
+            store.put_block(bytes([number]) * MIB, 1).locator for number in range(4)
+        )
+        async with open_blocks(store, copies=1) as blocks:
+
+            async def read(locator: KeepLocator, size: int) -> None:
+                reader = BlockReader(blocks, lambda _: None)
+                for begin in range(0, MIB, size):
+                    arguments = 0, locator, MIB, begin, begin + size
+                    if reader.read_nowait(*arguments) is None:
+                        await reader.read(*arguments)
+
+            for locator in (first, second, first, second):
+                await read(locator, MIB)
+            hits = cache.statistics().hits
+            await read(stream, MIB // 16)
+            hits = cache.statistics().hits - hits
+            await read(new, MIB)
+            kept = [store.cached_block(each) is not None for each in (first, second, stream)]
+
+    assert hits == 16
+    assert kept == [True, True, False]
 
 
 async def test_what_is_missing_on_the_disk_is_fetched_ahead() -> None:

@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import pytest
@@ -19,7 +20,7 @@ import trio.testing
 from pyfuse3 import FUSEError
 
 from keepfs.fs.errnos import RefusedError
-from keepfs.fs.guards import guarded
+from keepfs.fs.guards import guarded, guarded_call
 from keepfs.fs.nodes import FileNode, Metadata
 from keepfs.fs.operations import Operations
 from keepfs.fs.processes import dies_of_a_signal
@@ -28,9 +29,10 @@ from keepfs.keep import Cause, KeepReadError, NotFoundError
 from tests.fakes.kernel import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 DEADLINE = 60.0
+ME = Caller(pid=7)
 
 
 class NamedFile(FileNode):
@@ -87,6 +89,32 @@ class Handlers:
         return number + ctx.uid
 
 
+class PlainHandlers(Handlers):
+    """Handlers that are plain functions.
+
+    Args:
+        act: What they do at once.
+        work: What they do then; None for nothing.
+    """
+
+    def __init__(
+        self, act: Callable[[], object], work: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        super().__init__(trio.lowlevel.checkpoint if work is None else work)
+        self._act = act
+        self._waits = work is not None
+
+    @guarded_call
+    def rmdir(self, number: int, ctx: pyfuse3.RequestContext) -> int | Coroutine[Any, Any, int]:
+        """Return the number."""
+        self._act()
+        return self._later(number) if self._waits else number + 0 * ctx.uid
+
+    async def _later(self, number: int) -> int:
+        await self._work()
+        return number
+
+
 def raising(error: BaseException) -> Handlers:
     """Return handlers that fail."""
 
@@ -95,6 +123,15 @@ def raising(error: BaseException) -> Handlers:
         raise error
 
     return Handlers(fail)
+
+
+def fail(error: Exception) -> Callable[[], object]:
+    """Return a function that raises an error."""
+
+    def failing() -> object:
+        raise error
+
+    return failing
 
 
 @contextlib.contextmanager
@@ -128,6 +165,58 @@ def test_every_handler_is_guarded() -> None:
     }
 
     assert naked == set()
+
+
+async def test_a_plain_handlers_answer_is_passed_on_and_counted_once() -> None:
+    for work in (None, trio.lowlevel.checkpoint):
+        handlers = PlainHandlers(lambda: None, work)
+
+        assert await handlers.rmdir(5, ME) == 5
+        assert handlers.requests.statistics().answered == 1
+        assert handlers.requests.in_progress() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "said"),
+    [
+        (RefusedError(errno.ENOTEMPTY), errno.ENOTEMPTY, []),
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC, ["rmdir of upload/17: ENOSPC: full"]),
+        (ZeroDivisionError(), errno.EIO, ["rmdir of upload/17 failed unexpectedly"]),
+    ],
+    ids=repr,
+)
+async def test_a_failure_of_a_plain_handler_is_logged_and_counted_once(
+    error: Exception, number: int, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = PlainHandlers(fail(error))
+
+    with pytest.raises(FUSEError) as failure:
+        await handlers.rmdir(17, ME)
+
+    assert failure.value.errno == number
+    assert [it.getMessage().split(" [")[0] for it in caplog.records] == said
+    counts = handlers.requests.operations()["rmdir"]
+    assert counts.durations.number == 1
+    assert counts.errors == {number: 1}
+    assert handlers.requests.in_progress() == []
+
+
+async def test_a_request_that_the_loop_is_stuck_in_is_in_progress_for_other_threads() -> None:
+    found: list[RequestInProgress] = []
+
+    def ask_in_a_thread() -> None:
+        thread = threading.Thread(target=lambda: found.extend(handlers.requests.in_progress()))
+        thread.start()
+        thread.join()  # the loop is stuck meanwhile
+
+    handlers = PlainHandlers(ask_in_a_thread)
+    before = trio.current_time()
+    await handlers.rmdir(17, ME)
+
+    assert [(it.kind, handlers.path_of(it), it.pid) for it in found] == [
+        ("rmdir", "upload/17", ME.pid)
+    ]
+    assert before <= found[0].since <= trio.current_time()
 
 
 async def test_a_handlers_answer_is_passed_on() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import os
 import random
 import socket
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.mount.kernel_queue import KernelQueue
+from keepfs.mount.kernel_queue import POLL_TIME, KernelQueue, default_poll_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -209,6 +211,34 @@ async def test_other_tasks_run_while_requests_keep_coming() -> None:
         await until(lambda: turns >= 3)
         nursery.cancel_scope.cancel()
         kernel.sender.send(END)
+
+
+async def test_few_polls_are_in_vain_if_requests_come_too_late_each_time() -> None:
+    ticks = itertools.count()
+    queue = KernelQueue(50e-6, clock=lambda: next(ticks) * 1e-6)  # a poll takes some 50 ticks
+    kernel = Kernel(queue, at_once)
+    with kernel.sender, kernel.device, queue.installed():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.serve)
+            for number in range(100):
+                await trio.testing.wait_all_tasks_blocked()  # after a poll, if there was one
+                kernel.send(number)
+            await until(lambda: len(kernel.answered) == 100)
+            kernel.sender.send(END)
+
+    assert next(ticks) < 100 * 5 + 20 * 50
+
+
+def test_nothing_is_polled_for_on_one_processor() -> None:
+    usable = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        alone = default_poll_time()
+    finally:
+        os.sched_setaffinity(0, usable)
+
+    assert alone == 0.0
+    assert default_poll_time() == (POLL_TIME if len(usable) > 1 else 0.0)
 
 
 def test_pyfuse3_gets_its_trio_back() -> None:

@@ -493,8 +493,10 @@ def test_uploads_lost_names_the_files_whose_blocks_are_gone(
     [found] = map(json.loads, done.stdout.splitlines())
     assert (found["path"], found["state"]) == ("gone", "lost")
     assert digest in found["error"]
-    states = keepfs("uploads", "--check", mount.path, env=mount.environment).stdout.decode()
+    checked = keepfs("uploads", "--check", "--progress", mount.path, env=mount.environment)
+    states = checked.stdout.decode()
     assert [line.split("\t")[1] for line in states.splitlines()] == ["lost", "stored"]
+    assert b"checking" in checked.stderr
     env = {**mount.environment, "ARVADOS_API_TOKEN": "v2/zzzzz-gj3su-000000000000000/expired"}
     refused = keepfs("uploads", "--check", mount.path, env=env)
     assert (refused.returncode, refused.stdout) == (1, b"")

@@ -121,16 +121,17 @@ class KeepBlockCache:
         self._waiting = 0
         self._hits = self._misses = self._joined = self._refetched = 0
 
-    def get_nowait(self, md5sum: str, keep_for: float = 0.0) -> memoryview | None:
+    def get_nowait(self, md5sum: str, keep_for: float | None = 0.0) -> memoryview | None:
         """Return the block if it is cached, else None. Doesn't block.
 
         Args:
             md5sum: The block's digest.
             keep_for: Seconds for which a sequential reader expects to go on reading
-                the block; other blocks are evicted before it until then.
+                the block; other blocks are evicted before it until then. None: it is not
+                read, so neither the hits nor its reuse distance change.
         """
         with self._changed:
-            return self._found(md5sum, keep_for)
+            return self._blocks.get(md5sum) if keep_for is None else self._found(md5sum, keep_for)
 
     def release(self, md5sum: str) -> None:
         """End the effect of `keep_for` on a block, and wake fetches that wait for it.

@@ -60,7 +60,9 @@ class SigningStore(DictStore):
             self.put_block(block, 1)
         self.calls.clear()
 
-    def cached_block(self, locator: KeepLocator, keep_for: float = 0.0) -> memoryview | None:
+    def cached_block(
+        self, locator: KeepLocator, keep_for: float | None = 0.0
+    ) -> memoryview | None:
         """Return a block that was read before, by a name that is good now."""
         good = locator.perm_sig == self.signature
         return super().cached_block(locator, keep_for) if good else None

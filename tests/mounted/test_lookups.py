@@ -152,7 +152,7 @@ def test_a_read_ends_at_its_deadline_and_not_at_twice_that(
 
         assert b"timed out" in done.stderr
         assert time.monotonic() - begun < 2 * deadline
-    late = [line for line in over.logged() if "read: ETIMEDOUT" in line]
+    late = [line for line in over.logged() if "read of by_id/" in line and "ETIMEDOUT" in line]
     assert all(f"after {deadline}." in line for line in late)
     assert late
 

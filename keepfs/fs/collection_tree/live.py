@@ -75,7 +75,7 @@ class LiveCollection:
             KeepRequestError: There is no such collection, or the token may not read it; or no
                 content is known and the source failed.
         """
-        if self.is_current:
+        if self.check_nowait():
             return
         try:
             await self._ask().wait()
@@ -85,9 +85,8 @@ class LiveCollection:
         if self.content is not None:
             self.content.renew_if_due()
 
-    @property
-    def is_current(self) -> bool:
-        """Whether no refresh is due. If so, signatures are fetched if that is due."""
+    def check_nowait(self) -> bool:
+        """Do what `check` does, if no refresh is due; return whether it was done."""
         if self.content is None or self._left() <= 0:
             return False
         self.content.renew_if_due()

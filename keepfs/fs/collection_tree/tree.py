@@ -212,7 +212,7 @@ class CollectionFolder(DirectoryNode):
         Raises:
             RefusedError: ENOENT, no entry has this name.
         """
-        return self._found(name) if self.live.is_current else None
+        return self._found(name) if self.live.check_nowait() else None
 
     async def lookup(self, name: str) -> Node:
         """Find an entry.

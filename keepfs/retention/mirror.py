@@ -114,6 +114,7 @@ class Mirror:
             except TooLargeError as error:
                 limit = self._limit or 0
                 if limit < 2 * _LEAST_LIMIT:
+                    self._limit = None  # the next update asks for the server's limit again
                     raise
                 self._limit = limit // 2
                 _log.info("%s; the collections get %d bytes at most", error, self._limit)

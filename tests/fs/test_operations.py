@@ -567,7 +567,7 @@ async def test_a_file_of_several_blocks_is_one_name_in_by_id() -> None:
 
 
 class BrokenDirectory(DirectoryNode):
-    """A directory whose disk fails when it is told to.
+    """A directory whose disk fails, unless a test sets another behaviour.
 
     Attributes:
         hangs: Whether it hangs instead.

@@ -111,7 +111,7 @@ class ApiSettings:
         signature_ttl: `BlobSigningTTL` in seconds.
         trash_lifetime: `DefaultTrashLifetime` of collections in seconds.
         max_request_size: `API.MaxRequestSize` in bytes.
-        proxy_request_size: The limit of a proxy before the server, which no client is told.
+        proxy_request_size: The limit of a proxy before the server; it is not published.
         most_collections: With so many, none can be created; None for any number.
         projects: By uuid; `zzzzz-j7d0g-` and 15 characters.
         collections: Manifests by what a client asks for: a portable data hash, as

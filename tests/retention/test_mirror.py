@@ -383,11 +383,17 @@ def test_a_server_that_takes_no_request_is_not_asked_for_ever(
     mounted: Mounted, api: ApiControls
 ) -> None:
     mirror = mounted.mirror()
-    mounted.add("a")
+    for number in range(60):
+        mounted.add(f"a file {number}", str(number).encode())
     api.configure(proxy_request_size=10)
 
     with pytest.raises(TooLargeError):
         mirror.update()
+
+    api.configure(proxy_request_size=128 * 1024 * 1024)
+    assert mirror.update()
+    [kept] = api.collections()  # the limit is the server's again
+    assert kept["file_count"] == 60
 
 
 def test_an_empty_collection_can_be_given_and_one_with_files_is_not_overwritten(

@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 
 
 class Threadless(AsyncBlocks):
-    """Hashes when it is told to, or never."""
+    """Hashes when the test calls for it, or never."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []

@@ -48,6 +48,9 @@ def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount |
             _detach(entry)
         return
     path = Path(running.mountpoint)
+    # A process that is stuck since its start has not recorded its device.
+    device = f"0:{running.device}" if running.device > 0 or entry is None else entry.device
+    places = mountpoint.places_of(device)
     was_stopped = runtime.is_stopped(running.pid)
     # Two signals of different numbers: two of the same number would arrive as one.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
@@ -62,12 +65,10 @@ def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount |
             f"keepfs: process {running.pid} does not end: the mount's requests are aborted",
             err=True,
         )
-        if entry is not None:
+        if entry is not None and mountpoint.still_mounted([entry.mountpoint], entry.device):
             mountpoint.abort(entry)
         runtime.wait_until_ended(path, patience)
-    # A process that is stuck since its start has not recorded its device.
-    device = f"0:{running.device}" if running.device or entry is None else entry.device
-    for place in mountpoint.places_of(device):
+    for place in mountpoint.still_mounted(places, device):
         left = mountpoint.mounted_at(place)
         if left is not None:
             _detach(left)

@@ -124,7 +124,7 @@ def status_of(running: runtime.RunningMount) -> MountStatus:
         running.pid,
         state,
         reason,
-        mountpoint.waiting_requests(running.device) if running.device else None,
+        mountpoint.waiting_requests(running.device) if running.device > 0 else None,
         running.log_file,
         running.state_dir,
         figures,
@@ -143,12 +143,12 @@ def _mounts(path: Path | None) -> Iterator[MountStatus]:
     for each in running:
         yield status_of(each)
     served = {f"0:{each.device}" for each in runtime.find_all()}
-    starting = {each.mountpoint for each in running if not each.device}
+    without_device = {each.mountpoint for each in running if each.device <= 0}
     for entry in mountpoint.mounts():
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE or entry.device in served:
             continue
-        if str(entry.mountpoint) in starting:
-            continue  # its process has not recorded the device yet
+        if str(entry.mountpoint) in without_device:
+            continue  # its process is about to serve it, or to unmount it
         if mountpoint.is_ours(entry) if path is None else entry.mountpoint == path:
             yield _without_process(entry)
 

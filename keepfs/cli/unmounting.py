@@ -70,6 +70,8 @@ def _unmount(
 ) -> None:
     """Unmount, and wait until everything is stored."""
     _check_not_stopped(path, running)
+    device = f"0:{running.device}" if running is not None else ""
+    places = mountpoint.places_of(device)
     if entry is not None:
         try:
             mountpoint.detach(path, lazy=running is None and mountpoint.is_dead(path))
@@ -77,7 +79,7 @@ def _unmount(
             raise click.ClickException(who_holds(entry) or str(error)) from error
     if running is None:
         return
-    left = mountpoint.places_of(f"0:{running.device}")
+    left = mountpoint.still_mounted(places, device)
     if not left:
         end(running)
     elif path == Path(running.mountpoint):

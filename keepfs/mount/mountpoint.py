@@ -133,6 +133,20 @@ def places_of(device: str) -> list[Path]:
     ]
 
 
+def still_mounted(places: list[Path], device: str) -> list[Path]:
+    """Return which former places of a keepfs mount it is still mounted at.
+
+    The kernel gives the number of an unmounted device to the next mount, so the places that a
+    number has later may be those of another mount.
+
+    Args:
+        places: What `places_of` returned while the mount existed; each place is tested once.
+        device: Its device.
+    """
+    now = places_of(device)
+    return [place for place in dict.fromkeys(places) if place in now]
+
+
 def kind_of_device(device: int) -> str | None:
     """Return the type of the mounted file system with this st_dev, or None."""
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -21,10 +21,15 @@ from typing import TYPE_CHECKING
 
 from keepfs import privacy
 from keepfs.messages import of_mounts
+from keepfs.mount.mountpoint import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+#: What a run file has as the device of a mount that its process has stopped serving. The
+#: kernel gives the number of an unmounted device to the next mount.
+NO_DEVICE = -1
 
 #: Seconds between two attempts to lock a run file that another process is checking.
 _LOOKING = 0.01
@@ -48,7 +53,8 @@ class RunningMount:
         mountpoint: Its path.
         pid: The id of its process.
         device: The minor number of its device, which names its connection
-            under /sys/fs/fuse/connections; 0 while it is being mounted.
+            under /sys/fs/fuse/connections; 0 while it is being mounted, `NO_DEVICE`
+            after it was unmounted.
         log_file: Its log file; empty for standard error.
         state_dir: Its state directory: the catalog and the spilled files.
     """
@@ -148,7 +154,11 @@ class Claim:
         self._state_dir = state_dir
 
     def write(self, device: int) -> None:
-        """Write the process and the minor device number of its mount to the run file."""
+        """Write the process and the minor device number of its mount to the run file.
+
+        Args:
+            device: As `RunningMount.device`.
+        """
         mount = RunningMount(
             str(self._mountpoint), os.getpid(), device, self._log_file, self._state_dir
         )
@@ -179,12 +189,14 @@ def find_all() -> list[RunningMount]:
 
 
 def find_device(device: str) -> RunningMount | None:
-    """Return the running mount of a device, as `major:minor`, or None."""
-    for path in runtime_directory().glob("*.json"):
-        running = _read_run_file(path) if _is_locked(path) else None
-        if running is not None and running.device and device == f"0:{running.device}":
-            return running
-    return None
+    """Return the running mount of a device, as `major:minor`, or None.
+
+    Another mount of this user that was unmounted a moment ago may still have the same number
+    in its run file. The one that is mounted where its run file says is preferred.
+    """
+    found = [it for it in find_all() if it.device > 0 and device == f"0:{it.device}"]
+    places = {str(place) for place in places_of(device)}
+    return min(found, key=lambda it: it.mountpoint not in places, default=None)
 
 
 def is_stopped(pid: int) -> bool:

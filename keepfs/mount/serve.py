@@ -299,6 +299,7 @@ class _Mount:
                 if not serving.cancel_called:
                     _log.info("%s", mountpoint.why_ended(options.mountpoint))
             finally:
+                self._claim.write(runtime.NO_DEVICE)
                 systemd.notify(stopping(options.drain_timeout))
         # An aborted connection leaves its mount behind.
         entry = mountpoint.mounted_at(options.mountpoint)

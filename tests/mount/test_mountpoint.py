@@ -173,6 +173,25 @@ print(mountpoint.mounted_at(Path(sys.argv[1])).kind)
 
 
 @needs_mounts
+def test_places_of_an_unmounted_device_number_are_not_those_of_the_next_mount(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def mounted_at(*paths: str) -> None:
+        entries = [MountEntry(Path(it), "0:42", mountpoint.FILE_SYSTEM_TYPE) for it in paths]
+        monkeypatch.setattr(mountpoint, "mounts", lambda: entries)
+
+    mounted_at("/mine", "/bound", "/bound")
+    places = mountpoint.places_of("0:42")
+    mounted_at("/bound", "/bound")
+    left = mountpoint.still_mounted(places, "0:42")
+    mounted_at("/next")
+    later = mountpoint.still_mounted(places, "0:42")
+
+    assert left == [Path("/bound")]
+    assert later == []
+    assert mountpoint.still_mounted(places, "0:43") == []
+
+
 def test_unmounting_a_busy_mount_fails_unless_it_is_lazy(tmp_path: Path) -> None:
     lines = in_mount_namespace(
         """

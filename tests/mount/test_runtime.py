@@ -31,17 +31,17 @@ import tempfile
 from pathlib import Path
 from keepfs.mount import runtime
 with runtime.claim(Path(sys.argv[1]), Path("/a/log")) as claim:
-    claim.write(7)
+    claim.write(int(sys.argv[2]))
     print("serving", flush=True)
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def another_process_serving(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def another_process_serving(path: Path, device: int = 7) -> Iterator[subprocess.Popen[bytes]]:
     """Let another process have a mount point; it ends when its standard input does."""
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(path)],
+        [sys.executable, "-c", SERVER, str(path), str(device)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
@@ -89,6 +89,21 @@ def test_a_new_run_file_text_replaces_the_old_one(tmp_path: Path) -> None:
 
     assert found is not None
     assert found.device == 1
+
+
+def test_a_device_is_found_by_its_number_until_it_is_unmounted(tmp_path: Path) -> None:
+    number = 2**20 - 1  # the largest of a minor device
+    with runtime.claim(tmp_path, None) as claim:
+        at_first = runtime.find_device("0:0")
+        claim.write(number)
+        mounted = runtime.find_device(f"0:{number}")
+        claim.write(runtime.NO_DEVICE)
+
+        assert at_first is None
+        assert mounted == RunningMount(str(tmp_path), os.getpid(), number, "")
+        assert runtime.find_device(f"0:{number}") is None
+        assert runtime.find_device("0:-1") is None
+        assert runtime.find(tmp_path) is not None
 
 
 def test_a_mount_point_is_served_once(tmp_path: Path) -> None:

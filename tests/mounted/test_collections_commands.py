@@ -37,6 +37,7 @@ from tests.keepstore import (
     ServiceEntry,
     Stage,
 )
+from tests.mount.test_runtime import another_process_serving
 from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
 from tests.mounted.packing import packed
 
@@ -407,6 +408,25 @@ def test_a_path_elsewhere_is_refused_and_bind_mounts_are_followed(
     finally:
         subprocess.run(["umount", tmp_path / "bound"], check=True)
     assert text == run(mount, "manifest", mount.upload / "sub" / "file")
+
+
+def test_run_files_with_the_device_number_of_a_mount_are_not_taken_for_it(
+    mount: KeepfsMount, tmp_path: Path
+) -> None:
+    (mount.upload / "file").write_bytes(b"foo")
+    number = os.minor(mount.path.stat().st_dev)
+    (tmp_path / "bound").mkdir()
+    with contextlib.ExitStack() as stack:
+        # Mounts that were unmounted a moment ago; several, as any may come first in a list.
+        for name in "abcdef":
+            stack.enter_context(another_process_serving(tmp_path / name, number))
+
+        assert run(mount, "manifest", mount.upload / "file")
+        if os.geteuid() == 0:
+            subprocess.run(["mount", "--bind", mount.upload, tmp_path / "bound"], check=True)
+            done = keepfs("unmount", tmp_path / "bound", env=mount.environment)
+            assert (done.returncode, done.stderr) == (0, b"")
+    assert mount.is_mounted()
 
 
 # --- a local store -----------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
+import json
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from keepfs.fs.errnos import ERRNO_BY_CAUSE
 from keepfs.keep import KeepLocator
 from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.mount import mountpoint, runtime
 from tests.keep.test_faults import PROXY_ROWS, ROWS, ProxyRow, Row
 from tests.keepstore import (
     TEST_TOKEN,
@@ -29,12 +33,11 @@ from tests.keepstore import (
     Stage,
     Store,
 )
-from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -537,6 +540,37 @@ def test_unmounting_while_a_file_is_stored_waits_for_it(
 
     mount.mount()
     assert (mount.upload / "file").read_bytes() == b"on its way"
+
+
+def test_a_process_that_stores_after_the_unmount_gives_up_its_device_number(
+    over: Callable[..., KeepfsMount],
+    stores: list[KeepstoreControls],
+    unmounted: KeepfsMount,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)  # as for the mount
+    unmounted.options = ("--copies", "1", "--request-timeout", "1")
+    mount = over(stores[0])
+    stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="PUT")
+    with pytest.raises(OSError, match="Errno"):
+        (mount.upload / "file").write_bytes(b"hangs")
+    pid = mount.pid()
+    before = runtime.find(mount.path)
+
+    mountpoint.detach(mount.path)
+
+    # The kernel may give the number to the next mount, which must not be taken for this one.
+    wait_until(lambda: runtime.find(mount.path) != before)
+    after = runtime.find(mount.path)
+    assert before is not None
+    assert after == dataclasses.replace(before, device=runtime.NO_DEVICE)
+    said = keepfs("status", "--json", mount.path, env=mount.environment).stdout
+    assert [(it["state"], it["pid"]) for it in json.loads(said)["mounts"]] == [("draining", pid)]
+    stores[0].always(Fault(), method="PUT")
+    stores[0].release()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or is_zombie(pid))
+    mount.mount()
+    assert (mount.upload / "file").read_bytes() == b"hangs"
 
 
 def test_a_block_is_read_in_time_where_one_service_is_slow(

@@ -64,9 +64,12 @@ class InodeTable:
 
     def remember(self, node: Node) -> None:
         """Count one lookup: a reply is about to pass the node to the kernel."""
-        if node.inode != ROOT_INODE:
+        if node.inode == ROOT_INODE:
+            return
+        if not node.lookups:
             self._nodes[node.inode] = node
-            node.lookups += 1
+            node.remembered()
+        node.lookups += 1
 
     def forget(self, inode: int, lookups: int) -> None:
         """Subtract lookups. Never raises: an exception here would end the mount."""

@@ -242,6 +242,9 @@ class Node:
         """Return whether a listing for the caller includes it."""
         return True
 
+    def remembered(self) -> None:
+        """Take note of the kernel's first lookup, of which `forgotten` is the end."""
+
     def forgotten(self) -> None:
         """Release resources after the kernel's last forget. Must not raise."""
 

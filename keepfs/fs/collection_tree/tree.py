@@ -17,7 +17,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, overload
-from weakref import WeakValueDictionary
 
 from keepfs.collections.manifest import Directory
 from keepfs.fs.collection_tree.loaded import MAX_XATTR
@@ -46,16 +45,16 @@ class CollectionFile(FileNode):
     """A file of a collection.
 
     Args:
-        live: The collection.
+        folder: The folder that it is in.
         content: The contents of the collection when the file was found.
         file: The file in it.
     """
 
-    __slots__ = ("__weakref__", "_content", "_file", "_live", "_reader", "_starts")
+    __slots__ = ("_content", "_file", "_folder", "_reader", "_starts")
 
-    def __init__(self, live: LiveCollection, content: LoadedCollection, file: File) -> None:
+    def __init__(self, folder: CollectionFolder, content: LoadedCollection, file: File) -> None:
         super().__init__(content.file_metadata)
-        self._live = live
+        self._folder = folder
         self._content = content
         self._file = file
         self._reader: BlockReader | None = None
@@ -64,7 +63,7 @@ class CollectionFile(FileNode):
     @property
     def path(self) -> str:
         """The path below collections/, for the log."""
-        return f"{self._live.name}/{self._file.path}"
+        return f"{self._folder.live.name}/{self._file.path}"
 
     @property
     def mount_path(self) -> str:
@@ -84,10 +83,18 @@ class CollectionFile(FileNode):
             self._content, self._file = content, file
         return True
 
+    def remembered(self) -> None:
+        """Stay the node of this name until the kernel forgets it."""
+        self._folder.add_child(self._file.name, self)
+
+    def forgotten(self) -> None:
+        """Let the next lookup of the name make another node."""
+        self._folder.remove_child(self._file.name, self)
+
     def attributes(self) -> Attributes:
         """Return the attributes for `stat`; valid until the collection is due for a refresh."""
         self.metadata = self._content.file_metadata
-        return Attributes(self.inode, self.metadata, self.size, 1, self._live.validity())
+        return Attributes(self.inode, self.metadata, self.size, 1, self._folder.live.validity())
 
     def xattrs(self) -> Mapping[str, str]:
         """Return `user.keep.…`: those of the collection, and the locators if they fit (64 KiB)."""
@@ -151,7 +158,7 @@ class CollectionFile(FileNode):
         """Return the reader of the file's current ranges, and the number of the range there."""
         if self._reader is None:
             self._starts = _starts(self._file)
-            self._reader = BlockReader(self._live.blocks, self._locator_at)
+            self._reader = BlockReader(self._folder.live.blocks, self._locator_at)
         self._file = self._content.manifest.counterpart(self._file)
         return self._reader, bisect_right(self._starts, offset) - 1
 
@@ -167,21 +174,29 @@ class CollectionFolder(DirectoryNode):
     Args:
         live: The collection, loaded.
         path: The path of the folder in the collection; empty for its root.
+        above: The folder that it is in; None for the root.
         inode: Its inode number; None for a new one.
     """
 
-    __slots__ = ("__weakref__", "_children", "_content", "_directory", "_listed", "_path", "live")
+    __slots__ = ("_above", "_children", "_content", "_directory", "_listed", "_path", "live")
 
-    def __init__(self, live: LiveCollection, path: str = "", inode: int | None = None) -> None:
+    def __init__(
+        self,
+        live: LiveCollection,
+        path: str = "",
+        above: CollectionFolder | None = None,
+        inode: int | None = None,
+    ) -> None:
         content = _content_of(live)
         super().__init__(content.folder_metadata, inode)
         self.live = live
         self._path = path
+        self._above = above
         self._content: LoadedCollection | None = None
         self._directory: Directory | None = None
         self._listed: _EntryNames | None = None
-        # Weak: a node is kept alive by the inode table, until the kernel forgets it.
-        self._children: WeakValueDictionary[str, Node] = WeakValueDictionary()
+        #: The nodes that the kernel has looked up, by name.
+        self._children: dict[str, Node] = {}
 
     @property
     def mount_path(self) -> str:
@@ -201,6 +216,25 @@ class CollectionFolder(DirectoryNode):
     def xattrs(self) -> Mapping[str, str]:
         """Return `user.keep.…` of the collection."""
         return _content_of(self.live).xattrs()
+
+    def remembered(self) -> None:
+        """Stay the node of this name until the kernel forgets it."""
+        if self._above is not None:
+            self._above.add_child(self._path.rpartition("/")[2], self)
+
+    def forgotten(self) -> None:
+        """Let the next lookup of the name make another node."""
+        if self._above is not None:
+            self._above.remove_child(self._path.rpartition("/")[2], self)
+
+    def add_child(self, name: str, node: Node) -> None:
+        """Return this node for a name from now on."""
+        self._children[name] = node
+
+    def remove_child(self, name: str, node: Node) -> None:
+        """End `add_child`, unless the name has another node meanwhile."""
+        if self._children.get(name) is node:
+            del self._children[name]
 
     async def prepare_listing(self) -> None:
         """Return when the content of the collection is current."""
@@ -252,15 +286,12 @@ class CollectionFolder(DirectoryNode):
         if isinstance(entry, Directory):
             if isinstance(known, CollectionFolder):
                 return known
-            node: Node = CollectionFolder(
-                self.live, f"{self._path}/{name}" if self._path else name
+            return CollectionFolder(
+                self.live, f"{self._path}/{name}" if self._path else name, self
             )
-        elif isinstance(known, CollectionFile) and known.follow(content, entry):
+        if isinstance(known, CollectionFile) and known.follow(content, entry):
             return known
-        else:
-            node = CollectionFile(self.live, content, entry)
-        self._children[name] = node
-        return node
+        return CollectionFile(self, content, entry)
 
     def _now(self) -> Directory | None:
         """Return the folder in the current content; None if it no longer exists."""
@@ -275,7 +306,7 @@ class CollectionFolder(DirectoryNode):
 class CollectionRoot(CollectionFolder):
     """The root folder of a collection in collections/, with the users that have looked it up."""
 
-    __slots__ = ("_finders",)
+    __slots__ = ("__weakref__", "_finders")
 
     def __init__(self, live: LiveCollection) -> None:
         super().__init__(live)

@@ -23,6 +23,7 @@ from keepfs.fs.collection_tree.collections_directory import (
 )
 from keepfs.fs.collection_tree.tree import CollectionFile, CollectionFolder
 from keepfs.fs.errnos import RefusedError, errno_of
+from keepfs.fs.inodes import InodeTable
 from keepfs.fs.nodes import ENDLESS, Caller, Metadata, Node, directory_mode
 from keepfs.keep import Cause, KeepLocator, KeepReadError, KeepRequestError, NotFoundError
 from keepfs.messages import of_retention
@@ -84,15 +85,18 @@ async def directory(
         )
 
 
-async def at(root: Node, path: str) -> Node:
+async def at(root: Node, path: str, kernel: InodeTable | None = None) -> Node:
+    """Look a path up; `kernel` remembers each node of it."""
     for name in path.split("/"):
         assert isinstance(root, CollectionsDirectory | CollectionFolder)
         root = await root.lookup(name)
+        if kernel is not None:
+            kernel.remember(root)
     return root
 
 
-async def file_at(root: Node, path: str) -> CollectionFile:
-    node = await at(root, path)
+async def file_at(root: Node, path: str, kernel: InodeTable | None = None) -> CollectionFile:
+    node = await at(root, path, kernel)
     assert isinstance(node, CollectionFile)
     return node
 
@@ -144,11 +148,12 @@ async def test_collections_over_the_budget_are_unloaded_the_least_recently_used_
     names = [source.add(many_files(salt)) for salt in range(4)]
     budget = 5 * parse(many_files(0).encode()).memory_size // 2
     async with directory(source, budget=budget) as root:
-        held = await at(root, f"{names[0]}/0-000007")  # as the kernel remembers a node
+        kernel = InodeTable(root)
+        held = await file_at(root, f"{names[0]}/0-000007", kernel)
         for name in (*names[:3], names[1], names[3]):
             await at(root, name)
         gc.collect()
-        assert set(root.names()) == {names[1], names[3]}
+        assert set(root.names()) == {names[0], names[1], names[3]}
         asked = len(source.calls)
         for name in (names[1], names[3]):
             await at(root, name)
@@ -156,8 +161,14 @@ async def test_collections_over_the_budget_are_unloaded_the_least_recently_used_
         await at(root, names[2])
 
         assert len(source.calls) == asked + 1
-        assert isinstance(held, CollectionFile)
         assert await held.read(0, 10) == b""
+        above = root.entry_nowait(names[0])
+        assert above is not None
+        for node in (held, above):
+            kernel.forget(node.inode, 1)
+        del held, above, node
+        gc.collect()
+        assert set(root.names()) == {names[2], names[3]}
 
 
 async def test_a_collection_that_grew_is_counted_with_its_new_size(
@@ -329,7 +340,7 @@ async def test_a_uuid_is_requested_again_at_an_access(mock_clock: MockClock) -> 
     source = DictCollections()
     source.add(manifest(), UUID)
     async with directory(source) as root:
-        foo = await file_at(root, f"{UUID}/foo")
+        foo = await file_at(root, f"{UUID}/foo", InodeTable(root))
         mock_clock.jump(5.0)
         assert (await at(root, f"{UUID}/foo")) is foo
         assert foo.attributes().validity == (10.0, 10.0)
@@ -348,10 +359,13 @@ async def test_a_changed_collection_shows_its_new_files(mock_clock: MockClock) -
     source.add(manifest(), UUID)
     store = SigningStore()
     async with directory(source, store) as root:
-        old = {each: await file_at(root, f"{UUID}/{each}") for each in ("foo", "bar", "baz")}
-        above = await at(root, f"{UUID}/a")
-        folder = await at(above, "b")
-        below = await file_at(folder, "barbaz")
+        kernel = InodeTable(root)
+        old = {
+            each: await file_at(root, f"{UUID}/{each}", kernel) for each in ("foo", "bar", "baz")
+        }
+        above = await at(root, f"{UUID}/a", kernel)
+        folder = await at(above, "b", kernel)
+        below = await file_at(folder, "barbaz", kernel)
         # bar is foo now, foo is elsewhere in the text, baz is gone, as is the empty folder.
         source.add(manifest(". {foo} 0:3:bar 0:3:foo 0:1:new\n./a/b {barbaz} 0:6:barbaz\n"), UUID)
         assert await errno_at(root, f"{UUID}/new") == errno.ENOENT
@@ -363,7 +377,10 @@ async def test_a_changed_collection_shows_its_new_files(mock_clock: MockClock) -
         assert await at(root, f"{UUID}/a/b") is folder
         assert await file_at(root, f"{UUID}/a/b/barbaz") is below
         assert await content(root, f"{UUID}/bar") == b"foo"
-        assert (await file_at(root, f"{UUID}/bar")).inode != old["bar"].inode
+        bar = await file_at(root, f"{UUID}/bar", kernel)
+        assert bar.inode != old["bar"].inode
+        kernel.forget(old["bar"].inode, 1)  # it is no longer the node of this name
+        assert await file_at(root, f"{UUID}/bar") is bar
         assert await errno_at(root, f"{UUID}/baz") == errno.ENOENT
         assert await errno_at(root, f"{UUID}/empty") == errno.ENOENT
         # Files that are open stay what they were.
@@ -493,12 +510,16 @@ async def test_nodes_of_a_large_folder_are_made_on_use() -> None:
         assert isinstance(folder, CollectionFolder)
         before = _nodes()
         names = list(folder.names())
-        kept = [folder.entry_nowait(each) for each in names[5000:5010]]
+        kernel = InodeTable(root)
+        kept = [await file_at(folder, each, kernel) for each in names[5000:5010]]
+        folder.entry_nowait(names[0])  # a listing whose reply had no room for it
 
         assert len(names) == 10_000
         assert _nodes() - before == len(kept)
         assert folder.entry_nowait("05003") is kept[3]
-        del kept
+        for node in kept:
+            kernel.forget(node.inode, 1)
+        del kept, node
         assert _nodes() == before
 
 

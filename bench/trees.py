@@ -51,6 +51,8 @@ _FOLDERS, _IN_EACH = 100, 100
 _SMALL = 4096
 #: Blocks of the long file: 4 GiB.
 _LONG = 64
+#: Room for the long files of all trials.
+_DISK_CACHE = "32GiB"
 #: Rounds of what takes minutes.
 _MOST_ROUNDS = 3
 
@@ -72,6 +74,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
     """Measure collections beside arv-mount with its disk cache, both as by default.
 
     Each trial has a collection that neither program has seen. Both ask the same API server.
+    Long files are read a second time with keepfs's disk cache, which is off by default.
 
     Raises:
         NotMeasuredError: There is no arv-mount, or no API server of ours.
@@ -85,6 +88,11 @@ def measure(rig: Rig) -> Iterator[Figure]:
         yield trees.small_files()
         yield from trees.long_file()
         yield from trees.memory()
+    with mounted(rig, "--disk-cache", _DISK_CACHE) as mount, arv_mounted(rig) as (theirs, api):
+        ours = Side(mount.path / "collections", mount.pid)
+        yield from _Trees(rig, api, ours, Side(theirs.path, theirs.pid)).long_file(
+            ", both with a disk cache"
+        )
 
 
 class _Trees:
@@ -162,8 +170,12 @@ class _Trees:
             f"collections: read {count:,} small files", Amount(count, "/s"), trial
         )
 
-    def long_file(self) -> Iterator[Figure]:
-        """Read a long file from front to back, cold and then again."""
+    def long_file(self, how: str = "") -> Iterator[Figure]:
+        """Read a long file from front to back, cold and then again.
+
+        Args:
+            how: What the names of the figures end with.
+        """
         size = self._long * self._rig.block
         what = f"{size >> 30} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"
         buffer = bytearray(2**20)
@@ -179,14 +191,14 @@ class _Trees:
             os.sync()  # what arv-mount wrote to its cache
             return watch.taken()
 
-        yield self._compared(f"collections: {what} in sequence, cold", mb(size), cold)
+        yield self._compared(f"collections: {what} in sequence, cold{how}", mb(size), cold)
         names = self._rig.services.store_blocks(self._long, self._rig.block, for_good=False)
 
         def warm(side: Side) -> float:
             path = self._long_path(side, names)
             return read_file(path, buffer)
 
-        yield self._compared(f"collections: {what} in sequence, again", mb(size), warm)
+        yield self._compared(f"collections: {what} in sequence, again{how}", mb(size), warm)
 
     def memory(self) -> Iterator[Figure]:
         """Give the most memory of both, by what was done."""

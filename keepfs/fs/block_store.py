@@ -25,6 +25,12 @@ class BlockParts(Protocol):
     ) -> memoryview | None:
         """Return what `get_part` would, if no request or disk access is necessary; else None."""
 
+    def begin_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> bool:
+        """Start to read a small part from the disk, for `part_nowait`, without waiting for it.
+
+        Returns whether it was started: False if `get_part` is faster, or has to send a request.
+        """
+
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Start the kernel's read-ahead of a block on the disk; return whether it is there."""
 

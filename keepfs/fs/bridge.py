@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import trio
 
+from keepfs.fs.disk_reads import DiskReads
 from keepfs.fs.future import Future
 from keepfs.fs.limits import YieldingLimiter
 from keepfs.fs.worker_threads import run_in_thread
@@ -113,6 +114,7 @@ class AsyncBlocks:
         self._lookups = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
         # Reads of the disk cache don't queue behind the services.
         self._parts = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
+        self._disk_reads = DiskReads(cast("trio.CapacityLimiter", self._parts))
         self._asking_for_space = trio.CapacityLimiter(1)
         self._writes = YieldingLimiter(max_writes, _STALLED_WRITES * max_writes, _WRITE_PATIENCE)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
@@ -183,7 +185,7 @@ class AsyncBlocks:
     ) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes from memory or the disk.
 
-        Call `part_nowait` before: this reads the disk in a thread, though its pages are in memory.
+        Call `part_nowait` before: this reads the disk, though its pages are in memory.
 
         Args:
             locator: The block's locator.
@@ -205,10 +207,7 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        return await run_in_thread(
-            lambda: parts.get_part(locator, begin, end, size),
-            cast("trio.CapacityLimiter", self._parts),
-        )
+        return await self._disk_reads.get_part(parts, locator, begin, end, size)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if unknown."""

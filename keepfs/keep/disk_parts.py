@@ -78,6 +78,12 @@ class DiskParts:
             return None
         return self._counted(self._disk.read_part_nowait(locator.md5sum, begin, end, size))
 
+    def begin_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> bool:
+        """Start to read what `part_nowait` needs; return whether it was started. Doesn't wait."""
+        return self._grants.allows(locator) and self._disk.begin_part(
+            locator.md5sum, begin, end, size
+        )
+
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Start the kernel's read-ahead of a block's file, for a sequential reader. Blocks.
 

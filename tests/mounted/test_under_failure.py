@@ -515,7 +515,8 @@ def test_a_full_state_disk_leaves_no_temporary_files(
     for number in range(50):
         fail(over.upload / f"{number}", b"x")
 
-    wait_until(lambda: (state_dir / "unsaved.jsonl").read_bytes().count(b"\n") >= 51)
+    journal = state_dir / "unsaved.jsonl"  # it is written beside the requests
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 51)
     assert len(os.listdir(state_dir)) < 10
 
 

@@ -43,6 +43,9 @@ _READ_ON, _ADVICE = 16 * 1024 * 1024, 1024 * 1024
 #: Most bytes that are read and verified in the event loop: the largest read of the kernel, which
 #: takes about 100 µs. And the flag of preadv2(2), which the usual file systems support.
 MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
+#: Most bytes that `begin_part` has the kernel read: the pieces of one page. Of more, the disk
+#: takes longer than a thread.
+_MOST_BEGUN = 2 * PIECE
 #: Least bytes of a part whose memory comes from the pool; malloc reuses smaller ones.
 _LEAST_POOLED = 128 * 1024
 #: Bytes of one read of a whole block.
@@ -193,6 +196,22 @@ def read_part_nowait(
     except (OSError, DamagedError):
         return None
     return content[begin - start : end - start]
+
+
+def begin_part(file: int, table: PieceTable, begin: int, end: int) -> bool:
+    """Have the kernel read a small part of a block into the page cache; don't wait for it.
+
+    Returns:
+        Whether it was begun; False if the part is large: use `read_part`.
+    """
+    start, stop = _pieces_around(table, begin, end)
+    if stop - start > _MOST_BEGUN:
+        return False
+    try:
+        os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
+    except OSError:
+        return False
+    return True
 
 
 def part_memory(pool: BufferPool) -> Callable[[int], memoryview]:

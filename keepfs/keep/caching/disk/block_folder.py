@@ -191,6 +191,17 @@ class BlockFolder:
             return None
         return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
 
+    def begin_part(self, md5sum: str, begin: int, end: int, size: int) -> bool:
+        """Start to read what `read_part_nowait` needs, if the block's file is open; don't wait.
+
+        Returns:
+            Whether it was started; False if the part is large, or the file isn't open.
+        """
+        opened = self._open.get(md5sum)
+        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+            return False
+        return block_file.begin_part(opened.file, opened.table, begin, end)
+
     def close_idle(self) -> None:
         """Close the files that are open between reads of parts, and free their buffers."""
         self._open.close_all()

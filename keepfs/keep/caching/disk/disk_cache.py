@@ -216,6 +216,11 @@ class DiskCache:
             self._note_read(part)
         return part
 
+    def begin_part(self, md5sum: str, begin: int, end: int, size: int) -> bool:
+        """Start to read what `read_part_nowait` needs; return whether it was started."""
+        folder = self._open()
+        return folder is not None and folder.begin_part(md5sum, begin, end, size)
+
     def close_idle(self) -> None:
         """Close the files that are open between reads of parts."""
         folder = self._open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -168,3 +169,27 @@ def test_the_kernel_reads_on_only_in_a_block_that_is_there(folder: BlockFolder) 
     assert folder.read_on(DIGEST, 0)
     assert folder.read_on(DIGEST, SIZE)
     assert not folder.read_on("0" * 32, 0)
+
+
+def test_a_small_part_is_begun_without_a_wait_and_then_in_memory(
+    folder: BlockFolder, path: Path
+) -> None:
+    page = 2 * PIECE - 10, 2 * PIECE + 10  # in two pieces
+    assert not folder.begin_part(DIGEST, *page, SIZE)  # not open yet
+    folder.read_part(DIGEST, 0, 1, SIZE)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    assert folder.begin_part(DIGEST, *page, SIZE)
+
+    deadline = time.monotonic() + 60
+    while (found := folder.read_part_nowait(DIGEST, *page, SIZE)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert bytes(found) == BLOCK[page[0] : page[1]]
+    assert folder.begin_part(DIGEST, SIZE - 1, SIZE, SIZE)
+    assert not folder.begin_part(DIGEST, 0, 2 * PIECE + 1, SIZE)  # a thread is faster
+    assert not folder.begin_part(DIGEST, 0, 1, SIZE + 1)
+    assert not folder.begin_part(DIGEST, SIZE, SIZE + 1, SIZE)
+    assert not folder.begin_part("0" * 32, *page, SIZE)

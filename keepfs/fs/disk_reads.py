@@ -1,0 +1,119 @@
+"""DiskReads: reads of parts of blocks from the disk cache, in the event loop or in threads.
+
+A fast disk sends a small part sooner than a thread takes over the read and hands it back. So
+the kernel is told to read the part into the page cache, and each turn of the event loop looks
+whether it is there. Large parts, and all parts of a disk that is slow or hangs, are read in
+threads.
+
+For the trio thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepfs.fs.worker_threads import run_in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from keepfs.fs.block_store import BlockParts
+    from keepfs.keep.locator import KeepLocator
+
+#: Seconds for which the event loop looks for a part: some ten times what it takes on the disk
+#: of docs/performance.md, and less than a disk with moving heads takes.
+POLL_TIME = 0.001
+#: Most parts that the event loop looks for: each costs a system call a turn. Fewer than the
+#: requests that a usual disk queues, since with a full queue to begin another one blocks.
+MOST_POLLS = 32
+#: Most parts in a row that are left to threads after the event loop has looked in vain.
+LONGEST_PAUSE = 255
+
+
+class DiskReads:
+    """Reads parts of blocks from the disk.
+
+    Args:
+        limiter: Limits the threads.
+        poll_time: Seconds for which the event loop looks for a part; 0.0: all are read in
+            threads. None: `POLL_TIME`, or 0.0 if this thread has one processor only, which
+            others could not use meanwhile.
+        clock: Replaces `time.perf_counter`, in seconds.
+    """
+
+    def __init__(
+        self,
+        limiter: trio.CapacityLimiter,
+        poll_time: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if poll_time is None:
+            poll_time = POLL_TIME if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._limiter = limiter
+        self._poll_time = poll_time
+        self._clock = clock
+        self._polling = 0
+        # The reads in threads. While there is one the disk may hang, and none is begun in the
+        # event loop.
+        self._lock = threading.Lock()
+        self._in_threads = 0
+        # The parts to leave to threads after the last look in vain, and how many are left.
+        self._pause = self._pause_left = 0
+
+    async def get_part(
+        self, parts: BlockParts, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return verified bytes of a block; None if it isn't on the disk.
+
+        Arguments, except the first, and errors as those of `parts.get_part`.
+        """
+        part = await self._polled(parts, locator, begin, end, size)
+        if part is not None:
+            return part
+
+        def read() -> memoryview | None:
+            with self._in_thread():
+                return parts.get_part(locator, begin, end, size)
+
+        return await run_in_thread(read, self._limiter)
+
+    async def _polled(
+        self, parts: BlockParts, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return what `get_part` does; None if the part is large, or the disk takes longer."""
+        self._pause_left -= self._pause_left > 0
+        if self._pause_left or self._in_threads or self._polling >= MOST_POLLS:
+            return None
+        until = self._clock() + self._poll_time
+        if self._poll_time <= 0 or not parts.begin_part(locator, begin, end, size):
+            return None
+        self._polling += 1
+        try:
+            while self._clock() < until:
+                await trio.lowlevel.checkpoint()
+                part = parts.part_nowait(locator, begin, end, size)
+                if part is not None:
+                    self._pause = 0
+                    return part
+        finally:
+            self._polling -= 1
+        self._pause = min(2 * self._pause + 1, LONGEST_PAUSE)
+        self._pause_left = self._pause + 1
+        return None
+
+    @contextlib.contextmanager
+    def _in_thread(self) -> Iterator[None]:
+        """Count one more read in a thread; entered in that thread."""
+        with self._lock:
+            self._in_threads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_threads -= 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 _UNREACHABLE = "http://127.0.0.1:1"
 #: Bytes that a mount under a memory limit may take beyond what it has.
 _ALLOWANCE = 64 << 20
+#: Files of the disk cache that are damaged at a time.
+_SPOILT = 30
 _PIDS = Path("/sys/fs/cgroup/pids")
 
 #: What a server does wrong, by the fault's name: (method or None, how).
@@ -57,6 +61,7 @@ class Faulty:
         token_file: What the mount reads its token from.
         findings: For the log and the figures.
         pid: Returns the mount's process, or None if there is none now.
+        disk_cache: The directory of the mount's disk cache, which need not exist.
     """
 
     def __init__(
@@ -65,11 +70,13 @@ class Faulty:
         token_file: Path,
         findings: Findings,
         pid: Callable[[], int | None],
+        disk_cache: Path,
     ) -> None:
         self._cluster = cluster
         self._token_file = token_file
         self._findings = findings
         self._pid = pid
+        self._disk_cache = disk_cache
         self._active: dict[Planned, contextlib.ExitStack] = {}
         self._token = TEST_TOKEN
         self.write_token(TEST_TOKEN)
@@ -90,6 +97,7 @@ class Faulty:
                     "list": self._list,
                     "token": self._tokens,
                     "connections": self._connections,
+                    "disk cache": self._disk_caches,
                     "limits": self._limits,
                 }[lane](kind, planned, ends)
             self._active[planned] = ends.pop_all()
@@ -194,6 +202,26 @@ class Faulty:
         for server in self._cluster.servers:
             server.cut_connections()
 
+    def _disk_caches(self, kind: str, planned: Planned, ends: contextlib.ExitStack) -> None:
+        place, away = self._disk_cache, self._disk_cache.with_suffix(".away")
+        if kind == "removed":
+            shutil.rmtree(place, ignore_errors=True)  # the mount may make it again meanwhile
+        elif kind == "a link in its place":
+            if place.exists():
+                place.rename(away)
+                place.symlink_to(away)
+                ends.callback(_put_back, away, place)
+        else:
+            draw = random.Random(planned.draw)  # noqa: S311 - places, not secrets
+            files = sorted(place.glob("blocks-*/???/*"))
+            for path in draw.sample(files, min(len(files), _SPOILT)):
+                with contextlib.suppress(OSError, ValueError):  # evicted, or empty
+                    where = draw.randrange(path.stat().st_size)
+                    if kind == "cut off":
+                        os.truncate(path, where)
+                    else:
+                        _flip(path, where)
+
     def _limits(self, kind: str, _planned: Planned, ends: contextlib.ExitStack) -> None:
         pid = self._pid()
         if pid is None:
@@ -222,6 +250,20 @@ class Faulty:
         (group / "cgroup.procs").write_text(str(pid))
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         (group / "pids.max").write_text(str(threads + 1))
+
+
+def _put_back(away: Path, place: Path) -> None:
+    place.unlink()
+    away.rename(place)
+
+
+def _flip(path: Path, where: int) -> None:
+    """Invert a byte."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(where)
+        byte = file.read(1)
+        file.seek(where)
+        file.write(bytes([byte[0] ^ 0xFF]))
 
 
 def why_no_thread_limit() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ LOOKUP_WAIT = 1.0
 SLACK = 6.0
 #: Memory that is given as options, and what Python and one transfer take besides.
 CACHE_SIZE, STAGING_SIZE = 192 << 20, 256 << 20
+DISK_CACHE_SIZE = 256 << 20
 _MOST_RESIDENT = CACHE_SIZE + STAGING_SIZE + (64 << 20) * 10 + (150 << 20)
 #: Seconds after which a mount that doesn't end is killed.
 _HOPELESS = 60.0
@@ -93,6 +95,8 @@ class Usage:
                     if target.startswith("socket:"):
                         sockets.add(target)
                         continue
+                    if "/disk-cache/" in target:  # closed some time after the last read
+                        continue
                     descriptors[re.sub(r"[0-9]+", "", target)] += 1
         connections = sum(f"socket:[{inode}]" in sockets for inode in _connected())
         resident = 0
@@ -147,6 +151,11 @@ class Life:
             *("--lookup-wait", f"{LOOKUP_WAIT}", "--log-level", "INFO"),
             *("--cache-size", str(CACHE_SIZE), "--staging-size", str(STAGING_SIZE)),
         )
+        # Every other mount has a disk cache, that of the mounts before.
+        self.disk_cache = base / "disk-cache"
+        size = ("--disk-cache", str(DISK_CACHE_SIZE))
+        with_cache = (*self.mount.options, *size, "--disk-cache-dir", str(self.disk_cache))
+        self._options = itertools.cycle((self.mount.options, with_cache))
         self._findings = findings
         self._read_to = 0
         self._lock = threading.Lock()
@@ -179,6 +188,7 @@ class Life:
         """Mount; tell whether that worked."""
         with contextlib.suppress(OSError):  # a dead mount is on it: mounting clears that
             self.mount.path.mkdir(parents=True, exist_ok=True)
+        self.mount.options = next(self._options)
         begin = time.monotonic()
         try:
             done = self.mount.try_mount()

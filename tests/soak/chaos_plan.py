@@ -51,6 +51,7 @@ OF_OTHERS = {
     "list": ("empty", "senseless", "smaller", "with a stranger", "a proxy"),
     "token": ("replaced", "damaged file", "refused"),
     "connections": ("cut",),
+    "disk cache": ("damaged", "cut off", "removed", "a link in its place"),
     "limits": ("memory", "threads"),
 }
 #: Those that hold up transfers: meanwhile there are more large ones.

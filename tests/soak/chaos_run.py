@@ -95,7 +95,11 @@ class Chaos:
         self._life = Life(self._base, self._cluster, self._findings)
         callback(self._life.mount.clean_up)
         self._faulty = Faulty(
-            self._cluster, self._life.token_file, self._findings, self._life.process
+            self._cluster,
+            self._life.token_file,
+            self._findings,
+            self._life.process,
+            self._life.disk_cache,
         )
         callback(self._faulty.end_all)
         self._stage = Stage(self._cluster, self._life, self._findings)

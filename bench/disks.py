@@ -29,6 +29,7 @@ from bench.measure import (
     VerifyError,
     compare,
     mb,
+    prepare_memory,
 )
 from bench.mounting import environment, mounted
 from bench.reading import at_once
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from bench.rig import Rig
 
 _PAGE = 4096
+#: Bytes that the kernel reads ahead of a page, at most; and that are prepared for a trial.
+_AHEAD, _MOST_PREPARED = 128 * 1024, 8 * 2**30
 #: Memory for the blocks of each keepfs process: four blocks.
 _MEMORY_BLOCKS = 4
 #: Of the disk's rate; times arv-mount's, in sequence and at random.
@@ -176,6 +179,7 @@ class _Runs:
             1,
             Target(_OF_DISK),
             Target(_OF_ARV_MOUNT),
+            2 * self._size,
         )
 
     def in_sequence_from_pages(self) -> Figure:
@@ -216,6 +220,7 @@ class _Runs:
             1,
             None,
             None,
+            count * readers * _AHEAD,
         )
         for number, figure in enumerate(figures):
             if number == 0 and figure.baseline_value is not None:
@@ -238,6 +243,7 @@ class _Runs:
             processes,
             Target(_OF_DISK),
             Target(_OF_ARV_MOUNT),
+            size * (processes + 1),
         )
 
     # --- trials -----------------------------------------------------------------
@@ -250,13 +256,25 @@ class _Runs:
         processes: int,
         of_disk: Target | None,
         of_arv_mount: Target | None,
+        memory: int,
     ) -> Iterator[Figure]:
-        """Compare with the disk, and yield the same once more as beside arv-mount."""
+        """Compare with the disk, and yield the same once more as beside arv-mount.
+
+        Args:
+            name: The figure's.
+            amount: What one trial does.
+            work: Reads.
+            processes: The number of mounts.
+            of_disk: What to reach beside the disk.
+            of_arv_mount: What to reach beside arv-mount.
+            memory: Bytes of pages that a trial fills; see `prepare_memory`.
+        """
 
         def trial(contender: Contender) -> Taken:
             contender.drop()
             with contender.views(processes) as views:
                 contender.drop()
+                prepare_memory(min(memory, _MOST_PREPARED))
                 return self._timed(contender, views, lambda: work(views))
 
         figure = self._compared(name, amount, trial)

@@ -32,6 +32,8 @@ POLL_TIME = 0.001
 #: Most parts that the event loop looks for: each costs a system call a turn. Fewer than the
 #: requests that a usual disk queues, since with a full queue to begin another one blocks.
 MOST_POLLS = 32
+#: Seconds after which a read in a thread shows that the disk may hang.
+SUSPICIOUS = 0.02
 #: Most parts in a row that are left to threads after the event loop has looked in vain.
 LONGEST_PAUSE = 255
 
@@ -59,10 +61,9 @@ class DiskReads:
         self._poll_time = poll_time
         self._clock = clock
         self._polling = 0
-        # The reads in threads. While there is one the disk may hang, and none is begun in the
-        # event loop.
+        # When each read in a thread began, the oldest first.
         self._lock = threading.Lock()
-        self._in_threads = 0
+        self._in_threads: dict[object, float] = {}
         # The parts to leave to threads after the last look in vain, and how many are left.
         self._pause = self._pause_left = 0
 
@@ -88,10 +89,11 @@ class DiskReads:
     ) -> memoryview | None:
         """Return what `get_part` does; None if the part is large, or the disk takes longer."""
         self._pause_left -= self._pause_left > 0
-        if self._pause_left or self._in_threads or self._polling >= MOST_POLLS:
+        if self._poll_time <= 0 or self._pause_left or self._polling >= MOST_POLLS:
             return None
-        until = self._clock() + self._poll_time
-        if self._poll_time <= 0 or not parts.begin_part(locator, begin, end, size):
+        now = self._clock()
+        until = now + self._poll_time
+        if self._may_hang(now) or not parts.begin_part(locator, begin, end, size):
             return None
         self._polling += 1
         try:
@@ -107,13 +109,19 @@ class DiskReads:
         self._pause_left = self._pause + 1
         return None
 
+    def _may_hang(self, now: float) -> bool:
+        """Return whether a read in a thread takes long: to begin another one could block."""
+        with self._lock:
+            return now - next(iter(self._in_threads.values()), now) > SUSPICIOUS
+
     @contextlib.contextmanager
     def _in_thread(self) -> Iterator[None]:
-        """Count one more read in a thread; entered in that thread."""
+        """Note a read in a thread until exit; entered in that thread."""
+        key, now = object(), self._clock()
         with self._lock:
-            self._in_threads += 1
+            self._in_threads[key] = now
         try:
             yield
         finally:
             with self._lock:
-                self._in_threads -= 1
+                del self._in_threads[key]

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.disk_reads import LONGEST_PAUSE, MOST_POLLS, POLL_TIME, DiskReads
+from keepfs.fs.disk_reads import LONGEST_PAUSE, MOST_POLLS, POLL_TIME, SUSPICIOUS, DiskReads
 from keepfs.keep.locator import KeepLocator
 
 if TYPE_CHECKING:
@@ -124,18 +124,22 @@ async def test_a_slow_disk_is_left_to_threads_more_and_more_often() -> None:
 
 
 async def test_nothing_is_begun_in_the_event_loop_while_a_read_hangs() -> None:
-    disk, reads = Disk(turns=1000), reads_of()
-    disk.hangs = True
+    disk, clock = Disk(turns=1), Clock()
+    reads = DiskReads(trio.CapacityLimiter(8), POLL_TIME, clock)
+    disk.is_large = disk.hangs = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reads.get_part, disk, *PART)
         await trio.to_thread.run_sync(disk.is_hanging.wait)
-        disk.hangs, disk.turns = False, 1
+        disk.is_large = disk.hangs = False
+        assert await reads.get_part(disk, *PART) == FOO
+        at_first = disk.begun, disk.in_threads
+        clock.now += SUSPICIOUS
         for _ in range(5):
             assert await reads.get_part(disk, *PART) == FOO
         during = disk.begun, disk.in_threads
         disk.goes_on.set()
 
-    # The one that was looked for in vain, which hangs in its thread; then threads alone.
+    assert at_first == (1, 1)
     assert during == (1, 6)
     assert await reads.get_part(disk, *PART) == FOO
     assert (disk.begun, disk.in_threads) == (2, 6)

@@ -2,7 +2,7 @@
 
     bytes of the block | checksum of each piece, 8 bytes each | footer, 56 bytes
 
-A piece is 64 KiB, the last one may be shorter. Its checksum is XXH3 (64 bits) with a
+A piece is 16 KiB, the last one may be shorter. Its checksum is XXH3 (64 bits) with a
 seed made of the block's MD5 and the number of the piece, so a piece of another block
 or of another place does not match. The footer names the block and its size, and has a
 checksum (XXH3, 128 bits) of itself and the table. Integers are little-endian.
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from keepfs.keep.buffers import Allocation, BufferPool
 
-#: Bytes of a piece: a random read costs one, and a disk sends 64 KiB almost as fast as 4.
-PIECE = 64 * 1024
+#: Bytes of a piece: a random read costs one, and a disk sends 16 KiB almost as fast as 4.
+PIECE = 16 * 1024
 #: Magic number, MD5, size of the block, size of a piece, reserved, checksum.
 _FOOTER = struct.Struct("<8s16sQII16s")
 _MAGIC = b"KEEPFSB1"
@@ -43,9 +43,9 @@ _READ_ON, _ADVICE = 16 * 1024 * 1024, 1024 * 1024
 #: Most bytes that are read and verified in the event loop: the largest read of the kernel, which
 #: takes about 100 µs. And the flag of preadv2(2), which the usual file systems support.
 MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
-#: Most bytes that `begin_part` has the kernel read: the pieces of one page. Of more, the disk
-#: takes longer than a thread.
-_MOST_BEGUN = 2 * PIECE
+#: Most bytes that `begin_part` has the kernel read. With more, a thread's share of the time is
+#: small.
+MOST_BEGUN = 128 * 1024
 #: Least bytes of a part whose memory comes from the pool; malloc reuses smaller ones.
 _LEAST_POOLED = 128 * 1024
 #: Bytes of one read of a whole block.
@@ -205,7 +205,7 @@ def begin_part(file: int, table: PieceTable, begin: int, end: int) -> bool:
         Whether it was begun; False if the part is large: use `read_part`.
     """
     start, stop = _pieces_around(table, begin, end)
-    if stop - start > _MOST_BEGUN:
+    if stop - start > MOST_BEGUN:
         return False
     try:
         os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: Most open files, and the seconds after which one is opened again. Guessed.
 _MOST_OPEN, _SECONDS = 128, 10.0
-#: Tables of blocks in memory: those of 64 GiB, 8 KiB each.
-_MOST_TABLES = 1024
+#: Tables of blocks in memory: those of 16 GiB, 32 KiB each.
+_MOST_TABLES = 256
 
 
 class OpenBlock:

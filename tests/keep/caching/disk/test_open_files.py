@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep.caching.disk.block_file import MOST_NOWAIT, PIECE, read_table
+from keepfs.keep.caching.disk.block_file import MOST_BEGUN, MOST_NOWAIT, PIECE, read_table
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.open_files import OpenFiles
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SIZE = 40 * PIECE + 5
+SIZE = 160 * PIECE + 5
 BLOCK = random.Random(3).randbytes(SIZE)  # noqa: S311 - test data
 DIGEST = hashlib.md5(BLOCK, usedforsecurity=False).hexdigest()
 
@@ -189,7 +189,7 @@ def test_a_small_part_is_begun_without_a_wait_and_then_in_memory(
         time.sleep(0.01)
     assert bytes(found) == BLOCK[page[0] : page[1]]
     assert folder.begin_part(DIGEST, SIZE - 1, SIZE, SIZE)
-    assert not folder.begin_part(DIGEST, 0, 2 * PIECE + 1, SIZE)  # a thread is faster
+    assert not folder.begin_part(DIGEST, 0, MOST_BEGUN + 1, SIZE)  # a thread is faster
     assert not folder.begin_part(DIGEST, 0, 1, SIZE + 1)
     assert not folder.begin_part(DIGEST, SIZE, SIZE + 1, SIZE)
     assert not folder.begin_part("0" * 32, *page, SIZE)

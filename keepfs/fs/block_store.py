@@ -31,6 +31,9 @@ class BlockParts(Protocol):
         Returns whether it was started: False if `get_part` is faster, or has to send a request.
         """
 
+    def is_open(self, locator: KeepLocator) -> bool:
+        """Return whether a part of the block was read from the disk a moment ago; doesn't wait."""
+
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Start the kernel's read-ahead of a block on the disk; return whether it is there."""
 

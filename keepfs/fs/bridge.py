@@ -231,6 +231,7 @@ class AsyncBlocks:
         parts = self._store.disk_parts
         if parts is None:
             self._get(locator)
+        if parts is None or (not streams and parts.is_open(locator)):  # so it is on the disk
             return True
 
         def looked(found: Future[bool]) -> None:

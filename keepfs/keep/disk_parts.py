@@ -80,9 +80,17 @@ class DiskParts:
 
     def begin_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> bool:
         """Start to read what `part_nowait` needs; return whether it was started. Doesn't wait."""
-        return self._grants.allows(locator) and self._disk.begin_part(
-            locator.md5sum, begin, end, size
+        folder = self._disk.folder()
+        return (
+            folder is not None
+            and self._grants.allows(locator)
+            and folder.begin_part(locator.md5sum, begin, end, size)
         )
+
+    def is_open(self, locator: KeepLocator) -> bool:
+        """Return whether a part of the block was read from the disk a moment ago."""
+        folder = self._disk.folder()
+        return folder is not None and folder.is_open(locator.md5sum)
 
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Start the kernel's read-ahead of a block's file, for a sequential reader. Blocks.
@@ -95,7 +103,8 @@ class DiskParts:
         Returns:
             Whether the block is on the disk.
         """
-        return self._disk.read_on(locator.md5sum, begin)
+        folder = self._disk.folder()
+        return folder is not None and folder.read_on(locator.md5sum, begin)
 
     def _counted(self, part: memoryview | None) -> memoryview | None:
         if part is not None:

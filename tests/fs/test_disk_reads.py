@@ -66,6 +66,10 @@ class Disk:
             assert self.goes_on.wait(60)
         return FOO
 
+    def is_open(self, locator: KeepLocator) -> bool:
+        """Never called."""
+        raise NotImplementedError
+
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Never called."""
         raise NotImplementedError

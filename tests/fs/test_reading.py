@@ -67,6 +67,7 @@ class OnDisk(Recording):
         super().__init__()
         self.nowait = nowait
         self.on_disk: set[str] = set()
+        self.open: set[str] = set()
         self.parts: list[tuple[str, int, int]] = []
         self.read_ahead: list[tuple[str, int]] = []
         self.disk_parts = self
@@ -87,6 +88,10 @@ class OnDisk(Recording):
     def begin_part(self, *_: object) -> bool:
         """Leave it to `get_part`."""
         return False
+
+    def is_open(self, locator: KeepLocator) -> bool:
+        """Return what the test lets it."""
+        return locator.md5sum in self.open
 
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
         """Note it."""
@@ -295,6 +300,25 @@ async def test_blocks_on_the_disk_are_read_in_parts_in_order_too(*, nowait: bool
 
     assert store.fetched() == []
     assert len(store.parts) == 6 * 16 + 3
+
+
+@pytest.mark.parametrize("are_open", [False, True])
+async def test_small_reads_in_blocks_that_were_read_before_ask_no_thread(
+    *, are_open: bool
+) -> None:
+    store = OnDisk(nowait=True)
+    file = File(store)
+    store.on_disk = set(file.digests(*range(6)))
+    store.open = store.on_disk if are_open else set()
+    async with file.reading(store):
+        for number in (3, 0, 2):
+            assert await file.read(number, 0, 4096) == bytes([number]) * 4096
+        with trio.move_on_after(0.1 if are_open else 10):
+            while not store.read_ahead:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.001)
+
+    assert bool(store.read_ahead) is not are_open
+    assert store.fetched() == []
 
 
 async def test_the_disk_does_not_read_ahead_in_a_block_in_memory() -> None:

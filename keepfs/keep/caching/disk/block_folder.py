@@ -202,6 +202,10 @@ class BlockFolder:
             return False
         return block_file.begin_part(opened.file, opened.table, begin, end)
 
+    def is_open(self, md5sum: str) -> bool:
+        """Return whether the block's file is kept open, so that it is there. Doesn't wait."""
+        return self._open.get(md5sum) is not None
+
     def close_idle(self) -> None:
         """Close the files that are open between reads of parts, and free their buffers."""
         self._open.close_all()

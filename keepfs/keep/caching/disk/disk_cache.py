@@ -178,7 +178,7 @@ class DiskCache:
 
     def has(self, md5sum: str) -> bool:
         """Return whether there is a file of a block; it may be damaged. Blocks."""
-        folder = self._open()
+        folder = self.folder()
         return folder is not None and folder.has(md5sum)
 
     def read(
@@ -189,7 +189,7 @@ class DiskCache:
         Raises:
             Exception: `allocate` failed.
         """
-        folder = self._open()
+        folder = self.folder()
         block = None if folder is None else folder.read(md5sum, allocate)
         if block is not None:
             self._note_read(block)
@@ -197,33 +197,23 @@ class DiskCache:
 
     def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return verified bytes of a block of `size` bytes; None if it isn't there. Blocks."""
-        folder = self._open()
+        folder = self.folder()
         part = None if folder is None else folder.read_part(md5sum, begin, end, size)
         if part is not None:
             self._note_read(part)
         return part
 
-    def read_on(self, md5sum: str, begin: int) -> bool:
-        """Start the kernel's read-ahead of a block; return whether it is there. Blocks."""
-        folder = self._open()
-        return folder is not None and folder.read_on(md5sum, begin)
-
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return what `read_part` would, if its pages are in the page cache; else None."""
-        folder = self._open()
+        folder = self.folder()
         part = None if folder is None else folder.read_part_nowait(md5sum, begin, end, size)
         if part is not None:
             self._note_read(part)
         return part
 
-    def begin_part(self, md5sum: str, begin: int, end: int, size: int) -> bool:
-        """Start to read what `read_part_nowait` needs; return whether it was started."""
-        folder = self._open()
-        return folder is not None and folder.begin_part(md5sum, begin, end, size)
-
     def close_idle(self) -> None:
         """Close the files that are open between reads of parts."""
-        folder = self._open()
+        folder = self.folder()
         if folder is not None:
             folder.close_idle()
 
@@ -237,7 +227,7 @@ class DiskCache:
         """
         with self._lock:
             self._count(misses=1)
-        folder = self._open()
+        folder = self.folder()
         claim = FetchClaim(None if folder is None else folder.locks, md5sum)
         try:
             claim.wait(lambda: self.has(md5sum), max(0.0, min(timeout, _PATIENCE)))
@@ -248,18 +238,18 @@ class DiskCache:
 
     def accepts(self, md5sum: str, record: bytes | None) -> bool:
         """Return whether the services accepted a name before, in any process. Blocks."""
-        folder = self._open()
+        folder = self.folder()
         return record is not None and folder is not None and folder.names.has(md5sum, record)
 
     def note_accepted(self, md5sum: str, record: bytes | None) -> None:
         """Record that the services accepted a name; see `accepted_names`. Blocks."""
-        folder = self._open()
+        folder = self.folder()
         if record is not None and folder is not None:
             folder.names.add(md5sum, record)
 
     def note_refused(self, md5sum: str, record: bytes | None) -> None:
         """Record that the services refused a name. Blocks."""
-        folder = self._open()
+        folder = self.folder()
         if record is not None and folder is not None:
             folder.names.remove(md5sum, record)
 
@@ -346,8 +336,8 @@ class DiskCache:
         with self._lock:
             self._count(damaged=1)
 
-    def _open(self) -> BlockFolder | None:
-        """Return the directory; None while it can't be used."""
+    def folder(self) -> BlockFolder | None:
+        """Return the directory; None while it can't be used. Reads of it aren't counted."""
         with self._lock:
             return None if self._off_until > time.monotonic() else self._folder
 

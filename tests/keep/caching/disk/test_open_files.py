@@ -176,7 +176,9 @@ def test_a_small_part_is_begun_without_a_wait_and_then_in_memory(
 ) -> None:
     page = 2 * PIECE - 10, 2 * PIECE + 10  # in two pieces
     assert not folder.begin_part(DIGEST, *page, SIZE)  # not open yet
+    assert not folder.is_open(DIGEST)
     folder.read_part(DIGEST, 0, 1, SIZE)
+    assert folder.is_open(DIGEST)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -48,7 +48,7 @@ from keepfs.mount.control import Control
 from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, ObservedOwners
-from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
+from keepfs.mount.signals import Signals, defer_others, receiving, stopping
 from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         logs.start(options.log_level, log_file)
         logs.report_uncaught()
         keep_stacks_of_crash(log_file)
+        early = defer_others()
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
             memory.limit_arenas()
@@ -124,7 +125,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
                     mount = _Mount(
                         options, store, found, buffers, copies, catalog, claim, reporter
                     )
-                    code = trio.run(mount.serve)
+                    code = trio.run(mount.serve, early)
     except* (
         fuse.MountError,
         mountpoint.MountpointError,
@@ -204,16 +205,14 @@ class _Mount:
         self._notes = FailureNotes(FailedJournal(options.state_dir), self._failed)
         self._was_mounted = False
 
-    async def serve(self) -> int:
-        """Mount, serve, drain, unmount; return the exit code."""
-        with trio.open_signal_receiver(*ENDS, *OTHERS) as signals:
-            code = await self._serve(signals)
-            # Keep the handlers installed until exit: a late signal must not kill
-            # the drain. Signals that arrived are consumed.
-            with trio.move_on_after(0):
-                async for _ in signals:
-                    pass
-        return code
+    async def serve(self, early: list[int]) -> int:
+        """Mount, serve, drain, unmount; return the exit code.
+
+        Args:
+            early: The signals that arrived before, of `defer_others`.
+        """
+        async with receiving(early) as signals:
+            return await self._serve(signals)
 
     async def _serve(self, signals: AsyncIterator[int]) -> int:
         options = self._options

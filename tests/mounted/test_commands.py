@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.mount import runtime
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
     Authority,
+    Fault,
     KeepproxyControls,
     KeepstoreControls,
     Listening,
     ProxySettings,
     ServiceEntry,
+    Stage,
     Store,
 )
-from tests.mounted.mounts import KeepfsMount, keepfs
+from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +190,34 @@ def test_a_silent_api_server_is_named_after_two_seconds(unmounted: KeepfsMount) 
             process.communicate()
             if not extra:  # it has a child, which serves
                 unmounted.kill()
+
+
+@pytest.mark.parametrize("extra", [(), ("-f",)])
+def test_signals_to_a_mount_that_starts_count_when_it_is_up(
+    cluster: tuple[KeepfsMount, ApiControls], extra: tuple[str, ...]
+) -> None:
+    mount, api = cluster
+    api.script(Fault(hold=Stage.BEFORE_STATUS))
+    with subprocess.Popen(mount.mount_command(*extra), env=mount.environment) as starting:
+        api.wait_held(1)
+        running = runtime.find(mount.path)
+        assert running is not None
+
+        renewing = keepfs("renew", mount.path, env=mount.environment)
+        os.kill(running.pid, signal.SIGHUP)
+        os.kill(running.pid, signal.SIGUSR2)
+        api.release()
+        wait_until(
+            lambda: (
+                is_zombie(running.pid) or "what every task waits for" in mount.log_file.read_text()
+            )
+        )
+
+        assert (renewing.returncode, renewing.stderr) == (0, b"")
+        assert not is_zombie(running.pid)
+        wait_until(mount.is_mounted)
+        assert mount.unmount().returncode == 0
+        assert starting.wait() == 0
 
 
 # --- unmounting --------------------------------------------------------------------------------

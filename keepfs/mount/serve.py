@@ -69,6 +69,8 @@ _CHECKPOINT_INTERVAL = 5.0
 _MANIFESTS_SHARE = 4
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
+#: The inode of a mount's root, and the type of its file system.
+_ROOT_OF_MOUNT = (ROOT_INODE, mountpoint.FILE_SYSTEM_TYPE)
 #: Restarts of pyfuse3's loop: no request is answered until it runs, but without
 #: memory it fails at once. After about five minutes of failures the mount ends.
 _LOOP_BACKOFF, _MOST_LOOP_FAILURES = Backoff(first=0.1, cap=5.0), 64
@@ -391,17 +393,22 @@ class _Mount:
         return Metadata(mode, owner.uid, owner.gid, owner.mtime_ns)
 
     async def _announce(self) -> None:
-        """Report ready once a stat of the mount, made in a worker thread, is answered."""
-        status = None
+        """Report ready once a stat of the mount, made in a worker thread, is answered.
+
+        Raises:
+            MountError: The mount does not answer, or has been unmounted meanwhile.
+        """
+        status, path = None, self._options.mountpoint
         with trio.move_on_after(_READY_TIMEOUT):
-            status = await run_in_thread(self._options.mountpoint.stat)
+            status = await run_in_thread(path.stat)
+        reason = ""
         if status is None:
-            raise fuse.MountError(
-                of_mounts.UNUSABLE_MOUNT_POINT(
-                    path=self._options.mountpoint,
-                    reason=f"the mount did not answer within {_READY_TIMEOUT:.0f} s",
-                )
-            )
+            reason = f"the mount did not answer within {_READY_TIMEOUT:.0f} s"
+        elif (status.st_ino, mountpoint.kind_of_device(status.st_dev)) != _ROOT_OF_MOUNT:
+            # It is of the directory below the mount.
+            reason = "it was unmounted before it was ready"
+        if status is None or reason:
+            raise fuse.MountError(of_mounts.UNUSABLE_MOUNT_POINT(path=path, reason=reason))
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         fuse.allow_background(status.st_dev)
@@ -409,9 +416,9 @@ class _Mount:
         # garbage collection 20 ms, during which no request is answered.
         gc.collect()
         gc.freeze()
-        _log.info("the mount on %s answers", self._options.mountpoint)
+        _log.info("the mount on %s answers", path)
         self._reporter.ready()
-        systemd.notify(f"READY=1\nSTATUS=Serving {self._options.mountpoint}")
+        systemd.notify(f"READY=1\nSTATUS=Serving {path}")
 
     async def _keep_catalog_short(self) -> None:
         """Checkpoint the catalog's log every few seconds."""

@@ -213,24 +213,32 @@ def process_state(pid: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
-def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
-    """Block until no process serves the mount point, and the last one that did has exited.
+def is_served_by(running: RunningMount) -> bool:
+    """Return whether the process of a mount still serves its mount point.
+
+    Another process that serves it by now does not count.
+    """
+    now = find(Path(running.mountpoint))
+    return now is not None and now.pid == running.pid
+
+
+def wait_until_ended(running: RunningMount, patience: float = math.inf) -> bool:
+    """Block until the process of a mount does not serve it any more, and has exited.
 
     Returns False if `patience` ran out.
 
     Args:
-        mountpoint: The resolved mount point.
+        running: The mount, as it was found before.
         patience: Seconds to wait at most.
     """
-    deadline, pid = time.monotonic() + patience, 0
-    while (running := find(mountpoint)) is not None:
-        pid = running.pid
+    deadline = time.monotonic() + patience
+    while is_served_by(running):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_LOOK_AGAIN)
     # A process exits shortly after its registration has ended.
     deadline = min(deadline, time.monotonic() + _EXITING)
-    while pid and process_state(pid) not in {"", "Z"} and time.monotonic() < deadline:
+    while process_state(running.pid) not in {"", "Z"} and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN)
     return True
 

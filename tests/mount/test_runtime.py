@@ -54,6 +54,12 @@ def another_process_serving(path: Path, device: int = 7) -> Iterator[subprocess.
             process.kill()
 
 
+def ended_process() -> int:
+    """Return the id of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
+
+
 def run_file_of(path: Path) -> Path:
     """Return the one file that appears when a mount point is claimed."""
     before = set(runtime.runtime_directory().iterdir())
@@ -144,7 +150,8 @@ def test_the_next_claim_removes_the_files_of_a_killed_process(tmp_path: Path) ->
 
 def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
     with another_process_serving(tmp_path) as other:
-        waiting = Running(lambda: runtime.wait_until_ended(tmp_path))
+        running = RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+        waiting = Running(lambda: runtime.wait_until_ended(running))
         was_over = waiting.is_over()
         assert other.stdin is not None
         other.stdin.close()
@@ -156,7 +163,18 @@ def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
 
 
 def test_waiting_for_an_ended_mount_returns_at_once(tmp_path: Path) -> None:
-    runtime.wait_until_ended(tmp_path)
+    assert runtime.wait_until_ended(RunningMount(str(tmp_path), ended_process(), 7, ""), 5.0)
+
+
+def test_waiting_ends_although_another_process_serves_the_mount_point(tmp_path: Path) -> None:
+    former = RunningMount(str(tmp_path), ended_process(), 7, "/a/log")
+    with another_process_serving(tmp_path) as other:
+        later = RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+
+        assert runtime.wait_until_ended(former, 0.1)
+        assert not runtime.is_served_by(former)
+        assert not runtime.wait_until_ended(later, 0.1)
+        assert runtime.is_served_by(later)
 
 
 def test_the_end_of_a_claim_removes_its_file(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.mount import runtime
+from keepfs.cli import forcing
+from keepfs.mount import mountpoint, runtime
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
@@ -234,6 +237,19 @@ def test_a_stopped_process_is_reported_at_once(mount: KeepfsMount) -> None:
     assert done.returncode == 1
     assert f"its process {pid} is stopped; kill -CONT {pid}".encode() in done.stderr
     assert mount.is_mounted()
+
+
+def test_force_leaves_the_next_mount_on_the_directory_alone(mount: KeepfsMount) -> None:
+    """The process has ended between the look at its run file and its signals."""
+    entry, running = mountpoint.mounted_at(mount.path), runtime.find(mount.path)
+    assert running is not None
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+
+    forcing.unmount(entry, dataclasses.replace(running, pid=ended.pid))
+
+    assert runtime.find(mount.path) == running
+    assert (mount.path / "README").exists()
 
 
 def test_umount_is_another_name(mount: KeepfsMount) -> None:

@@ -11,8 +11,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
@@ -21,7 +22,7 @@ from keepfs.mount.runtime import AlreadyServedError, RunningMount
 from tests.fakes.threads import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,10 @@ def run_file_of(path: Path) -> Path:
         (found,) = {each for each in runtime.runtime_directory().iterdir() if path_in(each, path)}
     assert found not in before
     return found
+
+
+def named(mounts: list[RunningMount], path: Path) -> RunningMount | None:
+    return next((it for it in mounts if it.mountpoint == str(path)), None)
 
 
 def path_in(file: Path, path: Path) -> bool:
@@ -133,6 +138,33 @@ def test_a_killed_process_leaves_its_mount_point_free(tmp_path: Path) -> None:
         assert runtime.find(tmp_path) is None
         with runtime.claim(tmp_path, None):
             assert runtime.find(tmp_path) is not None
+
+
+def test_a_run_file_that_is_being_removed_is_no_running_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with another_process_serving(tmp_path) as other:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    file = runtime.control_socket(tmp_path).with_suffix(".json")
+    looks: list[Callable[[], RunningMount | None]] = [
+        lambda: runtime.find(tmp_path),
+        lambda: named(runtime.find_all(), tmp_path),
+    ]
+    for look in looks:
+        with file.open("rb") as removing:
+
+            def end_the_removal(_: float, removing: BinaryIO = removing) -> None:
+                fcntl.flock(removing, fcntl.LOCK_UN)
+
+            fcntl.flock(removing, fcntl.LOCK_EX)
+            monkeypatch.setattr(time, "sleep", end_the_removal)
+            assert look() is None
+            fcntl.flock(removing, fcntl.LOCK_EX)
+            monkeypatch.setattr(time, "sleep", lambda _: None)
+            # A lock that stays is that of a running mount, perhaps in a container.
+            assert look() == RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+    file.unlink()
 
 
 def test_the_next_claim_removes_the_files_of_a_killed_process(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class BlockParts(Protocol):
         """Return whether a part of the block was read from the disk a moment ago; doesn't wait."""
 
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Start the kernel's read-ahead of a block on the disk; return whether it is there."""
+        """Read on in a block on the disk, into the page cache; return whether it is there."""
 
 
 class BlockStore(Protocol):

@@ -161,7 +161,7 @@ class AsyncBlocks:
         parts = self._store.disk_parts
         if parts is None or locator in self._gets:
             return None
-        return parts.part_nowait(locator, begin, end, size)
+        return self._disk_reads.part_nowait(parts, locator, begin, end, size)
 
     def note_read(self, locator: KeepLocator, keep_for: float) -> None:
         """Record one read of a cached block, for which `get` wasn't called (see there)."""

@@ -32,8 +32,10 @@ POLL_TIME = 0.001
 #: Most parts that the event loop looks for: each costs a system call a turn. Fewer than the
 #: requests that a usual disk queues, since with a full queue to begin another one blocks.
 MOST_POLLS = 32
-#: Seconds after which a read in a thread shows that the disk may hang.
-SUSPICIOUS = 0.02
+#: Seconds after which a read in a thread shows that the disk may hang: none is begun in the
+#: event loop then, and after `HANGING` not even the page cache is asked, nor while this number
+#: of reads waits for the disk.
+SUSPICIOUS, HANGING, MOST_WAITING = 0.02, 1.0, 32
 #: Most parts in a row that are left to threads after the event loop has looked in vain.
 LONGEST_PAUSE = 255
 
@@ -61,6 +63,8 @@ class DiskReads:
         self._poll_time = poll_time
         self._clock = clock
         self._polling = 0
+        # The reads that wait for a thread or in one.
+        self._waiting = 0
         # When each read in a thread began, the oldest first.
         self._lock = threading.Lock()
         self._in_threads: dict[object, float] = {}
@@ -82,7 +86,23 @@ class DiskReads:
             with self._in_thread():
                 return parts.get_part(locator, begin, end, size)
 
-        return await run_in_thread(read, self._limiter)
+        self._waiting += 1
+        try:
+            return await run_in_thread(read, self._limiter)
+        finally:
+            self._waiting -= 1
+
+    def part_nowait(
+        self, parts: BlockParts, locator: KeepLocator, begin: int, end: int, size: int
+    ) -> memoryview | None:
+        """Return verified bytes of a block if they are in the page cache, else None.
+
+        The kernel begins to read what is not there. Each such read is in the queue of the disk,
+        and with a full queue the next one blocks. So nothing is tried while the disk may hang.
+        """
+        if self._waiting >= MOST_WAITING or self._in_thread_since(HANGING):
+            return None
+        return parts.part_nowait(locator, begin, end, size)
 
     async def _polled(
         self, parts: BlockParts, locator: KeepLocator, begin: int, end: int, size: int
@@ -91,10 +111,9 @@ class DiskReads:
         self._pause_left -= self._pause_left > 0
         if self._poll_time <= 0 or self._pause_left or self._polling >= MOST_POLLS:
             return None
-        now = self._clock()
-        until = now + self._poll_time
-        if self._may_hang(now) or not parts.begin_part(locator, begin, end, size):
+        if self._in_thread_since(SUSPICIOUS) or not parts.begin_part(locator, begin, end, size):
             return None
+        until = self._clock() + self._poll_time
         self._polling += 1
         try:
             while self._clock() < until:
@@ -109,10 +128,13 @@ class DiskReads:
         self._pause_left = self._pause + 1
         return None
 
-    def _may_hang(self, now: float) -> bool:
-        """Return whether a read in a thread takes long: to begin another one could block."""
+    def _in_thread_since(self, seconds: float) -> bool:
+        """Return whether a read in a thread takes longer."""
+        if not self._in_threads:
+            return False
+        now = self._clock()
         with self._lock:
-            return now - next(iter(self._in_threads.values()), now) > SUSPICIOUS
+            return now - next(iter(self._in_threads.values()), now) > seconds
 
     @contextlib.contextmanager
     def _in_thread(self) -> Iterator[None]:

@@ -157,6 +157,7 @@ class Listing:
     @classmethod
     async def of(cls, node: DirectoryNode, caller: Caller) -> Listing:
         """Open a directory once it may be listed."""
+        caller.note_groups()
         await node.prepare_listing()
         return cls(node, caller)
 

@@ -104,6 +104,11 @@ class Caller:
         """All its groups; only `gid` if /proc doesn't show its process."""
         return supplementary_groups(self.pid) | {self.gid}
 
+    def note_groups(self) -> None:
+        """Read its groups now, while it waits: its pid may be another process's later."""
+        if self.uid:  # root needs none
+            _ = self.groups
+
     def may_read(self, permissions: int, uid: int, gid: int) -> bool:
         """Return whether it may read a file with these permissions, owner and group."""
         if self.uid == 0:

@@ -93,7 +93,7 @@ class DiskParts:
         return folder is not None and folder.is_open(locator.md5sum)
 
     def read_on(self, locator: KeepLocator, begin: int) -> bool:
-        """Start the kernel's read-ahead of a block's file, for a sequential reader. Blocks.
+        """Read the next 16 MiB of a block into the page cache, for a sequential reader. Blocks.
 
         Args:
             locator: The block's locator.

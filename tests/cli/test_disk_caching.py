@@ -47,7 +47,7 @@ def test_blocks_are_warmed_verified_and_cleared(store: Path, tmp_path: Path) -> 
 
     assert warmed == (0, "")
     assert "3 blocks" in run("cache", *directory)[1]
-    kept = tmp_path / "cache" / "blocks-1" / names[0][:3] / names[0][:32]
+    kept = tmp_path / "cache" / "blocks-2" / names[0][:3] / names[0][:32]
     kept.write_bytes(b"x" + kept.read_bytes()[1:])
     code, text = run("cache", "verify", *directory)
     assert code == 1

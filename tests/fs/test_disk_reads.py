@@ -9,7 +9,15 @@ import pytest
 import trio
 import trio.testing
 
-from keepfs.fs.disk_reads import LONGEST_PAUSE, MOST_POLLS, POLL_TIME, SUSPICIOUS, DiskReads
+from keepfs.fs.disk_reads import (
+    HANGING,
+    LONGEST_PAUSE,
+    MOST_POLLS,
+    MOST_WAITING,
+    POLL_TIME,
+    SUSPICIOUS,
+    DiskReads,
+)
 from keepfs.keep.locator import KeepLocator
 
 if TYPE_CHECKING:
@@ -147,6 +155,46 @@ async def test_nothing_is_begun_in_the_event_loop_while_a_read_hangs() -> None:
     assert during == (1, 6)
     assert await reads.get_part(disk, *PART) == FOO
     assert (disk.begun, disk.in_threads) == (2, 6)
+
+
+async def test_the_page_cache_is_not_asked_while_a_read_hangs() -> None:
+    disk, clock = Disk(turns=1), Clock()
+    reads = DiskReads(trio.CapacityLimiter(8), POLL_TIME, clock)
+    assert reads.part_nowait(disk, *PART) == FOO
+    disk.is_large = disk.hangs = True
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as caller:
+            nursery.start_soon(reads.get_part, disk, *PART)
+            await trio.to_thread.run_sync(disk.is_hanging.wait)
+            at_first = reads.part_nowait(disk, *PART)
+            clock.now += HANGING
+            during = reads.part_nowait(disk, *PART)
+            caller.cancel()
+        disk.goes_on.set()
+
+    assert at_first == FOO
+    assert during is None
+    assert reads.part_nowait(disk, *PART) == FOO
+
+
+async def test_the_page_cache_is_not_asked_while_many_reads_wait() -> None:
+    disk = Disk(turns=1)
+    reads = reads_of(most_threads=1)
+    disk.is_large = disk.hangs = True
+    async with trio.open_nursery() as nursery:
+        for _ in range(MOST_WAITING - 1):
+            nursery.start_soon(reads.get_part, disk, *PART)
+        await trio.testing.wait_all_tasks_blocked()
+        before = reads.part_nowait(disk, *PART)
+        nursery.start_soon(reads.get_part, disk, *PART)
+        await trio.testing.wait_all_tasks_blocked()
+        during = reads.part_nowait(disk, *PART)
+        disk.hangs = False
+        disk.goes_on.set()
+
+    assert before == FOO
+    assert during is None
+    assert reads.part_nowait(disk, *PART) == FOO
 
 
 async def test_the_event_loop_looks_for_some_parts_only() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import collections
 import errno
+import os
+import subprocess
+import sys
 
 import pyfuse3
 import pytest
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from keepfs.fs.errnos import RefusedError
-from keepfs.fs.inodes import HandleTable, InodeTable
-from keepfs.fs.nodes import Metadata, Node, directory_mode, file_mode, new_inode
+from keepfs.fs.inodes import HandleTable, InodeTable, Listing
+from keepfs.fs.nodes import Caller, Metadata, Node, directory_mode, file_mode, new_inode
+from keepfs.fs.root import RootDirectory
 
 
 def a_node() -> Node:
@@ -125,3 +130,20 @@ def test_a_late_request_does_not_reach_a_newer_handle() -> None:
         table.remove(old)
 
     assert reading.value.errno == closing.value.errno == errno.EBADF
+
+
+def test_an_open_directory_keeps_the_groups_that_its_opener_had() -> None:
+    ask = "import os; os.setgroups([4242]); print(flush=True); input()"
+    if os.geteuid():
+        pytest.skip("only root can set groups")
+    with subprocess.Popen(
+        [sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        root, caller = RootDirectory({}, Metadata(0, 0, 0)), Caller(1, 2, process.pid)
+        listing = trio.run(Listing.of, root, caller)
+        process.communicate(b"\n")
+
+    # Now the pid may be that of another process.
+    assert listing.caller.may_read(0o040, 0, 4242)

@@ -27,7 +27,7 @@ def test_a_second_mount_reads_from_the_disk_at_random_and_in_order(tmp_path: Pat
     name = f"{md5sum}+{len(block)}"
     cache = ("--disk-cache", "1GiB", "--disk-cache-dir", str(tmp_path / "cache"))
     options = (*cache, "--metrics", "0")
-    kept = tmp_path / "cache" / "blocks-1" / md5sum[:3] / md5sum
+    kept = tmp_path / "cache" / "blocks-2" / md5sum[:3] / md5sum
     for run in range(2):
         here = tmp_path / str(run)
         here.mkdir()

@@ -235,6 +235,8 @@ class CollectionFolder(DirectoryNode):
         """End `add_child`, unless the name has another node meanwhile."""
         if self._children.get(name) is node:
             del self._children[name]
+            if not self._children:
+                self._children = {}  # an empty dictionary keeps its memory
 
     async def prepare_listing(self) -> None:
         """Return when the content of the collection is current."""

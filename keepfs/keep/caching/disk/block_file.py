@@ -15,6 +15,7 @@ BLAKE2b 0.76 ms.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import struct
 import sys
@@ -37,9 +38,6 @@ _FOOTER = struct.Struct("<8s16sQII16s")
 _MAGIC = b"KEEPFSB1"
 #: Bytes of one checksum in the table.
 _SUM = 8
-#: Bytes of the read-ahead for a sequential reader, and of one posix_fadvise: the kernel may
-#: read no more for one call than the device accepts in a request.
-_READ_ON, _ADVICE = 16 * 1024 * 1024, 1024 * 1024
 #: Most bytes that are read and verified in the event loop: the largest read of the kernel, which
 #: takes about 100 µs. And the flag of preadv2(2), which the usual file systems support.
 MOST_NOWAIT, _NOWAIT = 1024 * 1024 + 2 * PIECE, getattr(os, "RWF_NOWAIT", 0)
@@ -147,12 +145,6 @@ def pieces_of_file(length: int) -> int:
     return max(0, -(-(length - _FOOTER.size) // (PIECE + _SUM)))
 
 
-def read_on(file: int, table: PieceTable, begin: int) -> None:
-    """Start the kernel's read-ahead of the 16 MiB from `begin` on; rarely blocks."""
-    for place in range(begin, min(begin + _READ_ON, table.size), _ADVICE):
-        os.posix_fadvise(file, place, _ADVICE, os.POSIX_FADV_WILLNEED)
-
-
 def read_part(
     file: int, table: PieceTable, begin: int, end: int, lend: Callable[[int], memoryview]
 ) -> memoryview:
@@ -182,24 +174,37 @@ def read_part_nowait(
 ) -> memoryview | None:
     """Return a small part of a block like `read_part`, if its pages are in the page cache.
 
+    If they aren't, recent kernels begin to read them, as `begin_part` does.
+
     Returns:
         None if the pages aren't in memory, or the part is large or damaged: use `read_part`.
+
+    Raises:
+        NotImplementedError: The file system, or the Python, has no reads that do not wait.
     """
     start, stop = _pieces_around(table, begin, end)
     if stop - start > MOST_NOWAIT:
         return None
+    if not _NOWAIT:
+        raise NotImplementedError
     content = lend(stop - start)
     try:
         if os.preadv(file, [content], start, _NOWAIT) != len(content):
             return None
         table.check(start // PIECE, content)
-    except (OSError, DamagedError):
+    except OSError as error:
+        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL}:
+            raise NotImplementedError from error
+        return None
+    except DamagedError:
         return None
     return content[begin - start : end - start]
 
 
 def begin_part(file: int, table: PieceTable, begin: int, end: int) -> bool:
     """Have the kernel read a small part of a block into the page cache; don't wait for it.
+
+    It blocks if the queue of the disk is full.
 
     Returns:
         Whether it was begun; False if the part is large: use `read_part`.

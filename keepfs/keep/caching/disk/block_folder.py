@@ -1,7 +1,7 @@
 """BlockFolder: files of blocks in a private directory, added whole and read verified.
 
-Layout: `blocks-1/abc/abc…` (the MD5, after its first three digits), `blocks-1/tmp/`
-for files that are being written, and `blocks-1/locks` (see `fetch_locks`). Several processes
+Layout: `blocks-2/abc/abc…` (the MD5, after its first three digits), `blocks-2/tmp/`
+for files that are being written, and `blocks-2/locks` (see `fetch_locks`). Several processes
 of a user may use it at once. A file gets its name when it is complete; nothing is synced,
 because a block that is lost or damaged is fetched again. Paths are opened relative to a
 descriptor of the directory, and never through a symbolic link.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from keepfs.keep.buffers import Allocation
 
-_VERSION = "blocks-1"
+_VERSION = "blocks-2"
 _TMP = "tmp"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -75,7 +75,7 @@ class BlockFolder:
     """The directory of cached blocks. Any thread may use it; every method blocks.
 
     Args:
-        directory: Where `blocks-1` is or will be made; not a symbolic link.
+        directory: Where `blocks-2` is or will be made; not a symbolic link.
         damaged: Called with the digest and the reason for each damaged file removed.
 
     Raises:
@@ -89,6 +89,8 @@ class BlockFolder:
         self._damaged = damaged
         self._lock = threading.Lock()
         self._open = OpenFiles()
+        # Whether the file system may have reads that do not wait.
+        self._can_try = True
         self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
         self._lend = block_file.part_memory(self._buffers)
         self._root = self._open_root()
@@ -172,7 +174,7 @@ class BlockFolder:
             return None
 
     def read_on(self, md5sum: str, begin: int) -> bool:
-        """Start the kernel's read-ahead of a block's file; return whether the block is there.
+        """Read the next 16 MiB of a block into the page cache; return whether it is there. Blocks.
 
         Args:
             md5sum: The block's digest.
@@ -181,7 +183,7 @@ class BlockFolder:
         opened = self._kept_open(md5sum)
         if opened is not None:
             with contextlib.suppress(OSError):
-                block_file.read_on(opened.file, opened.table, begin)
+                opened.read_on(begin)
         return opened is not None
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
@@ -189,7 +191,13 @@ class BlockFolder:
         opened = self._open.get(md5sum)
         if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
             return None
-        return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
+        if not self._can_try:
+            return None
+        try:
+            return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
+        except NotImplementedError:
+            self._can_try = False
+            return None
 
     def begin_part(self, md5sum: str, begin: int, end: int, size: int) -> bool:
         """Start to read what `read_part_nowait` needs, if the block's file is open; don't wait.
@@ -200,7 +208,7 @@ class BlockFolder:
         opened = self._open.get(md5sum)
         if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
             return False
-        return block_file.begin_part(opened.file, opened.table, begin, end)
+        return self._can_try and block_file.begin_part(opened.file, opened.table, begin, end)
 
     def is_open(self, md5sum: str) -> bool:
         """Return whether the block's file is kept open, so that it is there. Doesn't wait."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
+from keepfs.keep.caching.disk.read_ahead import ReadAhead
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
 #: Most open files, and the seconds after which one is opened again. Guessed.
 _MOST_OPEN, _SECONDS = 128, 10.0
-#: Tables of blocks in memory: those of 16 GiB, 32 KiB each.
-_MOST_TABLES = 256
+#: Most bytes of tables in memory: those of 16 GiB, 32 KiB for 64 MiB; and bytes of a table
+#: beside its checksums.
+_TABLES, _TABLE = 8 * 1024 * 1024, 256
 
 
 class OpenBlock:
@@ -38,8 +41,18 @@ class OpenBlock:
         self.file = file
         self.table = table
         self.until = until
+        self._ahead = ReadAhead(file)
+
+    def read_on(self, begin: int) -> None:
+        """Read the block into the page cache from `begin` on; see `ReadAhead`. Blocks.
+
+        Raises:
+            OSError: The file can't be read.
+        """
+        self._ahead.read_on(begin, self.table.size)
 
     def __del__(self) -> None:
+        self._ahead.close()
         os.close(self.file)
 
 
@@ -54,16 +67,16 @@ class OpenFiles:
         self._clock = clock
         self._lock = threading.Lock()
         self._files = LRUCache[str, OpenBlock](_MOST_OPEN)
-        self._tables = LRUCache[str, "PieceTable"](_MOST_TABLES)
+        self._tables = LRUCache[str, "PieceTable"](
+            _TABLES, getsizeof=lambda it: it.sums.nbytes + _TABLE
+        )
 
     def get(self, md5sum: str) -> OpenBlock | None:
         """Return a block's open file; None if it isn't open, or was opened over 10 s ago."""
         with self._lock:
             found = self._files.get(md5sum)
-            if found is not None and found.until < self._clock():
-                del self._files[md5sum]
-                return None
-            return found
+        # `add` replaces one that is too old: closing an evicted file frees its blocks, and waits.
+        return None if found is None or found.until < self._clock() else found
 
     def table(self, md5sum: str) -> PieceTable | None:
         """Return a block's table; None if it isn't in memory."""
@@ -76,7 +89,11 @@ class OpenFiles:
             opened = OpenBlock(os.dup(file), table, self._clock() + _SECONDS)
         except OSError:
             return None
+        dropped: list[object] = []  # closed without the lock
         with self._lock:
+            dropped.append(self._files.pop(md5sum, None))
+            while len(self._files) >= _MOST_OPEN:
+                dropped.append(self._files.popitem())
             self._files[md5sum] = opened
             self._tables[md5sum] = table
         return opened
@@ -84,10 +101,13 @@ class OpenFiles:
     def discard(self, md5sum: str) -> None:
         """Drop the table of a block, and close its file after the reads in progress."""
         with self._lock:
-            self._files.pop(md5sum, None)
+            dropped = self._files.pop(md5sum, None)
             self._tables.pop(md5sum, None)
+        del dropped  # closed without the lock
 
     def close_all(self) -> None:
         """Close all files, each after its reads in progress. The tables are kept."""
         with self._lock:
+            dropped = list(self._files.values())
             self._files.clear()
+        del dropped  # closed without the lock

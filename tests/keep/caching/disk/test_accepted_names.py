@@ -117,7 +117,7 @@ def test_a_refusal_removes_the_record(service: KeepstoreControls, tmp_path: Path
     locator = service.store_block(BLOCK)
     with client_of(service, tmp_path) as client:
         client.get(locator)
-    file = tmp_path / "blocks-1" / locator[:3] / locator[:32]
+    file = tmp_path / "blocks-2" / locator[:3] / locator[:32]
     shutil.copy(file, tmp_path / "kept")
     file.unlink()
     service.configure(key="another key")
@@ -134,7 +134,7 @@ def test_neither_tokens_nor_signatures_can_be_read(
     locator = service.store_block(BLOCK)
     with client_of(service, tmp_path) as client:
         client.get(locator)
-    file = tmp_path / "blocks-1" / locator[:3] / "names"
+    file = tmp_path / "blocks-2" / locator[:3] / "names"
 
     content = file.read_bytes()
 
@@ -150,7 +150,7 @@ def test_a_full_or_cut_file_is_rewritten(tmp_path: Path, monkeypatch: pytest.Mon
     folder.add("0" * 32, b"x")
     expired = bytes(16) + (5).to_bytes(4, "little")
     records = [bytes([number]) * 16 + b"\xff" * 4 for number in range(1, 30)]
-    file = tmp_path / "blocks-1" / "000" / "names"
+    file = tmp_path / "blocks-2" / "000" / "names"
     folder.names.add("0" * 32, expired)
     file.write_bytes(file.read_bytes() + b"cut")
 

@@ -49,7 +49,7 @@ def block_of(size: int, seed: int = 0) -> tuple[str, bytes]:
 
 
 def file_of(tmp_path: Path, md5sum: str) -> Path:
-    return tmp_path / "blocks-1" / md5sum[:3] / md5sum
+    return tmp_path / "blocks-2" / md5sum[:3] / md5sum
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -162,16 +162,16 @@ def test_a_symbolic_link_in_the_place_of_a_folder_is_not_followed(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     md5sum, block = block_of(1000)
-    (tmp_path / "blocks-1" / md5sum[:3]).symlink_to(elsewhere)
+    (tmp_path / "blocks-2" / md5sum[:3]).symlink_to(elsewhere)
 
     with pytest.raises(OSError, match="directory"):
         folder.add(md5sum, block)
 
     assert list(elsewhere.iterdir()) == []
-    assert list((tmp_path / "blocks-1" / "tmp").iterdir()) == []
+    assert list((tmp_path / "blocks-2" / "tmp").iterdir()) == []
     other = tmp_path / "other"
     other.mkdir()
-    (other / "blocks-1").symlink_to(elsewhere)
+    (other / "blocks-2").symlink_to(elsewhere)
     with pytest.raises(OSError, match="directory"):
         BlockFolder(other)
 
@@ -194,7 +194,7 @@ def test_leftovers_of_a_killed_process_are_removed_after_an_hour(
     folder: BlockFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.add(*block_of(1000))
-    left = tmp_path / "blocks-1" / "tmp" / "left"
+    left = tmp_path / "blocks-2" / "tmp" / "left"
     left.write_bytes(b"half a block")
 
     folder.remove_leftovers()

@@ -58,7 +58,7 @@ def test_a_part_is_read_without_the_rest_of_the_block(
 
 
 def test_a_damaged_block_is_fetched_again(tmp_path: Path, locator: KeepLocator) -> None:
-    path = tmp_path / "cache" / "blocks-1" / locator.md5sum[:3] / locator.md5sum
+    path = tmp_path / "cache" / "blocks-2" / locator.md5sum[:3] / locator.md5sum
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)

@@ -59,7 +59,7 @@ def test_a_disk_that_fills_up_is_logged_once(
     counted = disk.statistics()
     assert counted.added == 4  # 2 MiB hold no more
     assert counted.skipped == 2
-    assert list((small_disk / "blocks-1" / "tmp").iterdir()) == []
+    assert list((small_disk / "blocks-2" / "tmp").iterdir()) == []
     disk.close()
 
 

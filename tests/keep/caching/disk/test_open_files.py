@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.block_file import MOST_BEGUN, MOST_NOWAIT, PIECE, read_table
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.open_files import OpenFiles
+from keepfs.keep.caching.disk.read_ahead import ReadAhead
+from tests.fakes.threads import Running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +42,7 @@ def folder(tmp_path: Path, damage: list[str]) -> Iterator[BlockFolder]:
 
 @pytest.fixture
 def path(tmp_path: Path, folder: BlockFolder) -> Path:  # noqa: ARG001 - it has the file
-    return tmp_path / "blocks-1" / DIGEST[:3] / DIGEST
+    return tmp_path / "blocks-2" / DIGEST[:3] / DIGEST
 
 
 def open_files_of(path: Path) -> int:
@@ -161,14 +165,80 @@ def test_a_file_is_opened_again_after_some_seconds(path: Path) -> None:
     now[0] = 11.0
 
     assert files.get(DIGEST) is None
-    assert open_files_of(path) == 0
     assert files.table(DIGEST) is table
+    with path.open("rb") as file:
+        files.add(DIGEST, file.fileno(), table)
+    assert files.get(DIGEST) is not None
+    assert open_files_of(path) == 1  # the old one is closed
 
 
 def test_the_kernel_reads_on_only_in_a_block_that_is_there(folder: BlockFolder) -> None:
     assert folder.read_on(DIGEST, 0)
     assert folder.read_on(DIGEST, SIZE)
     assert not folder.read_on("0" * 32, 0)
+
+
+def test_a_sequential_reader_s_file_is_read_into_the_page_cache(
+    folder: BlockFolder, path: Path
+) -> None:
+    part(folder, 0, 1)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    for begin in (0, PIECE, 0, SIZE - 1):
+        assert folder.read_on(DIGEST, begin)
+
+    found = folder.read_part_nowait(DIGEST, SIZE - MOST_NOWAIT + 2 * PIECE, SIZE, SIZE)
+    assert found is not None
+    assert bytes(found) == BLOCK[SIZE - MOST_NOWAIT + 2 * PIECE :]
+    assert open_files_of(path) == 2
+    folder.close_idle()
+    assert open_files_of(path) == 0
+
+
+def test_a_file_that_was_cut_off_is_read_ahead_to_its_end(folder: BlockFolder, path: Path) -> None:
+    part(folder, 0, 1)
+    os.truncate(path, PIECE)
+
+    assert folder.read_on(DIGEST, 0)
+
+
+def test_two_threads_do_not_read_one_file_ahead(path: Path) -> None:
+    with path.open("rb") as file:
+        ahead = ReadAhead(file.fileno())
+        begun, goes_on = threading.Event(), threading.Event()
+
+        def slow_open(*arguments: object) -> int:
+            begun.set()
+            assert goes_on.wait(60)
+            raise OSError(arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("os.open", slow_open)
+            first = Running(lambda: ahead.read_on(0, SIZE))
+            assert begun.wait(60)
+            ahead.read_on(0, SIZE)  # returns, and reads nothing
+            goes_on.set()
+            with pytest.raises(OSError, match="self/fd"):
+                first.result()
+        ahead.read_on(0, SIZE)
+        assert open_files_of(path) == 2
+        ahead.close()
+
+
+@pytest.mark.parametrize("flag", [0, 1 << 20], ids=["no such reads", "unknown"])
+def test_without_reads_that_do_not_wait_parts_are_left_to_threads(
+    folder: BlockFolder, monkeypatch: pytest.MonkeyPatch, flag: int
+) -> None:
+    part(folder, 0, SIZE)
+    assert folder.read_part_nowait(DIGEST, 0, 1, SIZE) is not None
+    monkeypatch.setattr(block_file, "_NOWAIT", flag)
+
+    assert folder.read_part_nowait(DIGEST, 0, 1, SIZE) is None
+
+    assert not folder.begin_part(DIGEST, 0, 1, SIZE)
+    assert part(folder, 0, 1) == BLOCK[:1]
 
 
 def test_a_small_part_is_begun_without_a_wait_and_then_in_memory(

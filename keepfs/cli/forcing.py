@@ -60,19 +60,20 @@ def unmount(entry: mountpoint.MountEntry | None, running: runtime.RunningMount |
         click.echo(f"keepfs: process {running.pid} was stopped, and is continued", err=True)
     state = status_of(running).state
     patience = _SPILLING if state in {"serving", "draining", "starting"} else _SILENT
-    if not runtime.wait_until_ended(path, patience):
+    if not runtime.wait_until_ended(running, patience):
         click.echo(
             f"keepfs: process {running.pid} does not end: the mount's requests are aborted",
             err=True,
         )
         if entry is not None and mountpoint.still_mounted([entry.mountpoint], entry.device):
             mountpoint.abort(entry)
-        runtime.wait_until_ended(path, patience)
+        runtime.wait_until_ended(running, patience)
     for place in mountpoint.still_mounted(places, device):
-        left = mountpoint.mounted_at(place)
-        if left is not None:
+        left, owner = mountpoint.mounted_at(place), runtime.find(place)
+        # Once the process has ended, the next mount may be there, with the same number.
+        if left is not None and (owner is None or owner.pid == running.pid):
             _detach(left)
-    if runtime.find(path) is not None:
+    if runtime.is_served_by(running):
         raise click.ClickException(
             of_running.PROCESS_REMAINS(
                 path=path,

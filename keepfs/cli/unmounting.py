@@ -92,7 +92,7 @@ def _unmount(
 def end(running: runtime.RunningMount) -> None:
     """Wait until the process has exited; fail if a file isn't stored."""
     path = Path(running.mountpoint)
-    if not runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+    if not runtime.wait_until_ended(running, _NOTICES_AT_ONCE):
         # The process hasn't noticed the unmount: a container or service that started
         # during the mount has a copy of it, which keeps it alive in the kernel.
         with contextlib.suppress(ProcessLookupError):
@@ -104,13 +104,14 @@ def end(running: runtime.RunningMount) -> None:
 
 def _wait_for(path: Path, running: runtime.RunningMount) -> None:
     """Wait without a limit until the mount's process has exited; print a notice once."""
-    if runtime.wait_until_ended(path, _NOTICES_AT_ONCE):
+    if runtime.wait_until_ended(running, _NOTICES_AT_ONCE):
         return
     _check_not_stopped(path, running)
     click.echo(f"keepfs: waiting until process {running.pid} has stored everything", err=True)
     left = _bytes_left(running) if progress.is_wanted() else None
     with progress.shown("storing what is left", left, is_bytes=left is not None) as advance:
-        while not runtime.wait_until_ended(path, _LOOKS if left is not None else _NOTICES_AT_ONCE):
+        interval = _LOOKS if left is not None else _NOTICES_AT_ONCE
+        while not runtime.wait_until_ended(running, interval):
             _check_not_stopped(path, running)
             if left is not None and (now := _bytes_left(running)) is not None:
                 advance(left - now)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 #: kernel gives the number of an unmounted device to the next mount.
 NO_DEVICE = -1
 
-#: Seconds between two attempts to lock a run file that another process is checking.
+#: Seconds between two attempts to lock a run file that another process is checking, and
+#: between two looks at one that is locked although its process has ended.
 _LOOKING = 0.01
 
 
@@ -171,8 +172,7 @@ class Claim:
 
 def find(mountpoint: Path) -> RunningMount | None:
     """Return the running mount at a resolved mount point, or None."""
-    path = _run_file(mountpoint)
-    return _read_run_file(path) if _is_locked(path) else None
+    return _running(_run_file(mountpoint))
 
 
 def control_socket(mountpoint: Path) -> Path:
@@ -182,9 +182,7 @@ def control_socket(mountpoint: Path) -> Path:
 
 def find_all() -> list[RunningMount]:
     """Return the running mounts of this user, by mount point."""
-    found = (
-        _read_run_file(path) for path in runtime_directory().glob("*.json") if _is_locked(path)
-    )
+    found = map(_running, runtime_directory().glob("*.json"))
     return sorted((it for it in found if it is not None), key=lambda it: it.mountpoint)
 
 
@@ -213,24 +211,32 @@ def process_state(pid: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
-def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
-    """Block until no process serves the mount point, and the last one that did has exited.
+def is_served_by(running: RunningMount) -> bool:
+    """Return whether the process of a mount still serves its mount point.
+
+    Another process that serves it by now does not count.
+    """
+    now = find(Path(running.mountpoint))
+    return now is not None and now.pid == running.pid
+
+
+def wait_until_ended(running: RunningMount, patience: float = math.inf) -> bool:
+    """Block until the process of a mount does not serve it any more, and has exited.
 
     Returns False if `patience` ran out.
 
     Args:
-        mountpoint: The resolved mount point.
+        running: The mount, as it was found before.
         patience: Seconds to wait at most.
     """
-    deadline, pid = time.monotonic() + patience, 0
-    while (running := find(mountpoint)) is not None:
-        pid = running.pid
+    deadline = time.monotonic() + patience
+    while is_served_by(running):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_LOOK_AGAIN)
     # A process exits shortly after its registration has ended.
     deadline = min(deadline, time.monotonic() + _EXITING)
-    while pid and process_state(pid) not in {"", "Z"} and time.monotonic() < deadline:
+    while process_state(running.pid) not in {"", "Z"} and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN)
     return True
 
@@ -238,6 +244,17 @@ def wait_until_ended(mountpoint: Path, patience: float = math.inf) -> bool:
 def _run_file(mountpoint: Path) -> Path:
     name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
     return runtime_directory() / f"{name}.json"
+
+
+def _running(path: Path) -> RunningMount | None:
+    """Return the mount of a run file if its process runs."""
+    found = _read_run_file(path) if _is_locked(path) else None
+    if found is None or process_state(found.pid) not in {"", "Z"}:
+        return found
+    # The lock is that of another process, which removes the file of an ended process, or has
+    # claimed it and not written it yet. Or this process does not see those of a container.
+    time.sleep(_LOOKING)
+    return _read_run_file(path) if _is_locked(path) else None
 
 
 def _read_run_file(path: Path) -> RunningMount | None:

@@ -48,7 +48,7 @@ from keepfs.mount.control import Control
 from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, ObservedOwners
-from keepfs.mount.signals import ENDS, OTHERS, Signals, stopping
+from keepfs.mount.signals import Signals, defer_others, receiving, stopping
 from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ _CHECKPOINT_INTERVAL = 5.0
 _MANIFESTS_SHARE = 4
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
+#: The inode of a mount's root, and the type of its file system.
+_ROOT_OF_MOUNT = (ROOT_INODE, mountpoint.FILE_SYSTEM_TYPE)
 #: Restarts of pyfuse3's loop: no request is answered until it runs, but without
 #: memory it fails at once. After about five minutes of failures the mount ends.
 _LOOP_BACKOFF, _MOST_LOOP_FAILURES = Backoff(first=0.1, cap=5.0), 64
@@ -108,6 +110,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         logs.start(options.log_level, log_file)
         logs.report_uncaught()
         keep_stacks_of_crash(log_file)
+        early = defer_others()
         with runtime.claim(options.mountpoint, log_file, options.state_dir) as claim:
             _prepare(options)
             memory.limit_arenas()
@@ -124,7 +127,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
                     mount = _Mount(
                         options, store, found, buffers, copies, catalog, claim, reporter
                     )
-                    code = trio.run(mount.serve)
+                    code = trio.run(mount.serve, early)
     except* (
         fuse.MountError,
         mountpoint.MountpointError,
@@ -204,16 +207,14 @@ class _Mount:
         self._notes = FailureNotes(FailedJournal(options.state_dir), self._failed)
         self._was_mounted = False
 
-    async def serve(self) -> int:
-        """Mount, serve, drain, unmount; return the exit code."""
-        with trio.open_signal_receiver(*ENDS, *OTHERS) as signals:
-            code = await self._serve(signals)
-            # Keep the handlers installed until exit: a late signal must not kill
-            # the drain. Signals that arrived are consumed.
-            with trio.move_on_after(0):
-                async for _ in signals:
-                    pass
-        return code
+    async def serve(self, early: list[int]) -> int:
+        """Mount, serve, drain, unmount; return the exit code.
+
+        Args:
+            early: The signals that arrived before, of `defer_others`.
+        """
+        async with receiving(early) as signals:
+            return await self._serve(signals)
 
     async def _serve(self, signals: AsyncIterator[int]) -> int:
         options = self._options
@@ -392,17 +393,22 @@ class _Mount:
         return Metadata(mode, owner.uid, owner.gid, owner.mtime_ns)
 
     async def _announce(self) -> None:
-        """Report ready once a stat of the mount, made in a worker thread, is answered."""
-        status = None
+        """Report ready once a stat of the mount, made in a worker thread, is answered.
+
+        Raises:
+            MountError: The mount does not answer, or has been unmounted meanwhile.
+        """
+        status, path = None, self._options.mountpoint
         with trio.move_on_after(_READY_TIMEOUT):
-            status = await run_in_thread(self._options.mountpoint.stat)
+            status = await run_in_thread(path.stat)
+        reason = ""
         if status is None:
-            raise fuse.MountError(
-                of_mounts.UNUSABLE_MOUNT_POINT(
-                    path=self._options.mountpoint,
-                    reason=f"the mount did not answer within {_READY_TIMEOUT:.0f} s",
-                )
-            )
+            reason = f"the mount did not answer within {_READY_TIMEOUT:.0f} s"
+        elif (status.st_ino, mountpoint.kind_of_device(status.st_dev)) != _ROOT_OF_MOUNT:
+            # It is of the directory below the mount.
+            reason = "it was unmounted before it was ready"
+        if status is None or reason:
+            raise fuse.MountError(of_mounts.UNUSABLE_MOUNT_POINT(path=path, reason=reason))
         self._claim.write(os.minor(status.st_dev))
         fuse.set_read_ahead(status.st_dev, self._options.read_ahead)
         fuse.allow_background(status.st_dev)
@@ -410,9 +416,9 @@ class _Mount:
         # garbage collection 20 ms, during which no request is answered.
         gc.collect()
         gc.freeze()
-        _log.info("the mount on %s answers", self._options.mountpoint)
+        _log.info("the mount on %s answers", path)
         self._reporter.ready()
-        systemd.notify(f"READY=1\nSTATUS=Serving {self._options.mountpoint}")
+        systemd.notify(f"READY=1\nSTATUS=Serving {path}")
 
     async def _keep_catalog_short(self) -> None:
         """Checkpoint the catalog's log every few seconds."""

@@ -5,6 +5,7 @@ For the trio thread only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from typing import TYPE_CHECKING
@@ -29,6 +30,37 @@ _log = logging.getLogger(__name__)
 #: The signals that end a mount, and the other handled signals.
 ENDS = (signal.SIGTERM, signal.SIGINT)
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def defer_others() -> list[int]:
+    """Keep the signals that do not end a mount until they can be handled. Main thread only.
+
+    Their default action ends the process, and other processes send them as soon as the run
+    file exists. A terminal that closes while the mount is made does not end it either, as
+    later.
+
+    Returns:
+        The numbers of the signals that have arrived; it grows until another handler replaces
+        this one.
+    """
+    arrived: list[int] = []
+    for number in OTHERS:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    return arrived
+
+
+@contextlib.asynccontextmanager
+async def receiving(early: list[int]) -> AsyncIterator[AsyncIterator[int]]:
+    """Yield the numbers of the mount's signals as they arrive, first those of `defer_others`."""
+    with trio.open_signal_receiver(*ENDS, *OTHERS) as signals:
+        for number in set(early):
+            signal.raise_signal(number)
+        yield signals
+        # Keep the handlers installed until exit: a late signal must not kill the drain.
+        # Signals that arrived are consumed.
+        with trio.move_on_after(0):
+            async for _ in signals:
+                pass
 
 
 class Signals:

@@ -98,7 +98,8 @@ class ServicePlan:
             "Type=notify",
             "NotifyAccess=main",
             "SyslogIdentifier=keepfs",
-            "# keepfs itself removes a dead mount that a killed process has left.",
+            "# keepfs itself removes a dead mount that a killed process has left. No",
+            "# ExecStopPost= does: it would also detach what another process has mounted there.",
             f"ExecStart={self._words('mount', '--foreground', '%f')}",
             "# On SIGHUP keepfs reads the token file again.",
             "ExecReload=/bin/kill -HUP $MAINPID",
@@ -109,8 +110,6 @@ class ServicePlan:
             "# --drain-timeout (300 s by default), plus 25 s to spill the rest, plus 5 s margin.",
             "# With a longer --drain-timeout, keepfs extends it at the stop.",
             f"TimeoutStopSec={_STOP_SECONDS}",
-            "# Removes the dead mount if keepfs was killed.",
-            "ExecStopPost=-/usr/bin/env fusermount3 -u -q -z %f",
             "Restart=on-failure",
             "RestartSec=2",
             "# No restart after errors that need an administrator: a wrong setting (2)"

@@ -21,7 +21,7 @@ from keepfs.fs.upload.stored import StoredBytes
 from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
-from keepfs.mount import fuse, metrics_output, serve
+from keepfs.mount import fuse, metrics_output, runtime, serve
 from keepfs.mount.control_requests import ControlConnection, ControlError
 from keepfs.mount.control_server import ControlServer
 from keepfs.mount.retaining import Keeping
@@ -272,6 +272,29 @@ def test_a_mount_that_does_not_answer_fails_with_a_reason(
             trio.run(mount._announce)  # noqa: SLF001
     finally:
         release.set()
+
+
+def test_a_mount_that_is_unmounted_before_it_is_ready_leaves_the_device_below_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[int] = []
+    monkeypatch.setattr(fuse, "set_read_ahead", lambda device, _: changed.append(device))
+    monkeypatch.setattr(fuse, "allow_background", changed.append)
+    mount = serve._Mount.__new__(serve._Mount)  # noqa: SLF001 - one task of it
+    # Nothing is mounted there any more: a stat is answered for the directory.
+    mount._options = MountOptions(  # noqa: SLF001
+        mountpoint=tmp_path, store=StoreOptions(), state_dir=tmp_path
+    )
+
+    with runtime.claim(tmp_path, None) as claim:
+        mount._claim = claim  # noqa: SLF001
+        with pytest.raises(fuse.MountError, match="was unmounted before it was ready"):
+            trio.run(mount._announce)  # noqa: SLF001
+        running = runtime.find(tmp_path)
+
+    assert running is not None
+    assert running.device == 0
+    assert changed == []
 
 
 # --- services, and the commands ---------------------------------------------------------

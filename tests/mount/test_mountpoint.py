@@ -172,7 +172,6 @@ print(mountpoint.mounted_at(Path(sys.argv[1])).kind)
     assert lines == ["ramfs"]
 
 
-@needs_mounts
 def test_places_of_an_unmounted_device_number_are_not_those_of_the_next_mount(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -192,6 +191,7 @@ def test_places_of_an_unmounted_device_number_are_not_those_of_the_next_mount(
     assert mountpoint.still_mounted(places, "0:43") == []
 
 
+@needs_mounts
 def test_unmounting_a_busy_mount_fails_unless_it_is_lazy(tmp_path: Path) -> None:
     lines = in_mount_namespace(
         """

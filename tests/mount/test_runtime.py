@@ -11,8 +11,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
@@ -21,7 +22,7 @@ from keepfs.mount.runtime import AlreadyServedError, RunningMount
 from tests.fakes.threads import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,12 @@ def another_process_serving(path: Path, device: int = 7) -> Iterator[subprocess.
             process.kill()
 
 
+def ended_process() -> int:
+    """Return the id of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
+
+
 def run_file_of(path: Path) -> Path:
     """Return the one file that appears when a mount point is claimed."""
     before = set(runtime.runtime_directory().iterdir())
@@ -61,6 +68,10 @@ def run_file_of(path: Path) -> Path:
         (found,) = {each for each in runtime.runtime_directory().iterdir() if path_in(each, path)}
     assert found not in before
     return found
+
+
+def named(mounts: list[RunningMount], path: Path) -> RunningMount | None:
+    return next((it for it in mounts if it.mountpoint == str(path)), None)
 
 
 def path_in(file: Path, path: Path) -> bool:
@@ -129,6 +140,33 @@ def test_a_killed_process_leaves_its_mount_point_free(tmp_path: Path) -> None:
             assert runtime.find(tmp_path) is not None
 
 
+def test_a_run_file_that_is_being_removed_is_no_running_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with another_process_serving(tmp_path) as other:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    file = runtime.control_socket(tmp_path).with_suffix(".json")
+    looks: list[Callable[[], RunningMount | None]] = [
+        lambda: runtime.find(tmp_path),
+        lambda: named(runtime.find_all(), tmp_path),
+    ]
+    for look in looks:
+        with file.open("rb") as removing:
+
+            def end_the_removal(_: float, removing: BinaryIO = removing) -> None:
+                fcntl.flock(removing, fcntl.LOCK_UN)
+
+            fcntl.flock(removing, fcntl.LOCK_EX)
+            monkeypatch.setattr(time, "sleep", end_the_removal)
+            assert look() is None
+            fcntl.flock(removing, fcntl.LOCK_EX)
+            monkeypatch.setattr(time, "sleep", lambda _: None)
+            # A lock that stays is that of a running mount, perhaps in a container.
+            assert look() == RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+    file.unlink()
+
+
 def test_the_next_claim_removes_the_files_of_a_killed_process(tmp_path: Path) -> None:
     killed, next_one = tmp_path / "killed", tmp_path / "next"
     socket = runtime.control_socket(killed)
@@ -144,7 +182,8 @@ def test_the_next_claim_removes_the_files_of_a_killed_process(tmp_path: Path) ->
 
 def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
     with another_process_serving(tmp_path) as other:
-        waiting = Running(lambda: runtime.wait_until_ended(tmp_path))
+        running = RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+        waiting = Running(lambda: runtime.wait_until_ended(running))
         was_over = waiting.is_over()
         assert other.stdin is not None
         other.stdin.close()
@@ -156,7 +195,18 @@ def test_waiting_ends_when_the_process_does(tmp_path: Path) -> None:
 
 
 def test_waiting_for_an_ended_mount_returns_at_once(tmp_path: Path) -> None:
-    runtime.wait_until_ended(tmp_path)
+    assert runtime.wait_until_ended(RunningMount(str(tmp_path), ended_process(), 7, ""), 5.0)
+
+
+def test_waiting_ends_although_another_process_serves_the_mount_point(tmp_path: Path) -> None:
+    former = RunningMount(str(tmp_path), ended_process(), 7, "/a/log")
+    with another_process_serving(tmp_path) as other:
+        later = RunningMount(str(tmp_path), other.pid, 7, "/a/log")
+
+        assert runtime.wait_until_ended(former, 0.1)
+        assert not runtime.is_served_by(former)
+        assert not runtime.wait_until_ended(later, 0.1)
+        assert runtime.is_served_by(later)
 
 
 def test_the_end_of_a_claim_removes_its_file(tmp_path: Path) -> None:

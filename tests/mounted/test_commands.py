@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from keepfs.cli import forcing
+from keepfs.mount import mountpoint, runtime
 from tests.keepstore import (
     TEST_TOKEN,
     ApiControls,
     Authority,
+    Fault,
     KeepproxyControls,
     KeepstoreControls,
     Listening,
     ProxySettings,
     ServiceEntry,
+    Stage,
     Store,
 )
-from tests.mounted.mounts import KeepfsMount, keepfs
+from tests.mounted.mounts import KeepfsMount, is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,6 +195,34 @@ def test_a_silent_api_server_is_named_after_two_seconds(unmounted: KeepfsMount) 
                 unmounted.kill()
 
 
+@pytest.mark.parametrize("extra", [(), ("-f",)])
+def test_signals_to_a_mount_that_starts_count_when_it_is_up(
+    cluster: tuple[KeepfsMount, ApiControls], extra: tuple[str, ...]
+) -> None:
+    mount, api = cluster
+    api.script(Fault(hold=Stage.BEFORE_STATUS))
+    with subprocess.Popen(mount.mount_command(*extra), env=mount.environment) as starting:
+        api.wait_held(1)
+        running = runtime.find(mount.path)
+        assert running is not None
+
+        renewing = keepfs("renew", mount.path, env=mount.environment)
+        os.kill(running.pid, signal.SIGHUP)
+        os.kill(running.pid, signal.SIGUSR2)
+        api.release()
+        wait_until(
+            lambda: (
+                is_zombie(running.pid) or "what every task waits for" in mount.log_file.read_text()
+            )
+        )
+
+        assert (renewing.returncode, renewing.stderr) == (0, b"")
+        assert not is_zombie(running.pid)
+        wait_until(mount.is_mounted)
+        assert mount.unmount().returncode == 0
+        assert starting.wait() == 0
+
+
 # --- unmounting --------------------------------------------------------------------------------
 
 
@@ -203,6 +237,19 @@ def test_a_stopped_process_is_reported_at_once(mount: KeepfsMount) -> None:
     assert done.returncode == 1
     assert f"its process {pid} is stopped; kill -CONT {pid}".encode() in done.stderr
     assert mount.is_mounted()
+
+
+def test_force_leaves_the_next_mount_on_the_directory_alone(mount: KeepfsMount) -> None:
+    """The process has ended between the look at its run file and its signals."""
+    entry, running = mountpoint.mounted_at(mount.path), runtime.find(mount.path)
+    assert running is not None
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+
+    forcing.unmount(entry, dataclasses.replace(running, pid=ended.pid))
+
+    assert runtime.find(mount.path) == running
+    assert (mount.path / "README").exists()
 
 
 def test_umount_is_another_name(mount: KeepfsMount) -> None:

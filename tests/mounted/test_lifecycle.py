@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from keepfs.mount import mountpoint
+from keepfs.mount.units import ServicePlan
 from tests.messages.provoking import assert_shows
 from tests.mounted.mounts import PATIENCE, KeepfsMount, is_zombie, keepfs, mounted, wait_until
 
@@ -91,6 +94,19 @@ def test_a_second_mount_on_the_directory_is_refused(mount: KeepfsMount) -> None:
     line = the_one_line(mount.try_mount())
 
     assert f"already mounted, by process {mount.pid()}" in line
+    assert (mount.path / "README").exists()
+
+
+def test_a_service_that_can_not_start_leaves_what_is_mounted(mount: KeepfsMount) -> None:
+    unit = ServicePlan((sys.executable, "-m", "keepfs"), mountpoint=mount.path).service()
+    environment = {**mount.environment, "KEEPFS_LOCAL_STORE": str(mount.store)}
+    codes = {}
+    for key in ("ExecStart", "ExecStopPost"):  # what systemd runs then, in this order
+        for command in re.findall(rf"^{key}=-?(.*)$", unit, re.MULTILINE):
+            words = shlex.split(command.replace("%f", str(mount.path)))
+            codes[key] = subprocess.run(words, check=False, env=environment).returncode
+
+    assert codes["ExecStart"] == 1  # already mounted
     assert (mount.path / "README").exists()
 
 

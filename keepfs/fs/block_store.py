@@ -31,6 +31,9 @@ class BlockParts(Protocol):
         Returns whether it was started: False if `get_part` is faster, or has to send a request.
         """
 
+    def is_granted(self, locator: KeepLocator) -> bool:
+        """Return whether `get_part` needs no request to a service; doesn't wait."""
+
     def is_open(self, locator: KeepLocator) -> bool:
         """Return whether a part of the block was read from the disk a moment ago; doesn't wait."""
 

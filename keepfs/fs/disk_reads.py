@@ -83,6 +83,8 @@ class DiskReads:
             return part
 
         def read() -> memoryview | None:
+            if not parts.is_granted(locator):  # a service is asked first, which may be slow
+                return parts.get_part(locator, begin, end, size)
             with self._in_thread():
                 return parts.get_part(locator, begin, end, size)
 

@@ -87,6 +87,10 @@ class DiskParts:
             and folder.begin_part(locator.md5sum, begin, end, size)
         )
 
+    def is_granted(self, locator: KeepLocator) -> bool:
+        """Return whether the services have accepted the locator: `get_part` does not ask them."""
+        return self._grants.allows(locator)
+
     def is_open(self, locator: KeepLocator) -> bool:
         """Return whether a part of the block was read from the disk a moment ago."""
         folder = self._disk.folder()

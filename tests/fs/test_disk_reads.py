@@ -34,6 +34,7 @@ class Disk:
 
     Attributes:
         turns: Looks after which a part is in memory, since the read of it was begun.
+        granted: Whether the services have accepted the locator.
         is_large: Whether parts are too large to be begun in the event loop.
         begun: Parts that were begun in the event loop.
         in_threads: Parts that were read in threads.
@@ -44,7 +45,7 @@ class Disk:
 
     def __init__(self, turns: int = 3) -> None:
         self.turns = turns
-        self.is_large = False
+        self.is_large, self.granted = False, True
         self.begun = self.in_threads = 0
         self.hangs = False
         self.is_hanging, self.goes_on = threading.Event(), threading.Event()
@@ -73,6 +74,11 @@ class Disk:
             self.is_hanging.set()
             assert self.goes_on.wait(60)
         return FOO
+
+    def is_granted(self, locator: KeepLocator) -> bool:
+        """Return what the test lets it."""
+        assert locator == LOCATOR
+        return self.granted
 
     def is_open(self, locator: KeepLocator) -> bool:
         """Never called."""
@@ -175,6 +181,22 @@ async def test_the_page_cache_is_not_asked_while_a_read_hangs() -> None:
     assert at_first == FOO
     assert during is None
     assert reads.part_nowait(disk, *PART) == FOO
+
+
+async def test_a_slow_service_does_not_count_as_a_slow_disk() -> None:
+    disk, clock = Disk(turns=1), Clock()
+    reads = DiskReads(trio.CapacityLimiter(8), POLL_TIME, clock)
+    disk.granted, disk.hangs, disk.is_large = False, True, True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reads.get_part, disk, *PART)
+        await trio.to_thread.run_sync(disk.is_hanging.wait)
+        clock.now += HANGING
+        disk.granted, disk.is_large = True, False
+        assert await reads.get_part(disk, *PART) == FOO
+        assert reads.part_nowait(disk, *PART) == FOO
+        disk.goes_on.set()
+
+    assert (disk.begun, disk.in_threads) == (1, 1)
 
 
 async def test_the_page_cache_is_not_asked_while_many_reads_wait() -> None:

@@ -114,7 +114,7 @@ class AsyncBlocks:
         self._lookups = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
         # Reads of the disk cache don't queue behind the services.
         self._parts = YieldingLimiter(max_reads, _STALLED_READS * max_reads)
-        self._disk_reads = DiskReads(cast("trio.CapacityLimiter", self._parts))
+        self._on_disk = DiskReads(cast("trio.CapacityLimiter", self._parts))
         self._asking_for_space = trio.CapacityLimiter(1)
         self._writes = YieldingLimiter(max_writes, _STALLED_WRITES * max_writes, _WRITE_PATIENCE)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
@@ -161,7 +161,7 @@ class AsyncBlocks:
         parts = self._store.disk_parts
         if parts is None or locator in self._gets:
             return None
-        return self._disk_reads.part_nowait(parts, locator, begin, end, size)
+        return self._on_disk.part_nowait(parts, locator, begin, end, size)
 
     def note_read(self, locator: KeepLocator, keep_for: float) -> None:
         """Record one read of a cached block, for which `get` wasn't called (see there)."""
@@ -173,7 +173,7 @@ class AsyncBlocks:
         if parts is None or locator in self._gets:
             return
         if self._store.cached_block(locator, None) is None:
-            self._start(lambda: parts.read_on(locator, begin), self._parts, Future[bool]())
+            self._start(lambda: parts.read_on(locator, begin), self._on_disk.ahead, Future[bool]())
 
     async def get_part(
         self,
@@ -207,7 +207,7 @@ class AsyncBlocks:
         block = self._store.cached_block(locator, keep_for)
         if block is not None:
             return block[begin:end] if len(block) == size else None
-        return await self._disk_reads.get_part(parts, locator, begin, end, size)
+        return await self._on_disk.get_part(parts, locator, begin, end, size)
 
     def services_of(self, locator: KeepLocator) -> tuple[str, ...]:
         """Return the services that last sent or confirmed a block; empty if unknown."""
@@ -239,7 +239,7 @@ class AsyncBlocks:
                 self._get(locator)
 
         begin = 0 if streams else MAX_BLOCK_SIZE
-        self._start(lambda: parts.read_on(locator, begin), self._parts, Future(looked))
+        self._start(lambda: parts.read_on(locator, begin), self._on_disk.ahead, Future(looked))
         return True
 
     def release(self, locator: KeepLocator) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from keepfs.fs.limits import YieldingLimiter
 from keepfs.fs.worker_threads import run_in_thread
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ MOST_POLLS = 32
 #: event loop then, and after `HANGING` not even the page cache is asked, nor while this number
 #: of reads waits for the disk.
 SUSPICIOUS, HANGING, MOST_WAITING = 0.02, 1.0, 32
+#: Most threads that read ahead of sequential readers, without stalled ones, and with them. They
+#: do not count against the limit of the reads that somebody waits for.
+_MOST_AHEAD, _STALLED_AHEAD = 8, 64
 #: Most parts in a row that are left to threads after the event loop has looked in vain.
 LONGEST_PAUSE = 255
 
@@ -59,6 +63,8 @@ class DiskReads:
     ) -> None:
         if poll_time is None:
             poll_time = POLL_TIME if len(os.sched_getaffinity(0)) > 1 else 0.0
+        #: Limits the threads that read ahead.
+        self.ahead = YieldingLimiter(_MOST_AHEAD, _STALLED_AHEAD)
         self._limiter = limiter
         self._poll_time = poll_time
         self._clock = clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -323,6 +324,25 @@ async def test_small_reads_in_blocks_that_were_read_before_ask_no_thread(
 
     assert bool(store.read_ahead) is not are_open
     assert store.fetched() == []
+
+
+async def test_a_read_does_not_wait_for_threads_that_read_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, goes_on = OnDisk(nowait=False), threading.Event()
+    file = File(store)
+    store.on_disk = set(file.digests(0))
+    monkeypatch.setattr(store, "read_on", lambda *_: goes_on.wait(60))
+    async with open_blocks(store, copies=1, max_reads=2) as blocks:
+        for _ in range(20):
+            blocks.read_on(file.locators[0], 0)
+        await trio.testing.wait_all_tasks_blocked()
+
+        with trio.fail_after(10):
+            part = await blocks.get_part(file.locators[0], 0, 3, SIZE)
+
+        goes_on.set()
+    assert part == memoryview(bytes(3))
 
 
 async def test_the_disk_does_not_read_ahead_in_a_block_in_memory() -> None:

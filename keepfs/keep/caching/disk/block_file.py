@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import array
 import errno
+import io
 import os
 import struct
 import sys
@@ -180,13 +181,13 @@ def read_part_nowait(
         None if the pages aren't in memory, or the part is large or damaged: use `read_part`.
 
     Raises:
-        NotImplementedError: The file system, or the Python, has no reads that do not wait.
+        io.UnsupportedOperation: The file system, or the Python, has no reads that do not wait.
     """
     start, stop = _pieces_around(table, begin, end)
     if stop - start > MOST_NOWAIT:
         return None
     if not _NOWAIT:
-        raise NotImplementedError
+        raise io.UnsupportedOperation("RWF_NOWAIT")
     content = lend(stop - start)
     try:
         if os.preadv(file, [content], start, _NOWAIT) != len(content):
@@ -194,7 +195,7 @@ def read_part_nowait(
         table.check(start // PIECE, content)
     except OSError as error:
         if error.errno in {errno.EOPNOTSUPP, errno.EINVAL}:
-            raise NotImplementedError from error
+            raise io.UnsupportedOperation("RWF_NOWAIT") from error
         return None
     except DamagedError:
         return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import random
 import re
@@ -165,7 +166,7 @@ class BlockFolder:
             None if the block isn't there, has another size, or was damaged.
         """
         opened = self._kept_open(md5sum)
-        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+        if opened is None or not opened.has_part(begin, end, size):
             return None
         try:
             return block_file.read_part(opened.file, opened.table, begin, end, self._lend)
@@ -188,14 +189,12 @@ class BlockFolder:
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return what `read_part` would, if the pages are in the page cache; else None."""
-        opened = self._open.get(md5sum)
-        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
-            return None
-        if not self._can_try:
+        opened = self._open.get(md5sum) if self._can_try else None
+        if opened is None or not opened.has_part(begin, end, size):
             return None
         try:
             return block_file.read_part_nowait(opened.file, opened.table, begin, end, self._lend)
-        except NotImplementedError:
+        except io.UnsupportedOperation:
             self._can_try = False
             return None
 
@@ -205,10 +204,10 @@ class BlockFolder:
         Returns:
             Whether it was started; False if the part is large, or the file isn't open.
         """
-        opened = self._open.get(md5sum)
-        if opened is None or opened.table.size != size or not 0 <= begin <= end <= size:
+        opened = self._open.get(md5sum) if self._can_try else None
+        if opened is None or not opened.has_part(begin, end, size):
             return False
-        return self._can_try and block_file.begin_part(opened.file, opened.table, begin, end)
+        return block_file.begin_part(opened.file, opened.table, begin, end)
 
     def is_open(self, md5sum: str) -> bool:
         """Return whether the block's file is kept open, so that it is there. Doesn't wait."""

@@ -1,8 +1,9 @@
 """OpenFiles: keeps the files of blocks open for some seconds between reads of parts.
 
 Opening a file and verifying its table takes longer than reading a part. An open file occupies
-the disk after another process has evicted it, so each is closed after some seconds. A table has
-the checksums of a block: every read compares the content of the file with them.
+the disk after another process has evicted it, so it is opened again after some seconds, and all
+are closed when nothing is read. A table has the checksums of a block: every read compares the
+content of the file with them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class OpenBlock:
         self.table = table
         self.until = until
         self._ahead = ReadAhead(file)
+
+    def has_part(self, begin: int, end: int, size: int) -> bool:
+        """Return whether the block has `size` bytes, and bytes `begin` to `end` are among them."""
+        return self.table.size == size and 0 <= begin <= end <= size
 
     def read_on(self, begin: int) -> None:
         """Read the block into the page cache from `begin` on; see `ReadAhead`. Blocks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from keepfs.fs.errnos import ERRNO_BY_CAUSE
 from keepfs.keep import KeepLocator
 from keepfs.keep.services.discovery import Access, Services, probe_order
 from keepfs.mount import mountpoint, runtime
+from tests.fakes.threads import Running
 from tests.keep.test_faults import PROXY_ROWS, ROWS, ProxyRow, Row
 from tests.keepstore import (
     TEST_TOKEN,
@@ -596,3 +598,28 @@ def test_a_block_is_read_in_time_where_one_service_is_slow(
     assert (mounted.by_id / name).read_bytes() == block
 
     assert [each.counts().get("GET", 0) for each in stores].count(1) == 2
+
+
+def test_files_are_stored_in_time_where_one_service_hangs(
+    over: Callable[..., KeepfsMount],
+    stores: list[KeepstoreControls],
+) -> None:
+    # More than the threads that store at a time, and longer than a test lasts.
+    files = 12
+    stores[0].always(Fault(hold=Stage.BEFORE_STATUS), method="PUT")
+    mount = over(*stores)
+
+    def copy(number: int) -> None:
+        (mount.upload / f"file{number}").write_bytes(b"content of %d" % number)
+
+    copies = [Running(functools.partial(copy, number)) for number in range(files)]
+    for each in copies:
+        each.result()
+
+    for number in range(files):
+        digest = hashlib.md5(b"content of %d" % number, usedforsecurity=False).hexdigest()
+        assert all(digest in each.blocks() for each in stores[1:])
+    before = stores[0].counts()["PUT"]
+    for number in range(files, 2 * files):
+        copy(number)
+    assert stores[0].counts()["PUT"] == before < files

@@ -20,7 +20,6 @@ import collections
 import functools
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from keepfs.keep.http.pace import CancelledError, TooSlowError, Watch
@@ -28,7 +27,7 @@ from keepfs.keep.threads import BusyError
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from keepfs.keep.services.extras import Extras
     from keepfs.keep.services.service import KeepService
@@ -47,45 +46,8 @@ PROBE = 256 * 1024
 _SOONER = 2.0
 #: Most concurrent exchanges for one block, which has two or three copies.
 _MOST = 3
-#: Seconds for which a silent or slow service is moved to the end of the order. Guessed.
-_SLUGGISH = 30.0
 #: Seconds between two checks whether a silent exchange has released the block's memory.
 _STEP = 0.1
-
-
-class Sluggish:
-    """Services that were silent or slow while another answered. Any thread may use it.
-
-    For 30 s they are moved to the end of the order. Otherwise a reader of many blocks
-    would wait for them at each.
-
-    Args:
-        clock: Replaces `time.monotonic`, in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._until: dict[str, float] = {}
-
-    def note(self, sluggish: Sequence[KeepService], answered: KeepService | None) -> None:
-        """Record which services were silent or slow in a call, and which one answered it."""
-        if answered is None:
-            return
-        if not sluggish and not self._until:
-            return
-        now = self._clock()
-        until = {root: end for root, end in self._until.items() if end > now}
-        until |= {service.root: now + _SLUGGISH for service in sluggish}
-        until.pop(answered.root, None)
-        self._until = until  # replaced as a whole: other threads may be reading it
-
-    def last(self, services: Iterable[KeepService]) -> list[KeepService]:
-        """Return the services with recently silent or slow ones moved to the end."""
-        found, until = list(services), self._until
-        if until:
-            now = self._clock()
-            found.sort(key=lambda service: until.get(service.root, now) > now)
-        return found
 
 
 class Hedge:

@@ -18,15 +18,16 @@ from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.services.discovery import Access, Services, probe_order
 from keepfs.keep.services.extras import Extras
 from keepfs.keep.services.failures import read_error, write_error
-from keepfs.keep.services.hedge import SILENCE, Hedge, Sluggish
+from keepfs.keep.services.hedge import SILENCE, Hedge
 from keepfs.keep.services.rounds import Rounds
+from keepfs.keep.services.sluggish import Sluggish
 from keepfs.keep.services.tokens import clean_token, salted_token
 from keepfs.keep.services.writer_queue import Tally
 from keepfs.keep.store import Found, Receipt
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from typing_extensions import Buffer
 
@@ -45,6 +46,9 @@ _log = logging.getLogger(__name__)
 #: Most threads that hedge silent or slow services. A mount has 16 readers and fetches 32
 #: blocks in the background.
 _MOST_HEDGES = 64
+#: Bytes per second at which a service surely hashes a block and writes it to its disk before
+#: it answers a PUT: a third of the rate of a hard disk.
+_WRITING_RATE = 32 * 1024 * 1024
 #: Seconds that `close` waits for these threads; their exchanges are cancelled.
 _CLOSING = 5.0
 #: Bytes; a nominal figure, as other network file systems report.
@@ -93,11 +97,12 @@ class RemoteStore:
         self._counters = counters
         self._parts = parts
         self._token = clean_token(api_token)
-        #: Seconds of silence after which a read sends a request to the next service too. A
+        #: Seconds of silence after which a request is sent to the next service too. A read's
         #: transfer counts as slow if it has lasted, and would still last, longer than this.
         self.silence = SILENCE
         self._hedges = Background(_MOST_HEDGES)
         self._sluggish = Sluggish()
+        self._sluggish_writes = Sluggish()  # a service's disk may be able to read, not to write
         self._extras = Extras()
         self._closed = False
         self._warned_of_classes = False
@@ -203,7 +208,8 @@ class RemoteStore:
         while services and answered is None:
             hedge = Hedge(services, ask, call, self._hedges.spawn, self._extras, self.silence)
             answered = hedge.run()
-            self._sluggish.note(hedge.sluggish, answered)
+            if answered is not None:
+                self._sluggish.note([it.root for it in hedge.sluggish], [answered.root])
             # Retry the displaced services, since those that replaced them have failed.
             services = hedge.displaced if len(hedge.displaced) < len(services) else []
         return answered
@@ -247,11 +253,14 @@ class RemoteStore:
                 timeout=self.timeouts(services, Access.WRITE).for_attempt(attempt),
                 classes=classes,
                 tally=tally,
+                silence=self.silence + memoryview(block).nbytes / _WRITING_RATE,
+                sluggish=self._sluggish_writes,
             )
-            for root in roots:
-                if not asked[root].finished():
-                    pool.add_task(asked[root], root)
+            for service in self._sluggish_writes.last(asked[root] for root in roots):
+                if not service.finished():
+                    pool.add_task(service, service.root)
             pool.join()
+            self._note_answers(asked, pool.silent)
             if not tally.missing():
                 return self._receipt(tally, locator)
             if all(asked[root].finished() for root in roots):
@@ -266,6 +275,12 @@ class RemoteStore:
             rounds.trouble,
             rounds.services,
         )
+
+    def _note_answers(self, asked: Mapping[str, KeepService], silent: Collection[str]) -> None:
+        outcomes = _outcomes(asked)
+        timed_out = [root for root, it in outcomes.items() if it.cause is Cause.TIMED_OUT]
+        answered = [root for root, it in outcomes.items() if it.status and root not in silent]
+        self._sluggish_writes.note(timed_out, answered)
 
     def _receipt(self, tally: Tally, locator: KeepLocator) -> Receipt:
         if tally.classes and not tally.is_tracking_classes and not self._warned_of_classes:

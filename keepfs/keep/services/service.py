@@ -355,9 +355,9 @@ class KeepService:
         finally:
             self._pace = None
             if pace.failure is not None:
-                # Break the cycle of frames, pace and exception: it would keep the
+                # Break the cycle of frames, pace and exceptions: it would keep the
                 # block's memory alive.
-                pace.failure.__traceback__ = None
+                pace.failure.__traceback__ = pace.failure.__context__ = None
         self._outcome = outcome
         if outcome.cause is None and body is not None:
             self._counters.sent.add(self.root, body.nbytes)

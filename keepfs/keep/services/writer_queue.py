@@ -3,7 +3,8 @@
 The queue holds the services in probe order and computes from the confirmed copies
 how many more are needed. A writer takes the next service only while fewer tries are
 in progress than confirmations are missing, so services that all succeed store
-exactly the requested copies.
+exactly the requested copies. A silent try isn't counted: it may never be answered. If
+it is answered after all, there is one copy more.
 
 The names are the SDK's. A service is any object with `put`, `last_result` and
 `finished`.
@@ -18,7 +19,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from keepfs.keep.services.outcome import Confirmation
 
@@ -108,7 +109,7 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
     All state is guarded by `_changed`, which is never held during I/O.
 
     Invariant: no more tries are in progress than confirmations are missing, so
-    services that all succeed store exactly the requested copies.
+    services that all succeed store exactly the requested copies. Silent tries don't count.
 
     Args:
         copies: The requested copies.
@@ -123,6 +124,8 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
         self.tally = tally or Tally(copies, classes)
         self._changed = threading.Condition()
         self._under_way: list[WritableService] = []
+        self._silent: list[WritableService] = []  # of those under way
+        self._idle = 0  # threads that wait until another service is needed
 
     @property
     def successful_copies(self) -> int:
@@ -158,9 +161,9 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
             queue.Empty: Enough copies are confirmed, or no service is left.
         """
         with self._changed:
-            while (missing := self.tally.missing()) > 0:
-                if len(self._under_way) >= missing:
-                    self._changed.wait()
+            while self.tally.missing() > 0:
+                if not self._needs_another():
+                    self._wait()
                 elif (task := self._take()) is not None:
                     return task
             raise queue.Empty
@@ -172,10 +175,43 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
             queue.Empty: None is needed, or none is left.
         """
         with self._changed:
-            while len(self._under_way) < self.tally.missing():
+            while self._needs_another():
                 if (task := self._take()) is not None:
                     return task
             raise queue.Empty
+
+    def note_silent(self, service: WritableService, shunned: Container[str | None]) -> bool:
+        """Stop counting a try that is silent, so that the next service is used too.
+
+        The try counts on while there is no next service, or while that one is shunned.
+
+        Args:
+            service: The service of the try.
+            shunned: The roots of services that would be silent too.
+
+        Returns:
+            Whether the next service is needed, and no thread waits for it.
+        """
+        with self._changed:
+            if not _has(self._under_way, service) or _has(self._silent, service):
+                return False
+            with self.mutex:
+                others = [root for other, root in self.queue if not other.finished()]
+            if not others or others[0] in shunned:
+                return False
+            self._silent.append(service)
+            self._changed.notify_all()
+            return self._needs_another() and not self._idle
+
+    def _needs_another(self) -> bool:
+        return len(self._under_way) - len(self._silent) < self.tally.missing()
+
+    def _wait(self) -> None:
+        self._idle += 1
+        try:
+            self._changed.wait()
+        finally:
+            self._idle -= 1
 
     def _take(self) -> tuple[WritableService, str | None] | None:
         task = self.get_nowait()
@@ -216,11 +252,20 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
             self._changed.notify_all()
 
     def _end(self, service: WritableService) -> None:
-        # By identity: a test double may compare equal to others. Without an iterator: this must
-        # work without memory to allocate one.
-        at = len(self._under_way)
-        while at:
-            at -= 1
-            if self._under_way[at] is service:
-                del self._under_way[at]
-                return
+        _remove(self._under_way, service)
+        _remove(self._silent, service)
+
+
+def _has(services: list[WritableService], service: WritableService) -> bool:
+    return any(each is service for each in services)
+
+
+def _remove(services: list[WritableService], service: WritableService) -> None:
+    # By identity: a test double may compare equal to others. Without an iterator: this must
+    # work without memory to allocate one.
+    at = len(services)
+    while at:
+        at -= 1
+        if services[at] is service:
+            del services[at]
+            return

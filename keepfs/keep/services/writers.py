@@ -3,6 +3,9 @@
 With open connections a small block needs one thread only: the thread sends it to all
 needed services before it waits for an answer. The queue decides which service is
 next, and whether one is needed.
+
+A write is hedged: if a service is silent, the next one is used too, if that one is not
+known to be silent. The first confirmations win; the other exchanges are cancelled.
 """
 
 from __future__ import annotations
@@ -13,8 +16,11 @@ import logging
 import math
 import queue
 import select
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from keepfs.keep.http.pace import Watch
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.writer_queue import KeepWriterQueue
@@ -22,11 +28,12 @@ from keepfs.keep.threads import Thread
 from keepfs.messages import of_commands
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from typing_extensions import Buffer
 
     from keepfs.keep.http.exchange import Exchange
+    from keepfs.keep.services.sluggish import Sluggish
     from keepfs.keep.services.writer_queue import Tally, WritableService
 
 _log = logging.getLogger(__name__)
@@ -52,6 +59,30 @@ class SharingService(Protocol):
         """Send a PUT of a block; don't wait for the answer."""
 
 
+@runtime_checkable
+class WatchableService(Protocol):
+    """A service that reports the silence of its requests."""
+
+    def watch(self, watch: Watch | None) -> None:
+        """Set the callbacks for further requests; None: no callbacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteHedging:
+    """How a writer acts when a service is silent.
+
+    Attributes:
+        silence: Seconds without a byte sent or received after which a service is silent.
+        note: Records that the service of this root is silent, and returns whether this
+            thread must use the next service too.
+        add_worker: Starts another thread that uses the next service.
+    """
+
+    silence: float
+    note: Callable[[WritableService, str | None], bool]
+    add_worker: Callable[[], None]
+
+
 class KeepWriterThread(Thread):
     """Stores a block at one service after another, as the queue provides them.
 
@@ -60,6 +91,9 @@ class KeepWriterThread(Thread):
         data: The block.
         data_hash: Its digest or locator.
         timeout: The timeouts of each request.
+
+    Attributes:
+        hedging: What to do about silent services; None: wait for them until the timeout.
     """
 
     class TaskFailed(RuntimeError):  # noqa: N818 - the SDK's name
@@ -77,6 +111,7 @@ class KeepWriterThread(Thread):
         self.data = data
         self.data_hash = data_hash
         self.timeout = Timeouts() if timeout is None else timeout
+        self.hedging: WriteHedging | None = None
 
     def run(self) -> None:
         """Store the block until enough copies are confirmed or no service is left.
@@ -99,10 +134,12 @@ class KeepWriterThread(Thread):
         """Do the work of one thread per service in this thread: send all, then poll for answers.
 
         All services must be `SharingService`s. One that stalls in the middle of its answer
-        delays the others, until its pace limit ends the exchange.
+        delays the others, until its pace limit ends the exchange. So does one that replaces
+        a silent one, for the time of its connect.
         """
         under_way: list[_Try] = []
         while True:
+            self._note_silent(under_way)
             under_way += self._begin_tries()
             if not under_way:
                 return
@@ -123,10 +160,39 @@ class KeepWriterThread(Thread):
         Raises:
             TaskFailed: The service didn't store it.
         """
-        is_stored = service.put(
-            self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
-        )
+        with self._watching(service, service_root):
+            is_stored = service.put(
+                self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
+            )
         return self._result(service, service_root, is_stored)
+
+    @contextlib.contextmanager
+    def _watching(self, service: WritableService, root: str | None) -> Iterator[None]:
+        """Use the next service too while this one is silent."""
+        hedging = self.hedging
+        if hedging is None or not isinstance(service, WatchableService):
+            yield
+            return
+
+        def on_silence() -> None:
+            if hedging.note(service, root):
+                hedging.add_worker()
+
+        service.watch(Watch(hedging.silence, on_silence, lambda: None))
+        try:
+            yield
+        finally:
+            service.watch(None)
+
+    def _note_silent(self, tries: list[_Try]) -> None:
+        """Let the next service be used for each silent one."""
+        if self.hedging is None:
+            return
+        now = time.monotonic()
+        for each in tries:
+            if now >= each.look_at:
+                each.look_at = now + self.hedging.silence
+                self.hedging.note(each.service, each.root)
 
     def _begin_tries(self) -> Iterator[_Try]:
         """Send the block to each service that is needed now."""
@@ -139,7 +205,8 @@ class KeepWriterThread(Thread):
                 begun = cast("SharingService", service).begin_put(
                     self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
                 )
-                yield _Try(service, root, begun)
+                silence = math.inf if self.hedging is None else self.hedging.silence
+                yield _Try(service, root, begun, time.monotonic() + silence)
 
     def _headers(self) -> dict[str, str]:
         headers = {_DESIRED_REPLICAS: str(max(1, self.queue.pending_copies()))}
@@ -181,16 +248,25 @@ _OURS = (KeepWriterThread.run, KeepWriterThread.do_task, KeepWriterQueue.get_nex
 _LONGEST = 2**31 - 1
 
 
-class _Try(NamedTuple):
-    """A block that is being stored at a service."""
+@dataclass(slots=True)
+class _Try:
+    """A block that is being stored at a service.
+
+    Attributes:
+        service: The service.
+        root: Its root.
+        begun: The exchange.
+        look_at: When the service is silent next, on the monotonic clock, in seconds.
+    """
 
     service: WritableService
     root: str | None
     begun: Exchange
+    look_at: float
 
 
 def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
-    """Wait for answers; return the tries that are answered or timed out, possibly none.
+    """Wait for answers or silence; return the tries that are answered or timed out, if any.
 
     The second value is whether the try is answered.
     """
@@ -199,7 +275,9 @@ def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
     waiting = select.poll()
     for each in tries:
         waiting.register(each.begun.fileno() or 0, select.POLLIN)
+    look_at = min(each.look_at for each in tries)
     patience = min(each.begun.patience() for each in tries)
+    patience = max(0.0, min(patience, look_at - time.monotonic()))
     milliseconds = min(math.ceil(patience * 1000), _LONGEST)
     if answered := {descriptor for descriptor, _ in waiting.poll(milliseconds)}:
         return [(each, True) for each in tries if each.begun.fileno() in answered]
@@ -222,6 +300,12 @@ class KeepWriterThreadPool:
         timeout: The timeouts of each request.
         classes: The requested storage classes.
         tally: The tally of an earlier round; replaces copies and classes.
+        silence: Seconds without a byte sent or received after which a service is silent.
+        sluggish: The services that were silent; it is updated. None: silent services are
+            waited for until the timeout.
+
+    Attributes:
+        silent: The roots of services that were silent, even if they answered later.
     """
 
     def __init__(
@@ -233,9 +317,15 @@ class KeepWriterThreadPool:
         timeout: Timeouts | float | tuple[float, ...] | None = None,
         classes: Iterable[str] = (),
         tally: Tally | None = None,
+        *,
+        silence: float = math.inf,
+        sluggish: Sluggish | None = None,
     ) -> None:
         self.total_task_nr = 0
+        self.silent: set[str] = set()
         self.queue = KeepWriterQueue(copies, classes, tally)
+        self._silence, self._sluggish = silence, sluggish
+        self._started: list[KeepWriterThread] = []
         missing = self.queue.pending_copies()
         threads = 1
         if max_service_replicas:
@@ -258,23 +348,44 @@ class KeepWriterThreadPool:
         own, *others = self.workers
         # More threads than services would be useless.
         others = others[: max(0, self.total_task_nr - 1)]
-        if others and self._needs_one_thread():
-            own.run_for_all()
-            return
-        started = []
-        for worker in others:
-            try:
-                worker.start()
-            except Exception as error:  # noqa: BLE001 - lack of memory raises several types
-                # The running threads store the block at one service after another.
-                _log.debug("no further thread to store in: %s", error)
-                break
-            started.append(worker)
+        if self._sluggish is not None:
+            for worker in self.workers:
+                worker.hedging = WriteHedging(self._silence, self._note_silent, self._add_worker)
         try:
+            if others and self._needs_one_thread():
+                own.run_for_all()
+                return
+            for worker in others:
+                if not self._start(worker):
+                    break
             own.run()
         finally:
-            for worker in started:
-                worker.join()
+            while self._started:  # a worker may start another before it ends
+                self._started.pop().join()
+            for worker in self.workers:
+                worker.hedging = None  # breaks a cycle that would keep the block alive
+
+    def _start(self, worker: KeepWriterThread) -> bool:
+        try:
+            worker.start()
+        except Exception as error:  # noqa: BLE001 - lack of memory raises several types
+            # The running threads store the block at one service after another.
+            _log.debug("no further thread to store in: %s", error)
+            return False
+        self._started.append(worker)
+        return True
+
+    def _note_silent(self, service: WritableService, root: str | None) -> bool:
+        if root is not None and self._sluggish is not None:
+            self.silent.add(root)
+            self._sluggish.note([root], [])
+        return self.queue.note_silent(service, self._sluggish or ())
+
+    def _add_worker(self) -> None:
+        own = self.workers[0]
+        worker = KeepWriterThread(self.queue, own.data, own.data_hash, own.timeout)
+        worker.hedging = own.hedging
+        self._start(worker)
 
     def _needs_one_thread(self) -> bool:
         """Return whether the first services can all be sent the block without blocking."""

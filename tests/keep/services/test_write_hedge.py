@@ -1,0 +1,254 @@
+"""Silent services while a block is stored: the next one is used, and no call waits for them."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepWriteError
+from keepfs.keep.blocks import BlockClient
+from keepfs.keep.counters import Counters
+from keepfs.keep.http.timeouts import Timeouts
+from keepfs.keep.services.connect import connect
+from keepfs.keep.services.service import KeepService
+from keepfs.keep.services.writers import KeepWriterThreadPool
+from tests.fakes.threads import Running, wait_until
+from tests.keep.clusters import AT_ONCE, Cluster, root
+from tests.keepstore import Fault, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keepfs.keep.services.remote import RemoteStore
+    from keepfs.keep.store import Receipt
+    from tests.keepstore import KeepstoreControls
+
+#: Seconds of silence after which the next service is used, in these tests.
+SILENCE = 0.25
+#: A service that is silent is waited for longer than a test lasts.
+PATIENT = Timeouts(2, 300, 1)
+LARGE = bytes(range(256)) * (8 * 1024)  # 2 MiB
+HELD = Fault(hold=Stage.BEFORE_STATUS)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_thread_is_left")]
+
+
+class Parts:
+    """The classes that a store works with."""
+
+    KeepService = KeepService
+    KeepWriterThreadPool = KeepWriterThreadPool
+
+
+def store_of(cluster: Cluster, parts: Parts | None = None) -> RemoteStore:
+    """Make a store that soon uses another service; a client closes it."""
+    store, *_ = connect(parts or Parts(), Counters(), cluster.api, "", None, None)
+    store.silence = SILENCE
+    store.timeout = store.proxy_timeout = PATIENT
+    return store
+
+
+def client_of(store: RemoteStore) -> BlockClient:
+    """Make a client that doesn't wait between rounds."""
+    client = BlockClient(store, KeepBlockCache())
+    client.backoff = AT_ONCE
+    return client
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Check that the threads of this test have ended, those that are cancelled too."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: not set(threading.enumerate()) - before)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Run three keepstores."""
+    with Cluster(3) as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[BlockClient]:
+    """Make a client of them that soon uses another one."""
+    with client_of(store_of(cluster)) as made:
+        yield made
+
+
+def put(client: BlockClient, block: bytes, copies: int = 2) -> Receipt:
+    """Store a block in a thread, so that a test ends that waits for ever."""
+    return Running(lambda: client.put_block(block, copies, num_retries=0)).result()
+
+
+def order_of(cluster: Cluster, block: bytes) -> list[KeepstoreControls]:
+    """Return the services in the probe order of a block."""
+    return cluster.by_probe_order(KeepLocator.of_block(block))
+
+
+def first_at(cluster: Cluster, service: KeepstoreControls) -> Iterator[bytes]:
+    """Make blocks whose first service is this one."""
+    for number in itertools.count():
+        if order_of(cluster, block := b"block %d" % number)[0] is service:
+            yield block
+
+
+def puts(*services: KeepstoreControls) -> list[int]:
+    """Count the PUTs of each service."""
+    return [service.counts()["PUT"] for service in services]
+
+
+@pytest.mark.parametrize(
+    ("block", "copies"),
+    [(b"foo", 2), (LARGE, 2), (b"foo", 1), (LARGE, 1)],
+    ids=["small", "large", "small, one copy", "large, one copy"],
+)
+@pytest.mark.parametrize("stage", [Stage.BEFORE_STATUS, Stage.BEFORE_READ], ids=str)
+@pytest.mark.parametrize("is_connected", [False, True], ids=["new", "connected"])
+def test_a_block_is_stored_at_the_next_service_if_one_is_silent(
+    cluster: Cluster,
+    client: BlockClient,
+    block: bytes,
+    copies: int,
+    stage: Stage,
+    is_connected: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    if is_connected:
+        put(client, b"before", 3)
+    first, *others = order_of(cluster, block)
+    first.always(Fault(hold=stage), method="PUT")
+
+    receipt = put(client, block, copies)
+
+    assert receipt.copies == copies
+    assert set(receipt.services) == {root(other) for other in others[:copies]}
+    first.heal()
+
+
+def test_two_silent_services_are_replaced() -> None:
+    with Cluster(4) as cluster, client_of(store_of(cluster)) as client:
+        put(client, b"before", 4)
+        services = order_of(cluster, b"foo")
+        for each in services[:2]:
+            each.always(HELD, method="PUT")
+
+        assert set(put(client, b"foo").services) == {root(each) for each in services[2:]}
+        for each in services[:2]:
+            each.heal()
+
+
+def test_a_service_that_was_silent_is_not_used_for_the_next_blocks(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    silent = cluster.stores[0]
+    blocks = first_at(cluster, silent)
+    silent.always(HELD, method="PUT")
+    put(client, next(blocks))
+    silent.heal()
+
+    for _ in range(3):
+        assert put(client, next(blocks)).copies == 2
+    assert puts(silent) == [1]
+
+
+def test_a_service_that_was_silent_is_used_if_the_others_do_not_suffice(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    silent, other, failing = cluster.stores
+    blocks = first_at(cluster, silent)
+    silent.script(HELD, method="PUT")
+    put(client, next(blocks))
+    silent.heal()
+    failing.always(Fault(status=503), method="PUT")
+
+    assert set(put(client, next(blocks)).services) == {root(silent), root(other)}
+    failing.clear_faults()
+    # It has answered in time, so it is back in its place.
+    assert root(silent) in put(client, next(blocks)).services
+
+
+def test_a_late_answer_counts_if_no_other_service_is_left(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    first, second, third = order_of(cluster, b"foo")
+    first.always(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+    third.always(Fault(status=503), method="PUT")
+
+    assert set(put(client, b"foo").services) == {root(first), root(second)}
+
+
+def test_not_each_block_goes_to_further_services_if_all_are_slow(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    for each in cluster.stores:
+        each.always(Fault(pause={Stage.BEFORE_STATUS: 2 * SILENCE}), method="PUT")
+    put(client, b"first")
+    known = sum(puts(*cluster.stores))
+
+    for number in range(3):
+        assert put(client, b"block %d" % number).copies == 2
+    assert known == 3
+    assert sum(puts(*cluster.stores)) == known + 3 * 2
+
+
+def test_a_service_that_timed_out_is_used_last_the_next_time(cluster: Cluster) -> None:
+    store = store_of(cluster)
+    store.silence = 60.0
+    store.timeout = Timeouts(2, SILENCE, 1)
+    silent = cluster.stores[0]
+    blocks = first_at(cluster, silent)
+    silent.always(HELD, method="PUT")
+    with client_of(store) as client:
+        assert put(client, next(blocks)).copies == 2
+        assert put(client, next(blocks)).copies == 2
+
+    assert puts(silent) == [1]
+    silent.heal()
+
+
+def test_if_each_service_is_silent_the_error_names_each(cluster: Cluster) -> None:
+    store = store_of(cluster)
+    store.timeout = Timeouts(2, 4 * SILENCE, 1)
+    for each in cluster.stores:
+        each.always(HELD, method="PUT")
+    with client_of(store) as client:
+        running = Running(lambda: client.put_block(b"foo", 2, num_retries=0))
+        error = running.failure()
+
+    assert isinstance(error, KeepWriteError)
+    assert error.cause is Cause.TIMED_OUT
+    assert all(root(each) in str(error) for each in cluster.stores)
+    for each in cluster.stores:
+        each.heal()
+
+
+def test_a_hedged_write_leaves_no_garbage(cluster: Cluster) -> None:
+    made: list[weakref.ref[KeepService]] = []
+
+    class Noting(KeepService):
+        def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as its parent
+            super().__init__(*args, **named)
+            made.append(weakref.ref(self))
+
+    class Mine(Parts):
+        KeepService = Noting
+
+    with client_of(store_of(cluster, Mine())) as client:
+        client.put_block(b"before", 3, num_retries=0)
+        order_of(cluster, LARGE)[0].always(HELD, method="PUT")
+        gc.disable()
+        try:
+            assert client.put_block(LARGE, 2, num_retries=0).copies == 2
+            alive = [ref for ref in made[3:] if ref() is not None]
+        finally:
+            gc.enable()
+
+    assert len(made) == 6
+    assert alive == []
+    order_of(cluster, LARGE)[0].heal()

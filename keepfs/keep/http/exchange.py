@@ -46,15 +46,16 @@ class Exchange:
         """Return the seconds to wait for the answer, at least 0."""
         return self._pace.left()
 
-    def finish(self, *, is_answered: bool = False) -> bool:
+    def finish(self, rest: float | None = None) -> bool:
         """Receive the answer; return whether the request succeeded. Blocks.
 
         Args:
-            is_answered: The first bytes of the answer have arrived, so the time until now
-                doesn't count as silence.
+            rest: Seconds for the rest of an answer whose first bytes have arrived; the time
+                until now doesn't count as silence then. None: none have arrived.
         """
-        if is_answered:
+        if rest is not None:
             self._pace.resume()
+            self._pace.hurry(rest)
         next(self._steps, None)
         return self._succeeded()
 

@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 
 _DESIRED_REPLICAS = "X-Keep-Desired-Replicas"
 _STORAGE_CLASSES = "X-Keep-Storage-Classes"
+#: Seconds for the rest of an answer to a PUT that has begun to arrive: it is a few hundred
+#: bytes, which usually arrive together.
+_REST_OF_ANSWER = 3.0
 
 
 @runtime_checkable
@@ -134,8 +137,8 @@ class KeepWriterThread(Thread):
         """Do the work of one thread per service in this thread: send all, then poll for answers.
 
         All services must be `SharingService`s. One that stalls in the middle of its answer
-        delays the others, until its pace limit ends the exchange. So does one that replaces
-        a silent one, for the time of its connect.
+        delays the others for 3 s. One that replaces a silent one delays them for the time of
+        its connect.
         """
         under_way: list[_Try] = []
         while True:
@@ -147,7 +150,7 @@ class KeepWriterThread(Thread):
                 under_way.remove(each)
                 service, root = each.service, each.root
                 with self._judging(service, root):
-                    is_stored = each.begun.finish(is_answered=is_answered)
+                    is_stored = each.begun.finish(_REST_OF_ANSWER if is_answered else None)
                     self.queue.write_success(
                         service, root, *self._result(service, root, is_stored)
                     )

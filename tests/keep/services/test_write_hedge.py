@@ -14,6 +14,7 @@ from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepWriteError
 from keepfs.keep.blocks import BlockClient
 from keepfs.keep.counters import Counters
 from keepfs.keep.http.timeouts import Timeouts
+from keepfs.keep.services import writers
 from keepfs.keep.services.connect import connect
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
@@ -128,6 +129,19 @@ def test_a_block_is_stored_at_the_next_service_if_one_is_silent(
 
     assert receipt.copies == copies
     assert set(receipt.services) == {root(other) for other in others[:copies]}
+    first.heal()
+
+
+@pytest.mark.parametrize("stage", [Stage.BEFORE_BODY, Stage.MID_BODY], ids=str)
+def test_a_block_is_stored_at_the_next_service_if_one_stalls_in_its_answer(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    put(client, b"before", 3)
+    first, *others = order_of(cluster, b"foo")
+    first.always(Fault(hold=stage), method="PUT")
+
+    assert set(put(client, b"foo").services) == {root(other) for other in others}
     first.heal()
 
 

@@ -76,8 +76,8 @@ class Answered:
     def patience(self) -> float:
         return 1.0
 
-    def finish(self, *, is_answered: bool = False) -> bool:
-        assert not is_answered
+    def finish(self, rest: float | None = None) -> bool:
+        assert rest is None
         return self._is_stored
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -344,6 +345,7 @@ class PacedReader(io.RawIOBase):
         super().__init__()
         self._socket = connected
         self._pace = pace
+        self._early = b""  # received, and not read yet
         #: Whether a byte has arrived.
         self.has_received = False
         if pace is not None:
@@ -360,6 +362,12 @@ class PacedReader(io.RawIOBase):
             TooSlowError: The exchange exceeded its pace; or another `OSError`.
         """
         pace = self._pace
+        if self._early:
+            with memoryview(buffer).cast("B") as view:
+                count = min(len(self._early), view.nbytes)
+                view[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
         if pace is None:
             return self._socket.recv_into(buffer)
         while True:
@@ -368,9 +376,32 @@ class PacedReader(io.RawIOBase):
                 count = self._socket.recv_into(buffer)
             except TimeoutError:
                 continue  # the pace says whether that was too long
-            pace.advance(count)
-            self.has_received = self.has_received or count > 0
+            self._note(count)
             return count
+
+    def receive_nowait(self) -> int | None:
+        """Receive bytes for the next `readinto`s; don't wait for them. Call it when none are left.
+
+        A connection over TLS may have bytes to receive that belong to no answer.
+
+        Returns:
+            The number of the bytes, 0 at the end of the connection; None if none have arrived.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        self._socket.settimeout(0)
+        try:
+            self._early = self._socket.recv(io.DEFAULT_BUFFER_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        self._note(len(self._early))
+        return len(self._early)
+
+    def _note(self, count: int) -> None:
+        if self._pace is not None:
+            self._pace.advance(count)
+        self.has_received = self.has_received or count > 0
 
     def close(self) -> None:
         """Release the socket for another exchange: a later cancel doesn't affect it."""

@@ -43,7 +43,7 @@ from keepfs.keep.store import ReadObserver
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from typing_extensions import Buffer
 
@@ -321,11 +321,8 @@ class KeepService:
         body: memoryview | None,
         timeouts: Timeouts,
         read: Callable[[Answer], Outcome],
-    ) -> Iterator[int | None]:
-        """Make one request and set its outcome; raise for bugs only.
-
-        Yields the descriptor to poll for the answer, once the request was sent.
-        """
+    ) -> Generator[int | None, float | None]:
+        """Make one request and set its outcome; raise for bugs only. See `Exchange`."""
         self._pace = pace
         if self._cancelled:
             pace.cancel()
@@ -346,7 +343,11 @@ class KeepService:
                     pace,
                 ) as sent,
             ):
-                yield sent.fileno()
+                while (rest := (yield sent.fileno())) is not None:
+                    if sent.has_begun():
+                        pace.resume()
+                        pace.hurry(rest)
+                        break
                 with sent.receive() as answer:
                     self._counters.answers.add(self.root, method, time.monotonic() - begun)
                     outcome = read(answer)

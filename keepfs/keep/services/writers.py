@@ -146,11 +146,14 @@ class KeepWriterThread(Thread):
             under_way += self._begin_tries()
             if not under_way:
                 return
-            for each, is_answered in _ended(under_way):
+            for each, is_readable in _ended(under_way):
                 under_way.remove(each)
                 service, root = each.service, each.root
                 with self._judging(service, root):
-                    is_stored = each.begun.finish(_REST_OF_ANSWER if is_answered else None)
+                    if is_readable and not each.begun.receive_begun(_REST_OF_ANSWER):
+                        under_way.append(each)
+                        continue
+                    is_stored = each.begun.finish()
                     self.queue.write_success(
                         service, root, *self._result(service, root, is_stored)
                     )
@@ -269,9 +272,9 @@ class _Try:
 
 
 def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
-    """Wait for answers or silence; return the tries that are answered or timed out, if any.
+    """Wait for answers or silence; return the tries to go on with, if any.
 
-    The second value is whether the try is answered.
+    The second value is whether bytes have arrived; else the try has timed out.
     """
     if over := [(each, False) for each in tries if each.begun.fileno() is None]:
         return over

@@ -20,10 +20,12 @@ from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
-from tests.keepstore import Fault, Stage
+from tests.keepstore import Fault, Listening, Stage
+from tests.keepstore.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from keepfs.keep.services.remote import RemoteStore
     from keepfs.keep.store import Receipt
@@ -145,6 +147,41 @@ def test_a_block_is_stored_at_the_next_service_if_one_stalls_in_its_answer(
     first.heal()
 
 
+def test_an_answer_over_tls_has_not_begun_with_the_session_tickets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A new connection receives bytes at once, which belong to the handshake."""
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    authority = Authority(tmp_path)
+    with Cluster(3, listening=lambda: Listening(tls=authority.certify())) as cluster:
+        cluster.api.insecure = True
+        store = store_of(cluster)
+        store.silence = 60.0
+        with client_of(store) as client:
+            put(client, b"before", 3)
+            for each in cluster.stores:  # so that the answers are received on new connections
+                each.cut_connections()
+            first, second, _ = order_of(cluster, b"foo")
+            first.always(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+
+            assert set(put(client, b"foo").services) == {root(first), root(second)}
+
+
+def test_the_answer_to_a_repeated_request_has_not_begun(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    store = store_of(cluster)
+    store.silence = 60.0
+    with client_of(store) as client:
+        put(client, b"before", 3)
+        first, second, _ = order_of(cluster, b"foo")
+        first.script(Fault(close=Stage.BEFORE_STATUS), method="PUT")
+        first.always(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+
+        assert set(put(client, b"foo").services) == {root(first), root(second)}
+
+
 def test_two_silent_services_are_replaced() -> None:
     with Cluster(4) as cluster, client_of(store_of(cluster)) as client:
         put(client, b"before", 4)
@@ -214,7 +251,7 @@ def test_not_each_block_goes_to_further_services_if_all_are_slow(
 def test_a_service_that_timed_out_is_used_last_the_next_time(cluster: Cluster) -> None:
     store = store_of(cluster)
     store.silence = 60.0
-    store.timeout = Timeouts(2, SILENCE, 1)
+    store.timeout = Timeouts(2, 4 * SILENCE, 1)
     silent = cluster.stores[0]
     blocks = first_at(cluster, silent)
     silent.always(HELD, method="PUT")

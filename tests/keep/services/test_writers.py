@@ -76,8 +76,7 @@ class Answered:
     def patience(self) -> float:
         return 1.0
 
-    def finish(self, rest: float | None = None) -> bool:
-        assert rest is None
+    def finish(self) -> bool:
         return self._is_stored
 
 

@@ -4,8 +4,8 @@ With open connections a small block needs one thread only: the thread sends it t
 needed services before it waits for an answer. The queue decides which service is
 next, and whether one is needed.
 
-A write is hedged: if a service is silent, the next one is used too, if that one is not
-known to be silent. The first confirmations win; the other exchanges are cancelled.
+A write is hedged: if a service is silent, the next one that is not known to be silent is
+used too. The first confirmations win; the other exchanges are cancelled.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -539,6 +540,34 @@ def test_while_copies_are_missing_nothing_is_cancelled() -> None:
 
     assert not second.is_cancelled
     assert not first.is_cancelled
+
+
+def under_way(queue: KeepWriterQueue, tries: int, services: int) -> list[StandIn]:
+    """Fill a queue with services, of which the first are being tried."""
+    made = [StandIn(GOOD) for _ in range(services)]
+    for number, service in enumerate(made):
+        queue.put((service, f"http://{number}/"))
+    for _ in range(tries):
+        queue.get_task_nowait()
+    return made
+
+
+def test_a_silent_service_is_replaced_by_the_next_that_is_not_shunned() -> None:
+    queue = KeepWriterQueue(1)
+    silent, *_ = under_way(queue, 1, 4)
+
+    assert queue.note_silent(silent, {"http://0/", "http://1/"})
+    assert queue.get_task_nowait()[1] == "http://2/"
+    assert [root for _, root in queue.queue] == ["http://3/", "http://1/"]
+
+
+def test_a_silent_service_is_waited_for_if_all_others_are_shunned() -> None:
+    queue = KeepWriterQueue(1)
+    silent, *_ = under_way(queue, 1, 3)
+
+    assert not queue.note_silent(silent, {"http://0/", "http://1/", "http://2/"})
+    with pytest.raises(Empty):
+        queue.get_task_nowait()
 
 
 def test_the_services_that_confirmed_are_named_where_they_are_known() -> None:

@@ -17,7 +17,8 @@ from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services import writers
 from keepfs.keep.services.connect import connect
 from keepfs.keep.services.service import KeepService
-from keepfs.keep.services.writers import KeepWriterThreadPool
+from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
+from keepfs.keep.threads import NoThreadError
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
 from tests.keepstore import Fault, Listening, Stage
@@ -180,6 +181,26 @@ def test_the_answer_to_a_repeated_request_has_not_begun(
         first.always(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
 
         assert set(put(client, b"foo").services) == {root(first), root(second)}
+
+
+def test_a_thread_that_cannot_be_started_is_started_later(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = order_of(cluster, b"foo")
+    first.always(HELD, method="PUT")
+    start, refused = KeepWriterThread.start, list[KeepWriterThread]()
+
+    def refuse_first(thread: KeepWriterThread) -> None:
+        if not refused:
+            refused.append(thread)
+            raise NoThreadError("no memory")
+        start(thread)
+
+    monkeypatch.setattr(KeepWriterThread, "start", refuse_first)
+
+    assert put(client, b"foo", 1).services == (root(second),)
+    assert refused
+    first.heal()
 
 
 def test_two_silent_services_are_replaced() -> None:

@@ -14,7 +14,7 @@ from keepfs.keep import KeepClient
 from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.writer_queue import KeepWriterQueue, Tally
 from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
-from tests.fakes.threads import Running, wait_for
+from tests.fakes.threads import Running, wait_for, wait_until
 
 DIGEST = "acbd18db4cc2f85cedef654fccc4a4d8"
 #: What a stand-in says it confirms: replicas, and classes if it knows any.
@@ -568,6 +568,30 @@ def test_a_silent_service_is_waited_for_if_all_others_are_shunned() -> None:
     assert not queue.note_silent(silent, {"http://0/", "http://1/", "http://2/"})
     with pytest.raises(Empty):
         queue.get_task_nowait()
+
+
+def test_each_silent_service_is_replaced_though_one_thread_waits_for_work() -> None:
+    queue = KeepWriterQueue(2)
+    silent = under_way(queue, 2, 4)[:2]
+    thread = KeepWriterThread(queue, b"foo", DIGEST)
+    thread.start()
+    wait_until(lambda: queue._idle == 1)  # noqa: SLF001 - nothing public tells
+
+    with queue._changed:  # noqa: SLF001 - the thread that waits can't go on
+        needed = [queue.note_silent(service, ()) for service in silent]
+
+    assert needed == [False, True]
+    thread.join()
+
+
+def test_if_no_thread_was_started_for_a_silent_service_it_is_reported_again() -> None:
+    queue = KeepWriterQueue(1)
+    silent, *_ = under_way(queue, 1, 2)
+
+    assert queue.note_silent(silent, ())
+    assert queue.note_silent(silent, ())
+    queue.get_task_nowait()
+    assert not queue.note_silent(silent, ())
 
 
 def test_the_services_that_confirmed_are_named_where_they_are_known() -> None:

@@ -377,6 +377,7 @@ class KeepWriterThreadPool:
         except Exception as error:  # noqa: BLE001 - lack of memory raises several types
             # The running threads store the block at one service after another.
             _log.debug("no further thread to store in: %s", error)
+            worker.data = b""  # `threading` may list the thread for ever
             return False
         self._started.append(worker)
         return True

@@ -14,6 +14,7 @@ from keepfs.keep import KeepClient
 from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.writer_queue import KeepWriterQueue, Tally
 from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
+from keepfs.keep.threads import NoThreadError
 from tests.fakes.threads import Running, wait_for, wait_until
 
 DIGEST = "acbd18db4cc2f85cedef654fccc4a4d8"
@@ -274,6 +275,21 @@ def test_a_service_that_is_finished_is_passed_over() -> None:
 
 def test_without_services_nothing_is_stored() -> None:
     assert pool_of(copies=2).done() == (0, [])
+
+
+def test_a_thread_that_cannot_be_started_does_not_keep_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed: list[KeepWriterThread] = []  # as `threading` lists one that does not begin
+
+    def refuse(thread: KeepWriterThread) -> None:
+        listed.append(thread)
+        raise NoThreadError("it does not begin")
+
+    monkeypatch.setattr(KeepWriterThread, "start", refuse)
+
+    assert pool_of(StandIn(GOOD), StandIn(GOOD), copies=2).done() == (2, [])
+    assert [thread.data for thread in listed] == [b""]
 
 
 # --- what goes with a request ---

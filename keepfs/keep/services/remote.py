@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from keepfs.keep.background import Background
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
@@ -65,6 +65,16 @@ class Parts(Protocol):
     @property
     def KeepWriterThreadPool(self) -> type[KeepWriterThreadPool]:  # noqa: N802 - likewise
         """The class for the writes of one round."""
+
+
+@runtime_checkable
+class HedgingPool(Protocol):
+    """A `KeepWriterThreadPool` that uses the next service too if one is silent."""
+
+    silent: set[str]
+
+    def hedge(self, silence: float, sluggish: Sluggish) -> None:
+        """Set after how many seconds a service is silent, and the services known to be."""
 
 
 class RemoteStore:
@@ -253,14 +263,16 @@ class RemoteStore:
                 timeout=self.timeouts(services, Access.WRITE).for_attempt(attempt),
                 classes=classes,
                 tally=tally,
-                silence=self.silence + memoryview(block).nbytes / _WRITING_RATE,
-                sluggish=self._sluggish_writes,
             )
+            is_hedged = isinstance(pool, HedgingPool)  # a user's class may not be
+            if is_hedged:
+                silence = self.silence + memoryview(block).nbytes / _WRITING_RATE
+                pool.hedge(silence, self._sluggish_writes)
             for service in self._sluggish_writes.last(asked[root] for root in roots):
                 if not service.finished():
                     pool.add_task(service, service.root)
             pool.join()
-            self._note_answers(asked, pool.silent)
+            self._note_answers(asked, pool.silent if is_hedged else ())
             if not tally.missing():
                 return self._receipt(tally, locator)
             if all(asked[root].finished() for root in roots):

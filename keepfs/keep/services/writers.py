@@ -306,9 +306,6 @@ class KeepWriterThreadPool:
         timeout: The timeouts of each request.
         classes: The requested storage classes.
         tally: The tally of an earlier round; replaces copies and classes.
-        silence: Seconds without a byte sent or received after which a service is silent.
-        sluggish: The services that were silent; it is updated. None: silent services are
-            waited for until the timeout.
 
     Attributes:
         silent: The roots of services that were silent, even if they answered later.
@@ -323,14 +320,11 @@ class KeepWriterThreadPool:
         timeout: Timeouts | float | tuple[float, ...] | None = None,
         classes: Iterable[str] = (),
         tally: Tally | None = None,
-        *,
-        silence: float = math.inf,
-        sluggish: Sluggish | None = None,
     ) -> None:
         self.total_task_nr = 0
         self.silent: set[str] = set()
         self.queue = KeepWriterQueue(copies, classes, tally)
-        self._silence, self._sluggish = silence, sluggish
+        self._silence, self._sluggish = math.inf, cast("Sluggish | None", None)
         self._started: list[KeepWriterThread] = []
         missing = self.queue.pending_copies()
         threads = 1
@@ -339,6 +333,17 @@ class KeepWriterThreadPool:
         self.workers = [
             KeepWriterThread(self.queue, data, data_hash, timeout) for _ in range(threads)
         ]
+
+    def hedge(self, silence: float, sluggish: Sluggish) -> None:
+        """Use the next service too if one is silent; else it is waited for until the timeout.
+
+        Call it before `join`.
+
+        Args:
+            silence: Seconds without a byte sent or received after which a service is silent.
+            sluggish: The services that were silent; it is updated.
+        """
+        self._silence, self._sluggish = silence, sluggish
 
     def add_task(self, ks: WritableService, service_root: str | None) -> None:
         """Append a service; services are used in the order in which they were added."""

@@ -16,6 +16,7 @@ from keepfs.keep.counters import Counters
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services import writers
 from keepfs.keep.services.connect import connect
+from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
 from keepfs.keep.threads import NoThreadError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keepfs.keep.services.remote import RemoteStore
+    from keepfs.keep.services.writer_queue import Tally
     from keepfs.keep.store import Receipt
     from tests.keepstore import KeepstoreControls
 
@@ -201,6 +203,29 @@ def test_a_thread_that_cannot_be_started_is_started_later(
     assert put(client, b"foo", 1).services == (root(second),)
     assert refused
     first.heal()
+
+
+def test_a_users_pool_of_writers_need_not_hedge(cluster: Cluster) -> None:
+    class Serial:
+        """Has the methods of the pool that the SDK has, and the tally."""
+
+        def __init__(self, data: bytes, data_hash: str, tally: Tally, **_: object) -> None:
+            self.tasks: list[tuple[KeepService, str]] = []
+            self.block, self.name, self.tally = data, data_hash, tally
+
+        def add_task(self, ks: KeepService, service_root: str) -> None:
+            self.tasks.append((ks, service_root))
+
+        def join(self) -> None:
+            for service, its_root in self.tasks:
+                if self.tally.missing() and service.put(self.name, self.block):
+                    self.tally.add(Confirmation(1, None), its_root, service.last_result()["body"])
+
+    class Mine(Parts):
+        KeepWriterThreadPool: Any = Serial
+
+    with client_of(store_of(cluster, Mine())) as client:
+        assert put(client, b"foo").copies == 2
 
 
 def test_two_silent_services_are_replaced() -> None:

@@ -271,8 +271,12 @@ class RemoteStore:
             for service in self._sluggish_writes.last(asked[root] for root in roots):
                 if not service.finished():
                     pool.add_task(service, service.root)
+            before = _outcomes(asked)
             pool.join()
-            self._note_answers(asked, pool.silent if is_hedged else ())
+            after = {
+                root: it for root, it in _outcomes(asked).items() if it is not before.get(root)
+            }
+            self._note_answers(after, pool.silent if is_hedged else ())
             if not tally.missing():
                 return self._receipt(tally, locator)
             if all(asked[root].finished() for root in roots):
@@ -288,8 +292,7 @@ class RemoteStore:
             rounds.services,
         )
 
-    def _note_answers(self, asked: Mapping[str, KeepService], silent: Collection[str]) -> None:
-        outcomes = _outcomes(asked)
+    def _note_answers(self, outcomes: Mapping[str, Outcome], silent: Collection[str]) -> None:
         timed_out = [root for root, it in outcomes.items() if it.cause is Cause.TIMED_OUT]
         answered = [root for root, it in outcomes.items() if it.status and root not in silent]
         self._sluggish_writes.note(timed_out, answered)

@@ -205,6 +205,17 @@ def test_a_thread_that_cannot_be_started_is_started_later(
     first.heal()
 
 
+def test_a_late_answer_is_not_taken_for_a_prompt_one_in_the_next_round() -> None:
+    with Cluster(2) as cluster, client_of(store_of(cluster)) as client:
+        late, failing = cluster.stores
+        blocks = first_at(cluster, late)
+        late.script(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+        failing.script(Fault(status=503), method="PUT")
+        assert client.put_block(next(blocks), 2, num_retries=1).copies == 2
+
+        assert put(client, next(blocks), 1).services == (root(failing),)
+
+
 def test_a_users_pool_of_writers_need_not_hedge(cluster: Cluster) -> None:
     class Serial:
         """Has the methods of the pool that the SDK has, and the tally."""

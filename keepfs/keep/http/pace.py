@@ -36,6 +36,8 @@ _STEP = 1024 * 1024
 #: Fraction of `Watch.silence` after which a slow body is reported again. Guessed: a hedge
 #: that was refused is allowed within a second.
 _AGAIN = 0.25
+#: The message of the error at a deadline.
+_TIME_IS_UP = "the call's time is up"
 #: The shortest wait, in seconds; shorter ones could be rounded to no wait.
 _SHORTEST = 0.001
 
@@ -86,7 +88,7 @@ class Pace:
         self._interval = timeouts.read
         # At least one byte per interval, so that silence always ends the exchange.
         self._needed = max(1.0, timeouts.bandwidth * timeouts.read)
-        self._deadline = deadline
+        self._deadline, self._late = deadline, _TIME_IS_UP
         self._clock = clock or time.monotonic
         self._total = 0
         self._moved_at = self._clock()
@@ -108,9 +110,16 @@ class Pace:
         """Return the seconds until the deadline, at least 0."""
         return max(0.0, self._deadline - self._clock())
 
-    def hurry(self, seconds: float) -> None:
-        """Move the deadline to `seconds` from now, if that is earlier."""
-        self._deadline = min(self._deadline, self._clock() + seconds)
+    def hurry(self, seconds: float, failure: str = _TIME_IS_UP) -> None:
+        """Move the deadline to `seconds` from now, if that is earlier.
+
+        Args:
+            seconds: The time left.
+            failure: The message of the error at the new deadline.
+        """
+        end = self._clock() + seconds
+        if end < self._deadline:
+            self._deadline, self._late = end, failure
 
     def extend(self, seconds: float) -> None:
         """Move the deadline later by `seconds`: the transfer is longer than was known."""
@@ -186,7 +195,7 @@ class Pace:
             raise self.failure
         now = self._clock()
         if now >= self._deadline:
-            raise self._fail(TooSlowError("the call's time is up"))
+            raise self._fail(TooSlowError(self._late))
         return now
 
     def _next_call(self, now: float, watch: Watch) -> float:

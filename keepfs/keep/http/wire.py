@@ -172,8 +172,7 @@ class Wire:
             http.client.HTTPException: The answer isn't valid HTTP.
             OSError: The connection broke or exceeded its pace.
         """
-        _, stream = self._reader(pace)
-        return Head.read(stream, self._method, self._state)
+        return Head.read(self._reader(pace)[1], self._method, self._state)
 
     def receive_nowait(self, pace: Pace | None = None) -> bool:
         """Receive what has arrived of the answer; return whether any byte has. Doesn't block.
@@ -182,8 +181,7 @@ class Wire:
             ConnectionError: The service closed the connection; or another `OSError`.
         """
         raw, _ = self._reader(pace)
-        count = None if raw.has_received else raw.receive_nowait()
-        if count == 0:
+        if not raw.has_received and raw.receive_nowait() == 0:
             raise http.client.RemoteDisconnected(_NO_ANSWER)
         return raw.has_received
 

@@ -346,7 +346,7 @@ class KeepService:
                 while (rest := (yield sent.fileno())) is not None:
                     if sent.has_begun():
                         pace.resume()
-                        pace.hurry(rest)
+                        pace.hurry(rest, f"the rest of the answer didn't come in {rest:g} s")
                         break
                 with sent.receive() as answer:
                     self._counters.answers.add(self.root, method, time.monotonic() - begun)

@@ -150,6 +150,20 @@ def test_a_block_is_stored_at_the_next_service_if_one_stalls_in_its_answer(
     first.heal()
 
 
+def test_the_error_tells_a_stalled_answer_from_the_end_of_the_call(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    put(client, b"before", 3)
+    for each in cluster.stores:
+        each.always(Fault(hold=Stage.BEFORE_BODY), method="PUT")
+
+    with pytest.raises(KeepWriteError, match=f"rest of the answer didn't come in {SILENCE} s"):
+        put(client, b"foo")
+    for each in cluster.stores:
+        each.heal()
+
+
 def test_an_answer_over_tls_has_not_begun_with_the_session_tickets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable  # noqa: TC003 - NamedTuple looks at it
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -259,9 +259,7 @@ class Pace:
             if self.failure is None:
                 self.failure = reason or CancelledError("given up")
             if self._socket is not None:
-                # Wakes the thread that waits for the socket.
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+                _wake(self._socket)
 
     def attach(self, connected: socket.socket) -> None:
         """Set the socket that `cancel` shuts down.
@@ -417,6 +415,19 @@ class PacedReader(io.RawIOBase):
         if self._pace is not None:
             self._pace.detach(self._socket)
         super().close()
+
+
+def _wake(connected: socket.socket) -> None:
+    """Shut down a connection, which wakes the thread that waits for it."""
+    # Not `SSLSocket.shutdown`: before the connection is down it ends the encryption, and the
+    # other thread could send a part of its block without.
+    # urllib3's `SSLTransport`, TLS through a proxy over TLS, isn't a socket but has one.
+    raw: Any = connected
+    if not isinstance(raw, socket.socket):
+        raw = getattr(raw, "socket", None)
+    with contextlib.suppress(OSError):
+        if raw is not None:
+            socket.socket.shutdown(raw, socket.SHUT_RDWR)
 
 
 def _set_timeout(connected: socket.socket, patience: float) -> None:

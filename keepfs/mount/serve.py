@@ -11,24 +11,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepfs import __version__, privacy, renewing_store, stores
+from keepfs import privacy, renewing_store, stores
 from keepfs.collection_sources import collections_of
 from keepfs.collections.local_collections import DIRECTORY
 from keepfs.fs.bridge import open_blocks
-from keepfs.fs.by_id import ByIdDirectory
-from keepfs.fs.collection_tree.collections_directory import CollectionsDirectory
-from keepfs.fs.collection_tree.live import LiveCollection
-from keepfs.fs.collection_tree.tree import CollectionFolder
 from keepfs.fs.failure_text import failure_text
-from keepfs.fs.known_signatures import KnownSignatures
-from keepfs.fs.lookups import Lookup, Lookups
-from keepfs.fs.nodes import ROOT_INODE, DirectoryNode, Metadata, Ownership, directory_mode
-from keepfs.fs.operations import Operations
+from keepfs.fs.nodes import ROOT_INODE
 from keepfs.fs.requests import Requests
-from keepfs.fs.root import RootDirectory, TextFile, readme_text
 from keepfs.fs.supervision import supervised
 from keepfs.fs.upload.catalog import Catalog, CatalogError
-from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.drain import Drain
 from keepfs.fs.upload.failed import FailedFiles
 from keepfs.fs.upload.failed_journal import FailedJournal
@@ -42,8 +33,18 @@ from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.keep.local import remove_leftovers
 from keepfs.keep.retry import Backoff
 from keepfs.keep.threads import NoThreadError
-from keepfs.messages import of_commands, of_mounts, of_stores
-from keepfs.mount import fuse, logs, memory, mountpoint, own_paths, retaining, runtime, systemd
+from keepfs.messages import of_commands, of_mounts
+from keepfs.mount import (
+    directories,
+    fuse,
+    logs,
+    memory,
+    mountpoint,
+    own_paths,
+    retaining,
+    runtime,
+    systemd,
+)
 from keepfs.mount.control import Control
 from keepfs.mount.daemon import exit_status_of
 from keepfs.mount.metrics_output import MetricsError
@@ -55,18 +56,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keepfs.config.options import MountOptions
-    from keepfs.fs.bridge import AsyncBlocks
     from keepfs.fs.collection_tree.loaded import CollectionSource
-    from keepfs.fs.nodes import Node
+    from keepfs.fs.operations import Operations
     from keepfs.mount.daemon import Reporter
 
 _log = logging.getLogger(__name__)
 
 #: Seconds between two checkpoints of the catalog's log.
 _CHECKPOINT_INTERVAL = 5.0
-#: Manifests of unused collections may take, in addition to `--cache-size`, one part in this
-#: many of it: 64 MiB by default, 600,000 small files.
-_MANIFESTS_SHARE = 4
 #: Seconds a mount may take to answer its first request.
 _READY_TIMEOUT = 30.0
 #: The inode of a mount's root, and the type of its file system.
@@ -226,7 +223,9 @@ class _Mount:
                 lend=self._buffers.lend,
                 overhead=SLOT_OVERHEAD,
             )
-            operations, upload = await self._tree(blocks, staging)
+            operations, upload = await directories.build(
+                options, self._catalog, self._collections, self._requests, blocks, staging
+            )
             spills = Spills(blocks, options.state_dir, self._catalog)
             if not options.read_only:
                 await spills.restore(upload, staging)
@@ -308,90 +307,6 @@ class _Mount:
             with contextlib.suppress(mountpoint.MountpointError):
                 mountpoint.detach(options.mountpoint, lazy=True)
 
-    async def _tree(
-        self, blocks: AsyncBlocks, staging: Staging
-    ) -> tuple[Operations, UploadDirectory]:
-        """Build the directories and the handlers; with --collection, load that collection."""
-        options = self._options
-        owner = Metadata(
-            directory_mode(0),
-            _given(options.uid, os.geteuid()),
-            _given(options.gid, os.getegid()),
-        )
-        lookups = Lookups(blocks, self._lookup(), options.lookup_wait)
-        by_id = ByIdDirectory(
-            self._fixed(0o555, owner),
-            blocks,
-            lookups,
-            signatures=KnownSignatures() if options.share_signatures else None,
-        )
-        upload = UploadDirectory.mounted(
-            self._fixed(0o777, owner), staging, by_id.stored, self._catalog
-        )
-        readme = TextFile(
-            readme_text(
-                __version__,
-                self._copies,
-                options.public_settings(),
-                kept=retaining.retention_in_words(options),
-                is_local=options.store.local_store is not None,
-                has_collections=self._collections is not None,
-            ),
-            owner,
-        )
-        entries: dict[str, Node] = {"README": readme, "by_id": by_id, "upload": upload}
-        if self._collections is not None:
-            entries["collections"] = CollectionsDirectory(
-                self._fixed(0o555, owner),
-                self._collections,
-                blocks,
-                options.collection_refresh,
-                options.store.cache_size // _MANIFESTS_SHARE,
-            )
-        root: DirectoryNode = RootDirectory(entries, owner, 0o555 & ~options.umask)
-        if options.collection is not None:
-            root = await self._alone(options.collection, blocks, owner)
-        operations = Operations(
-            root,
-            blocks,
-            self._requests,
-            Ownership(options.uid, options.gid),
-            read_only=options.read_only,
-            direct_io=options.direct_io,
-        )
-        return operations, upload
-
-    async def _alone(self, name: str, blocks: AsyncBlocks, owner: Metadata) -> DirectoryNode:
-        """Return a collection as the root of the mount.
-
-        Raises:
-            StoreError: Collections need an API server, and none is configured.
-            KeepRequestError: The collection couldn't be read.
-        """
-        if self._collections is None:
-            raise stores.StoreError(
-                of_stores.NEEDS_API_SERVER(
-                    what=f"can't mount collection {name}: no API server is known, only Keep"
-                    " services",
-                    otherwise="",
-                )
-            )
-        live = LiveCollection(
-            name, self._collections, blocks, owner, self._options.collection_refresh
-        )
-        await live.check()
-        return CollectionFolder(live, inode=ROOT_INODE)
-
-    def _lookup(self) -> Lookup:
-        """Return how names are looked up; by default HEAD for a local store, FETCH otherwise."""
-        if self._options.lookup is not None:
-            return Lookup(self._options.lookup)
-        return Lookup.HEAD if self._options.store.local_store else Lookup.FETCH
-
-    def _fixed(self, permissions: int, owner: Metadata) -> Metadata:
-        mode = directory_mode(permissions & ~self._options.umask)
-        return Metadata(mode, owner.uid, owner.gid, owner.mtime_ns)
-
     async def _announce(self) -> None:
         """Report ready once a stat of the mount, made in a worker thread, is answered.
 
@@ -454,7 +369,3 @@ def _first_of(group: BaseExceptionGroup[Exception]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _given(value: int | None, default: int) -> int:
-    return default if value is None else value

@@ -124,8 +124,13 @@ class Hedge:
         finally:
             if self._changed is not None:
                 self._end()
-            if self._is_doubled:
-                self._extras.end(self._has_extra_won())
+            with self._lock:
+                self._end_double(self._has_extra_won())
+
+    def _end_double(self, has_won: bool | None) -> None:  # noqa: FBT001 - one value of three
+        if self._is_doubled:
+            self._is_doubled = False
+            self._extras.end(has_won)
 
     def _has_extra_won(self) -> bool | None:
         """Return whether an added thread's service won; None if none was in progress."""
@@ -278,6 +283,9 @@ class Hedge:
                 level = logging.DEBUG if self._is_over else logging.WARNING
                 _log.log(level, "%s", of_stores.EXTRA_SERVICE_FAILED(reason=repr(failure)))
                 self._failure = failure
+            if not self._threads and self._winner is None:
+                # No other service has the block: another block may have a second transfer.
+                self._end_double(None)
             self._notify()
 
     def _notify(self) -> None:

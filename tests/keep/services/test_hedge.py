@@ -666,3 +666,23 @@ def test_many_readers_of_a_slow_service_are_hedged_soon_after_one_another(
 
     assert [bytes(each.result()) for each in readers] == blocks
     assert all(client.services_of(each) == (root(well),) for each in locators)
+
+
+def test_a_block_that_only_a_slow_service_has_does_not_keep_others_from_a_second_transfer(
+    cluster: Cluster,
+) -> None:
+    sick, well, _ = cluster.stores
+    blocks = (bytes([number]) * 1_000_000 for number in range(200))
+    at_sick = (it for it in blocks if cluster.by_probe_order(KeepLocator.of_block(it))[0] is sick)
+    lonely, shared = cluster.store(next(at_sick), sick), cluster.store(next(at_sick), sick, well)
+    sick.always(Fault(send_rate=20_000), method="GET")
+    client = client_of(store_of(cluster))
+    with client:
+        slow = Running(lambda: client.get_block(lonely))
+        wait_until(lambda: all(cluster.counts("GET")))  # the others don't have it
+
+        assert len(read(client, shared)) == 1_000_000
+
+        assert client.services_of(shared) == (root(well),)
+        assert not slow.is_over()
+    assert isinstance(slow.failure(), KeepReadError)

@@ -27,6 +27,7 @@ from keepfs.keep.services.outcome import (
     flaw_of_written,
     innermost,
     is_keepstores,
+    release_frames,
     verdict_is_permanent,
 )
 from keepfs.keep.services.tokens import without_token
@@ -353,12 +354,11 @@ class KeepService:
                     outcome = read(answer)
         except TRANSPORT_ERRORS as error:
             outcome = self._failed(pace, error)
+            release_frames(error)
         finally:
             self._pace = None
             if pace.failure is not None:
-                # Break the cycle of frames, pace and exceptions: it would keep the
-                # block's memory alive.
-                pace.failure.__traceback__ = pace.failure.__context__ = None
+                release_frames(pace.failure)
         self._outcome = outcome
         if outcome.cause is None and body is not None:
             self._counters.sent.add(self.root, body.nbytes)

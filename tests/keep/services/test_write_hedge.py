@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
 from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepWriteError
 from keepfs.keep.blocks import BlockClient
@@ -51,9 +52,11 @@ class Parts:
     KeepWriterThreadPool = KeepWriterThreadPool
 
 
-def store_of(cluster: Cluster, parts: Parts | None = None) -> RemoteStore:
+def store_of(
+    cluster: Cluster, parts: Parts | None = None, session: requests.Session | None = None
+) -> RemoteStore:
     """Make a store that soon uses another service; a client closes it."""
-    store, *_ = connect(parts or Parts(), Counters(), cluster.api, "", None, None)
+    store, *_ = connect(parts or Parts(), Counters(), cluster.api, "", None, session)
     store.silence = SILENCE
     store.timeout = store.proxy_timeout = PATIENT
     return store
@@ -350,7 +353,16 @@ def test_if_each_service_is_silent_the_error_names_each(cluster: Cluster) -> Non
         each.heal()
 
 
-def test_a_hedged_write_leaves_no_garbage(cluster: Cluster) -> None:
+FAULTS = [HELD, Fault(hold=Stage.BEFORE_READ), Fault(close=Stage.BEFORE_STATUS, reset=True)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["silent", "not read", "reset"])
+@pytest.mark.parametrize("has_session", [False, True], ids=["direct", "session"])
+def test_a_hedged_write_leaves_no_garbage(
+    cluster: Cluster,
+    has_session: bool,  # noqa: FBT001 - a parameter of the test
+    fault: Fault,
+) -> None:
     made: list[weakref.ref[KeepService]] = []
 
     class Noting(KeepService):
@@ -361,9 +373,12 @@ def test_a_hedged_write_leaves_no_garbage(cluster: Cluster) -> None:
     class Mine(Parts):
         KeepService = Noting
 
-    with client_of(store_of(cluster, Mine())) as client:
+    with (
+        requests.Session() as session,
+        client_of(store_of(cluster, Mine(), session if has_session else None)) as client,
+    ):
         client.put_block(b"before", 3, num_retries=0)
-        order_of(cluster, LARGE)[0].always(HELD, method="PUT")
+        order_of(cluster, LARGE)[0].always(fault, method="PUT")
         gc.disable()
         try:
             assert client.put_block(LARGE, 2, num_retries=0).copies == 2

@@ -276,7 +276,7 @@ class RemoteStore:
             after = {
                 root: it for root, it in _outcomes(asked).items() if it is not before.get(root)
             }
-            self._note_answers(after, pool.silent if is_hedged else ())
+            self._note_answers(after, pool.silent if is_hedged else (), call)
             if not tally.missing():
                 return self._receipt(tally, locator)
             if all(asked[root].finished() for root in roots):
@@ -292,8 +292,12 @@ class RemoteStore:
             rounds.services,
         )
 
-    def _note_answers(self, outcomes: Mapping[str, Outcome], silent: Collection[str]) -> None:
-        timed_out = [root for root, it in outcomes.items() if it.cause is Cause.TIMED_OUT]
+    def _note_answers(
+        self, outcomes: Mapping[str, Outcome], silent: Collection[str], call: CallOptions
+    ) -> None:
+        timed_out = []
+        if call.remaining():  # else a prompt service may have had too little time
+            timed_out = [root for root, it in outcomes.items() if it.cause is Cause.TIMED_OUT]
         answered = [root for root, it in outcomes.items() if it.status and root not in silent]
         self._sluggish_writes.note(timed_out, answered)
 

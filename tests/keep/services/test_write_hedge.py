@@ -337,6 +337,22 @@ def test_a_service_that_timed_out_is_used_last_the_next_time(cluster: Cluster) -
     silent.heal()
 
 
+def test_services_are_used_for_silent_ones_after_a_call_that_had_little_time(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    first, second, _ = order_of(cluster, b"foo")
+    for each in cluster.stores:
+        each.always(Fault(pause={Stage.BEFORE_STATUS: SILENCE}), method="PUT")
+    with pytest.raises(KeepWriteError, match="time is up"):
+        client.put_block(b"foo", 1, num_retries=0, timeout=SILENCE / 2)
+    for each in cluster.stores:
+        each.heal()
+    first.always(HELD, method="PUT")
+
+    assert put(client, b"foo", 1).services == (root(second),)
+    first.heal()
+
+
 def test_if_each_service_is_silent_the_error_names_each(cluster: Cluster) -> None:
     store = store_of(cluster)
     store.timeout = Timeouts(2, 4 * SILENCE, 1)

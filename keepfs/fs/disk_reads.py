@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -40,6 +40,8 @@ SUSPICIOUS, HANGING, MOST_WAITING = 0.02, 1.0, 32
 #: Most threads that read ahead of sequential readers, without stalled ones, and with them. They
 #: do not count against the limit of the reads that somebody waits for.
 _MOST_AHEAD, _STALLED_AHEAD = 8, 64
+#: Most threads that ask the services before they read, without stalled ones, and with them.
+_MOST_ASKING, _STALLED_ASKING = 16, 128
 #: Most parts in a row that are left to threads after the event loop has looked in vain.
 LONGEST_PAUSE = 255
 
@@ -48,7 +50,7 @@ class DiskReads:
     """Reads parts of blocks from the disk.
 
     Args:
-        limiter: Limits the threads.
+        limiter: Limits the threads that read names that the services have accepted.
         poll_time: Seconds for which the event loop looks for a part; 0.0: all are read in
             threads. None: `POLL_TIME`, or 0.0 if this thread has one processor only, which
             others could not use meanwhile.
@@ -66,6 +68,8 @@ class DiskReads:
         #: Limits the threads that read ahead.
         self.ahead = YieldingLimiter(_MOST_AHEAD, _STALLED_AHEAD)
         self._limiter = limiter
+        # The reads of the disk don't queue behind the services.
+        self._asking = YieldingLimiter(_MOST_ASKING, _STALLED_ASKING)
         self._poll_time = poll_time
         self._clock = clock
         self._polling = 0
@@ -87,10 +91,13 @@ class DiskReads:
         part = await self._polled(parts, locator, begin, end, size)
         if part is not None:
             return part
+        if not parts.is_granted(locator):  # a service is asked first, which may be slow
+            return await run_in_thread(
+                lambda: parts.get_part(locator, begin, end, size),
+                cast("trio.CapacityLimiter", self._asking),
+            )
 
         def read() -> memoryview | None:
-            if not parts.is_granted(locator):  # a service is asked first, which may be slow
-                return parts.get_part(locator, begin, end, size)
             with self._in_thread():
                 return parts.get_part(locator, begin, end, size)
 

@@ -59,7 +59,7 @@ class Thread(threading.Thread):
         self._has_begun = self._is_given_up = False
 
     def start(self) -> None:
-        """Start the thread; `run` is not called after an error.
+        """Start the thread; `run` is not called after an error, and the target is released.
 
         Raises:
             NoThreadError: The thread can't be started, or doesn't run in time.
@@ -78,9 +78,21 @@ class Thread(threading.Thread):
         try:
             super().start()
         except (RuntimeError, MemoryError) as error:
+            self._release_work()
             raise NoThreadError(error) from error
         if not self._started.is_set():
             with self._deciding:
                 self._is_given_up = not self._has_begun
             if self._is_given_up:
+                self._release_work()
                 raise NoThreadError("it does not begin")
+
+    def _release_work(self) -> None:
+        """Drop the target and its arguments: `threading` may list this thread for ever."""
+        self.run = _do_nothing  # type: ignore[method-assign] # breaks a cycle too
+        for name in ("_target", "_args", "_kwargs"):
+            self.__dict__.pop(name, None)
+
+
+def _do_nothing() -> None:
+    """Be the work of a thread that was given up."""

@@ -199,6 +199,24 @@ async def test_a_slow_service_does_not_count_as_a_slow_disk() -> None:
     assert (disk.begun, disk.in_threads) == (1, 1)
 
 
+async def test_no_read_waits_for_a_slow_service_that_others_ask() -> None:
+    disk = Disk(turns=1)
+    reads = reads_of(most_threads=1)
+    disk.granted, disk.hangs, disk.is_large = False, True, True
+    async with trio.open_nursery() as nursery:
+        for _ in range(MOST_WAITING):
+            nursery.start_soon(reads.get_part, disk, *PART)
+        await trio.to_thread.run_sync(disk.is_hanging.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        disk.granted, disk.hangs = True, False
+        with trio.move_on_after(20) as limit:
+            assert reads.part_nowait(disk, *PART) == FOO
+            assert await reads.get_part(disk, *PART) == FOO
+        disk.goes_on.set()
+
+    assert not limit.cancelled_caught
+
+
 async def test_the_page_cache_is_not_asked_while_many_reads_wait() -> None:
     disk = Disk(turns=1)
     reads = reads_of(most_threads=1)

@@ -16,12 +16,12 @@ from keepfs.keep.services.discovery import Access, Services, probe_order
 from tests.keepstore import TEST_TOKEN, Controls, KeepstoreControls, ServiceEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import requests
 
     from keepfs.keep import KeepBlockCache
-    from tests.keepstore import Settings
+    from tests.keepstore import Listening, Settings
 
 #: Waits between rounds that take no time.
 AT_ONCE = Backoff(0.0, 1.0, 0.0)
@@ -84,14 +84,20 @@ class Cluster:
         stores: How many.
         kind: What they are listed as.
         settings: Of all of them.
+        listening: Says for each how it listens.
     """
 
     def __init__(
-        self, stores: int = 1, kind: str = "disk", settings: Settings | None = None
+        self,
+        stores: int = 1,
+        kind: str = "disk",
+        settings: Settings | None = None,
+        listening: Callable[[], Listening | None] = lambda: None,
     ) -> None:
         self._stack = contextlib.ExitStack()
         self.stores = [
-            self._stack.enter_context(KeepstoreControls(settings)) for _ in range(stores)
+            self._stack.enter_context(KeepstoreControls(settings, listening=listening()))
+            for _ in range(stores)
         ]
         self.kind = kind
         self.api = StandInApi(self.entries(*self.stores))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -53,6 +56,34 @@ def test_work_of_a_thread_that_failed_to_start_is_never_done() -> None:
     late.join(60)
 
     assert done == []
+
+
+class Unstartable(Thread):
+    """A thread that the system can't start."""
+
+    def start(self) -> None:
+        """Fail as CPython does."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading, "_start_new_thread", self._refuse)
+            super().start()
+
+    @staticmethod
+    def _refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("kind", [Stillborn, Unstartable])
+def test_a_thread_that_failed_to_start_keeps_nothing_alive(kind: type[Thread]) -> None:
+    argument = threading.Event()
+    alive = weakref.ref(argument)
+    gc.disable()
+    try:
+        with contextlib.suppress(NoThreadError):
+            kind(target=print, args=(argument,), daemon=True, patience=0.01).start()
+        del argument
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from keepfs.keep.http.transport import DirectTransport, SessionTransport, adopt
 from keepfs.keep.http.wire import ONE_PIECE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     import requests
 
@@ -26,12 +26,13 @@ class Exchange:
     Args:
         pace: The pace of the exchange.
         steps: Sends the request, yields the descriptor to poll for the answer, and
-            receives the answer. Raises only for bugs.
+            receives the answer. Raises only for bugs. If the seconds for the rest of the
+            answer are sent to it, it yields again unless the answer has begun to arrive.
         succeeded: Returns whether the request succeeded, after the last step.
     """
 
     def __init__(
-        self, pace: Pace, steps: Iterator[int | None], succeeded: Callable[[], bool]
+        self, pace: Pace, steps: Generator[int | None, float | None], succeeded: Callable[[], bool]
     ) -> None:
         self._pace = pace
         self._steps = steps
@@ -46,16 +47,24 @@ class Exchange:
         """Return the seconds to wait for the answer, at least 0."""
         return self._pace.left()
 
-    def finish(self, rest: float | None = None) -> bool:
-        """Receive the answer; return whether the request succeeded. Blocks.
+    def receive_begun(self, rest: float) -> bool:
+        """Receive the answer if its first bytes have arrived; return whether that ended it.
+
+        Call it when the descriptor can be read; after it, `fileno` may return another one.
+        Blocks for the rest of the answer, or for the time of a connect, to send the request
+        again after the service closed an idle connection.
 
         Args:
-            rest: Seconds for the rest of an answer whose first bytes have arrived; the time
-                until now doesn't count as silence then. None: none have arrived.
+            rest: Seconds for the rest; the time until now doesn't count as silence.
         """
-        if rest is not None:
-            self._pace.resume()
-            self._pace.hurry(rest)
+        try:
+            self._descriptor = self._steps.send(rest)
+        except StopIteration:
+            return True
+        return False
+
+    def finish(self) -> bool:
+        """Receive the answer, or its rest; return whether the request succeeded. Blocks."""
         next(self._steps, None)
         return self._succeeded()
 

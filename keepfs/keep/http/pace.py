@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable  # noqa: TC003 - NamedTuple looks at it
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,8 @@ _STEP = 1024 * 1024
 #: Fraction of `Watch.silence` after which a slow body is reported again. Guessed: a hedge
 #: that was refused is allowed within a second.
 _AGAIN = 0.25
+#: The message of the error at a deadline.
+_TIME_IS_UP = "the call's time is up"
 #: The shortest wait, in seconds; shorter ones could be rounded to no wait.
 _SHORTEST = 0.001
 
@@ -85,7 +88,7 @@ class Pace:
         self._interval = timeouts.read
         # At least one byte per interval, so that silence always ends the exchange.
         self._needed = max(1.0, timeouts.bandwidth * timeouts.read)
-        self._deadline = deadline
+        self._deadline, self._late = deadline, _TIME_IS_UP
         self._clock = clock or time.monotonic
         self._total = 0
         self._moved_at = self._clock()
@@ -107,9 +110,16 @@ class Pace:
         """Return the seconds until the deadline, at least 0."""
         return max(0.0, self._deadline - self._clock())
 
-    def hurry(self, seconds: float) -> None:
-        """Move the deadline to `seconds` from now, if that is earlier."""
-        self._deadline = min(self._deadline, self._clock() + seconds)
+    def hurry(self, seconds: float, failure: str = _TIME_IS_UP) -> None:
+        """Move the deadline to `seconds` from now, if that is earlier.
+
+        Args:
+            seconds: The time left.
+            failure: The message of the error at the new deadline.
+        """
+        end = self._clock() + seconds
+        if end < self._deadline:
+            self._deadline, self._late = end, failure
 
     def extend(self, seconds: float) -> None:
         """Move the deadline later by `seconds`: the transfer is longer than was known."""
@@ -185,7 +195,7 @@ class Pace:
             raise self.failure
         now = self._clock()
         if now >= self._deadline:
-            raise self._fail(TooSlowError("the call's time is up"))
+            raise self._fail(TooSlowError(self._late))
         return now
 
     def _next_call(self, now: float, watch: Watch) -> float:
@@ -249,9 +259,7 @@ class Pace:
             if self.failure is None:
                 self.failure = reason or CancelledError("given up")
             if self._socket is not None:
-                # Wakes the thread that waits for the socket.
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+                _wake(self._socket)
 
     def attach(self, connected: socket.socket) -> None:
         """Set the socket that `cancel` shuts down.
@@ -344,6 +352,7 @@ class PacedReader(io.RawIOBase):
         super().__init__()
         self._socket = connected
         self._pace = pace
+        self._early = b""  # received, and not read yet
         #: Whether a byte has arrived.
         self.has_received = False
         if pace is not None:
@@ -360,6 +369,12 @@ class PacedReader(io.RawIOBase):
             TooSlowError: The exchange exceeded its pace; or another `OSError`.
         """
         pace = self._pace
+        if self._early:
+            with memoryview(buffer).cast("B") as view:
+                count = min(len(self._early), view.nbytes)
+                view[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
         if pace is None:
             return self._socket.recv_into(buffer)
         while True:
@@ -368,15 +383,51 @@ class PacedReader(io.RawIOBase):
                 count = self._socket.recv_into(buffer)
             except TimeoutError:
                 continue  # the pace says whether that was too long
-            pace.advance(count)
-            self.has_received = self.has_received or count > 0
+            self._note(count)
             return count
+
+    def receive_nowait(self) -> int | None:
+        """Receive bytes for the next `readinto`s; don't wait for them. Call it when none are left.
+
+        A connection over TLS may have bytes to receive that belong to no answer.
+
+        Returns:
+            The number of the bytes, 0 at the end of the connection; None if none have arrived.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        self._socket.settimeout(0)
+        try:
+            self._early = self._socket.recv(io.DEFAULT_BUFFER_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        self._note(len(self._early))
+        return len(self._early)
+
+    def _note(self, count: int) -> None:
+        if self._pace is not None:
+            self._pace.advance(count)
+        self.has_received = self.has_received or count > 0
 
     def close(self) -> None:
         """Release the socket for another exchange: a later cancel doesn't affect it."""
         if self._pace is not None:
             self._pace.detach(self._socket)
         super().close()
+
+
+def _wake(connected: socket.socket) -> None:
+    """Shut down a connection, which wakes the thread that waits for it."""
+    # Not `SSLSocket.shutdown`: before the connection is down it ends the encryption, and the
+    # other thread could send a part of its block without.
+    # urllib3's `SSLTransport`, TLS through a proxy over TLS, isn't a socket but has one.
+    raw: Any = connected
+    if not isinstance(raw, socket.socket):
+        raw = getattr(raw, "socket", None)
+    with contextlib.suppress(OSError):
+        if raw is not None:
+            socket.socket.shutdown(raw, socket.SHUT_RDWR)
 
 
 def _set_timeout(connected: socket.socket, patience: float) -> None:

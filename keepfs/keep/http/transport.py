@@ -81,6 +81,13 @@ class Sent(Protocol):
     def fileno(self) -> int | None:
         """Return the descriptor to poll for the answer; None if it can't be polled."""
 
+    def has_begun(self) -> bool:
+        """Return whether a byte of the answer has arrived. Doesn't wait for it.
+
+        Call it when the descriptor can be read. It may send the request again, on another
+        descriptor; that blocks for the time of a connect. Raises as `receive`.
+        """
+
     def receive(self) -> Answer:
         """Return the answer's head; the caller reads the body. Blocks.
 
@@ -200,7 +207,6 @@ class _SentDirectly:
     ) -> None:
         # None once the answer was received: the answer owns the connection then.
         self._wire: Wire | None = wire
-        self._descriptor = wire.fileno()
         self._give_back = give_back
         self._send_again = send_again
         self._pace = pace
@@ -213,21 +219,28 @@ class _SentDirectly:
             self._wire.close()
 
     def fileno(self) -> int:
-        return self._descriptor
+        return self._waiting().fileno()
+
+    def has_begun(self) -> bool:
+        wire = self._waiting()
+        try:
+            if self._pace is not None:
+                self._pace.check()
+            return wire.receive_nowait(self._pace)
+        except BROKEN as error:
+            if not self._may_repeat(wire, error):
+                raise
+            self._repeat(wire)
+            return False
 
     def receive(self) -> Answer:
-        wire = self._wire
-        if wire is None:
-            raise RuntimeError("the answer was received already")
+        wire = self._waiting()
         try:
             head = wire.receive(self._pace)
-        except CancelledError:
-            raise
-        except BROKEN:
-            if self._send_again is None or wire.has_answered():
+        except BROKEN as error:
+            if not self._may_repeat(wire, error):
                 raise
-            wire.close()
-            wire = self._wire = self._send_again()
+            wire = self._repeat(wire)
             head = wire.receive(self._pace)
         self._wire = None
 
@@ -236,6 +249,22 @@ class _SentDirectly:
                 self._give_back(wire)
 
         return Answer(head.status, head.reason, head.version, head.headers, head.body, end)
+
+    def _waiting(self) -> Wire:
+        if self._wire is None:
+            raise RuntimeError("the answer was received already")
+        return self._wire
+
+    def _may_repeat(self, wire: Wire, error: Exception) -> bool:
+        is_cancelled = isinstance(error, CancelledError)
+        return not is_cancelled and self._send_again is not None and not wire.has_answered()
+
+    def _repeat(self, wire: Wire) -> Wire:
+        """Send the request on a new connection."""
+        wire.close()
+        send_again, self._send_again = self._send_again, None
+        self._wire = wire if send_again is None else send_again()
+        return self._wire
 
 
 class SessionTransport:
@@ -322,6 +351,9 @@ class _Prepared:
 
     def fileno(self) -> None:
         return None
+
+    def has_begun(self) -> bool:
+        return True
 
 
 def adopt(template: requests.Session) -> None:

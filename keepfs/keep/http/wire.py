@@ -47,6 +47,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;[^\n]*)?[ \t]*\r\n")
 _BLANK = (b"\r\n", b"\n")
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _BEGIN = b"HTTP/1."
+_NO_ANSWER = "Remote end closed connection without response"  # as http.client has it
 _NO_BODY = frozenset({204, 304})
 _SWITCHING = 101
 _FIRST_FINAL = 200
@@ -148,6 +149,7 @@ class Wire:
         """
         head = _head_of(method, target, self._host, headers, body)
         self._state.apply(WireEvent.REQUEST)
+        self._end_stream()  # no byte of the last answer may be left in its reader
         self._method = method
         self.was_used = True
         try:
@@ -170,11 +172,24 @@ class Wire:
             http.client.HTTPException: The answer isn't valid HTTP.
             OSError: The connection broke or exceeded its pace.
         """
-        # A new reader each time, so that no bytes of the last answer are left in it.
-        self._end_stream()
-        self._raw = PacedReader(self._socket, pace)
-        self._stream = io.BufferedReader(self._raw)
-        return Head.read(self._stream, self._method, self._state)
+        return Head.read(self._reader(pace)[1], self._method, self._state)
+
+    def receive_nowait(self, pace: Pace | None = None) -> bool:
+        """Receive what has arrived of the answer; return whether any byte has. Doesn't block.
+
+        Raises:
+            ConnectionError: The service closed the connection; or another `OSError`.
+        """
+        raw, _ = self._reader(pace)
+        if not raw.has_received and raw.receive_nowait() == 0:
+            raise http.client.RemoteDisconnected(_NO_ANSWER)
+        return raw.has_received
+
+    def _reader(self, pace: Pace | None) -> tuple[PacedReader, io.BufferedReader]:
+        if self._raw is None or self._stream is None:
+            self._raw = PacedReader(self._socket, pace)
+            self._stream = io.BufferedReader(self._raw)
+        return self._raw, self._stream
 
     def has_answered(self) -> bool:
         """Return whether any byte of the answer has arrived."""
@@ -376,7 +391,7 @@ def _head(stream: io.BufferedReader) -> tuple[int, int, str, dict[str, str]]:
     """Read one head: 10 or 11 for HTTP's version, status, reason, headers."""
     buffered = stream.peek(1)
     if not buffered:
-        raise http.client.RemoteDisconnected("Remote end closed connection without response")
+        raise http.client.RemoteDisconnected(_NO_ANSWER)
     # Most heads come in one piece.
     if end := _END_OF_HEAD.search(buffered):
         text = stream.read(end.end())[: end.start() + 1].decode("latin-1")

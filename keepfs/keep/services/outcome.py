@@ -228,6 +228,22 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def release_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an exception that was handled, and of those nested in it.
+
+    The frames of urllib3 refer to the exceptions. Such a cycle keeps the block of the request
+    in memory until the next garbage collection.
+    """
+    waiting, seen = [error], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            nested = (each.__context__, each.__cause__, getattr(each, "reason", None), *each.args)
+            waiting += [it for it in nested if isinstance(it, BaseException)]
+
+
 def verdict_is_permanent(status: int) -> bool:
     """Return whether a status makes a retry useless."""
     return Verdict.of(status) is Verdict.PERMANENT

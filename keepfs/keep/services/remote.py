@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from keepfs.keep.background import Background
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
@@ -65,6 +65,16 @@ class Parts(Protocol):
     @property
     def KeepWriterThreadPool(self) -> type[KeepWriterThreadPool]:  # noqa: N802 - likewise
         """The class for the writes of one round."""
+
+
+@runtime_checkable
+class HedgingPool(Protocol):
+    """A `KeepWriterThreadPool` that uses the next service too if one is silent."""
+
+    silent: set[str]
+
+    def hedge(self, silence: float, sluggish: Sluggish) -> None:
+        """Set after how many seconds a service is silent, and the services known to be."""
 
 
 class RemoteStore:
@@ -253,14 +263,20 @@ class RemoteStore:
                 timeout=self.timeouts(services, Access.WRITE).for_attempt(attempt),
                 classes=classes,
                 tally=tally,
-                silence=self.silence + memoryview(block).nbytes / _WRITING_RATE,
-                sluggish=self._sluggish_writes,
             )
+            is_hedged = isinstance(pool, HedgingPool)  # a user's class may not be
+            if is_hedged:
+                silence = self.silence + memoryview(block).nbytes / _WRITING_RATE
+                pool.hedge(silence, self._sluggish_writes)
             for service in self._sluggish_writes.last(asked[root] for root in roots):
                 if not service.finished():
                     pool.add_task(service, service.root)
+            before = _outcomes(asked)
             pool.join()
-            self._note_answers(asked, pool.silent)
+            after = {
+                root: it for root, it in _outcomes(asked).items() if it is not before.get(root)
+            }
+            self._note_answers(after, pool.silent if is_hedged else (), call)
             if not tally.missing():
                 return self._receipt(tally, locator)
             if all(asked[root].finished() for root in roots):
@@ -276,9 +292,12 @@ class RemoteStore:
             rounds.services,
         )
 
-    def _note_answers(self, asked: Mapping[str, KeepService], silent: Collection[str]) -> None:
-        outcomes = _outcomes(asked)
-        timed_out = [root for root, it in outcomes.items() if it.cause is Cause.TIMED_OUT]
+    def _note_answers(
+        self, outcomes: Mapping[str, Outcome], silent: Collection[str], call: CallOptions
+    ) -> None:
+        timed_out = []
+        if call.remaining():  # else a prompt service may have had too little time
+            timed_out = [root for root, it in outcomes.items() if it.cause is Cause.TIMED_OUT]
         answered = [root for root, it in outcomes.items() if it.status and root not in silent]
         self._sluggish_writes.note(timed_out, answered)
 

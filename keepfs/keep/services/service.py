@@ -27,6 +27,7 @@ from keepfs.keep.services.outcome import (
     flaw_of_written,
     innermost,
     is_keepstores,
+    release_frames,
     verdict_is_permanent,
 )
 from keepfs.keep.services.tokens import without_token
@@ -43,7 +44,7 @@ from keepfs.keep.store import ReadObserver
 from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from typing_extensions import Buffer
 
@@ -321,11 +322,8 @@ class KeepService:
         body: memoryview | None,
         timeouts: Timeouts,
         read: Callable[[Answer], Outcome],
-    ) -> Iterator[int | None]:
-        """Make one request and set its outcome; raise for bugs only.
-
-        Yields the descriptor to poll for the answer, once the request was sent.
-        """
+    ) -> Generator[int | None, float | None]:
+        """Make one request and set its outcome; raise for bugs only. See `Exchange`."""
         self._pace = pace
         if self._cancelled:
             pace.cancel()
@@ -346,18 +344,21 @@ class KeepService:
                     pace,
                 ) as sent,
             ):
-                yield sent.fileno()
+                while (rest := (yield sent.fileno())) is not None:
+                    if sent.has_begun():
+                        pace.resume()
+                        pace.hurry(rest, f"the rest of the answer didn't come in {rest:g} s")
+                        break
                 with sent.receive() as answer:
                     self._counters.answers.add(self.root, method, time.monotonic() - begun)
                     outcome = read(answer)
         except TRANSPORT_ERRORS as error:
             outcome = self._failed(pace, error)
+            release_frames(error)
         finally:
             self._pace = None
             if pace.failure is not None:
-                # Break the cycle of frames, pace and exceptions: it would keep the
-                # block's memory alive.
-                pace.failure.__traceback__ = pace.failure.__context__ = None
+                release_frames(pace.failure)
         self._outcome = outcome
         if outcome.cause is None and body is not None:
             self._counters.sent.add(self.root, body.nbytes)

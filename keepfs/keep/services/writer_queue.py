@@ -183,28 +183,40 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
     def note_silent(self, service: WritableService, shunned: Container[str | None]) -> bool:
         """Stop counting a try that is silent, so that the next service is used too.
 
-        The try counts on while there is no next service, or while that one is shunned.
+        The try counts on while there is no next service that isn't shunned. Shunned services
+        are moved to the end.
 
         Args:
             service: The service of the try.
             shunned: The roots of services that would be silent too.
 
         Returns:
-            Whether the next service is needed, and no thread waits for it.
+            Whether more services are needed than threads wait for one. If no thread could be
+            started, a later call returns it again.
         """
         with self._changed:
-            if not _has(self._under_way, service) or _has(self._silent, service):
+            if not _has(self._under_way, service) or not self._has_next(shunned):
                 return False
-            with self.mutex:
-                others = [root for other, root in self.queue if not other.finished()]
-            if not others or others[0] in shunned:
-                return False
-            self._silent.append(service)
-            self._changed.notify_all()
-            return self._needs_another() and not self._idle
+            if not _has(self._silent, service):
+                self._silent.append(service)
+                self._changed.notify_all()
+            return self._needed() > self._idle
+
+    def _has_next(self, shunned: Container[str | None]) -> bool:
+        """Move the shunned services to the end; return whether there are others."""
+        with self.mutex:
+            left = [task for task in self.queue if not task[0].finished()]
+            left.sort(key=lambda task: task[1] in shunned)
+            self.queue.clear()
+            self.queue.extend(left)
+        return bool(left) and left[0][1] not in shunned
 
     def _needs_another(self) -> bool:
-        return len(self._under_way) - len(self._silent) < self.tally.missing()
+        return self._needed() > 0
+
+    def _needed(self) -> int:
+        """Return how many more tries are needed; at most 0 if none is."""
+        return self.tally.missing() - (len(self._under_way) - len(self._silent))
 
     def _wait(self) -> None:
         self._idle += 1

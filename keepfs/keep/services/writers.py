@@ -4,8 +4,8 @@ With open connections a small block needs one thread only: the thread sends it t
 needed services before it waits for an answer. The queue decides which service is
 next, and whether one is needed.
 
-A write is hedged: if a service is silent, the next one is used too, if that one is not
-known to be silent. The first confirmations win; the other exchanges are cancelled.
+A write is hedged: if a service is silent, the next one that is not known to be silent is
+used too. The first confirmations win; the other exchanges are cancelled.
 """
 
 from __future__ import annotations
@@ -146,11 +146,14 @@ class KeepWriterThread(Thread):
             under_way += self._begin_tries()
             if not under_way:
                 return
-            for each, is_answered in _ended(under_way):
+            for each, is_readable in _ended(under_way):
                 under_way.remove(each)
                 service, root = each.service, each.root
                 with self._judging(service, root):
-                    is_stored = each.begun.finish(_REST_OF_ANSWER if is_answered else None)
+                    if is_readable and not each.begun.receive_begun(_REST_OF_ANSWER):
+                        under_way.append(each)
+                        continue
+                    is_stored = each.begun.finish()
                     self.queue.write_success(
                         service, root, *self._result(service, root, is_stored)
                     )
@@ -269,9 +272,9 @@ class _Try:
 
 
 def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
-    """Wait for answers or silence; return the tries that are answered or timed out, if any.
+    """Wait for answers or silence; return the tries to go on with, if any.
 
-    The second value is whether the try is answered.
+    The second value is whether bytes have arrived; else the try has timed out.
     """
     if over := [(each, False) for each in tries if each.begun.fileno() is None]:
         return over
@@ -303,9 +306,6 @@ class KeepWriterThreadPool:
         timeout: The timeouts of each request.
         classes: The requested storage classes.
         tally: The tally of an earlier round; replaces copies and classes.
-        silence: Seconds without a byte sent or received after which a service is silent.
-        sluggish: The services that were silent; it is updated. None: silent services are
-            waited for until the timeout.
 
     Attributes:
         silent: The roots of services that were silent, even if they answered later.
@@ -320,14 +320,11 @@ class KeepWriterThreadPool:
         timeout: Timeouts | float | tuple[float, ...] | None = None,
         classes: Iterable[str] = (),
         tally: Tally | None = None,
-        *,
-        silence: float = math.inf,
-        sluggish: Sluggish | None = None,
     ) -> None:
         self.total_task_nr = 0
         self.silent: set[str] = set()
         self.queue = KeepWriterQueue(copies, classes, tally)
-        self._silence, self._sluggish = silence, sluggish
+        self._silence, self._sluggish = math.inf, cast("Sluggish | None", None)
         self._started: list[KeepWriterThread] = []
         missing = self.queue.pending_copies()
         threads = 1
@@ -336,6 +333,17 @@ class KeepWriterThreadPool:
         self.workers = [
             KeepWriterThread(self.queue, data, data_hash, timeout) for _ in range(threads)
         ]
+
+    def hedge(self, silence: float, sluggish: Sluggish) -> None:
+        """Use the next service too if one is silent; else it is waited for until the timeout.
+
+        Call it before `join`.
+
+        Args:
+            silence: Seconds without a byte sent or received after which a service is silent.
+            sluggish: The services that were silent; it is updated.
+        """
+        self._silence, self._sluggish = silence, sluggish
 
     def add_task(self, ks: WritableService, service_root: str | None) -> None:
         """Append a service; services are used in the order in which they were added."""
@@ -374,6 +382,7 @@ class KeepWriterThreadPool:
         except Exception as error:  # noqa: BLE001 - lack of memory raises several types
             # The running threads store the block at one service after another.
             _log.debug("no further thread to store in: %s", error)
+            worker.data = b""  # `threading` may list the thread for ever
             return False
         self._started.append(worker)
         return True

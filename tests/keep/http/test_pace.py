@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import selectors
 import socket
+import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from keepfs.keep.http.session_sockets import PacedSocket, pacing
 from keepfs.keep.http.timeouts import Timeouts
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_until
+from tests.keepstore.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 FOREVER = 1e9
 
@@ -166,6 +169,37 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
+
+
+def test_nothing_is_sent_unencrypted_while_an_exchange_is_cancelled(
+    pair: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = Authority(tmp_path).certify()
+    here, there = (
+        ssl.SSLContext(each) for each in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER)
+    )
+    here.check_hostname, here.verify_mode = False, ssl.CERT_NONE
+    there.load_cert_chain(*certificate)
+    ours, theirs = pair
+    with theirs.dup() as raw:
+        server = Running(lambda: there.wrap_socket(theirs, server_side=True))
+        client = here.wrap_socket(ours)
+        with client, server.result():
+            pace = pace_of(FakeClock())
+            pace.attach(client)
+
+            def send_first(connected: socket.socket, how: int) -> None:
+                client.send(b"secret")  # as the thread of the exchange may at any moment
+                super(socket.socket, connected).shutdown(how)
+
+            monkeypatch.setattr(socket.socket, "shutdown", send_first, raising=False)
+            pace.cancel()
+
+            sent = bytearray()
+            while piece := raw.recv(4096):
+                sent += piece
+    assert sent
+    assert b"secret" not in sent
 
 
 def test_outside_an_exchange_a_paced_socket_is_a_socket(

@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
 from keepfs.keep import Cause, KeepBlockCache, KeepLocator, KeepWriteError
 from keepfs.keep.blocks import BlockClient
@@ -16,16 +17,21 @@ from keepfs.keep.counters import Counters
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services import writers
 from keepfs.keep.services.connect import connect
+from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.service import KeepService
-from keepfs.keep.services.writers import KeepWriterThreadPool
+from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
+from keepfs.keep.threads import NoThreadError
 from tests.fakes.threads import Running, wait_until
 from tests.keep.clusters import AT_ONCE, Cluster, root
-from tests.keepstore import Fault, Stage
+from tests.keepstore import Fault, Listening, Stage
+from tests.keepstore.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from keepfs.keep.services.remote import RemoteStore
+    from keepfs.keep.services.writer_queue import Tally
     from keepfs.keep.store import Receipt
     from tests.keepstore import KeepstoreControls
 
@@ -46,9 +52,11 @@ class Parts:
     KeepWriterThreadPool = KeepWriterThreadPool
 
 
-def store_of(cluster: Cluster, parts: Parts | None = None) -> RemoteStore:
+def store_of(
+    cluster: Cluster, parts: Parts | None = None, session: requests.Session | None = None
+) -> RemoteStore:
     """Make a store that soon uses another service; a client closes it."""
-    store, *_ = connect(parts or Parts(), Counters(), cluster.api, "", None, None)
+    store, *_ = connect(parts or Parts(), Counters(), cluster.api, "", None, session)
     store.silence = SILENCE
     store.timeout = store.proxy_timeout = PATIENT
     return store
@@ -145,6 +153,109 @@ def test_a_block_is_stored_at_the_next_service_if_one_stalls_in_its_answer(
     first.heal()
 
 
+def test_the_error_tells_a_stalled_answer_from_the_end_of_the_call(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    put(client, b"before", 3)
+    for each in cluster.stores:
+        each.always(Fault(hold=Stage.BEFORE_BODY), method="PUT")
+
+    with pytest.raises(KeepWriteError, match=f"rest of the answer didn't come in {SILENCE} s"):
+        put(client, b"foo")
+    for each in cluster.stores:
+        each.heal()
+
+
+def test_an_answer_over_tls_has_not_begun_with_the_session_tickets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A new connection receives bytes at once, which belong to the handshake."""
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    authority = Authority(tmp_path)
+    with Cluster(3, listening=lambda: Listening(tls=authority.certify())) as cluster:
+        cluster.api.insecure = True
+        store = store_of(cluster)
+        store.silence = 60.0
+        with client_of(store) as client:
+            put(client, b"before", 3)
+            for each in cluster.stores:  # so that the answers are received on new connections
+                each.cut_connections()
+            first, second, _ = order_of(cluster, b"foo")
+            first.always(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+
+            assert set(put(client, b"foo").services) == {root(first), root(second)}
+
+
+def test_the_answer_to_a_repeated_request_has_not_begun(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "_REST_OF_ANSWER", SILENCE)
+    store = store_of(cluster)
+    store.silence = 60.0
+    with client_of(store) as client:
+        put(client, b"before", 3)
+        first, second, _ = order_of(cluster, b"foo")
+        first.script(Fault(close=Stage.BEFORE_STATUS), method="PUT")
+        first.always(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+
+        assert set(put(client, b"foo").services) == {root(first), root(second)}
+
+
+def test_a_thread_that_cannot_be_started_is_started_later(
+    cluster: Cluster, client: BlockClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = order_of(cluster, b"foo")
+    first.always(HELD, method="PUT")
+    start, refused = KeepWriterThread.start, list[KeepWriterThread]()
+
+    def refuse_first(thread: KeepWriterThread) -> None:
+        if not refused:
+            refused.append(thread)
+            raise NoThreadError("no memory")
+        start(thread)
+
+    monkeypatch.setattr(KeepWriterThread, "start", refuse_first)
+
+    assert put(client, b"foo", 1).services == (root(second),)
+    assert refused
+    first.heal()
+
+
+def test_a_late_answer_is_not_taken_for_a_prompt_one_in_the_next_round() -> None:
+    with Cluster(2) as cluster, client_of(store_of(cluster)) as client:
+        late, failing = cluster.stores
+        blocks = first_at(cluster, late)
+        late.script(Fault(pause={Stage.BEFORE_STATUS: 4 * SILENCE}), method="PUT")
+        failing.script(Fault(status=503), method="PUT")
+        assert client.put_block(next(blocks), 2, num_retries=1).copies == 2
+
+        assert put(client, next(blocks), 1).services == (root(failing),)
+
+
+def test_a_users_pool_of_writers_need_not_hedge(cluster: Cluster) -> None:
+    class Serial:
+        """Has the methods of the pool that the SDK has, and the tally."""
+
+        def __init__(self, data: bytes, data_hash: str, tally: Tally, **_: object) -> None:
+            self.tasks: list[tuple[KeepService, str]] = []
+            self.block, self.name, self.tally = data, data_hash, tally
+
+        def add_task(self, ks: KeepService, service_root: str) -> None:
+            self.tasks.append((ks, service_root))
+
+        def join(self) -> None:
+            for service, its_root in self.tasks:
+                if self.tally.missing() and service.put(self.name, self.block):
+                    self.tally.add(Confirmation(1, None), its_root, service.last_result()["body"])
+
+    class Mine(Parts):
+        KeepWriterThreadPool: Any = Serial
+
+    with client_of(store_of(cluster, Mine())) as client:
+        assert put(client, b"foo").copies == 2
+
+
 def test_two_silent_services_are_replaced() -> None:
     with Cluster(4) as cluster, client_of(store_of(cluster)) as client:
         put(client, b"before", 4)
@@ -214,7 +325,7 @@ def test_not_each_block_goes_to_further_services_if_all_are_slow(
 def test_a_service_that_timed_out_is_used_last_the_next_time(cluster: Cluster) -> None:
     store = store_of(cluster)
     store.silence = 60.0
-    store.timeout = Timeouts(2, SILENCE, 1)
+    store.timeout = Timeouts(2, 4 * SILENCE, 1)
     silent = cluster.stores[0]
     blocks = first_at(cluster, silent)
     silent.always(HELD, method="PUT")
@@ -224,6 +335,22 @@ def test_a_service_that_timed_out_is_used_last_the_next_time(cluster: Cluster) -
 
     assert puts(silent) == [1]
     silent.heal()
+
+
+def test_services_are_used_for_silent_ones_after_a_call_that_had_little_time(
+    cluster: Cluster, client: BlockClient
+) -> None:
+    first, second, _ = order_of(cluster, b"foo")
+    for each in cluster.stores:
+        each.always(Fault(pause={Stage.BEFORE_STATUS: SILENCE}), method="PUT")
+    with pytest.raises(KeepWriteError, match="time is up"):
+        client.put_block(b"foo", 1, num_retries=0, timeout=SILENCE / 2)
+    for each in cluster.stores:
+        each.heal()
+    first.always(HELD, method="PUT")
+
+    assert put(client, b"foo", 1).services == (root(second),)
+    first.heal()
 
 
 def test_if_each_service_is_silent_the_error_names_each(cluster: Cluster) -> None:
@@ -242,7 +369,16 @@ def test_if_each_service_is_silent_the_error_names_each(cluster: Cluster) -> Non
         each.heal()
 
 
-def test_a_hedged_write_leaves_no_garbage(cluster: Cluster) -> None:
+FAULTS = [HELD, Fault(hold=Stage.BEFORE_READ), Fault(close=Stage.BEFORE_STATUS, reset=True)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["silent", "not read", "reset"])
+@pytest.mark.parametrize("has_session", [False, True], ids=["direct", "session"])
+def test_a_hedged_write_leaves_no_garbage(
+    cluster: Cluster,
+    has_session: bool,  # noqa: FBT001 - a parameter of the test
+    fault: Fault,
+) -> None:
     made: list[weakref.ref[KeepService]] = []
 
     class Noting(KeepService):
@@ -253,9 +389,12 @@ def test_a_hedged_write_leaves_no_garbage(cluster: Cluster) -> None:
     class Mine(Parts):
         KeepService = Noting
 
-    with client_of(store_of(cluster, Mine())) as client:
+    with (
+        requests.Session() as session,
+        client_of(store_of(cluster, Mine(), session if has_session else None)) as client,
+    ):
         client.put_block(b"before", 3, num_retries=0)
-        order_of(cluster, LARGE)[0].always(HELD, method="PUT")
+        order_of(cluster, LARGE)[0].always(fault, method="PUT")
         gc.disable()
         try:
             assert client.put_block(LARGE, 2, num_retries=0).copies == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from keepfs.keep import KeepClient
 from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.writer_queue import KeepWriterQueue, Tally
 from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
-from tests.fakes.threads import Running, wait_for
+from keepfs.keep.threads import NoThreadError
+from tests.fakes.threads import Running, wait_for, wait_until
 
 DIGEST = "acbd18db4cc2f85cedef654fccc4a4d8"
 #: What a stand-in says it confirms: replicas, and classes if it knows any.
@@ -76,8 +78,7 @@ class Answered:
     def patience(self) -> float:
         return 1.0
 
-    def finish(self, rest: float | None = None) -> bool:
-        assert rest is None
+    def finish(self) -> bool:
         return self._is_stored
 
 
@@ -274,6 +275,21 @@ def test_a_service_that_is_finished_is_passed_over() -> None:
 
 def test_without_services_nothing_is_stored() -> None:
     assert pool_of(copies=2).done() == (0, [])
+
+
+def test_a_thread_that_cannot_be_started_does_not_keep_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed: list[KeepWriterThread] = []  # as `threading` lists one that does not begin
+
+    def refuse(thread: KeepWriterThread) -> None:
+        listed.append(thread)
+        raise NoThreadError("it does not begin")
+
+    monkeypatch.setattr(KeepWriterThread, "start", refuse)
+
+    assert pool_of(StandIn(GOOD), StandIn(GOOD), copies=2).done() == (2, [])
+    assert [thread.data for thread in listed] == [b""]
 
 
 # --- what goes with a request ---
@@ -540,6 +556,58 @@ def test_while_copies_are_missing_nothing_is_cancelled() -> None:
 
     assert not second.is_cancelled
     assert not first.is_cancelled
+
+
+def under_way(queue: KeepWriterQueue, tries: int, services: int) -> list[StandIn]:
+    """Fill a queue with services, of which the first are being tried."""
+    made = [StandIn(GOOD) for _ in range(services)]
+    for number, service in enumerate(made):
+        queue.put((service, f"http://{number}/"))
+    for _ in range(tries):
+        queue.get_task_nowait()
+    return made
+
+
+def test_a_silent_service_is_replaced_by_the_next_that_is_not_shunned() -> None:
+    queue = KeepWriterQueue(1)
+    silent, *_ = under_way(queue, 1, 4)
+
+    assert queue.note_silent(silent, {"http://0/", "http://1/"})
+    assert queue.get_task_nowait()[1] == "http://2/"
+    assert [root for _, root in queue.queue] == ["http://3/", "http://1/"]
+
+
+def test_a_silent_service_is_waited_for_if_all_others_are_shunned() -> None:
+    queue = KeepWriterQueue(1)
+    silent, *_ = under_way(queue, 1, 3)
+
+    assert not queue.note_silent(silent, {"http://0/", "http://1/", "http://2/"})
+    with pytest.raises(Empty):
+        queue.get_task_nowait()
+
+
+def test_each_silent_service_is_replaced_though_one_thread_waits_for_work() -> None:
+    queue = KeepWriterQueue(2)
+    silent = under_way(queue, 2, 4)[:2]
+    thread = KeepWriterThread(queue, b"foo", DIGEST)
+    thread.start()
+    wait_until(lambda: queue._idle == 1)  # noqa: SLF001 - nothing public tells
+
+    with queue._changed:  # noqa: SLF001 - the thread that waits can't go on
+        needed = [queue.note_silent(service, ()) for service in silent]
+
+    assert needed == [False, True]
+    thread.join()
+
+
+def test_if_no_thread_was_started_for_a_silent_service_it_is_reported_again() -> None:
+    queue = KeepWriterQueue(1)
+    silent, *_ = under_way(queue, 1, 2)
+
+    assert queue.note_silent(silent, ())
+    assert queue.note_silent(silent, ())
+    queue.get_task_nowait()
+    assert not queue.note_silent(silent, ())
 
 
 def test_the_services_that_confirmed_are_named_where_they_are_known() -> None:

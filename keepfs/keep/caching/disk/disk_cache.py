@@ -158,7 +158,8 @@ class DiskCache:
         self.directory = directory
         self._least_free = least_free
         self._is_automatic = budget is None
-        self._lock = threading.Lock()
+        # The event loop takes the first; the start of a thread may take seconds.
+        self._lock, self._starting = threading.Lock(), threading.Lock()
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
         self._waiting = queue.Queue[
@@ -275,7 +276,7 @@ class DiskCache:
             claim: Held until the block is written or skipped.
             record: The record of the name that the services accepted, if it has one.
         """
-        with self._lock:
+        with self._starting:
             if self._closed:
                 return
             if self._writer is None or not self._writer.is_alive():
@@ -283,7 +284,8 @@ class DiskCache:
                 try:
                     writer.start()
                 except NoThreadError:
-                    self._count(skipped=1)
+                    with self._lock:
+                        self._count(skipped=1)
                     return
                 self._writer = writer
         claim = claim or FetchClaim(None, md5sum)
@@ -303,8 +305,11 @@ class DiskCache:
             )
 
     def close(self) -> None:
-        """Write the blocks that were added, and close the directory. Blocks for up to 10 s."""
-        with self._lock:
+        """Write the blocks that were added, and close the directory. Blocks for up to 10 s.
+
+        For up to 20 s if the thread that writes is being started, without memory.
+        """
+        with self._starting:
             self._closed = True
             writer = self._writer
         if writer is not None:

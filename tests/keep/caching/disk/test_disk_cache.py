@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from keepfs.keep.caching.disk import disk_cache as disk_cache_module
 from keepfs.keep.caching.disk.block_folder import BlockFolder, CachedFile
 from keepfs.keep.caching.disk.disk_cache import DiskCache, expected_wait
+from keepfs.keep.threads import Thread
+from tests.fakes.threads import Running, wait_for
 from tests.keep.caching.disk.test_block_folder import block_of
 from tests.soak import disk_cache
 
@@ -161,3 +164,32 @@ def test_killed_writers_and_damaged_files_never_make_a_wrong_byte(tmp_path: Path
     assert outcome.kills >= 5
     assert outcome.damaged >= 50
     assert outcome.reads > 0
+
+
+def test_no_read_waits_while_the_thread_that_writes_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, 10 * SIZE, least_free=0)
+    md5sum, block = block_of(SIZE, 1)
+    starting, goes_on = threading.Event(), threading.Event()
+    start = Thread.start
+
+    def slow_start(thread: Thread) -> None:
+        if thread.name == "disk cache":
+            starting.set()
+            wait_for(goes_on)
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", slow_start)
+    adding = Running(lambda: cache.add(md5sum, block, timeout=10))
+    wait_for(starting)
+    reading = Running(lambda: cache.read_part_nowait(md5sum, 0, 1, SIZE))
+    try:
+        assert reading.result() is None
+        assert cache.statistics().hits == 0
+    finally:
+        goes_on.set()
+    adding.result()
+    cache.flush()
+    assert cache.has(md5sum)
+    cache.close()

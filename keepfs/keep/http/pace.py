@@ -397,11 +397,14 @@ class PacedReader(io.RawIOBase):
         Raises:
             OSError: The connection broke.
         """
+        limit = self._socket.gettimeout()
         self._socket.settimeout(0)
         try:
             self._early = self._socket.recv(io.DEFAULT_BUFFER_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
+        finally:
+            self._socket.settimeout(limit)
         self._note(len(self._early))
         return len(self._early)
 

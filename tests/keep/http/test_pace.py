@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from keepfs.keep.http.pace import (
     CancelledError,
     Pace,
+    PacedReader,
     TooSlowError,
     Watch,
 )
@@ -238,6 +239,27 @@ def test_receiving_from_a_silent_socket_ends(pair: tuple[socket.socket, socket.s
 
     with PacedSocket(ours).makefile("rb") as file, pacing(pace), pytest.raises(TooSlowError):
         file.read(1)
+
+
+def test_bytes_that_have_arrived_are_received_without_waiting_and_then_read(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    reader = PacedReader(ours, None)
+    ours.settimeout(5.0)
+
+    assert reader.receive_nowait() is None
+    before = reader.has_received
+    theirs.sendall(b"HTTP")
+    assert reader.receive_nowait() == 4
+    assert (before, reader.has_received) == (False, True)
+    theirs.sendall(b"/1.1")
+
+    assert [reader.read(3), reader.read(3), reader.read(3)] == [b"HTT", b"P", b"/1."]
+    assert ours.gettimeout() == 5.0
+    theirs.close()
+    assert reader.read(3) == b"1"
+    assert reader.receive_nowait() == 0
 
 
 def test_a_socket_timeout_below_the_patience_is_repeated(

@@ -76,10 +76,10 @@ LOCAL_STORE_FAILED = Message(
 DISK_CACHE_FAILED = Message(
     "disk-cache-failed",
     "the disk cache in {directory} can't be used, blocks come from the services: {reason}",
-    "The disk is full, read-only or failing, the directory isn't this user's alone, or there is a"
-    " symbolic link in its place. Nothing but speed is lost.",
+    "The disk is full, read-only, failing or hangs, the directory isn't this user's alone, or"
+    " there is a symbolic link in its place. Nothing but speed is lost.",
     "Correct what the message names, or give another --disk-cache-dir. A running mount tries"
-    " again each minute.",
+    " again each minute; after a hang, as soon as the read has ended.",
 )
 DISK_CACHE_DAMAGED = Message(
     "disk-cache-damaged",

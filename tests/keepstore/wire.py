@@ -145,7 +145,9 @@ class Connection:
     def abort(self) -> None:
         """Wake the thread that reads or writes; called from another one."""
         with contextlib.suppress(OSError):
-            self._stream.shutdown(socket.SHUT_RDWR)
+            # Not `SSLSocket.shutdown`: the thread that reads would take the rest, still
+            # encrypted, for the body.
+            socket.socket.shutdown(self._stream, socket.SHUT_RDWR)
 
 
 class RequestBody:

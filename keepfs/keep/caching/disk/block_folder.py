@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import random
 import re
@@ -29,7 +30,9 @@ from keepfs.keep.buffers import BufferPool, FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
+from keepfs.keep.caching.disk.hang_watch import HangWatch
 from keepfs.keep.caching.disk.open_files import OpenBlock, OpenFiles
+from keepfs.messages import of_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from keepfs.keep.buffers import Allocation
+
+_log = logging.getLogger(__name__)
 
 _VERSION = "blocks-2"
 _TMP = "tmp"
@@ -95,6 +100,8 @@ class BlockFolder:
         self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
         self._lend = block_file.part_memory(self._buffers)
         self._root = self._open_root()
+        #: The reads in progress, of which one may hang.
+        self.watch = HangWatch(self._warn_of_hang)
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
         #: The signed names that the services accepted.
@@ -139,7 +146,8 @@ class BlockFolder:
     def has(self, md5sum: str) -> bool:
         """Return whether there is a file of this name; it may be damaged."""
         try:
-            os.stat(_path(md5sum), dir_fd=self._root, follow_symlinks=False)
+            with self.watch.reading():
+                os.stat(_path(md5sum), dir_fd=self._root, follow_symlinks=False)
         except OSError:
             return False
         return True
@@ -148,9 +156,13 @@ class BlockFolder:
         self, md5sum: str, allocate: Callable[[int], Allocation] = FreshAllocation
     ) -> bytes | memoryview | None:
         """Return a block, every byte verified; None if it isn't there or was damaged."""
-        with self._opened(md5sum) as opened:
+        with contextlib.ExitStack() as stack:
+            with self.watch.reading():
+                opened = stack.enter_context(self._opened(md5sum))
             if opened is not None:
-                return block_file.read_whole(*opened, allocate)
+                memory = allocate(opened[1].size)  # waits for the memory of others
+                with self.watch.reading():
+                    return block_file.read_whole(*opened, lambda _: memory)
         return None
 
     def read_part(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
@@ -165,14 +177,15 @@ class BlockFolder:
         Returns:
             None if the block isn't there, has another size, or was damaged.
         """
-        opened = self._kept_open(md5sum)
-        if opened is None or not opened.has_part(begin, end, size):
-            return None
-        try:
-            return block_file.read_part(opened.file, opened.table, begin, end, self._lend)
-        except (OSError, block_file.DamagedError) as error:
-            self._judge(md5sum, opened.file, error)
-            return None
+        with self.watch.reading():
+            opened = self._kept_open(md5sum)
+            if opened is None or not opened.has_part(begin, end, size):
+                return None
+            try:
+                return block_file.read_part(opened.file, opened.table, begin, end, self._lend)
+            except (OSError, block_file.DamagedError) as error:
+                self._judge(md5sum, opened.file, error)
+                return None
 
     def read_on(self, md5sum: str, begin: int) -> bool:
         """Read the next 16 MiB of a block into the page cache; return whether it is there. Blocks.
@@ -181,11 +194,12 @@ class BlockFolder:
             md5sum: The block's digest.
             begin: The offset of the next byte that a sequential reader needs.
         """
-        opened = self._kept_open(md5sum)
-        if opened is not None:
-            with contextlib.suppress(OSError):
-                opened.read_on(begin)
-        return opened is not None
+        with self.watch.reading():
+            opened = self._kept_open(md5sum)
+            if opened is not None:
+                with contextlib.suppress(OSError):
+                    opened.read_on(begin)
+            return opened is not None
 
     def read_part_nowait(self, md5sum: str, begin: int, end: int, size: int) -> memoryview | None:
         """Return what `read_part` would, if the pages are in the page cache; else None."""
@@ -316,6 +330,9 @@ class BlockFolder:
         except OSError:
             pass
         return found
+
+    def _warn_of_hang(self, reason: str) -> None:
+        _log.warning("%s", of_stores.DISK_CACHE_FAILED(directory=self._directory, reason=reason))
 
     def _kept_open(self, md5sum: str) -> OpenBlock | None:
         """Return a block's open file, and open it if necessary; None if it isn't there."""

@@ -240,7 +240,10 @@ class DiskCache:
     def accepts(self, md5sum: str, record: bytes | None) -> bool:
         """Return whether the services accepted a name before, in any process. Blocks."""
         folder = self.folder()
-        return record is not None and folder is not None and folder.names.has(md5sum, record)
+        if record is None or folder is None:
+            return False
+        with folder.watch.reading():
+            return folder.names.has(md5sum, record)
 
     def note_accepted(self, md5sum: str, record: bytes | None) -> None:
         """Record that the services accepted a name; see `accepted_names`. Blocks."""
@@ -342,9 +345,10 @@ class DiskCache:
             self._count(damaged=1)
 
     def folder(self) -> BlockFolder | None:
-        """Return the directory; None while it can't be used. Reads of it aren't counted."""
+        """Return the directory; None while it can't be used or hangs. Reads aren't counted."""
         with self._lock:
-            return None if self._off_until > time.monotonic() else self._folder
+            folder = None if self._off_until > time.monotonic() else self._folder
+        return None if folder is None or folder.watch.hangs() else folder
 
     def _turn_off(self, error: OSError) -> None:
         with self._lock:

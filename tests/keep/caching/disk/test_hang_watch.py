@@ -1,0 +1,96 @@
+"""A disk that hangs delays the reads in progress, and no further ones."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator
+from keepfs.keep.caching.disk import block_file
+from keepfs.keep.caching.disk.disk_cache import DiskCache
+from keepfs.keep.caching.disk.hang_watch import HANGING, HangWatch
+from tests.fakes.clock import FakeClock
+from tests.fakes.threads import Running, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCKS = [b"%d" % number * 100_000 for number in range(2)]
+
+
+def test_each_read_that_takes_long_is_a_hang_and_reported_once() -> None:
+    clock, reports = FakeClock(), list[str]()
+    watch = HangWatch(reports.append, clock)
+    answers = [watch.hangs()]
+    for _ in range(2):
+        with watch.reading():
+            clock.advance(HANGING)
+            answers.append(watch.hangs())
+            with watch.reading():
+                clock.advance(1)
+                answers += [watch.hangs(), watch.hangs()]
+        answers.append(watch.hangs())
+
+    assert answers == [False, *[False, True, True, False] * 2]
+    assert reports == [f"a read of it takes more than {HANGING:g} s"] * 2
+
+
+def test_a_read_that_fails_is_over() -> None:
+    clock = FakeClock()
+    watch = HangWatch(print, clock)
+    with contextlib.suppress(OSError), watch.reading():
+        raise OSError
+    clock.advance(2 * HANGING)
+
+    assert not watch.hangs()
+
+
+@pytest.mark.parametrize("what", ["read_whole", "read_part"])
+def test_while_the_disk_hangs_blocks_come_from_the_services(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    (tmp_path / "store").mkdir()
+    disk = DiskCache(tmp_path / "cache", 10**8, least_free=0)
+    cache = KeepBlockCache(disk=disk)
+    hangs, goes_on = threading.Event(), threading.Event()
+    original = getattr(block_file, what)
+
+    def hang(*arguments: object) -> object:
+        hangs.set()
+        wait_for(goes_on)
+        return original(*arguments)
+
+    with KeepClient(local_store=tmp_path / "store", block_cache=cache) as client:
+        first, second = (KeepLocator(client.put(block, 1)) for block in BLOCKS)
+        for locator in (first, second):
+            client.get_block(locator)
+        disk.flush()
+        cache.clear()
+        folder, parts = disk.folder(), client.disk_parts
+        assert folder is not None
+        assert parts is not None
+        clock = FakeClock()
+        monkeypatch.setattr(folder, "watch", HangWatch(folder.watch._report, clock))  # noqa: SLF001
+        monkeypatch.setattr(block_file, what, hang)
+        size = len(BLOCKS[0])
+        if what == "read_whole":
+            hanging = Running(lambda: bytes(client.get_block(first)))
+        else:
+            hanging = Running(lambda: bytes(parts.get_part(first, 0, size, size) or b""))
+        wait_for(hangs)
+        clock.advance(HANGING + 1)
+
+        other = Running(lambda: (parts.get_part(second, 0, 1, size), client.get_block(second)))
+        try:
+            part, block = other.result()
+        finally:
+            goes_on.set()
+
+        assert part is None
+        assert bytes(block) == BLOCKS[1]
+        assert hanging.result() == BLOCKS[0]
+        assert disk.folder() is folder
+    assert "can't be used, blocks come from the services: a read of it takes more" in caplog.text

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: Seconds after which a read shows that the disk hangs: a block of 64 MiB at 6.7 MB/s, a tenth
 #: of the rate of a slow hard disk.
-HANGING = 10.0
+HANGS_AFTER = 10.0
 
 
 class HangWatch:
@@ -46,15 +46,15 @@ class HangWatch:
                 del self._begun[key]
 
     def hangs(self) -> bool:
-        """Return whether a read takes longer than `HANGING`. Doesn't block."""
+        """Return whether a read takes longer than `HANGS_AFTER`. Doesn't block."""
         if not self._begun:
             return False
         now = self._clock()
         with self._lock:
             key, begun = next(iter(self._begun.items()), (None, now))
-            hangs, is_new = now - begun > HANGING, self._reported is not key
+            hangs, is_new = now - begun > HANGS_AFTER, self._reported is not key
             if hangs:
                 self._reported = key
         if hangs and is_new:
-            self._report(f"a read of it takes more than {HANGING:g} s")
+            self._report(f"a read of it takes more than {HANGS_AFTER:g} s")
         return hangs

@@ -11,7 +11,7 @@ import pytest
 from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.disk_cache import DiskCache
-from keepfs.keep.caching.disk.hang_watch import HANGING, HangWatch
+from keepfs.keep.caching.disk.hang_watch import HANGS_AFTER, HangWatch
 from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_for
 
@@ -27,7 +27,7 @@ def test_each_read_that_takes_long_is_a_hang_and_reported_once() -> None:
     answers = [watch.hangs()]
     for _ in range(2):
         with watch.reading():
-            clock.advance(HANGING)
+            clock.advance(HANGS_AFTER)
             answers.append(watch.hangs())
             with watch.reading():
                 clock.advance(1)
@@ -35,7 +35,7 @@ def test_each_read_that_takes_long_is_a_hang_and_reported_once() -> None:
         answers.append(watch.hangs())
 
     assert answers == [False, *[False, True, True, False] * 2]
-    assert reports == [f"a read of it takes more than {HANGING:g} s"] * 2
+    assert reports == [f"a read of it takes more than {HANGS_AFTER:g} s"] * 2
 
 
 def test_a_read_that_fails_is_over() -> None:
@@ -43,7 +43,7 @@ def test_a_read_that_fails_is_over() -> None:
     watch = HangWatch(print, clock)
     with contextlib.suppress(OSError), watch.reading():
         raise OSError
-    clock.advance(2 * HANGING)
+    clock.advance(2 * HANGS_AFTER)
 
     assert not watch.hangs()
 
@@ -81,7 +81,7 @@ def test_while_the_disk_hangs_blocks_come_from_the_services(
         else:
             hanging = Running(lambda: bytes(parts.get_part(first, 0, size, size) or b""))
         wait_for(hangs)
-        clock.advance(HANGING + 1)
+        clock.advance(HANGS_AFTER + 1)
 
         other = Running(lambda: (parts.get_part(second, 0, 1, size), client.get_block(second)))
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import email.parser
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.cli import man
+from keepfs.keep.hashing import growing
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -31,10 +34,12 @@ SHIPPED_FILES = (
     "LICENSE",
     "README.md",
     "SECURITY.md",
+    "build_extension.py",
     "SEMANTICS.md",
     "pyproject.toml",
     ".pre-commit-config.yaml",
 )
+EXTENSION = "keepfs/keep/hashing/_md5.abi3.so"
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 
 
@@ -74,7 +79,7 @@ def test_the_sdist_has_everything_that_the_tests_need(built: Path) -> None:
         str(it.relative_to(ROOT))
         for folder in SHIPPED
         for it in (ROOT / folder).rglob("*")
-        if it.is_file() and "__pycache__" not in it.parts
+        if it.is_file() and "__pycache__" not in it.parts and it.suffix != ".so"
     }
 
     assert "tests/data/vectors.json" in there
@@ -109,7 +114,9 @@ def test_the_wheel_has_the_package_its_types_units_and_man_pages_and_nothing_els
         watching = {name: file.read(name) for name in names if ".data/data/share/keepfs/" in name}
 
     modules = {str(it.relative_to(ROOT)) for it in (ROOT / "keepfs").rglob("*.py")}
-    others = names - modules - {"keepfs/py.typed", *units, *manuals, *watching}
+    types = {"keepfs/py.typed", "keepfs/keep/hashing/_md5.pyi"}
+    extension = {EXTENSION} & names
+    others = names - modules - types - extension - {*units, *manuals, *watching}
 
     assert {Path(name).name: text for name, text in units.items()} == {
         unit.name: unit.read_text() for unit in (ROOT / "systemd").iterdir()
@@ -119,8 +126,52 @@ def test_the_wheel_has_the_package_its_types_units_and_man_pages_and_nothing_els
         each.name: each.read_bytes() for each in (ROOT / "monitoring").iterdir()
     }
     assert "keepfs@.service" in {Path(name).name for name in units}
-    assert names >= modules | {"keepfs/py.typed"}
+    assert names >= modules | types
     assert all(".dist-info/" in name for name in others), others
+
+
+def test_the_wheel_has_the_extension_for_every_python_of_this_platform(wheel: Path) -> None:
+    if growing.shared_digest is None:
+        pytest.skip("there is no C extension here")
+    with zipfile.ZipFile(wheel) as file:
+        library = file.read(EXTENSION)
+
+    assert re.search(r"-cp311-abi3-linux_\w+[.]whl$", wheel.name)
+    assert library.startswith(b"\x7fELF")
+
+
+def test_a_wheel_is_built_without_a_compiler(tmp_path: Path) -> None:
+    # From a copy: the extension of this tree is in use.
+    for name in ("keepfs", "systemd", "man", "monitoring"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    for name in ("pyproject.toml", "build_extension.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--no-isolation",
+            "--wheel",
+            "--outdir",
+            tmp_path,
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CC": "/nonexistent/cc"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [path] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as file:
+        libraries = [name for name in file.namelist() if name.endswith(".so")]
+
+    assert path.name.endswith("-py3-none-any.whl")
+    assert libraries == []
+    assert "no C extension: there is no /nonexistent/cc" in done.stdout + done.stderr
 
 
 def test_an_index_can_show_the_metadata(built: Path) -> None:

@@ -20,6 +20,7 @@ from keepfs.cli.checking import WITH_WORDS, all_steps, limit_option, words_argum
 from keepfs.cli.scrubbing import Scrubber
 from keepfs.cli.steps import as_text
 from keepfs.cli.values import FilledPath
+from keepfs.keep.hashing import growing
 from keepfs.mount import mountpoint, runtime
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def _versions() -> Iterator[str]:
             yield f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:
             yield f"{name}: not installed"
+    is_shared = growing.shared_digest is not None
+    yield f"MD5 by {'the C extension' if is_shared else 'hashlib: the C extension is missing'}"
     program = shutil.which("fusermount3")
     yield "no fusermount3" if program is None else _output_of([program, "--version"], 10.0)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import os
 import tempfile
@@ -27,6 +26,7 @@ from keepfs.keep.errors import (
     KeepWriteError,
     NotFoundError,
 )
+from keepfs.keep.hashing.growing import md5_of
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.store import Found, Receipt
 from keepfs.privacy import sync_directory
@@ -95,7 +95,7 @@ class LocalStore:
                 block = memory.first(got)
         except OSError as error:
             raise self._read_error(locator, path, error) from error
-        digest = hashlib.md5(block, usedforsecurity=False).hexdigest()
+        digest = md5_of(block)
         if digest != locator.md5sum or not is_whole:
             raise KeepReadError(
                 f"the block file {path} is corrupt: its MD5 is {digest};"

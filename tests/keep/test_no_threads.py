@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.keep import Cause, KeepBlockCache, KeepClient, KeepLocator, KeepReadError
+from keepfs.keep.hashing import growing
 from keepfs.keep.survey import survey
 from tests.fakes.threads import wait_until
 from tests.keep.clusters import StandInApi
 from tests.keepstore import KeepstoreControls, ServiceEntry, start_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 LARGE = bytes(range(256)) * (32 * 1024)  # 8 MiB: hashed by a thread, where there is one
@@ -53,7 +54,14 @@ def no_threads(
 
 
 @pytest.mark.parametrize("block", [b"foo", LARGE], ids=["small", "large"])
-def test_a_block_is_stored_and_read(client: KeepClient, block: bytes) -> None:
+@pytest.mark.parametrize("extension", [growing.shared_digest, None], ids=["extension", "hashlib"])
+def test_a_block_is_stored_and_read(
+    client: KeepClient,
+    block: bytes,
+    extension: Callable[[], growing.GrowingDigest] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(growing, "shared_digest", extension)
     client.build_services_list()
     client.put(b"x", copies=2)  # the cluster's defaults are known
 

@@ -1,6 +1,6 @@
 """StagedBytes: the bytes of one slot, in memory that isn't moved while views of it exist.
 
-While they are written in order, their MD5 is computed in worker threads, so that a
+While they are written in order, their MD5 is computed in other threads, so that a
 close waits for the last few bytes only. For the trio thread only, except `zeros` and
 the functions that `digest_with_zeros` returns.
 """
@@ -8,10 +8,10 @@ the functions that `digest_with_zeros` returns.
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from typing import TYPE_CHECKING
 
+from keepfs.keep.hashing import growing
 from keepfs.keep.locator import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -133,7 +133,11 @@ class StagedBytes:
         if digest is None or digest.is_running or self.size - digest.claimed < _PIECE:
             return
         view = self.view
-        digest.claimed, digest.is_running = self.size, True
+        digest.claimed = self.size
+        if digest.is_shared:
+            digest.update(view)
+            return
+        digest.is_running = True
 
         def ended() -> None:
             digest.is_running = False
@@ -148,26 +152,32 @@ class _Digest:
 
     A thread may hash claimed bytes at any time, so they must not change, unless
     the digest is dropped.
+
+    Attributes:
+        claimed: The number of bytes that are hashed, or may be hashed at any time.
+        is_running: Whether `update` was called in a thread and hasn't returned.
+        is_shared: Whether `update` doesn't block: threads of a C extension hash.
     """
 
     def __init__(self) -> None:
         self.claimed = 0
         self.is_running = False
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._hashed = 0
+        self.is_shared = growing.shared_digest is not None
+        self._md5 = (growing.shared_digest or growing.DigestInCaller)()
+        self._updated = 0
         self._lock = threading.Lock()
 
     def update(self, view: memoryview) -> None:
-        """Hash the bytes of the view that aren't hashed yet. Blocks."""
+        """Hash the bytes of the view that aren't hashed yet. Blocks, unless `is_shared`."""
         with self._lock:
-            if len(view) > self._hashed:
-                self._md5.update(view[self._hashed :])
-                self._hashed = len(view)
+            if len(view) > self._updated:
+                self._md5.extend(view)
+                self._updated = len(view)
 
     def finish(self, view: memoryview, size: int) -> str:
         """Return the MD5 of the bytes of the view, padded with zeros to `size`. Blocks."""
         self.update(view)
+        if self.is_shared:
+            return self._md5.hexdigest(size)
         with self._lock:
-            md5 = self._md5.copy()
-        md5.update(zeros(size - len(view)))
-        return md5.hexdigest()
+            return self._md5.hexdigest(size)

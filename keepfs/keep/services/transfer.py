@@ -13,22 +13,21 @@ exchange (`BodyCutError`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
-import queue
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import urllib3
 
 from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.hashing.growing import LARGE, block_digest
 from keepfs.keep.http.wire import CutShortError, declared_length
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator
 from keepfs.keep.services.outcome import TRANSPORT_ERRORS, innermost
 from keepfs.keep.store import ReadObserver
-from keepfs.keep.threads import NoThreadError, Thread
 
 if TYPE_CHECKING:
     from keepfs.keep.buffers import Allocation
+    from keepfs.keep.hashing.growing import GrowingDigest
     from keepfs.keep.http.pace import Pace, Watch
     from keepfs.keep.http.transport import Answer
 
@@ -36,10 +35,7 @@ if TYPE_CHECKING:
 #: interpreter's lock, small enough for the processor's cache.
 _STEP = 256 * 1024
 #: The same if another thread hashes: each step costs two thread switches.
-_STEP_FOR_THREAD = 512 * 1024
-#: Least size of a block, in bytes, that is hashed in another thread. Measured with
-#: 64 MiB from memory, on two cores: 143 ms instead of 170.
-_LARGE = 4 * 1024 * 1024
+_STEP_BESIDE = 512 * 1024
 #: Bytes that keepstore reads, checks and sends at a time.
 _PIECE = 64 * 1024
 #: Seconds; a longer wait for memory doesn't count as silence of the service.
@@ -127,31 +123,32 @@ def receive_block(
     capacity = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
     begun = min(probe, capacity)
     memory: Allocation = FreshAllocation(begun) if begun else observer.allocate(capacity)
-    with (_HashThread if capacity >= _LARGE else _Hash)() as digest:
-        got, is_cut = _receive_into(memory.view, answer, digest)
+    with contextlib.closing(block_digest(capacity)) as digest:
+        step = _STEP if capacity < LARGE else _STEP_BESIDE
+        got, is_cut = _receive_into(memory.view, 0, answer, digest, step)
         if got == begun < capacity and not is_cut and begun:
             first, memory = memory.view, observer.allocate(capacity)
             memory.view[:begun] = first
-            more, is_cut = _receive_into(memory.view[begun:], answer, digest)
-            got += more
+            got, is_cut = _receive_into(memory.view, begun, answer, digest, step)
+        md5sum = "" if is_cut else digest.hexdigest()
     # Without a length or chunks the end of the connection ends the body, early or not.
     has_end = declared is not None or "transfer-encoding" in answer.headers
     if is_cut or (size is not None and got < size and not has_end):
         if not got or size is None or got != _sent_of_a_damaged_block(size):
             raise BodyCutError(got, size)
         return f"the service sent {got} of {size} bytes, then closed the connection", b""
-    flaw = _body_flaw(locator, size, got, digest)
+    flaw = _body_flaw(locator, size, got, md5sum)
     return flaw, b"" if flaw else memory.first(got)
 
 
-def _body_flaw(locator: KeepLocator, size: int | None, got: int, digest: _Hash) -> str:
+def _body_flaw(locator: KeepLocator, size: int | None, got: int, md5sum: str) -> str:
     """Return the flaw of a complete body, as text; empty if it is intact."""
     if size is not None and got != size:
         more = "more than " if got > size else ""
         return f"{more}{min(got, size)} of {size} bytes came, then the end"
     if got > MAX_BLOCK_SIZE:
         return "more bytes than a block has"
-    return "" if digest.hexdigest() == locator.md5sum else f"its MD5 is {digest.hexdigest()}"
+    return "" if md5sum == locator.md5sum else f"its MD5 is {md5sum}"
 
 
 def _sent_of_a_damaged_block(size: int) -> int:
@@ -159,84 +156,25 @@ def _sent_of_a_damaged_block(size: int) -> int:
     return max(0, size - 1) // _PIECE * _PIECE
 
 
-def _receive_into(view: memoryview, answer: Answer, digest: _Hash) -> tuple[int, bool]:
-    """Receive bytes into a view, and hash them.
+def _receive_into(
+    view: memoryview, begin: int, answer: Answer, digest: GrowingDigest, step: int
+) -> tuple[int, bool]:
+    """Receive bytes into a view from `begin` on, at most `step` at a time, and hash them.
 
     Returns:
-        The bytes received, and whether the connection ended before the body did.
+        The end of the bytes in the view, and whether the connection ended before the body did.
     """
-    got = 0
+    got = begin
     while got < view.nbytes:
         try:
-            count = _read_into(answer, view[got : got + digest.step])
+            count = _read_into(answer, view[got : got + step])
         except CutShortError:
             return got, True
         if not count:
             break
-        digest.update(view[got : got + count])
         got += count
+        digest.extend(view[:got])
     return got, False
-
-
-class _Hash:
-    """An MD5, computed in the caller's thread."""
-
-    #: The best number of bytes for one update.
-    step = _STEP
-
-    def __init__(self) -> None:
-        self._md5 = hashlib.md5(usedforsecurity=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Finish hashing."""
-
-    def update(self, piece: memoryview) -> None:
-        """Add bytes, which must not change until the `with` is left."""
-        self._md5.update(piece)
-
-    def hexdigest(self) -> str:
-        """Return the digest of all bytes, once the `with` is left."""
-        return self._md5.hexdigest()
-
-
-class _HashThread(_Hash):
-    """An MD5 computed in a separate thread, while more bytes are received.
-
-    If no thread can be started, it is computed in the caller's thread.
-    """
-
-    step = _STEP_FOR_THREAD
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
-        self._thread = Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        with contextlib.suppress(NoThreadError):
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._has_thread():
-            self._pieces.put(None)
-            self._thread.join()
-
-    def update(self, piece: memoryview) -> None:
-        if self._has_thread():
-            self._pieces.put(piece)
-        else:
-            self._md5.update(piece)
-
-    def _has_thread(self) -> bool:
-        return self._thread.ident is not None
-
-    def _run(self) -> None:
-        for piece in iter(self._pieces.get, None):
-            self._md5.update(piece)
 
 
 def receive_text(answer: Answer) -> bytes:

@@ -18,6 +18,7 @@ from keepfs.fs.bridge import AsyncBlocks, open_blocks
 from keepfs.fs.upload import staged
 from keepfs.fs.upload.staged import StagedBytes
 from keepfs.keep.buffers import BufferPool
+from keepfs.keep.hashing import growing
 from tests.fakes.store import DictStore
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class Threadless(AsyncBlocks):
 
 def md5_of(content: bytes | bytearray | memoryview) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash with hashlib in worker threads, as where the C extension wasn't built."""
+    monkeypatch.setattr(growing, "shared_digest", None)
 
 
 class StagedBytesModel(RuleBasedStateMachine):
@@ -108,9 +115,20 @@ class StagedBytesModel(RuleBasedStateMachine):
 
 
 TestStagedBytesModel = pytest.mark.slow(StagedBytesModel.TestCase)
-TestStagedBytesModel.settings = settings(max_examples=30)  # each moves and hashes tens of MiB
+TestStagedBytesModel.settings = settings(max_examples=20)  # each moves and hashes tens of MiB
 
 
+class HashlibModel(StagedBytesModel):
+    """The same, hashed in worker threads."""
+
+
+TestHashlibModel = pytest.mark.slow(
+    pytest.mark.usefixtures("without_extension")(HashlibModel.TestCase)
+)
+TestHashlibModel.settings = settings(max_examples=20)
+
+
+@pytest.mark.usefixtures("without_extension")
 async def test_bytes_written_in_order_are_hashed_as_they_arrive() -> None:
     blocks = Threadless()
     staged = StagedBytes(blocks, 64 * MIB)
@@ -122,6 +140,32 @@ async def test_bytes_written_in_order_are_hashed_as_they_arrive() -> None:
 
     expected = md5_of(b"".join(bytes([number]) * MIB for number in range(8)))
     assert staged.digest_with_zeros(8 * MIB)() == expected
+
+
+@pytest.mark.skipif(growing.shared_digest is None, reason="the C extension wasn't built")
+def test_the_extension_hashes_bytes_written_in_order_without_worker_threads() -> None:
+    blocks = Threadless()
+    staged = StagedBytes(blocks, 64 * MIB, BufferPool(64 * MIB).lend)
+    for number in range(40):  # the memory moves several times meanwhile
+        staged.write(number * MIB, bytes([number]) * MIB)
+
+    digest = staged.digest_with_zeros(41 * MIB)()
+
+    assert blocks.waiting == []
+    assert digest == md5_of(bytes(staged.view) + bytes(MIB))
+
+
+@pytest.mark.skipif(growing.shared_digest is None, reason="the C extension wasn't built")
+def test_bytes_written_again_below_the_end_are_in_the_digest() -> None:
+    staged = StagedBytes(Threadless(), 64 * MIB)
+    for number in range(8):
+        staged.write(number * MIB, bytes([number]) * MIB)
+    staged.write(3 * MIB, b"again")
+    staged.write(8 * MIB, b"the end")
+
+    assert staged.digest_with_zeros(9 * MIB)() == md5_of(
+        bytes(staged.view) + bytes(9 * MIB - len(staged.view))
+    )
 
 
 async def test_the_store_hashes_the_bytes_that_threads_have_not() -> None:
@@ -160,6 +204,7 @@ def test_lent_memory_shows_no_earlier_bytes() -> None:
     assert staged.view == bytes(3 * MIB) + b"end"
 
 
+@pytest.mark.usefixtures("without_extension")
 def test_after_a_failure_everything_is_hashed_again() -> None:
     blocks = Threadless()
     staged = StagedBytes(blocks, 64 * MIB)

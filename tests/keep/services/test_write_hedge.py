@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.keepstore import KeepstoreControls
 
 #: Seconds of silence after which the next service is used, in these tests.
-SILENCE = 0.25
+SILENCE = 0.5
 #: A service that is silent is waited for longer than a test lasts.
 PATIENT = Timeouts(2, 300, 1)
 LARGE = bytes(range(256)) * (8 * 1024)  # 2 MiB

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import re
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -186,7 +188,7 @@ def test_the_error_has_the_answer_of_each_service_if_none_succeeds(cluster: Clus
     assert failure.cause is Cause.TIMED_OUT
     said = {name: str(error) for name, error in failure.request_errors().items()}
     assert set(said) == {root(first), root(second), root(third)}
-    assert "bytes in 1.0 seconds" in said[root(first)]
+    assert re.search(r"bytes in \d+[.]\d seconds", said[root(first)])
     assert "503" in said[root(second)]
 
 
@@ -604,23 +606,24 @@ def test_two_slow_services_are_followed_by_the_third(
     assert client.services_of(locator) == (root(third),)
 
 
-def test_not_each_block_is_doubled_if_all_services_are_slow(
-    cluster: Cluster, client: BlockClient
-) -> None:
+def test_not_each_block_is_doubled_if_all_services_are_slow(cluster: Cluster) -> None:
     blocks = [bytes([n]) * 600_000 for n in range(8)]
     locators = [cluster.store(block) for block in blocks]
     for each in cluster.stores:
         each.always(SLOW, method="GET")
+    store = store_of(cluster)
+    store.silence = 2 * SILENCE  # eight transfers on a loaded machine pause for that of others
 
-    readers = [Running(lambda it=it: client.get_block(it)) for it in locators]  # type: ignore[misc]
-    assert [bytes(each.result()) for each in readers] == blocks
+    with client_of(store) as client:
+        readers = [Running(functools.partial(client.get_block, it)) for it in locators]
+        assert [bytes(each.result()) for each in readers] == blocks
 
-    # One block has been tried at two services more, and none after that.
-    assert 1 <= extra_requests(cluster, len(blocks)) <= 2
-    for locator in locators:
-        client.block_cache.clear()
-        assert read(client, locator) == blocks[locators.index(locator)]
-    assert extra_requests(cluster, 2 * len(blocks)) <= 2
+        # One block has been tried at two services more, and none after that.
+        assert 1 <= extra_requests(cluster, len(blocks)) <= 2
+        for locator, block in zip(locators, blocks, strict=True):
+            client.block_cache.clear()
+            assert read(client, locator) == block
+        assert extra_requests(cluster, 2 * len(blocks)) <= 2
 
 
 def test_a_block_that_all_services_send_slowly_is_not_restarted(

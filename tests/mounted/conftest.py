@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -29,6 +30,23 @@ def _mounts_work() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"tests that mount can't run: {reason}")
         pytest.skip(reason)
+
+
+@pytest.fixture
+def open_device() -> Iterator[None]:
+    """Give /dev/fuse the mode that udev gives it, where nothing of the kind runs.
+
+    For one test at a time: another test file, which runs beside, would restore the mode.
+    """
+    folder = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        before = os.stat("/dev/fuse").st_mode & 0o777
+        os.chmod("/dev/fuse", 0o666)
+        yield
+        os.chmod("/dev/fuse", before)
+    finally:
+        os.close(folder)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,9 +19,6 @@ from tests.keepstore import (
     ServiceEntry,
 )
 from tests.mounted.mounts import PATIENCE, KeepfsMount
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HELPER = Path(sys.executable).with_name("mount.keepfs")
 pytestmark = [
@@ -188,15 +184,6 @@ def closed_to_others() -> list[Path]:
         for path in needed
         if any(not each.stat().st_mode & 0o001 for each in [path, *path.parents])
     ]
-
-
-@pytest.fixture
-def open_device() -> Iterator[None]:
-    """/dev/fuse as udev makes it."""
-    before = Path("/dev/fuse").stat().st_mode & 0o777
-    Path("/dev/fuse").chmod(0o666)
-    yield
-    Path("/dev/fuse").chmod(before)
 
 
 def test_a_user_mounts_a_line_of_fstab_with_the_option_users(

@@ -72,13 +72,9 @@ def run_as(uid: int, *command: str | Path) -> subprocess.CompletedProcess[bytes]
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _device_open_to_users() -> Iterator[None]:
-    """Give /dev/fuse the mode that udev gives it, where nothing of the kind runs."""
-    before = os.stat("/dev/fuse").st_mode
-    os.chmod("/dev/fuse", 0o666)
-    yield
-    os.chmod("/dev/fuse", before & 0o777)
+@pytest.fixture(autouse=True)
+def _device_open_to_users(open_device: None) -> None:
+    """Give /dev/fuse the mode that udev gives it."""
 
 
 @pytest.fixture

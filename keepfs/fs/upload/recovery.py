@@ -6,7 +6,6 @@ For the trio thread only; disk work runs in worker threads.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,10 @@ from keepfs.fs.upload import unsaved
 from keepfs.fs.upload.directory import UploadDirectory
 from keepfs.fs.upload.file import UploadFile
 from keepfs.fs.upload.place import Spilled
-from keepfs.fs.upload.staged import zeros
 from keepfs.fs.upload.stored import StoredBytes, StoredRange
 from keepfs.fs.upload.unsaved import About, UnsavedError
 from keepfs.fs.upload.version import identity_of, unsigned
+from keepfs.keep.hashing.growing import DigestInCaller
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.store import Receipt
 from keepfs.messages import of_uploads
@@ -258,10 +257,9 @@ def _version_of(pieces: list[Piece]) -> list[str]:
             return []
         ranges += piece.stored.ranges
         if not piece.stored:
-            staged = memoryview(b"" if piece.staged is None else piece.staged).cast("B")
-            md5 = hashlib.md5(staged, usedforsecurity=False)
-            md5.update(zeros(piece.length - staged.nbytes))
-            locator = KeepLocator(f"{md5.hexdigest()}+{piece.length}")
+            digest = DigestInCaller()
+            digest.extend(b"" if piece.staged is None else piece.staged)
+            locator = KeepLocator(f"{digest.hexdigest(piece.length)}+{piece.length}")
             ranges.append(StoredRange(Receipt(locator, 0, ()), 0, piece.length))
     return unsigned(identity_of(StoredBytes(ranges)))
 

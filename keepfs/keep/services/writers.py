@@ -324,7 +324,8 @@ class KeepWriterThreadPool:
         self.total_task_nr = 0
         self.silent: set[str] = set()
         self.queue = KeepWriterQueue(copies, classes, tally)
-        self._silence, self._sluggish = math.inf, cast("Sluggish | None", None)
+        self._silence = math.inf
+        self._sluggish: Sluggish | None = None
         self._started: list[KeepWriterThread] = []
         missing = self.queue.pending_copies()
         threads = 1

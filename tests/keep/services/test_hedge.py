@@ -66,21 +66,6 @@ def client_of(store: RemoteStore, cache: KeepBlockCache | None = None) -> BlockC
 
 
 @pytest.fixture
-def no_thread_is_left() -> Iterator[None]:
-    """Check that the threads of this test have ended, those that are cancelled too."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: not set(threading.enumerate()) - before)
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """Run three keepstores."""
-    with Cluster(3) as running:
-        yield running
-
-
-@pytest.fixture
 def client(cluster: Cluster) -> Iterator[BlockClient]:
     """Make a client of them that soon asks another one."""
     with client_of(store_of(cluster)) as made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from keepfs.keep.services.outcome import Confirmation
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
 from keepfs.keep.threads import NoThreadError
-from tests.fakes.threads import Running, wait_until
+from tests.fakes.threads import Running
 from tests.keep.clusters import AT_ONCE, Cluster, root
 from tests.keepstore import Fault, Listening, Stage
 from tests.keepstore.certificates import Authority
@@ -67,21 +66,6 @@ def client_of(store: RemoteStore) -> BlockClient:
     client = BlockClient(store, KeepBlockCache())
     client.backoff = AT_ONCE
     return client
-
-
-@pytest.fixture
-def no_thread_is_left() -> Iterator[None]:
-    """Check that the threads of this test have ended, those that are cancelled too."""
-    before = set(threading.enumerate())
-    yield
-    wait_until(lambda: not set(threading.enumerate()) - before)
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """Run three keepstores."""
-    with Cluster(3) as running:
-        yield running
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from keepfs.keep import KeepClient, KeepLocator
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.service import KeepService
 from tests.keepstore import TEST_TOKEN, Controls, KeepstoreControls, ServiceEntry
 
 if TYPE_CHECKING:
@@ -162,3 +164,14 @@ class Cluster:
 def root(server: Controls) -> str:
     """Return a server's root as errors and receipts name it."""
     return f"{server.url}/"
+
+
+def noting(made: list[weakref.ref[KeepService]]) -> type[KeepService]:
+    """Return a class of services that adds each of its objects to a list, without keeping it."""
+
+    class Noting(KeepService):
+        def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as its parent
+            super().__init__(*args, **named)
+            made.append(weakref.ref(self))
+
+    return Noting

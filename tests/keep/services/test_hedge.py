@@ -24,7 +24,7 @@ from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
 from keepfs.keep.store import CallOptions, ReadObserver
 from tests.fakes.threads import Running, wait_until
-from tests.keep.clusters import AT_ONCE, Cluster, root
+from tests.keep.clusters import AT_ONCE, Cluster, noting, root
 from tests.keepstore import Fault, Stage, silent_port
 from tests.messages.provoking import assert_shows
 
@@ -292,13 +292,8 @@ def test_a_call_leaves_no_garbage(
 ) -> None:
     made: list[weakref.ref[KeepService]] = []
 
-    class Noting(KeepService):
-        def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as its parent
-            super().__init__(*args, **named)
-            made.append(weakref.ref(self))
-
     class Mine(Parts):
-        KeepService = Noting
+        KeepService = noting(made)
 
     locator = cluster.store(b"foo")
     store, *_ = connect(Mine(), Counters(), cluster.api, "", None, None)

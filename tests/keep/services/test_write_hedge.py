@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,11 +20,12 @@ from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThread, KeepWriterThreadPool
 from keepfs.keep.threads import NoThreadError
 from tests.fakes.threads import Running
-from tests.keep.clusters import AT_ONCE, Cluster, root
+from tests.keep.clusters import AT_ONCE, Cluster, noting, root
 from tests.keepstore import Fault, Listening, Stage
 from tests.keepstore.certificates import Authority
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -365,13 +365,8 @@ def test_a_hedged_write_leaves_no_garbage(
 ) -> None:
     made: list[weakref.ref[KeepService]] = []
 
-    class Noting(KeepService):
-        def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as its parent
-            super().__init__(*args, **named)
-            made.append(weakref.ref(self))
-
     class Mine(Parts):
-        KeepService = Noting
+        KeepService = noting(made)
 
     with (
         requests.Session() as session,

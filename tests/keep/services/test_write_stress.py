@@ -7,23 +7,24 @@ import gc
 import itertools
 import random
 import threading
-import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from keepfs.keep import KeepLocator, KeepWriteError
 from keepfs.keep.http.timeouts import Timeouts
-from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThread
 from tests.fakes.threads import Running
-from tests.keep.clusters import Cluster, root
+from tests.keep.clusters import Cluster, noting, root
 from tests.keep.services.test_write_hedge import Parts, client_of, store_of
 from tests.keepstore import Fault, Listening, Stage
 from tests.keepstore.certificates import Authority
 
 if TYPE_CHECKING:
+    import weakref
     from pathlib import Path
+
+    from keepfs.keep.services.service import KeepService
 
 WRITERS, PUTS = 6, 40
 STAGES = list(Stage)
@@ -55,13 +56,8 @@ def test_a_receipt_names_services_that_have_the_block_and_nothing_is_left(
 ) -> None:
     made: list[weakref.ref[KeepService]] = []
 
-    class Noting(KeepService):
-        def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 - as its parent
-            super().__init__(*args, **named)
-            made.append(weakref.ref(self))
-
     class Mine(Parts):
-        KeepService = Noting
+        KeepService = noting(made)
 
     authority = Authority(tmp_path)
     listening = Listening(tls=authority.certify() if is_encrypted else None)

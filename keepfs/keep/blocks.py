@@ -21,7 +21,7 @@ from keepfs.keep.errors import ArgumentError, Cause, KeepReadError, KeepWriteErr
 from keepfs.keep.fetching import FetchObserver, SourceObserver, Sources
 from keepfs.keep.http.timeouts import DEFAULT_TOTAL_TIMEOUT
 from keepfs.keep.locator import EMPTY_BLOCK, MAX_BLOCK_SIZE, KeepLocator
-from keepfs.keep.request_ids import new_request_id
+from keepfs.keep.request_ids import new_request_id, without_request_id
 from keepfs.keep.retry import Backoff
 from keepfs.keep.services.answer_times import AnswerTimes
 from keepfs.keep.store import CallOptions, Wanted
@@ -188,8 +188,11 @@ class BlockClient:
         if locator.permission_expired():
             self.counters.misses.add(1)
             call = call.observed_by(SourceObserver(locator, self._sources))
-            with self._grants.judged(locator):
+            try:
                 return memoryview(self._store.read(locator, call)).toreadonly()
+            except KeepReadError as error:
+                self._grants.failed(locator, error)
+                raise
         fetched: list[bool] = []
 
         def fetch() -> bytes | memoryview:
@@ -341,14 +344,13 @@ class BlockClient:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> CallOptions:
-        given = dict(headers or {})
-        named = [given.pop(name) for name in list(given) if name.lower() == "x-request-id"]
+        named, others = without_request_id(headers) if headers else ("", {})
         return CallOptions(
-            deadline=time.monotonic() + (self.total_timeout if timeout is None else timeout),
-            retries=self.num_retries if num_retries is None else num_retries,
-            request_id=request_id or next(iter(named), "") or self._request_id(),
-            headers=given,
-            backoff=self.backoff,
+            time.monotonic() + (self.total_timeout if timeout is None else timeout),
+            self.num_retries if num_retries is None else num_retries,
+            request_id or named or self._request_id(),
+            others,
+            self.backoff,
         )
 
     def _request_id(self) -> str:
@@ -409,21 +411,33 @@ class BlockClient:
         self, locator: KeepLocator, call: CallOptions, pool: BufferPool | None
     ) -> bytes | memoryview:
         """Read a block from the store; notify waiting lookups once its size is known."""
-        with self._grants.judged(locator), self._answer_times.measured() as first_answer:
-            observer = FetchObserver(
-                locator, self._sources, self.block_cache, self._grants, first_answer, pool
-            )
+        observer = FetchObserver(
+            locator, self._sources, self.block_cache, self._grants, self._answer_times, pool
+        )
+        try:
             block = self._store.read(locator, call.observed_by(observer))
-        self._grants.answered(locator)
+        except KeepReadError as error:
+            self._note_failure(locator, observer.begun_at, error)
+            raise
+        if not observer.has_begun:  # its size wasn't known before
+            self._grants.answered(locator)
         return block
 
     def _find(self, locator: KeepLocator, call: CallOptions) -> int:
         """Return a block's size, found with HEAD."""
-        with self._grants.judged(locator), self._answer_times.measured() as answered:
+        begun = time.monotonic()
+        try:
             size = self._store.find(locator, call).size
-            answered()
+        except KeepReadError as error:
+            self._note_failure(locator, begun, error)
+            raise
+        self._answer_times.answered(begun)
         self._grants.answered(locator)
         return size
+
+    def _note_failure(self, locator: KeepLocator, begun: float, error: KeepReadError) -> None:
+        self._answer_times.failed(begun, error)
+        self._grants.failed(locator, error)
 
 
 def _is_empty(locator: KeepLocator) -> bool:

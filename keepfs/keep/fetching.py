@@ -6,6 +6,7 @@ A read that bypasses the cache has a `SourceObserver`, which only records the se
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
@@ -13,12 +14,11 @@ from cachetools import LRUCache
 from keepfs.keep.store import ReadObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keepfs.keep.buffers import Allocation, BufferPool
     from keepfs.keep.caching.cache import KeepBlockCache
     from keepfs.keep.caching.grants import Grants
     from keepfs.keep.locator import KeepLocator
+    from keepfs.keep.services.answer_times import AnswerTimes
 
 #: Most blocks whose services are recorded; these take about 2 MB.
 _MOST_REMEMBERED = 10_000
@@ -70,8 +70,12 @@ class FetchObserver(SourceObserver):
         sources: The record of services.
         cache: The cache that the block is fetched for.
         grants: The locators that may be answered from the cache.
-        first_answer: Called as soon as a service begins to send the block.
+        answer_times: Gets the time until a service begins to send the block.
         pool: Provides the buffer that the block is received into; None: the cache does.
+
+    Attributes:
+        begun_at: When the fetch began, on the monotonic clock, in seconds.
+        has_begun: Whether a service has begun to send the block.
     """
 
     def __init__(
@@ -80,18 +84,21 @@ class FetchObserver(SourceObserver):
         sources: Sources,
         cache: KeepBlockCache,
         grants: Grants,
-        first_answer: Callable[[], None],
+        answer_times: AnswerTimes,
         pool: BufferPool | None = None,
     ) -> None:
         super().__init__(locator, sources)
         self._cache = cache
         self._grants = grants
-        self._first_answer = first_answer
+        self._answer_times = answer_times
         self._pool = pool
+        self.begun_at = time.monotonic()
+        self.has_begun = False
 
     def began(self, size: int) -> None:
         """Grant the locator, and wake the lookups that wait for the block's size."""
-        self._first_answer()
+        self.has_begun = True
+        self._answer_times.answered(self.begun_at)
         self._grants.answered(self._locator)
         self._cache.announce(self._locator, size)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from keepfs.keep.hashing.growing import md5_of
@@ -46,19 +47,18 @@ class KeepLocator:
         size: The size of the block in bytes, or None if the locator has none.
         hints: All hints except the permission hint, in order.
         perm_sig: The permission hint's signature: 40 hex digits, or None.
-        perm_expiry: When the permission hint expires (aware, UTC), or None.
 
     Raises:
         ValueError: The text isn't a locator; the message says why.
     """
 
-    __slots__ = ("_text", "hints", "md5sum", "perm_expiry", "perm_sig", "size")
+    __slots__ = ("_expires", "_text", "hints", "md5sum", "perm_sig", "size")
 
     md5sum: str
     size: int | None
     hints: tuple[str, ...]
     perm_sig: str | None
-    perm_expiry: dt.datetime | None
+    _expires: int | None
     _text: str
 
     def __init__(self, locator_str: str) -> None:
@@ -69,14 +69,10 @@ class KeepLocator:
         if size is not None and len(size) > _MAX_SIZE_DIGITS:
             raise ValueError(f"not a locator: {_quoted(locator_str)}: no block is that large")
         parts = hints.split("+")[1:]
-        self._set("md5sum", md5sum)
-        self._set("size", None if size is None else int(size))
-        self._set("hints", tuple(part for part in parts if not part.startswith("A")))
-        self._set("perm_sig", None)
-        self._set("perm_expiry", None)
-        permissions = [part for part in parts if part.startswith("A")]
+        permissions = [part for part in parts if part[0] == "A"]
         if len(permissions) > 1:
             raise ValueError(f"not a locator: {_quoted(locator_str)}: two permission hints")
+        signature, expires = None, None
         for permission in permissions:
             signed = _PERMISSION_HINT.match(permission)
             if signed is None:
@@ -84,12 +80,14 @@ class KeepLocator:
                     f"not a locator: {_quoted(locator_str)}: a permission hint is"
                     " +A, 40 lower-case hex digits, @, 8 hex digits"
                 )
-            self._set("perm_sig", signed[1])
-            self._set("perm_expiry", dt.datetime.fromtimestamp(int(signed[2], 16), dt.UTC))
-        self._set("_text", "+".join([self.stripped(), *parts]))
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
+            signature, expires = signed[1], int(signed[2], 16)
+        put = object.__setattr__  # a locator can't be changed by others
+        put(self, "md5sum", md5sum)
+        put(self, "size", None if size is None else int(size))
+        put(self, "hints", tuple([part for part in parts if part[0] != "A"]))
+        put(self, "perm_sig", signature)
+        put(self, "_expires", expires)
+        put(self, "_text", "+".join((self.stripped(), *parts)))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a KeepLocator can't be changed: {name}")
@@ -135,18 +133,24 @@ class KeepLocator:
         """Return the permission hint without its `+`, or None."""
         return next((part for part in self._text.split("+") if part.startswith("A")), None)
 
+    @property
+    def perm_expiry(self) -> dt.datetime | None:
+        """When the permission hint expires (aware, UTC), or None."""
+        return None if self._expires is None else dt.datetime.fromtimestamp(self._expires, dt.UTC)
+
     def permission_expired(self, as_of_dt: dt.datetime | None = None) -> bool:
         """Return whether the permission hint has expired; False without one.
 
         Args:
             as_of_dt: The time to compare with; None: now. A naive time is taken as UTC.
         """
-        if self.perm_expiry is None:
+        if self._expires is None:
             return False
-        now = dt.datetime.now(dt.UTC) if as_of_dt is None else as_of_dt
-        if now.tzinfo is None:
-            now = now.replace(tzinfo=dt.UTC)
-        return self.perm_expiry <= now
+        if as_of_dt is None:
+            return self._expires * 10**9 <= time.time_ns()
+        if as_of_dt.tzinfo is None:
+            as_of_dt = as_of_dt.replace(tzinfo=dt.UTC)
+        return self._expires <= as_of_dt.timestamp()
 
 
 #: The empty block. Reading it needs no service and can't fail.
@@ -159,6 +163,8 @@ def parse_list(text: str) -> tuple[KeepLocator, ...]:
     Raises:
         ValueError: A part isn't a locator, or is empty.
     """
+    if "," not in text:
+        return (KeepLocator(text),)
     return tuple(KeepLocator(part) for part in text.split(","))
 
 

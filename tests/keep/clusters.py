@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from keepfs.keep import KeepClient, KeepLocator
 from keepfs.keep.retry import Backoff
-from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.discovery import Services, probe_order
 from keepfs.keep.services.service import KeepService
 from tests.keepstore import TEST_TOKEN, Controls, KeepstoreControls, ServiceEntry
 
@@ -148,7 +148,7 @@ class Cluster:
         services = Services.of_list(self.api.execute()["items"])
         self.api.asked -= 1
         by_port = {store.port: store for store in self.stores}
-        ranked = probe_order(name, services.records, Access.READ)
+        ranked = probe_order(name, services.records)
         return [by_port[int(each.root.rstrip("/").rpartition(":")[2])] for each in ranked]
 
     def store(self, block: bytes, *servers: KeepstoreControls) -> KeepLocator:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keepfs.keep import KeepClient, KeepLocator
-from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.discovery import Services, probe_order
 from tests.keep.clusters import AT_ONCE, Cluster
 from tests.keepstore import (
     TEST_TOKEN,
@@ -95,7 +95,7 @@ def test_both_have_the_same_probe_order(cluster: Cluster) -> None:
 
     for number in range(20):
         locator = KeepLocator.of_block(b"%d" % number)
-        ours = probe_order(locator, Services.of_uris(uris).records, Access.READ)
+        ours = probe_order(locator, Services.of_uris(uris).records)
 
         assert client.weighted_service_roots(sdk.KeepLocator(str(locator))) == [
             each.root for each in ours

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from keepfs.keep.threads import NoThreadError, Thread
+from keepfs.keep.threads import LazyEvent, NoThreadError, Thread
 from keepfs.mount import fuse
 
 
@@ -103,3 +103,29 @@ def test_a_tick_ends_a_start_that_hangs_in_the_main_thread() -> None:
 
         assert not waits.wait(0.3)
         assert time.monotonic() - began >= 0.3
+
+
+def test_an_event_wakes_all_threads_that_wait_for_it_whenever_they_began() -> None:
+    def try_once() -> list[bool]:
+        event, woken = LazyEvent(), list[bool]()
+        threads = [
+            threading.Thread(target=lambda: woken.append(event.wait(10.0))) for _ in range(3)
+        ]
+        for thread in threads[:2]:
+            thread.start()
+        event.set()
+        threads[2].start()
+        for thread in threads:
+            thread.join()
+        return woken
+
+    assert all(try_once() == [True] * 3 for _ in range(200))
+
+
+def test_a_wait_for_an_event_that_is_not_set_ends_at_its_timeout() -> None:
+    event = LazyEvent()
+
+    assert not event.wait(0.01)
+    assert not event.is_set()
+    event.set()
+    assert event.wait(0.0)

@@ -480,5 +480,5 @@ def test_after_close_no_exchange_begins() -> None:
     exchanges = Exchanges(verify=True)
     exchanges.close()
 
-    with pytest.raises(ConnectionError), exchanges.begin(None):  # type: ignore[arg-type] # unused
-        pass
+    with pytest.raises(ConnectionError):
+        exchanges.begin(None)  # type: ignore[arg-type] # unused

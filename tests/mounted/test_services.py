@@ -17,7 +17,7 @@ import pytest
 
 from keepfs.fs.errnos import ERRNO_BY_CAUSE
 from keepfs.keep import KeepLocator
-from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.discovery import Services, probe_order
 from keepfs.mount import mountpoint, runtime
 from tests.fakes.threads import Running
 from tests.keep.test_faults import PROXY_ROWS, ROWS, ProxyRow, Row
@@ -586,8 +586,7 @@ def test_a_block_is_read_in_time_where_one_service_is_slow(
     block, name = next(
         (it, name)
         for it, name in names
-        if probe_order(KeepLocator(name), services.records, Access.READ)[0].root
-        == f"{stores[0].url}/"
+        if probe_order(KeepLocator(name), services.records)[0].root == f"{stores[0].url}/"
     )
     # At its rate the block takes 20 s.
     slow = Fault(pause={Stage.BEFORE_STATUS: 1.5}, send_rate=40_000)

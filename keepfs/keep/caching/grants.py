@@ -18,16 +18,16 @@ not sign. Any thread may call any method.
 from __future__ import annotations
 
 import collections
-import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 from keepfs.keep.caching.trusted_names import TrustedNames
-from keepfs.keep.errors import Cause, KeepReadError
+from keepfs.keep.errors import Cause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    from keepfs.keep.errors import KeepReadError
     from keepfs.keep.locator import KeepLocator
 
 #: Most names of manifests: blocks of 64 TiB, and 16 MB of memory.
@@ -114,15 +114,10 @@ class Grants:
             self._services_sign = self._are_needed
         self._on_refusal(locator)
 
-    @contextlib.contextmanager
-    def judged(self, locator: KeepLocator) -> Iterator[None]:
-        """Revoke a locator's grant if the body raises KeepReadError with cause DENIED."""
-        try:
-            yield
-        except KeepReadError as error:
-            if error.cause is Cause.DENIED:
-                self.refused(locator)
-            raise
+    def failed(self, locator: KeepLocator, error: KeepReadError) -> None:
+        """Record that a request failed; if the cause is DENIED, the locator was refused."""
+        if error.cause is Cause.DENIED:
+            self.refused(locator)
 
     def clear(self) -> None:
         """Drop all grants: signatures are valid for one token, and the token has changed."""

@@ -9,11 +9,11 @@ blocks stall, one more block may be reserved.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from keepfs.keep.errors import fresh_copy
 from keepfs.keep.locator import MAX_BLOCK_SIZE
+from keepfs.keep.threads import LazyEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,10 +59,10 @@ class Fetch:
         self.claims = claims
         self.deadline = deadline
         self.size = MAX_BLOCK_SIZE if locator.size is None else locator.size
-        self.done = threading.Event()
+        self.done = LazyEvent()
         self.block: memoryview | None = None
         self.failure: Exception | None = None
-        self._answered = threading.Event()
+        self._answered = LazyEvent()
         self._announced: int | None = None
 
     def announce(self, size: int) -> None:
@@ -163,7 +163,9 @@ class Reservations:
 
     def _is_stuck(self) -> bool:
         """Return whether fetches leave no room for a block and released nothing for 3 s."""
-        held = self.size - sum(each.size for each in self._late)
+        held = self.size
+        if self._late:
+            held -= sum(each.size for each in self._late)
         return held > self._budget - self._block and self._clock() >= self._moved_at + STUCK
 
     def fits(self, size: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import TYPE_CHECKING, Literal
 
@@ -10,12 +9,12 @@ from keepfs.keep.http.transport import DirectTransport, SessionTransport, adopt
 from keepfs.keep.http.wire import ONE_PIECE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     import requests
 
     from keepfs.keep.http.pace import Pace
-    from keepfs.keep.http.transport import Transport
+    from keepfs.keep.http.transport import Sent, Transport
 
 
 class Exchange:
@@ -25,23 +24,23 @@ class Exchange:
 
     Args:
         pace: The pace of the exchange.
-        steps: Sends the request, yields the descriptor to poll for the answer, and
-            receives the answer. Raises only for bugs. If the seconds for the rest of the
-            answer are sent to it, it yields again unless the answer has begun to arrive.
+        steps: Sends the request, yields what was sent, and receives the answer. Raises only
+            for bugs. If the seconds for the rest of the answer are sent to it, it yields
+            again unless the answer has begun to arrive.
         succeeded: Returns whether the request succeeded, after the last step.
     """
 
     def __init__(
-        self, pace: Pace, steps: Generator[int | None, float | None], succeeded: Callable[[], bool]
+        self, pace: Pace, steps: Generator[Sent, float | None], succeeded: Callable[[], bool]
     ) -> None:
         self._pace = pace
         self._steps = steps
         self._succeeded = succeeded
-        self._descriptor = next(steps, None)
+        self._sent = next(steps, None)
 
     def fileno(self) -> int | None:
         """Return the descriptor to poll for the answer; None if it can't be polled."""
-        return self._descriptor
+        return None if self._sent is None else self._sent.fileno()
 
     def patience(self) -> float:
         """Return the seconds to wait for the answer, at least 0."""
@@ -58,7 +57,7 @@ class Exchange:
             rest: Seconds for the rest; the time until now doesn't count as silence.
         """
         try:
-            self._descriptor = self._steps.send(rest)
+            self._sent = self._steps.send(rest)
         except StopIteration:
             return True
         return False
@@ -96,9 +95,10 @@ class Exchanges:
         if template is not None:
             adopt(template)
 
-    @contextlib.contextmanager
-    def begin(self, pace: Pace) -> Iterator[Transport]:
+    def begin(self, pace: Pace) -> Transport:
         """Provide a transport for one request and its answer; `close` cancels the pace.
+
+        The caller calls `end` after it.
 
         Raises:
             ConnectionError: `close` was called.
@@ -107,12 +107,15 @@ class Exchanges:
             if self._closed:
                 raise ConnectionError("the client is closed")
             self._paces.add(pace)
-        try:
-            yield self._transport()
-        finally:
-            pace.detach()
-            with self._lock:
-                self._paces.discard(pace)
+        if self._template is None:
+            return self._direct
+        return SessionTransport(self._template, self._verify)
+
+    def end(self, pace: Pace) -> None:
+        """End the request that began with this pace, if it has begun: it isn't cancelled later."""
+        pace.detach()
+        with self._lock:
+            self._paces.discard(pace)
 
     def sends_at_once(self, root: str, size: int) -> bool:
         """Return whether a body of `size` bytes is sent without blocking.
@@ -129,8 +132,3 @@ class Exchanges:
         for pace in paces:
             pace.cancel()
         self._direct.close()
-
-    def _transport(self) -> Transport:
-        if self._template is None:
-            return self._direct
-        return SessionTransport(self._template, self._verify)

@@ -7,15 +7,14 @@ slow is detected within a few answers. Any thread may call any method.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from keepfs.keep.errors import Cause, KeepReadError
+from keepfs.keep.errors import Cause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from keepfs.keep.errors import KeepReadError
 
 #: The wait as a multiple of the usual time: most answers come within it, also those that
 #: need a request to a second or third service.
@@ -43,20 +42,14 @@ class AnswerTimes:
                 sample = min(seconds, _FACTOR * self._usual)
                 self._usual += _WEIGHT * (sample - self._usual)
 
-    @contextlib.contextmanager
-    def measured(self) -> Iterator[Callable[[], None]]:
-        """Time one request, until the yielded function is called or the block is refused."""
-        begun = time.monotonic()
+    def answered(self, begun: float) -> None:
+        """Add the time of a request that was sent at `begun`, on the monotonic clock."""
+        self.add(time.monotonic() - begun)
 
-        def answered() -> None:
-            self.add(time.monotonic() - begun)
-
-        try:
-            yield answered
-        except KeepReadError as error:
-            if error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
-                answered()
-            raise
+    def failed(self, begun: float, error: KeepReadError) -> None:
+        """Add the time of a request that failed, if a service answered it."""
+        if error.cause in {Cause.NOT_FOUND, Cause.DENIED}:
+            self.answered(begun)
 
     def wait(self, most: float) -> float:
         """Return the seconds to wait for an answer: four times the usual, 0.1 s at least.

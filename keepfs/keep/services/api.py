@@ -225,17 +225,19 @@ class ApiClient:
         pace = Pace(Timeouts(_CONNECT, silence, 0), now + min(limit, total or limit))
         end = None if total is None else now + total
         try:
-            with self._exchanges.begin(pace) as transport:
-                limits = (min(_CONNECT, self.timeout), silence)
-                with (
-                    transport.send(method, self.root, path, headers, view, limits, pace) as sent,
-                    sent.receive() as answer,
-                ):
-                    return self._answer(answer, token, long_text, pace, end)
+            transport = self._exchanges.begin(pace)
+            limits = (min(_CONNECT, self.timeout), silence)
+            with (
+                transport.send(method, self.root, path, headers, view, limits, pace) as sent,
+                sent.receive() as answer,
+            ):
+                return self._answer(answer, token, long_text, pace, end)
         except TRANSPORT_ERRORS as error:
             happened = pace.failure or innermost(error)
             text = redacted(str(happened) or type(happened).__name__, token)
             failure = ApiError(0, f"{self.root}: {text}", cause_of_error(pace.failure or error))
+        finally:
+            self._exchanges.end(pace)
         raise failure
 
     def close(self) -> None:

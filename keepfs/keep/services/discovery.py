@@ -16,7 +16,7 @@ import itertools
 import logging
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from keepfs.keep.errors import ArgumentError
@@ -132,6 +132,18 @@ class Hint:
     cluster_id: str | None = None
 
 
+class _Usable(NamedTuple):
+    """The services that accept requests of one kind, and whether any isn't a keepstore."""
+
+    records: tuple[ServiceRecord, ...]
+    has_proxies: bool
+
+    @classmethod
+    def of(cls, records: Iterable[ServiceRecord], access: Access) -> _Usable:
+        usable = tuple(record for record in records if record.allows(access))
+        return cls(usable, any(record.kind is not Kind.DISK for record in usable))
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """A list of services.
@@ -186,13 +198,21 @@ class Services:
             records.setdefault(_checked(root), ServiceRecord(uuid, root, Kind.PROXY))
         return cls(tuple(records.values()), is_fixed=True)
 
-    def allowing(self, access: Access) -> list[ServiceRecord]:
+    # For each call, which needs them several times.
+    _for_reads: _Usable = field(init=False, compare=False)
+    _for_writes: _Usable = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_for_reads", _Usable.of(self.records, Access.READ))
+        object.__setattr__(self, "_for_writes", _Usable.of(self.records, Access.WRITE))
+
+    def allowing(self, access: Access) -> tuple[ServiceRecord, ...]:
         """Return the services that accept requests of this kind."""
-        return [record for record in self.records if record.allows(access)]
+        return (self._for_reads if access is Access.READ else self._for_writes).records
 
     def has_proxies(self, access: Access) -> bool:
         """Return whether any of these isn't a keepstore: the timeouts for proxies apply then."""
-        return any(record.kind is not Kind.DISK for record in self.allowing(access))
+        return (self._for_reads if access is Access.READ else self._for_writes).has_proxies
 
     def copies_per_service(self) -> int | None:
         """Return the copies that one write makes; None if it may be any number."""
@@ -213,16 +233,13 @@ def weight(md5sum: str, service_uuid: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def probe_order(
-    locator: KeepLocator, services: Iterable[ServiceRecord], access: Access
-) -> list[ServiceRecord]:
-    """Sort the services that allow `access` by weight, the likeliest holder first.
+def probe_order(locator: KeepLocator, services: Iterable[ServiceRecord]) -> list[ServiceRecord]:
+    """Sort services by weight, the likeliest holder first.
 
     The order depends only on the block's hash and the services' UUIDs, not on the
     order of `services`.
     """
-    candidates = (service for service in services if service.allows(access))
-    return sorted(candidates, key=lambda each: weight(locator.md5sum, each.uuid), reverse=True)
+    return sorted(services, key=lambda each: weight(locator.md5sum, each.uuid), reverse=True)
 
 
 def _checked(uri: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 from keepfs.keep.background import Background
 from keepfs.keep.errors import Cause, KeepReadError, KeepWriteError, NoKeepServersError
@@ -65,16 +65,6 @@ class Parts(Protocol):
     @property
     def KeepWriterThreadPool(self) -> type[KeepWriterThreadPool]:  # noqa: N802 - likewise
         """The class for the writes of one round."""
-
-
-@runtime_checkable
-class HedgingPool(Protocol):
-    """A `KeepWriterThreadPool` that uses the next service too if one is silent."""
-
-    silent: set[str]
-
-    def hedge(self, silence: float, sluggish: Sluggish) -> None:
-        """Set after how many seconds a service is silent, and the services known to be."""
 
 
 class RemoteStore:
@@ -213,7 +203,9 @@ class RemoteStore:
         def ask(service: KeepService) -> bool:
             return service.get(locator, method, timeouts) is not None
 
-        services = self._sluggish.last(asked[root] for root in roots if asked[root].usable())
+        services = self._sluggish.last(
+            [service for root in roots if (service := asked[root]).usable()]
+        )
         answered = None
         while services and answered is None:
             hedge = Hedge(services, ask, call, self._hedges.spawn, self._extras, self.silence)
@@ -264,7 +256,7 @@ class RemoteStore:
                 classes=classes,
                 tally=tally,
             )
-            is_hedged = isinstance(pool, HedgingPool)  # a user's class may not be
+            is_hedged = hasattr(pool, "hedge")  # a user's class may not be
             if is_hedged:
                 silence = self.silence + memoryview(block).nbytes / _WRITING_RATE
                 pool.hedge(silence, self._sluggish_writes)
@@ -316,8 +308,8 @@ class RemoteStore:
 
     def roots(self, locator: KeepLocator, services: Services, access: Access) -> list[str]:
         """Return the roots in order: for reads those that hints name, then by probe order."""
-        ranked = [each.root for each in probe_order(locator, services.records, access)]
-        if access is Access.READ:
+        ranked = [each.root for each in probe_order(locator, services.allowing(access))]
+        if access is Access.READ and locator.hints:
             ranked = [*(hint.root for hint in services.hinted(locator)), *ranked]
         return list(dict.fromkeys(ranked))
 

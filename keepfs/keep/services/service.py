@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from keepfs.keep.http.exchange import Exchanges
     from keepfs.keep.http.pace import Watch
-    from keepfs.keep.http.transport import Answer
+    from keepfs.keep.http.transport import Answer, Sent
     from keepfs.keep.locator import KeepLocator
 
 _log = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ class KeepService:
         self.is_survey = False
         self._exchanges = exchanges
         self._headers = {**_COMMON_HEADERS, **headers}
-        self._token = self._headers.get("Authorization", "").removeprefix("Bearer ")
         self._counters = counters or Counters()
-        end = time.monotonic() + DEFAULT_TOTAL_TIMEOUT
-        self._deadline = end if deadline is None else deadline
+        if deadline is None:
+            deadline = time.monotonic() + DEFAULT_TOTAL_TIMEOUT
+        self._deadline = deadline
         self._observer = observer or ReadObserver()
         self._outcome: Outcome | None = None
         self._pace: Pace | None = None
@@ -110,6 +110,10 @@ class KeepService:
         return f"KeepService({self.root!r})"
 
     # --- outcomes ----------------------------------------------------------
+
+    @property
+    def _token(self) -> str:
+        return self._headers.get("Authorization", "").removeprefix("Bearer ")
 
     def usable(self) -> bool:
         """Return whether a further request to it may succeed."""
@@ -322,29 +326,26 @@ class KeepService:
         body: memoryview | None,
         timeouts: Timeouts,
         read: Callable[[Answer], Outcome],
-    ) -> Generator[int | None, float | None]:
+    ) -> Generator[Sent, float | None]:
         """Make one request and set its outcome; raise for bugs only. See `Exchange`."""
         self._pace = pace
         if self._cancelled:
             pace.cancel()
-        connect = min(timeouts.connect, max(0.001, pace.remaining()))
         self._counters.requests.add(self.root)
         begun = time.monotonic()
         try:
-            pace.check()
-            with (
-                self._exchanges.begin(pace) as transport,
-                transport.send(
-                    method,
-                    self.root,
-                    path,
-                    {**self._headers, **headers},
-                    body,
-                    (connect, min(timeouts.read, max(0.001, pace.remaining()))),
-                    pace,
-                ) as sent,
-            ):
-                while (rest := (yield sent.fileno())) is not None:
+            now = pace.check()
+            left = max(0.001, self._deadline - now)
+            with self._exchanges.begin(pace).send(
+                method,
+                self.root,
+                path,
+                {**self._headers, **headers},
+                body,
+                (min(timeouts.connect, left), min(timeouts.read, left)),
+                pace,
+            ) as sent:
+                while (rest := (yield sent)) is not None:
                     if sent.has_begun():
                         pace.resume()
                         pace.hurry(rest, f"the rest of the answer didn't come in {rest:g} s")
@@ -356,6 +357,7 @@ class KeepService:
             outcome = self._failed(pace, error)
             release_frames(error)
         finally:
+            self._exchanges.end(pace)
             self._pace = None
             if pace.failure is not None:
                 release_frames(pace.failure)

@@ -12,7 +12,6 @@ exchange (`BodyCutError`).
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 from typing import TYPE_CHECKING
 
@@ -123,7 +122,8 @@ def receive_block(
     capacity = MAX_BLOCK_SIZE + 1 if size is None else size + (declared is None)
     begun = min(probe, capacity)
     memory: Allocation = FreshAllocation(begun) if begun else observer.allocate(capacity)
-    with contextlib.closing(block_digest(capacity)) as digest:
+    digest = block_digest(capacity)
+    try:
         step = _STEP if capacity < LARGE else _STEP_BESIDE
         got, is_cut = _receive_into(memory.view, 0, answer, digest, step)
         if got == begun < capacity and not is_cut and begun:
@@ -131,6 +131,8 @@ def receive_block(
             memory.view[:begun] = first
             got, is_cut = _receive_into(memory.view, begun, answer, digest, step)
         md5sum = "" if is_cut else digest.hexdigest()
+    finally:
+        digest.close()
     # Without a length or chunks the end of the connection ends the body, early or not.
     has_end = declared is not None or "transfer-encoding" in answer.headers
     if is_cut or (size is not None and got < size and not has_end):

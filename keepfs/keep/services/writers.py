@@ -83,7 +83,7 @@ class WriteHedging:
 
     silence: float
     note: Callable[[WritableService, str | None], bool]
-    add_worker: Callable[[], None]
+    add_worker: Callable[[], bool]
 
 
 class KeepWriterThread(Thread):
@@ -128,7 +128,7 @@ class KeepWriterThread(Thread):
                 return
             try:
                 service, root = task
-                with self._judging(service, root):
+                with _Judging(self, service, root):
                     self.queue.write_success(service, root, *self.do_task(service, root))
             finally:  # `_judging` itself may fail for lack of memory
                 self.queue.abandon(task[0])
@@ -149,7 +149,7 @@ class KeepWriterThread(Thread):
             for each, is_readable in _ended(under_way):
                 under_way.remove(each)
                 service, root = each.service, each.root
-                with self._judging(service, root):
+                with _Judging(self, service, root):
                     if is_readable and not each.begun.receive_begun(_REST_OF_ANSWER):
                         under_way.append(each)
                         continue
@@ -207,7 +207,7 @@ class KeepWriterThread(Thread):
                 service, root = self.queue.get_task_nowait()
             except queue.Empty:
                 return
-            with self._judging(service, root):
+            with _Judging(self, service, root):
                 begun = cast("SharingService", service).begin_put(
                     self.data_hash, self.data, timeout=self.timeout, headers=self._headers()
                 )
@@ -234,24 +234,44 @@ class KeepWriterThread(Thread):
         }
         return Confirmation.of_headers(answer), result["body"]
 
-    @contextlib.contextmanager
-    def _judging(self, service: WritableService, root: str | None) -> Iterator[None]:
-        """Record the try as failed if the body raises; suppress the exception."""
-        try:
-            yield
-        except self.TaskFailed:
-            self.queue.write_fail(service)
-        except Exception:  # noqa: BLE001 - of a test double, or a bug
-            # Other threads must not wait for this try.
+    def note_failure(self, service: WritableService, root: str | None, error: Exception) -> None:
+        """Record a try as failed: other threads must not wait for it."""
+        if not isinstance(error, self.TaskFailed):  # of a test double, or a bug
             said = of_commands.UNEXPECTED(what=f"storing {self.data_hash[:32]} at {root}")
-            _log.exception("%s", said)
-            self.queue.write_fail(service)
+            _log.error("%s", said, exc_info=error)
+        self.queue.write_fail(service)
+
+
+class _Judging:
+    """Records a try as failed if the body raises; suppresses the exception."""
+
+    __slots__ = ("_root", "_service", "_writer")
+
+    def __init__(
+        self, writer: KeepWriterThread, service: WritableService, root: str | None
+    ) -> None:
+        self._writer, self._service, self._root = writer, service, root
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._writer.note_failure(self._service, self._root, error)
+        return True
 
 
 #: The original methods. If one was replaced, `run_for_all` would bypass the replacement.
 _OURS = (KeepWriterThread.run, KeepWriterThread.do_task, KeepWriterQueue.get_next_task)
 #: The longest timeout of `poll`, in milliseconds.
 _LONGEST = 2**31 - 1
+
+
+def _sends_at_once(service: WritableService, size: int) -> bool:
+    """Return whether a service is a `SharingService` that sends a block without blocking."""
+    # `isinstance` with a protocol takes 20 µs, as much as the rest of a small PUT's queue.
+    sends = getattr(service, "sends_at_once", None)
+    return sends is not None and hasattr(service, "begin_put") and sends(size)
 
 
 @dataclass(slots=True)
@@ -309,6 +329,7 @@ class KeepWriterThreadPool:
 
     Attributes:
         silent: The roots of services that were silent, even if they answered later.
+        threads: The threads that the missing copies take, with the caller's.
     """
 
     def __init__(
@@ -327,13 +348,11 @@ class KeepWriterThreadPool:
         self._silence = math.inf
         self._sluggish: Sluggish | None = None
         self._started: list[KeepWriterThread] = []
-        missing = self.queue.pending_copies()
-        threads = 1
+        self._own = KeepWriterThread(self.queue, data, data_hash, timeout)
+        self.threads = 1
         if max_service_replicas:
-            threads = max(1, -(-missing // max_service_replicas))
-        self.workers = [
-            KeepWriterThread(self.queue, data, data_hash, timeout) for _ in range(threads)
-        ]
+            missing = self.queue.pending_copies()
+            self.threads = max(1, -(-missing // max_service_replicas))
 
     def hedge(self, silence: float, sluggish: Sluggish) -> None:
         """Use the next service too if one is silent; else it is waited for until the timeout.
@@ -357,25 +376,22 @@ class KeepWriterThreadPool:
 
     def join(self) -> None:
         """Run the round to its end. Blocks."""
-        own, *others = self.workers
+        own = self._own
         # More threads than services would be useless.
-        others = others[: max(0, self.total_task_nr - 1)]
+        others = min(self.threads, self.total_task_nr) - 1
         if self._sluggish is not None:
-            for worker in self.workers:
-                worker.hedging = WriteHedging(self._silence, self._note_silent, self._add_worker)
+            own.hedging = WriteHedging(self._silence, self._note_silent, self._add_worker)
         try:
-            if others and self._needs_one_thread():
+            if others > 0 and self._needs_one_thread():
                 own.run_for_all()
                 return
-            for worker in others:
-                if not self._start(worker):
-                    break
+            while others > 0 and self._add_worker():
+                others -= 1
             own.run()
         finally:
             while self._started:  # a worker may start another before it ends
                 self._started.pop().join()
-            for worker in self.workers:
-                worker.hedging = None  # breaks a cycle that would keep the block alive
+            own.hedging = None  # breaks a cycle that would keep the block alive
 
     def _start(self, worker: KeepWriterThread) -> bool:
         try:
@@ -394,22 +410,23 @@ class KeepWriterThreadPool:
             self._sluggish.note([root], [])
         return self.queue.note_silent(service, self._sluggish or ())
 
-    def _add_worker(self) -> None:
-        own = self.workers[0]
+    def _add_worker(self) -> bool:
+        """Start another thread; return whether that succeeded."""
+        own = self._own
         worker = KeepWriterThread(self.queue, own.data, own.data_hash, own.timeout)
         worker.hedging = own.hedging
-        self._start(worker)
+        return self._start(worker)
 
     def _needs_one_thread(self) -> bool:
         """Return whether the first services can all be sent the block without blocking."""
-        worker, data = self.workers[0], self.workers[0].data
+        worker, data = self._own, self._own.data
         used = (type(worker).run, type(worker).do_task, type(self.queue).get_next_task)
         if isinstance(data, str) or used != _OURS:
             return False
         size, missing = memoryview(data).nbytes, self.queue.pending_copies()
         with self.queue.mutex:
             services = [service for service, _ in itertools.islice(self.queue.queue, missing)]
-        return all(isinstance(it, SharingService) and it.sends_at_once(size) for it in services)
+        return all(_sends_at_once(it, size) for it in services)
 
     def response(self) -> Any:  # noqa: ANN401 - whatever the service's body was
         """Return the body of the last answer that confirmed a copy."""

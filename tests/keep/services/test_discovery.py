@@ -56,7 +56,7 @@ def announced(**fields: Any) -> dict[str, Any]:  # noqa: ANN401 - of a record
 def test_the_probe_order_is_that_of_the_reference_vectors(vector: dict[str, str]) -> None:
     services = [disk(number) for number in range(16)]
 
-    order = probe_order(KeepLocator(vector["hash"]), services, Access.READ)
+    order = probe_order(KeepLocator(vector["hash"]), services)
 
     assert "".join(service.uuid[-1] for service in order) == vector["order"]
 
@@ -65,7 +65,7 @@ def test_the_probe_order_is_that_of_the_reference_vectors(vector: dict[str, str]
 def test_the_weights_are_those_of_the_small_tables(table: dict[str, Any]) -> None:
     services = [ServiceRecord(name, f"http://{name}/") for name in table["services"]]
 
-    order = probe_order(KeepLocator(table["hash"]), services, Access.READ)
+    order = probe_order(KeepLocator(table["hash"]), services)
 
     assert [service.uuid for service in order] == table["order"]
     assert {name: weight(table["hash"], name) for name in table["services"]} == table["weights"]
@@ -78,16 +78,16 @@ def test_of_a_uuid_with_28_characters_the_last_15_count(case: dict[str, Any]) ->
     names = RENDEZVOUS["uuid_28_characters"]["services"]
     services = [ServiceRecord(name, f"http://{name}/") for name in names]
 
-    order = probe_order(KeepLocator(case["hash"]), services, Access.READ)
+    order = probe_order(KeepLocator(case["hash"]), services)
 
     assert [service.uuid for service in order] == case["python_order"]
 
 
 @given(st.permutations(range(8)))
 def test_the_probe_order_does_not_depend_on_the_lists_order(numbers: list[int]) -> None:
-    expected = probe_order(FOO, [disk(n) for n in range(8)], Access.READ)
+    expected = probe_order(FOO, [disk(n) for n in range(8)])
 
-    assert probe_order(FOO, [disk(n) for n in numbers], Access.READ) == expected
+    assert probe_order(FOO, [disk(n) for n in numbers]) == expected
 
 
 @given(st.integers(0, 7), st.text("0123456789abcdef", min_size=32, max_size=32))
@@ -95,17 +95,17 @@ def test_a_removed_service_does_not_change_the_order_of_others(leaver: int, md5s
     services = [disk(number) for number in range(8)]
     locator = KeepLocator(md5sum)
 
-    before = probe_order(locator, services, Access.READ)
-    after = probe_order(locator, [s for s in services if s.uuid != uuid(leaver)], Access.READ)
+    before = probe_order(locator, services)
+    after = probe_order(locator, [s for s in services if s.uuid != uuid(leaver)])
 
     assert after == [service for service in before if service.uuid != uuid(leaver)]
 
 
 def test_a_read_only_service_is_probed_for_reads_only() -> None:
-    services = [disk(0, read_only=True), disk(1)]
+    services = Services((disk(0, read_only=True), disk(1)))
 
-    assert len(probe_order(FOO, services, Access.READ)) == 2
-    assert probe_order(FOO, services, Access.WRITE) == [disk(1)]
+    assert services.allowing(Access.READ) == services.records
+    assert services.allowing(Access.WRITE) == (disk(1),)
 
 
 # --- records ---
@@ -228,7 +228,7 @@ def test_a_users_list_is_of_proxies_named_by_their_place() -> None:
 def test_a_users_list_is_not_in_probe_order() -> None:
     services = Services.of_uris(" ".join(f"http://p{n}/" for n in range(16)))
 
-    assert probe_order(FOO, services.records, Access.READ) != list(services.records)
+    assert probe_order(FOO, services.records) != list(services.records)
 
 
 @pytest.mark.parametrize(

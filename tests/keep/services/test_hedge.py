@@ -18,7 +18,7 @@ from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.counters import Counters
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.services.connect import connect
-from keepfs.keep.services.discovery import Access, Services, probe_order
+from keepfs.keep.services.discovery import Services, probe_order
 from keepfs.keep.services.extras import Extras
 from keepfs.keep.services.service import KeepService
 from keepfs.keep.services.writers import KeepWriterThreadPool
@@ -400,7 +400,7 @@ def test_a_service_that_does_not_accept_the_connection_is_silent_too(cluster: Cl
         locator, block = next(
             (name, block)
             for name, block in names.items()
-            if str(port) in probe_order(name, services.records, Access.READ)[0].root
+            if str(port) in probe_order(name, services.records)[0].root
         )
         store = store_of(cluster, uris, Timeouts(60, 300, 1))
         with client_of(store) as client:

@@ -206,7 +206,7 @@ def test_there_are_as_many_threads_as_the_missing_copies_take(
         data=b"foo", data_hash=DIGEST, copies=copies, max_service_replicas=max_service_replicas
     )
 
-    assert len(pool.workers) == threads
+    assert pool.threads == threads
 
 
 def test_copies_that_were_confirmed_before_need_no_threads() -> None:
@@ -215,7 +215,7 @@ def test_copies_that_were_confirmed_before_need_no_threads() -> None:
 
     pool = KeepWriterThreadPool(b"foo", DIGEST, 3, 1, tally=tally)
 
-    assert len(pool.workers) == 1
+    assert pool.threads == 1
 
 
 def test_a_success_starts_no_other_while_one_is_under_way() -> None:

@@ -296,17 +296,18 @@ def _ended(tries: list[_Try]) -> list[tuple[_Try, bool]]:
 
     The second value is whether bytes have arrived; else the try has timed out.
     """
-    if over := [(each, False) for each in tries if each.begun.fileno() is None]:
+    descriptors = [(each.begun.fileno(), each) for each in tries]
+    if over := [(each, False) for descriptor, each in descriptors if descriptor is None]:
         return over
     waiting = select.poll()
-    for each in tries:
-        waiting.register(each.begun.fileno() or 0, select.POLLIN)
+    for descriptor, _ in descriptors:
+        waiting.register(descriptor or 0, select.POLLIN)
     look_at = min(each.look_at for each in tries)
     patience = min(each.begun.patience() for each in tries)
     patience = max(0.0, min(patience, look_at - time.monotonic()))
     milliseconds = min(math.ceil(patience * 1000), _LONGEST)
     if answered := {descriptor for descriptor, _ in waiting.poll(milliseconds)}:
-        return [(each, True) for each in tries if each.begun.fileno() in answered]
+        return [(each, True) for descriptor, each in descriptors if descriptor in answered]
     return [(each, False) for each in tries if not each.begun.patience()]
 
 

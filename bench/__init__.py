@@ -3,7 +3,7 @@
     scripts/bench                     everything but what takes long; some twenty minutes
     scripts/bench reading writing     some groups only
     scripts/bench growth memory       what takes long: cost as work grows, peak memory
-    scripts/bench --like-keepstore    the same with services that hash as keepstores do
+    scripts/bench --like-keepstore    the same with services that do what keepstores do
     scripts/bench --like-keepstores-elsewhere    and as if they had processors of their own
     scripts/bench --services URL ...  the same with any Keep services; $ARVADOS_API_TOKEN
 
@@ -18,20 +18,16 @@ How it is done:
   no client that verifies can come near curl: see "curl | md5sum" then, which hashes
   in a second process, or measure with `--like-keepstore`.
 - The targets are meant for keepstores, which hash every block they send and get. With
-  `--like-keepstore` the block server does: it hashes a GET as it is sent, and keeps
-  the last 64 KiB back until the digest is right; it hashes a PUT as it comes. That takes
-  processors, which all share here. A keepstore does more than hash, so the server does
-  too: a second thread reads the block as from a file while the first hashes and sends
-  it, and a PUT is copied as into a file, then waits for a disk that all services share.
-  These costs are in times of MD5 (`services`), calibrated with figures of three
-  keepstores (Go, signing on, files on a local disk) on two cores where MD5 of 64 MiB
-  took 106 ms: 187 ms of processor time for each block of a long cold read, 127 ms for
-  curl's GET, 0.43 ms for a GET of 4 KiB over a bare socket; 156 ms for curl's PUT.
-  The disk's wait and the cost of a small PUT are fitted to keepfs's own PUTs there:
-  528 ms for 64 MiB and 1.66 ms for 4 KiB, two copies each.
-  With `--like-keepstores-elsewhere` it takes the
-  time alone: for each request so many times as long as MD5 as was measured of a
-  keepstore.
+  `--like-keepstore` the services are three programs in Go (keepstore.go), which do what
+  keepstores do with the library that these use, with files on the local disk, on the
+  processors that all share here. It leaves out routing, metrics, limits and several
+  volumes, and takes a fixed processor time for them, in times of MD5 of a block. These times,
+  of a GET and of a PUT, are the only fitted figures: where MD5 of 64 MiB takes 106 ms, a GET
+  of 4 KiB takes 0.43 ms over a bare socket, and a PUT of two copies 1.7 ms with keepfs, as
+  measured of three keepstores (Go, signing on, files on a local disk). docs/performance.md has the other figures of these keepstores and what keepstore.go
+  predicts for them.
+- With `--like-keepstores-elsewhere` the block server takes the time alone: for each request
+  so many times as long as MD5 as was measured of a keepstore.
 - curl's time is what curl says of its transfers, without its own start. Of two at
   once the slower counts.
 - Cold means: fetched. The services count requests, and a trial that made too few is
@@ -53,7 +49,7 @@ How it is done:
   arv-mount's loading of the manifest isn't timed. Both its caches are measured: on
   the disk, which is its default, and in memory as ours is.
 
-Modules: `build` compiles the two C programs, `services` starts the block server or
+Modules: `build` compiles the programs in C and Go, `services` starts the services or
 takes what services are given, `rig` holds what a run has, `measure` measures, and
 `baselines` are what keepfs is compared with. `inprocess` (with `worker`), `reading`,
 `arvmount`, `writing`, `names`, `starting`, `growth` and `memory` are the groups,

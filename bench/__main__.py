@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -23,6 +24,7 @@ from bench import (
     trees,
     writing,
 )
+from bench.build import BuildError
 from bench.measure import NotMeasuredError
 from bench.rig import MUCH_ROOM, ROOM, rig
 from bench.services import Kind
@@ -58,7 +60,7 @@ _ON_DEMAND = ("collections", "disk", "growth", "memory")
 @click.option(
     "--like-keepstore",
     is_flag=True,
-    help="Measure with services that hash all they send and get, as keepstores do.",
+    help="Measure with three services in Go that do what keepstores do, with files here.",
 )
 @click.option(
     "--like-keepstores-elsewhere",
@@ -102,7 +104,7 @@ def main(
         raise click.UsageError("--like-... says what our services do, not those given")
     if like_keepstore and like_keepstores_elsewhere:
         raise click.UsageError("--like-keepstore and --like-keepstores-elsewhere: choose one")
-    kind = Kind.HASHING if like_keepstore else Kind.MEMORY
+    kind = Kind.KEEPSTORE if like_keepstore else Kind.MEMORY
     kind = Kind.ELSEWHERE if like_keepstores_elsewhere else kind
     # As on Ctrl-C: neither a mount nor a server stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
@@ -110,12 +112,18 @@ def main(
     figures = []
     urls = tuple(url for words in services for url in words.split())
     wanted = (*groups, *only) or tuple(it for it in GROUPS if it not in _ON_DEMAND)
-    with rig(
-        *(urls, output / "programs", 1 if quick else repeats),
-        quick=quick,
-        kind=kind,
-        room=MUCH_ROOM if {"collections", "disk", "growth"} & set(wanted) else ROOM,
-    ) as it:
+    with ExitStack() as stack:
+        try:
+            it = stack.enter_context(
+                rig(
+                    *(urls, output / "programs", 1 if quick else repeats),
+                    quick=quick,
+                    kind=kind,
+                    room=MUCH_ROOM if {"collections", "disk", "growth"} & set(wanted) else ROOM,
+                )
+            )
+        except BuildError as error:
+            raise click.ClickException(str(error)) from error
         it.disk_blocks = disk_blocks
         click.echo(report.heading(it.services.kind))
         for group in wanted:

@@ -157,14 +157,6 @@ static void keep(struct block *it)
     pthread_mutex_unlock(&lock);
 }
 
-/* Forget what was made room for, and didn't become a block. */
-static void discard(struct block *it)
-{
-    pthread_mutex_lock(&lock);
-    put_away(it);
-    pthread_mutex_unlock(&lock);
-}
-
 static struct block *use(const char *digest)
 {
     pthread_mutex_lock(&lock);

@@ -1,4 +1,4 @@
-"""Compiles the programs in C that are measured with: the block server and memfs."""
+"""Compiles what is measured with: the block server and memfs, in C, and keepstore, in Go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ _HERE = Path(__file__).parent
 
 class BuildError(Exception):
     """There is no compiler, or no libfuse3 to compile with."""
+
+
+def keepstore(directory: Path) -> Path:
+    """Compile keepstore.go, unless it has been since it was changed; return the program.
+
+    Raises:
+        BuildError: It can't be compiled here, and why.
+    """
+    source, target = _HERE / "keepstore.go", directory / "keepstore"
+    if target.exists() and target.stat().st_mtime > source.stat().st_mtime:
+        return target
+    reason = why_no_go()
+    if reason is not None:
+        raise BuildError(reason)
+    directory.mkdir(parents=True, exist_ok=True)
+    _compile("go", "build", "-o", str(target.resolve()), str(source))
+    return target
 
 
 def program(name: str, directory: Path) -> Path:
@@ -30,15 +47,15 @@ def program(name: str, directory: Path) -> Path:
     flags = (
         ["-pthread"] if name == "server" else _output("pkg-config", "--cflags", "--libs", "fuse3")
     )
-    done = subprocess.run(
-        ["gcc", "-O2", "-Wall", "-Wextra", "-o", str(target), str(source), *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise BuildError(done.stderr)
+    _compile("gcc", "-O2", "-Wall", "-Wextra", "-o", str(target), str(source), *flags)
     return target
+
+
+def why_no_go() -> str | None:
+    """Say why nothing in Go can be compiled here, or None where it can."""
+    if shutil.which("go") is None:
+        return "there is no go; scripts/setup installs it"
+    return None
 
 
 def why_not() -> str | None:
@@ -48,6 +65,12 @@ def why_not() -> str | None:
             return f"there is no {tool}; scripts/setup installs it"
     done = subprocess.run(["pkg-config", "--exists", "fuse3"], check=False)
     return "there is no libfuse3-dev; scripts/setup installs it" if done.returncode else None
+
+
+def _compile(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(done.stderr)
 
 
 def _output(*command: str) -> list[str]:

@@ -81,7 +81,7 @@ def measure_services(rig: Rig) -> Iterator[Figure]:
             lambda: subprocess.run(["md5sum", path], check=True, stdout=subprocess.DEVNULL)
         )
     }
-    pid = rig.services.process.pid if rig.services.process else None
+    pid = rig.services.processes[0].pid if rig.services.processes else None
     yield compare(
         f"services: GET {rig.block_name} by curl",
         mb(rig.block),

@@ -94,6 +94,8 @@ def rig(
     memory = Path(tempfile.mkdtemp(prefix="keepfs-bench-", dir=baselines.MEMORY))
     if urls:
         services = Services.given(urls)
+    elif kind is Kind.KEEPSTORE:
+        services = Services.keepstores(build.keepstore(programs), room * (block >> 10), base)
     else:
         program = build.program("server", programs)
         services = Services.started(program, room * (block >> 10), block, kind)

@@ -7,22 +7,13 @@
  * when it has no room. What was put can be read back, and be checked by whoever
  * put it. A PUT with the header `Bench-Pin: yes` is never forgotten.
  *
- * server PORTS KIBIBYTES BLOCK [hash READ WRITE GET PUT DISK | pace GET PUT]     serves on so many ports of 127.0.0.1 at
+ * server PORTS KIBIBYTES BLOCK [pace GET PUT]     serves on so many ports of 127.0.0.1 at
  * once, each a service of its own to a client, with one memory behind them of so
  * many KiB, touched in advance in buffers of BLOCK bytes. Prints the ports in one
  * line, and ends when its standard input does.
  *
- * With `hash` it takes the processor time that a keepstore takes, in the same places.
- * GET: one thread reads the block into a buffer, as from a file: a copy, then idle
- * loops up to READ nanoseconds of processor time per MiB. The thread of the connection
- * hashes and sends the pieces that are read, and keeps the last piece back until the digest is
- * right; otherwise the connection is cut. PUT: it hashes 32 KiB at a time as they come,
- * answers 422 if that isn't what the URL says, then copies the block, as into a
- * file (WRITE nanoseconds per MiB), and waits for the disk that all services share
- * (DISK nanoseconds per MiB; no processor time). Each GET and PUT costs GET or PUT
- * nanoseconds of processor time too. Pinned blocks are believed and cost nothing.
  * With `pace` and two rates in MB/s it sends and takes the bytes of a body no faster
- * than these, each request by itself, and hashes nothing: it takes the time of a
+ * than these, each request by itself: it takes the time of a
  * keepstore on processors of its own.
  * GET /counts answers "GET n HEAD n PUT n".
  */
@@ -30,7 +21,6 @@
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,13 +32,9 @@
 #include <unistd.h>
 
 #include "blocks.h"
-#include "md5.h"
 
-enum { HEAD_SIZE = 16384, PIECE = 65536, PUT_PIECE = 32768, PACED_PIECE = 262144, SHORT = 100000 /* ns */ };
+enum { HEAD_SIZE = 16384, PACED_PIECE = 262144, SHORT = 100000 /* ns */ };
 
-static int hashing;
-static double read_cost, write_cost, disk_cost;   /* nanoseconds per byte */
-static long long get_cost, put_cost;              /* nanoseconds per request */
 static double get_pace, put_pace; /* bytes in a nanosecond; 0 for any number */
 static atomic_long gets, heads, puts_;
 
@@ -57,35 +43,6 @@ static long long now(void)
     struct timespec it;
     clock_gettime(CLOCK_MONOTONIC, &it);
     return it.tv_sec * 1000000000LL + it.tv_nsec;
-}
-
-static long long used(void)
-{
-    struct timespec it;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &it);
-    return it.tv_sec * 1000000000LL + it.tv_nsec;
-}
-
-/* Use the processor until this thread has used it for so long since `begin`. */
-static void spend(long long begin, double cost)
-{
-    while ((double)(used() - begin) < cost)
-        ;
-}
-
-/* Wait for a disk that is shared by all services, and writes one block after the other. */
-static void wait_for_disk(size_t size)
-{
-    static pthread_mutex_t disk = PTHREAD_MUTEX_INITIALIZER;
-    static long long is_free;
-    if (disk_cost == 0 || size <= PIECE)
-        return;
-    pthread_mutex_lock(&disk);
-    long long begin = now();
-    is_free = (is_free > begin ? is_free : begin) + (long long)((double)size * disk_cost);
-    struct timespec when = {is_free / 1000000000LL, is_free % 1000000000LL};
-    pthread_mutex_unlock(&disk);
-    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL);
 }
 
 /* Waits until so many bytes may have gone since `begin`; not where waking up would
@@ -145,122 +102,6 @@ static int send_paced(int fd, const char *more, const struct block *it)
     }
 }
 
-/* Buffers that blocks are read into or written to, used again as a keepstore's are. */
-struct buffer {
-    struct buffer *next;
-    size_t size;
-    unsigned char data[];
-};
-
-static pthread_mutex_t buffers_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct buffer *buffers;
-
-static struct buffer *take_buffer(size_t size)
-{
-    pthread_mutex_lock(&buffers_lock);
-    struct buffer **at = &buffers, *it;
-    while (*at != NULL && (*at)->size < size)
-        at = &(*at)->next;
-    if ((it = *at) != NULL)
-        *at = it->next;
-    pthread_mutex_unlock(&buffers_lock);
-    if (it == NULL) {
-        if ((it = malloc(sizeof *it + size)) == NULL)
-            die("server: out of memory");
-        it->size = size;
-        memset(it->data, 1, size);
-    }
-    return it;
-}
-
-static void give_buffer(struct buffer *it)
-{
-    pthread_mutex_lock(&buffers_lock);
-    it->next = buffers;
-    buffers = it;
-    pthread_mutex_unlock(&buffers_lock);
-}
-
-/* A block on its way from a "file" to the connection. */
-struct reading {
-    const struct block *it;
-    unsigned char *data;
-    sem_t pieces;
-    atomic_int is_given_up;
-};
-
-static void *read_pieces(void *argument)
-{
-    struct reading *reading = argument;
-    size_t size = reading->it->size;
-    long long begin = used();
-    for (size_t at = 0; at < size && !reading->is_given_up; at += PIECE) {
-        memcpy(reading->data + at, reading->it->data + at, size - at < PIECE ? size - at : PIECE);
-        spend(begin, (double)(at + PIECE) * read_cost);
-        sem_post(&reading->pieces);
-    }
-    return NULL;
-}
-
-static int send_pieces(int fd, const char *more, const struct block *it, const unsigned char *data, sem_t *pieces)
-{
-    struct md5 sum;
-    char digest[DIGEST + 1];
-    md5_begin(&sum);
-    for (size_t at = 0, piece;; at += piece) {
-        struct iovec part = {(void *)(data + at), 0};
-        part.iov_len = piece = it->size - at < PIECE ? it->size - at : PIECE;
-        while (pieces != NULL && sem_wait(pieces) != 0)
-            ;
-        md5_add(&sum, data + at, piece);
-        int last = at + piece == it->size;
-        if (last) {
-            md5_end(&sum, digest);
-            if (memcmp(digest, it->digest, DIGEST) != 0)
-                return -1;
-        }
-        if (at == 0 ? answer(fd, "200 OK", more, data, it->size, piece) : send_all(fd, &part, 1))
-            return -1;
-        if (last)
-            return 0;
-    }
-}
-
-static int send_hashed(int fd, const char *more, const struct block *it)
-{
-    spend(used(), (double)get_cost);
-    if (it->size <= PIECE)
-        return send_pieces(fd, more, it, it->data, NULL);
-    struct buffer *buffer = take_buffer(it->size);
-    struct reading reading = {.it = it, .data = buffer->data};
-    pthread_t reader;
-    sem_init(&reading.pieces, 0, 0);
-    if (pthread_create(&reader, NULL, read_pieces, &reading) != 0)
-        die("server: no thread");
-    int failed = send_pieces(fd, more, it, buffer->data, &reading.pieces);
-    reading.is_given_up = 1;
-    pthread_join(reader, NULL);
-    sem_destroy(&reading.pieces);
-    give_buffer(buffer);
-    return failed;
-}
-
-/* Copy a block as into a file, and wait for the disk. */
-static void write_out(const struct block *it)
-{
-    spend(used(), (double)put_cost);
-    if (it->size <= PIECE)
-        return;
-    struct buffer *file = take_buffer(it->size);
-    long long begin = used();
-    for (size_t at = 0; at < it->size; at += PIECE) {
-        memcpy(file->data + at, it->data + at, it->size - at < PIECE ? it->size - at : PIECE);
-        spend(begin, (double)(at + PIECE) * write_cost);
-    }
-    give_buffer(file);
-    wait_for_disk(it->size);
-}
-
 static const char *header(const char *head, const char *name)
 {
     size_t length = strlen(name);
@@ -290,7 +131,6 @@ static int do_get(int fd, const char *path, int with_body)
         return answer(fd, "404 Not Found", "", "Not Found\n", 10, with_body ? 10 : 0);
     const char *type = "Content-Type: application/octet-stream\r\n";
     int failed = !with_body ? answer(fd, "200 OK", type, it->data, it->size, 0)
-                 : hashing  ? send_hashed(fd, type, it)
                  : get_pace ? send_paced(fd, type, it)
                             : answer(fd, "200 OK", type, it->data, it->size, it->size);
     leave(it);
@@ -306,8 +146,6 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
     }
     size_t size = strtoul(length, NULL, 10);
     struct block *it = room_for(size, header(head, "Bench-Pin") != NULL);
-    int checked = hashing && !it->pinned;
-    struct md5 sum;
     char digest[DIGEST + 1];
     memcpy(it->digest, path + 1, DIGEST);
     it->size = size;
@@ -317,30 +155,17 @@ static int do_put(int fd, const char *head, const char *path, const char *early,
     if (have > size)
         have = size;
     memcpy(it->data, early, have);
-    md5_begin(&sum);
-    if (checked)
-        md5_add(&sum, it->data, have);
-    size_t most = put_pace ? PACED_PIECE : checked ? PUT_PIECE : 1048576;
+    size_t most = put_pace ? PACED_PIECE : 1048576;
     long long begin = now();
     keep_pace(put_pace, &begin, have);
     while (have < size) {
         ssize_t got = recv(fd, it->data + have, size - have < most ? size - have : most, 0);
         if (got <= 0)
             return -1; /* its room is lost: clients here don't hang up */
-        if (checked)
-            md5_add(&sum, it->data + have, (size_t)got);
         have += (size_t)got;
         keep_pace(put_pace, &begin, have);
     }
     puts_++;
-    if (checked) {
-        md5_end(&sum, digest);
-        if (memcmp(digest, it->digest, DIGEST) != 0) {
-            discard(it);
-            return answer(fd, "422 Unprocessable Entity", "", "Checksum mismatch in PUT\n", 25, 25);
-        }
-        write_out(it);
-    }
     memcpy(digest, it->digest, DIGEST);
     digest[DIGEST] = 0;
     keep(it);
@@ -437,14 +262,6 @@ int main(int count, char **words)
 {
     int ports = count > 1 ? atoi(words[1]) : 1;
     most_bytes = (count > 2 ? strtoul(words[2], NULL, 10) : 524288) << 10;
-    hashing = count > 4 && strcmp(words[4], "hash") == 0;
-    if (hashing && count > 9) {
-        read_cost = atof(words[5]) / 1048576;
-        write_cost = atof(words[6]) / 1048576;
-        get_cost = atoll(words[7]);
-        put_cost = atoll(words[8]);
-        disk_cost = atof(words[9]) / 1048576;
-    }
     if (count > 6 && strcmp(words[4], "pace") == 0) {
         get_pace = atof(words[5]) / 1e3;
         put_pace = atof(words[6]) / 1e3;

@@ -30,12 +30,11 @@ BLOCK = 64 * 2**20
 #: How many times as long as MD5 a keepstore takes for a block, on processors of its
 #: own. Measured with one on a local disk: 140 ms, 159 ms, where MD5 took 108.
 _GET, _PUT = 1.3, 1.47
-#: What a keepstore costs besides hashing and the socket, in times of MD5 of the bytes:
-#: processor time of reading a file while its block is hashed and sent; of writing one;
-#: waiting for a local disk. The text of the package says how they were calibrated.
-_READ_COST, _WRITE_COST, _DISK_WAIT = 0.7, 0.15, 1.0
-#: Processor time of one GET or PUT of any size, in times of MD5 of a whole block.
-_GET_COST, _PUT_COST = 1 / 265, 1 / 115
+#: Processor time of a GET and a PUT that a keepstore takes and keepstore.go doesn't, in times
+#: of MD5 of a whole block. The text of the package says how they were calibrated.
+_GET_COST, _PUT_COST = 1 / 460, 1 / 400
+#: Keepstores of a cluster.
+_KEEPSTORES = 3
 TOKEN = "bench"  # noqa: S105 - the block server asks for none
 
 
@@ -44,8 +43,8 @@ class Kind(Enum):
 
     #: As fast as memory.
     MEMORY = "from memory"
-    #: It hashes all it sends and gets, on the processors that all use here.
-    HASHING = "from memory, hashing as keepstores do"
+    #: Programs in Go that do what keepstores do, on the processors that all use here.
+    KEEPSTORE = "keepstores in Go, on this machine"
     #: It takes as long as that, but no processor: as keepstores on machines of their own.
     ELSEWHERE = "from memory, as fast as keepstores elsewhere"
 
@@ -61,18 +60,6 @@ def md5_rate() -> float:
     return BLOCK / statistics.median(seconds)
 
 
-def _costs(rate: float) -> list[str]:
-    """Return the costs of a keepstore as words of the block server, in nanoseconds.
-
-    Args:
-        rate: Bytes a second that MD5 takes in one thread here.
-    """
-    mebibyte, block = 2**20 / rate * 1e9, BLOCK / rate * 1e9
-    read, write, disk = (it * mebibyte for it in (_READ_COST, _WRITE_COST, _DISK_WAIT))
-    get, put = (it * block for it in (_GET_COST, _PUT_COST))
-    return [f"{it:.0f}" for it in (read, write, get, put, disk)]
-
-
 def md5(data: bytes | bytearray | memoryview) -> str:
     """Return a block's digest."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -85,10 +72,10 @@ class Services:
     Attributes:
         urls: Their base URLs, without a slash at the end.
         token: What they want to see.
-        ours: Whether it is the block server, which counts requests.
+        ours: Whether they are started by the bench, and count requests.
+        has_one_memory: Whether a block that one has is at all of them.
         kind: What they are, in words.
-        blocks: Whole blocks stored there that never go away, by locator.
-        process: The block server's.
+        processes: Of those that are ours; the first is that of the first URL.
         api: The API server that lists them, if there is one.
         trusted: The file of its authority's certificate.
     """
@@ -96,9 +83,9 @@ class Services:
     urls: list[str]
     token: str = TOKEN
     ours: bool = False
+    has_one_memory: bool = False
     kind: str = "those given"
-    blocks: list[str] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     api: ApiControls | None = None
     trusted: str = ""
 
@@ -110,26 +97,36 @@ class Services:
             program: What `build` made of it.
             kibibytes: Of what is put there before the oldest is forgotten.
             block: Bytes of most of it, for which memory is made ready.
-            kind: How fast it is.
+            kind: How fast it is: not `KEEPSTORE`.
         """
         words: list[str] = []
         said = kind.value
-        if kind is Kind.HASHING:
-            words = ["hash", *_costs(md5_rate())]
-        elif kind is Kind.ELSEWHERE:
+        if kind is Kind.ELSEWHERE:
             get, put = md5_rate() / _GET / 1e6, md5_rate() / _PUT / 1e6
             words = ["pace", f"{get:.0f}", f"{put:.0f}"]
             said = f"{said}: {get:.0f} MB/s each GET, {put:.0f} each PUT"
-        process = subprocess.Popen(
-            [program, "2", str(kibibytes), str(block), *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        if process.stdout is None:
-            raise AssertionError
-        ports = process.stdout.readline().split()
-        urls = [f"http://127.0.0.1:{int(port)}" for port in ports]
-        return cls(urls, ours=True, kind=said, process=process)
+        process, urls = _started(program, "2", str(kibibytes), str(block), *words)
+        return cls(urls, ours=True, has_one_memory=True, kind=said, processes=[process])
+
+    @classmethod
+    def keepstores(cls, program: Path, kibibytes: int, directory: Path) -> Self:
+        """Start three keepstores.
+
+        Args:
+            program: What `build` made of keepstore.go.
+            kibibytes: Of what is put to each before the oldest is forgotten.
+            directory: Where their files are.
+        """
+        block = BLOCK / md5_rate() * 1e6  # in microseconds
+        costs = [f"{it * block:.0f}" for it in (_GET_COST, _PUT_COST)]
+        it = cls([], ours=True, kind=Kind.KEEPSTORE.value)
+        for number in range(_KEEPSTORES):
+            place = directory / f"keepstore{number}"
+            place.mkdir()
+            process, urls = _started(program, str(place), str(kibibytes), *costs)
+            it.processes.append(process)
+            it.urls += urls
+        return it
 
     @classmethod
     def given(cls, urls: tuple[str, ...]) -> Self:
@@ -156,11 +153,11 @@ class Services:
         self.trusted = authority.bundle
 
     def close(self) -> None:
-        """End the block server, and the API server."""
+        """End the services that are ours, and the API server."""
         if self.api is not None:
             self.api.stop()
-        if self.process is not None:
-            self.process.communicate()  # which closes its standard input
+        for process in self.processes:
+            process.communicate()  # which closes its standard input
 
     @property
     def headers(self) -> dict[str, str]:
@@ -183,7 +180,7 @@ class Services:
         return {**kept, "ARVADOS_API_HOST": self.api.host, "SSL_CERT_FILE": self.trusted}
 
     def store(self, data: bytes | bytearray | memoryview, *, for_good: bool = True) -> str:
-        """Store a block, at one service of ours or at all that were given.
+        """Store a block where every service has it.
 
         Args:
             data: The block.
@@ -193,7 +190,7 @@ class Services:
             Its locator, signed if the services sign.
         """
         locator = ""
-        for url in self.urls[:1] if self.ours else self.urls:
+        for url in self.urls[:1] if self.has_one_memory else self.urls:
             request = urllib.request.Request(  # noqa: S310 - the caller's services
                 f"{url}/{md5(data)}",
                 data=data,
@@ -223,9 +220,13 @@ class Services:
         """Return how many requests there have been by method, if the services are ours."""
         if not self.ours:
             return None
-        with urllib.request.urlopen(f"{self.urls[0]}/counts") as answer:  # noqa: S310 - ours
-            words = answer.read().split()
-        return {words[i].decode(): int(words[i + 1]) for i in (0, 2, 4)}
+        found = dict.fromkeys(("GET", "HEAD", "PUT"), 0)
+        for url in self.urls[:1] if self.has_one_memory else self.urls:
+            with urllib.request.urlopen(f"{url}/counts") as answer:  # noqa: S310 - ours
+                words = answer.read().split()
+            for i in (0, 2, 4):
+                found[words[i].decode()] += int(words[i + 1])
+        return found
 
     def store_blocks(self, count: int, size: int = BLOCK, *, for_good: bool = True) -> list[str]:
         """Store so many different blocks; return their locators."""
@@ -235,3 +236,12 @@ class Services:
             base[:16] = os.urandom(16)
             locators.append(self.store(memoryview(base), for_good=for_good))
         return locators
+
+
+def _started(program: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[str]]:
+    """Start a server that prints its ports; return its process and its URLs."""
+    process = subprocess.Popen([program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    if process.stdout is None:
+        raise AssertionError
+    ports = process.stdout.readline().split()
+    return process, [f"http://127.0.0.1:{int(port)}" for port in ports]

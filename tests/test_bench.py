@@ -35,6 +35,7 @@ from bench.services import Kind, Services, md5
 from keepfs.keep import KeepClient
 from keepfs.keep.services.discovery import Access
 from keepfs.keep.services.discovery import Services as Known
+from tests.fakes.threads import wait_until
 from tests.mounted.mounts import PATIENCE, why_no_mounts
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ def services(programs: Path) -> Iterator[Services]:
 
 
 @pytest.fixture
-def hashing(programs: Path) -> Iterator[Services]:
-    """The block server that hashes as keepstores do."""
-    with started(programs, Kind.HASHING) as it:
-        yield it
+def keepstores(tmp_path: Path) -> Iterator[Services]:
+    """Three services that do what keepstores do, with room for four blocks of 64 KiB."""
+    reason = build.why_no_go()
+    if reason is not None:
+        pytest.skip(reason)
+    it = Services.keepstores(build.keepstore(tmp_path / "programs"), 256, tmp_path)
+    yield it
+    it.close()
 
 
 @pytest.fixture
@@ -145,7 +150,7 @@ def quick_run(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ("options", "kind"),
     [
         ([], "from memory"),
-        (["--like-keepstore"], "from memory, hashing as keepstores do"),
+        (["--like-keepstore"], "keepstores in Go, on this machine"),
         (["--like-keepstores-elsewhere"], "from memory, as fast as keepstores elsewhere: "),
     ],
     ids=["from memory", "like a keepstore", "like keepstores elsewhere"],
@@ -153,6 +158,9 @@ def quick_run(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_quick_run_prints_and_writes_every_figure(
     tmp_path: Path, options: list[str], kind: str
 ) -> None:
+    if "--like-keepstore" in options and (reason := build.why_no_go()) is not None:
+        pytest.skip(reason)
+
     done = quick_run(tmp_path, *options, *GROUPS)
 
     outcome = json.loads((tmp_path / "bench.json").read_text())
@@ -194,7 +202,7 @@ def test_collections_are_measured_beside_arv_mount(tmp_path: Path) -> None:
 
     figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
     if Path(sys.executable).with_name("arv-mount").exists():
-        assert len(figures) == 12
+        assert len(figures) == 14
         assert {it["baseline"] for it in figures} == {"arv-mount"}
         assert all(it["ratio"] > 0 for it in figures)
     else:
@@ -400,13 +408,13 @@ SIZES = (0, 1, 55, 56, 63, 64, 65, 119, 120, 65_535, 65_536, 65_537, 200_000)
 
 @pytest.mark.parametrize("size", SIZES)
 def test_like_a_keepstore_it_takes_and_gives_what_hashes_right(
-    hashing: Services, size: int
+    keepstores: Services, size: int
 ) -> None:
     data = os.urandom(size)
 
-    assert put(hashing, md5(data), data) == f"{md5(data)}+{size}\n".encode()
+    assert put(keepstores, md5(data), data) == f"{md5(data)}+{size}\n".encode()
 
-    with urllib.request.urlopen(f"{hashing.urls[0]}/{md5(data)}+{size}") as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{keepstores.urls[1]}/{md5(data)}+{size}") as answer:  # noqa: S310
         assert answer.read() == data
 
 
@@ -423,24 +431,28 @@ def test_like_keepstores_elsewhere_it_takes_and_gives_every_byte(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_like_a_keepstore_it_refuses_what_hashes_wrong(hashing: Services, size: int) -> None:
+def test_like_a_keepstore_it_refuses_what_hashes_wrong(keepstores: Services, size: int) -> None:
     wrong = md5(os.urandom(16))
 
     with pytest.raises(urllib.error.HTTPError) as caught:
-        put(hashing, wrong, os.urandom(size))
+        put(keepstores, wrong, os.urandom(size))
 
     assert caught.value.code == 422
     caught.value.close()
-    assert not hashing.have(f"{wrong}+{size}")
+    assert not keepstores.have(f"{wrong}+{size}")
 
 
-def test_like_a_keepstore_it_cuts_a_damaged_block_short(hashing: Services) -> None:
-    digest = md5(b"something else")
+def test_like_a_keepstore_it_cuts_a_damaged_block_short(
+    keepstores: Services, tmp_path: Path
+) -> None:
     data = os.urandom(200_000)
-    put(hashing, digest, data, Bench_Pin="yes")  # which is believed
+    digest = md5(data)
+    put(keepstores, digest, data)
+    (path,) = tmp_path.glob(f"keepstore1/*/{digest}")
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
     with (
-        urllib.request.urlopen(f"{hashing.urls[0]}/{digest}+200000") as answer,  # noqa: S310
+        urllib.request.urlopen(f"{keepstores.urls[1]}/{digest}+200000") as answer,  # noqa: S310
         pytest.raises(http.client.IncompleteRead) as caught,
     ):
         answer.read()
@@ -448,16 +460,28 @@ def test_like_a_keepstore_it_cuts_a_damaged_block_short(hashing: Services) -> No
     assert caught.value.partial == data[: 3 * 65_536]
 
 
-def test_like_a_keepstore_a_refused_block_takes_no_room(hashing: Services) -> None:
-    kept = [os.urandom(65_536) for _ in range(3)]
-    for block in kept:
-        put(hashing, md5(block), block)
-    for _ in range(9):
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            put(hashing, md5(b""), kept[0])
-        caught.value.close()
+def test_keepstores_forget_the_oldest_blocks_but_not_those_for_good(
+    keepstores: Services, tmp_path: Path
+) -> None:
+    kept = keepstores.store(os.urandom(65_536))
+    blocks = [os.urandom(65_536) for _ in range(9)]
+    for block in blocks:
+        put(keepstores, md5(block), block)
 
-    assert all(hashing.have(f"{md5(block)}+65536") for block in kept)
+    def there() -> list[bool]:
+        return [any(tmp_path.glob(f"keepstore1/*/{md5(block)}")) for block in blocks]
+
+    wait_until(lambda: sum(there()) <= 4)
+
+    assert there() == [False] * 5 + [True] * 4
+    assert keepstores.have(kept)
+
+
+def test_keepstores_are_counted_together(keepstores: Services) -> None:
+    locator = keepstores.store(os.urandom(10))
+    keepstores.have(locator)
+
+    assert keepstores.counts() == {"GET": 1, "HEAD": 0, "PUT": 3}
 
 
 def test_the_oldest_blocks_are_forgotten_but_not_those_for_good(services: Services) -> None:

@@ -4,7 +4,8 @@
 // Go: GET reads a file 32 KiB at a time in one goroutine, while another hashes and sends 64 KiB
 // at a time and keeps the last piece back until the digest is right. PUT receives and hashes
 // 32 KiB at a time into a buffer, answers 422 if that isn't what the URL says, then writes a
-// temporary file and renames it. A block that is there is compared and touched. Each request
+// temporary file and renames it. A block that is there already is written once more, so that the
+// same block can be put again as if it were new. Each request
 // checks or makes a signature, writes two lines of JSON to a log, and takes GET or PUT
 // microseconds of processor time for what this program leaves out: routing, metrics, limits,
 // several volumes.
@@ -105,14 +106,20 @@ func used() int64 {
 
 // --- blocks ---------------------------------------------------------------------
 
+// stored is the file of a block.
+type stored struct {
+	path string
+	size int64
+}
+
 // store has the blocks, as files in a directory for each three digits.
 type store struct {
 	directory string
 	room      int64
 	mutex     sync.Mutex
-	digests   []string // those that may be forgotten, the oldest first
-	sizes     map[string]int64
+	files     []stored // those that may be forgotten, the oldest first
 	taken     int64
+	again     int
 	asked     int64 // when the last request came, or ended
 	under     int64 // requests under way
 }
@@ -128,10 +135,10 @@ func (it *store) write(digest string, block []byte, pinned bool) error {
 	}
 	path := it.path(digest)
 	if _, err := os.Stat(path); err == nil {
-		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, block) {
-			now := time.Now()
-			return os.Chtimes(path, now, now)
-		}
+		it.mutex.Lock()
+		it.again++
+		path = fmt.Sprintf("%s-%d", path, it.again)
+		it.mutex.Unlock()
 	}
 	folder := filepath.Dir(path)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
@@ -155,11 +162,8 @@ func (it *store) write(digest string, block []byte, pinned bool) error {
 	}
 	if err == nil && !pinned {
 		it.mutex.Lock()
-		if _, known := it.sizes[digest]; !known {
-			it.digests = append(it.digests, digest)
-			it.sizes[digest] = int64(len(block))
-			it.taken += int64(len(block))
-		}
+		it.files = append(it.files, stored{path, int64(len(block))})
+		it.taken += int64(len(block))
 		it.mutex.Unlock()
 	}
 	return err
@@ -170,17 +174,16 @@ func (it *store) forget() {
 	for {
 		time.Sleep(idle)
 		it.mutex.Lock()
-		digest := ""
+		path := ""
 		quiet := time.Duration(time.Now().UnixNano() - atomic.LoadInt64(&it.asked))
-		if it.taken > it.room && len(it.digests) > 0 && atomic.LoadInt64(&it.under) == 0 && quiet > idle {
-			digest = it.digests[0]
-			it.digests = it.digests[1:]
-			it.taken -= it.sizes[digest]
-			delete(it.sizes, digest)
+		if it.taken > it.room && len(it.files) > 0 && atomic.LoadInt64(&it.under) == 0 && quiet > idle {
+			path = it.files[0].path
+			it.taken -= it.files[0].size
+			it.files = it.files[1:]
 		}
 		it.mutex.Unlock()
-		if digest != "" {
-			os.Remove(it.path(digest))
+		if path != "" {
+			os.Remove(path)
 		}
 	}
 }
@@ -413,7 +416,7 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
-	blocks := &store{directory: directory, room: number(os.Args[2]) << 10, sizes: map[string]int64{}}
+	blocks := &store{directory: directory, room: number(os.Args[2]) << 10}
 	handler := &server{
 		blocks:  blocks,
 		getCost: time.Duration(number(os.Args[3])) * time.Microsecond,

@@ -24,8 +24,8 @@ How it is done:
   volumes, and takes a fixed processor time for them, in times of MD5 of a block. These times,
   of a GET and of a PUT, are the only fitted figures: where MD5 of 64 MiB takes 106 ms, a GET
   of 4 KiB takes 0.43 ms over a bare socket, and a PUT of two copies 1.7 ms with keepfs, as
-  measured of three keepstores (Go, signing on, files on a local disk). docs/performance.md has the other figures of these keepstores and what keepstore.go
-  predicts for them.
+  measured of three keepstores (Go, signing on, files on a local disk). docs/performance.md
+  has the other figures of these keepstores and what keepstore.go predicts for them.
 - With `--like-keepstores-elsewhere` the block server takes the time alone: for each request
   so many times as long as MD5 as was measured of a keepstore.
 - curl's time is what curl says of its transfers, without its own start. Of two at

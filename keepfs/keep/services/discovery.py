@@ -199,8 +199,8 @@ class Services:
         return cls(tuple(records.values()), is_fixed=True)
 
     # For each call, which needs them several times.
-    _for_reads: _Usable = field(init=False, compare=False)
-    _for_writes: _Usable = field(init=False, compare=False)
+    _for_reads: _Usable = field(init=False, compare=False, repr=False)
+    _for_writes: _Usable = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_for_reads", _Usable.of(self.records, Access.READ))

@@ -394,17 +394,6 @@ class KeepWriterThreadPool:
                 self._started.pop().join()
             own.hedging = None  # breaks a cycle that would keep the block alive
 
-    def _start(self, worker: KeepWriterThread) -> bool:
-        try:
-            worker.start()
-        except Exception as error:  # noqa: BLE001 - lack of memory raises several types
-            # The running threads store the block at one service after another.
-            _log.debug("no further thread to store in: %s", error)
-            worker.data = b""  # `threading` may list the thread for ever
-            return False
-        self._started.append(worker)
-        return True
-
     def _note_silent(self, service: WritableService, root: str | None) -> bool:
         if root is not None and self._sluggish is not None:
             self.silent.add(root)
@@ -413,10 +402,19 @@ class KeepWriterThreadPool:
 
     def _add_worker(self) -> bool:
         """Start another thread; return whether that succeeded."""
-        own = self._own
-        worker = KeepWriterThread(self.queue, own.data, own.data_hash, own.timeout)
-        worker.hedging = own.hedging
-        return self._start(worker)
+        own, worker = self._own, None
+        try:
+            worker = KeepWriterThread(self.queue, own.data, own.data_hash, own.timeout)
+            worker.hedging = own.hedging
+            worker.start()
+        except Exception as error:  # noqa: BLE001 - lack of memory raises several types
+            # The running threads store the block at one service after another.
+            _log.debug("no further thread to store in: %s", error)
+            if worker is not None:
+                worker.data = b""  # `threading` may list the thread for ever
+            return False
+        self._started.append(worker)
+        return True
 
     def _needs_one_thread(self) -> bool:
         """Return whether the first services can all be sent the block without blocking."""

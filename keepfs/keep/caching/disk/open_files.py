@@ -9,6 +9,7 @@ content of the file with them.
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
     from keepfs.keep.caching.disk.block_file import PieceTable
 
-#: Most open files, and the seconds after which one is opened again. Guessed.
-_MOST_OPEN, _SECONDS = 128, 10.0
-#: Most bytes of tables in memory: those of 16 GiB, 32 KiB for 64 MiB; and bytes of a table
-#: beside its checksums.
-_TABLES, _TABLE = 8 * 1024 * 1024, 256
+#: Most open files, and the part of the process's descriptors that they may take. Guessed.
+_MOST_OPEN, _SHARE = 512, 4
+#: Seconds after which a file is opened again. Guessed.
+_SECONDS = 10.0
+#: Most bytes of tables in memory: those of 64 GiB, 32 KiB for 64 MiB, as a random read without
+#: one reads three times as much; and bytes of a table beside its checksums.
+_TABLES, _TABLE = 32 * 1024 * 1024 + 1024 * 256, 256
 
 
 class OpenBlock:
@@ -71,7 +74,8 @@ class OpenFiles:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._files = LRUCache[str, OpenBlock](_MOST_OPEN)
+        self._most = _most_open()
+        self._files = LRUCache[str, OpenBlock](self._most)
         self._tables = LRUCache[str, "PieceTable"](
             _TABLES, getsizeof=lambda it: it.sums.nbytes + _TABLE
         )
@@ -97,7 +101,7 @@ class OpenFiles:
         dropped: list[object] = []  # closed without the lock
         with self._lock:
             dropped.append(self._files.pop(md5sum, None))
-            while len(self._files) >= _MOST_OPEN:
+            while len(self._files) >= self._most:
                 dropped.append(self._files.popitem())
             self._files[md5sum] = opened
             self._tables[md5sum] = table
@@ -116,3 +120,10 @@ class OpenFiles:
             dropped = list(self._files.values())
             self._files.clear()
         del dropped  # closed without the lock
+
+
+def _most_open() -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return _MOST_OPEN
+    return max(1, min(_MOST_OPEN, descriptors // _SHARE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import resource
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -170,6 +171,23 @@ def test_a_file_is_opened_again_after_some_seconds(path: Path) -> None:
         files.add(DIGEST, file.fileno(), table)
     assert files.get(DIGEST) is not None
     assert open_files_of(path) == 1  # the old one is closed
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "most"),
+    [(resource.RLIM_INFINITY, 512), (20_000, 512), (1024, 256), (2, 1)],
+)
+def test_open_files_take_a_quarter_of_the_descriptors_at_most(
+    path: Path, monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (descriptors, descriptors))
+    files = OpenFiles()
+    with path.open("rb") as file:
+        table = read_table(file.fileno(), path.stat().st_size, DIGEST)
+        for number in range(most + 3):
+            files.add(f"{number:032x}", file.fileno(), table)
+
+    assert open_files_of(path) == most
 
 
 def test_the_kernel_reads_on_only_in_a_block_that_is_there(folder: BlockFolder) -> None:

@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -24,7 +23,6 @@ from bench import (
     trees,
     writing,
 )
-from bench.build import BuildError
 from bench.measure import NotMeasuredError
 from bench.rig import MUCH_ROOM, ROOM, rig
 from bench.services import Kind
@@ -112,18 +110,12 @@ def main(
     figures = []
     urls = tuple(url for words in services for url in words.split())
     wanted = (*groups, *only) or tuple(it for it in GROUPS if it not in _ON_DEMAND)
-    with ExitStack() as stack:
-        try:
-            it = stack.enter_context(
-                rig(
-                    *(urls, output / "programs", 1 if quick else repeats),
-                    quick=quick,
-                    kind=kind,
-                    room=MUCH_ROOM if {"collections", "disk", "growth"} & set(wanted) else ROOM,
-                )
-            )
-        except BuildError as error:
-            raise click.ClickException(str(error)) from error
+    with rig(
+        *(urls, output / "programs", 1 if quick else repeats),
+        quick=quick,
+        kind=kind,
+        room=MUCH_ROOM if {"collections", "disk", "growth"} & set(wanted) else ROOM,
+    ) as it:
         it.disk_blocks = disk_blocks
         click.echo(report.heading(it.services.kind))
         for group in wanted:

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import click
+
 _HERE = Path(__file__).parent
 
 
-class BuildError(Exception):
-    """There is no compiler, or no libfuse3 to compile with."""
+class BuildError(click.ClickException):
+    """There is no compiler, or no libfuse3 to compile with; the bench prints the reason."""
 
 
 def keepstore(directory: Path) -> Path:
@@ -20,7 +22,7 @@ def keepstore(directory: Path) -> Path:
         BuildError: It can't be compiled here, and why.
     """
     source, target = _HERE / "keepstore.go", directory / "keepstore"
-    if target.exists() and target.stat().st_mtime > source.stat().st_mtime:
+    if _is_current(target, source):
         return target
     reason = why_no_go()
     if reason is not None:
@@ -37,8 +39,7 @@ def program(name: str, directory: Path) -> Path:
         BuildError: It can't be compiled here, and why.
     """
     source, target = _HERE / f"{name}.c", directory / name
-    changed = max(each.stat().st_mtime for each in (source, *_HERE.glob("*.h")))
-    if target.exists() and target.stat().st_mtime > changed:
+    if _is_current(target, source, *_HERE.glob("*.h")):
         return target
     directory.mkdir(parents=True, exist_ok=True)
     reason = why_not()
@@ -65,6 +66,11 @@ def why_not() -> str | None:
             return f"there is no {tool}; scripts/setup installs it"
     done = subprocess.run(["pkg-config", "--exists", "fuse3"], check=False)
     return "there is no libfuse3-dev; scripts/setup installs it" if done.returncode else None
+
+
+def _is_current(target: Path, *sources: Path) -> bool:
+    changed = max(each.stat().st_mtime for each in sources)
+    return target.exists() and target.stat().st_mtime > changed
 
 
 def _compile(*command: str) -> None:

@@ -1,14 +1,13 @@
 // A block server that costs what a keepstore costs.
 //
-// It does what a keepstore does with a block, in the same places and with the same library of
+// It does what a keepstore does with a block, in the same places and with the same packages of
 // Go: GET reads a file 32 KiB at a time in one goroutine, while another hashes and sends 64 KiB
 // at a time and keeps the last piece back until the digest is right. PUT receives and hashes
 // 32 KiB at a time into a buffer, answers 422 if that isn't what the URL says, then writes a
 // temporary file and renames it. A block that is there already is written once more, so that the
-// same block can be put again as if it were new. Each request
-// checks or makes a signature, writes two lines of JSON to a log, and takes GET or PUT
-// microseconds of processor time for what this program leaves out: routing, metrics, limits,
-// several volumes.
+// same block can be put again as if it were new. Each request checks or makes a signature, writes
+// two lines of JSON to a log, and takes GET or PUT microseconds of processor time for what this
+// program leaves out: routing, metrics, limits, several volumes.
 //
 // It is a measuring device, no Keep service: it refuses no token and no signature, and when
 // nothing is asked of it for a while it forgets the oldest blocks that it has no room for. A PUT
@@ -52,10 +51,10 @@ const (
 )
 
 var (
-	locator          = regexp.MustCompile(`^/([0-9a-f]{32})(\+[0-9]+)?((?:\+[A-Z][-A-Za-z0-9@_]*)*)$`)
-	key              = []byte("of the bench")
-	errDigest        = errors.New("checksum mismatch")
-	gets, heads, put int64
+	locator           = regexp.MustCompile(`^/([0-9a-f]{32})(\+[0-9]+)?((?:\+[A-Z][-A-Za-z0-9@_]*)*)$`)
+	key               = []byte("of the bench")
+	errDigest         = errors.New("checksum mismatch")
+	gets, heads, puts int64
 )
 
 // --- memory -------------------------------------------------------------------
@@ -279,7 +278,7 @@ func (it *server) note(fields map[string]any) {
 
 func (it *server) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 	if request.URL.Path == "/counts" {
-		fmt.Fprintf(answer, "GET %d HEAD %d PUT %d\n", atomic.LoadInt64(&gets), atomic.LoadInt64(&heads), atomic.LoadInt64(&put))
+		fmt.Fprintf(answer, "GET %d HEAD %d PUT %d\n", atomic.LoadInt64(&gets), atomic.LoadInt64(&heads), atomic.LoadInt64(&puts))
 		return
 	}
 	atomic.AddInt64(&it.blocks.under, 1)
@@ -324,7 +323,7 @@ func (it *server) do(answer http.ResponseWriter, request *http.Request, pinned b
 		http.Error(answer, "Bad Request", http.StatusBadRequest)
 		return http.StatusBadRequest
 	case request.Method == http.MethodPut:
-		atomic.AddInt64(&put, 1)
+		atomic.AddInt64(&puts, 1)
 		return it.put(answer, request, match[1], token, pinned)
 	case request.Method == http.MethodHead:
 		atomic.AddInt64(&heads, 1)

@@ -90,14 +90,17 @@ def rig(
     `room`: blocks that our services have room for, but for those that never go away.
     """
     block = 2**20 if quick else BLOCK
+    program = None  # compiled before there is anything to clear away
+    if not urls:
+        is_go = kind is Kind.KEEPSTORE
+        program = build.keepstore(programs) if is_go else build.program("server", programs)
     base = Path(tempfile.mkdtemp(prefix="keepfs-bench-"))
     memory = Path(tempfile.mkdtemp(prefix="keepfs-bench-", dir=baselines.MEMORY))
-    if urls:
+    if program is None:
         services = Services.given(urls)
     elif kind is Kind.KEEPSTORE:
-        services = Services.keepstores(build.keepstore(programs), room * (block >> 10), base)
+        services = Services.keepstores(program, room * (block >> 10), base)
     else:
-        program = build.program("server", programs)
         services = Services.started(program, room * (block >> 10), block, kind)
     try:
         if services.ours:

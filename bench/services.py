@@ -244,4 +244,6 @@ def _started(program: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[
     if process.stdout is None:
         raise AssertionError
     ports = process.stdout.readline().split()
+    if not ports:
+        raise RuntimeError(f"{program} ended with {process.wait()}")
     return process, [f"http://127.0.0.1:{int(port)}" for port in ports]

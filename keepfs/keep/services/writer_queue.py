@@ -122,7 +122,7 @@ class KeepWriterQueue(queue.Queue[tuple[WritableService, str | None]]):
     ) -> None:
         super().__init__()
         self.tally = tally or Tally(copies, classes)
-        self._lock = threading.RLock()  # entering it costs a fifth of entering the condition
+        self._lock = threading.RLock()  # entered directly: the condition adds two calls
         self._changed = threading.Condition(self._lock)
         self._under_way: list[WritableService] = []
         self._silent: list[WritableService] = []  # of those under way

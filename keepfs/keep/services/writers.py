@@ -45,7 +45,6 @@ _STORAGE_CLASSES = "X-Keep-Storage-Classes"
 _REST_OF_ANSWER = 3.0
 
 
-@runtime_checkable
 class SharingService(Protocol):
     """A service whose PUT can be sent now and its answer awaited later."""
 
@@ -130,7 +129,7 @@ class KeepWriterThread(Thread):
                 service, root = task
                 with _Judging(self, service, root):
                     self.queue.write_success(service, root, *self.do_task(service, root))
-            finally:  # `_judging` itself may fail for lack of memory
+            finally:  # `_Judging` itself may fail for lack of memory
                 self.queue.abandon(task[0])
 
     def run_for_all(self) -> None:
@@ -269,7 +268,7 @@ _LONGEST = 2**31 - 1
 
 def _sends_at_once(service: WritableService, size: int) -> bool:
     """Return whether a service is a `SharingService` that sends a block without blocking."""
-    # `isinstance` with a protocol takes 20 µs, as much as the rest of a small PUT's queue.
+    # Not `isinstance`: with a protocol it takes 4 µs, and a small PUT has two of them.
     sends = getattr(service, "sends_at_once", None)
     return sends is not None and hasattr(service, "begin_put") and sends(size)
 

@@ -17,6 +17,7 @@ from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.fs.worker_threads import run_in_thread
 from keepfs.keep.retry import Backoff
 from keepfs.messages import of_commands, of_mounts, of_retention, of_stores
+from keepfs.mount import event_loop
 from keepfs.retention import losses
 from keepfs.retention.keeper import Keeper
 from keepfs.retention.kept import Mode
@@ -235,7 +236,7 @@ def renew(options: MountOptions) -> None:
         with contextlib.closing(Catalog(path, stores.identity(options.store))) as catalog:
             catalog.forget_lost()
             with contextlib.closing(Keeping(options, catalog, store, copies)) as keeping:
-                trio.run(keeping.begin(_NoFiles()).once)
+                event_loop.run_loop(keeping.begin(_NoFiles()).once)
 
 
 def _collection_name(options: MountOptions) -> str:

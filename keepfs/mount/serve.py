@@ -36,6 +36,7 @@ from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands, of_mounts
 from keepfs.mount import (
     directories,
+    event_loop,
     fuse,
     logs,
     memory,
@@ -124,7 +125,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
                     mount = _Mount(
                         options, store, found, buffers, copies, catalog, claim, reporter
                     )
-                    code = trio.run(mount.serve, early)
+                    code = event_loop.run_loop(mount.serve, early)
     except* (
         fuse.MountError,
         mountpoint.MountpointError,

@@ -28,8 +28,9 @@ _MOST_OPEN, _SHARE = 512, 4
 #: Seconds after which a file is opened again. Guessed.
 _SECONDS = 10.0
 #: Most bytes of tables in memory: those of 64 GiB, 32 KiB for 64 MiB, as a random read without
-#: one reads three times as much; and bytes of a table beside its checksums.
-_TABLES, _TABLE = 32 * 1024 * 1024 + 1024 * 256, 256
+#: one reads three times as much; and bytes of a table beside its checksums, of which the objects
+#: take about 800.
+_TABLES, _TABLE = 33 * 1024 * 1024, 1024
 
 
 class OpenBlock:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import os
 import random
 import resource
 import threading
 import time
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 
 from keepfs.keep.caching.disk import block_file
-from keepfs.keep.caching.disk.block_file import MOST_BEGUN, MOST_NOWAIT, PIECE, read_table
+from keepfs.keep.caching.disk.block_file import (
+    MOST_BEGUN,
+    MOST_NOWAIT,
+    PIECE,
+    PieceTable,
+    read_table,
+)
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.open_files import OpenFiles
 from keepfs.keep.caching.disk.read_ahead import ReadAhead
@@ -188,6 +196,21 @@ def test_open_files_take_a_quarter_of_the_descriptors_at_most(
             files.add(f"{number:032x}", file.fileno(), table)
 
     assert open_files_of(path) == most
+
+
+def test_tables_of_small_blocks_take_33_mib_at_most(path: Path) -> None:
+    files = OpenFiles()
+    with path.open("rb") as file:
+        tracemalloc.start()
+        try:
+            for number in range(50_000):
+                sums = memoryview(array.array("Q", [number])).toreadonly()
+                files.add(f"{number:032x}", file.fileno(), PieceTable(1, number, sums))
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert taken <= 33 * 1024 * 1024
 
 
 def test_the_kernel_reads_on_only_in_a_block_that_is_there(folder: BlockFolder) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from keepfs.keep.caching.disk.block_file import PieceTable
 
-#: Most open files, and the part of the process's descriptors that they may take. Guessed.
-_MOST_OPEN, _SHARE = 512, 4
+#: Most open files, the part of the process's descriptors that they may take, and the descriptors
+#: of one: another when it is read in sequence. The first two are guessed.
+_MOST_OPEN, _SHARE, _EACH = 512, 4, 2
 #: Seconds after which a file is opened again. Guessed.
 _SECONDS = 10.0
 #: Most bytes of tables in memory: those of 64 GiB, 32 KiB for 64 MiB, as a random read without
@@ -127,4 +128,4 @@ def _most_open() -> int:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return _MOST_OPEN
-    return max(1, min(_MOST_OPEN, descriptors // _SHARE))
+    return max(1, min(_MOST_OPEN, descriptors // (_SHARE * _EACH)))

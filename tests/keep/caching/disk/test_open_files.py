@@ -181,6 +181,20 @@ def test_a_file_is_opened_again_after_some_seconds(path: Path) -> None:
     assert open_files_of(path) == 1  # the old one is closed
 
 
+def test_files_that_are_not_read_again_are_closed_when_another_is_opened(path: Path) -> None:
+    now = [0.0]
+    files = OpenFiles(clock=lambda: now[0])
+    with path.open("rb") as file:
+        table = read_table(file.fileno(), path.stat().st_size, DIGEST)
+        for number in range(100):
+            files.add(f"{number:032x}", file.fileno(), table)
+            now[0] += 1.0
+
+        assert files.get(f"{99:032x}") is not None
+
+    assert open_files_of(path) <= 12  # of the last seconds
+
+
 @pytest.mark.parametrize(
     ("descriptors", "most"),
     [(resource.RLIM_INFINITY, 512), (20_000, 512), (1024, 128), (2, 1)],

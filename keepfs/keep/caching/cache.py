@@ -189,11 +189,15 @@ class KeepBlockCache:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             mine = Fetch(locator, effort, claims=claims, deadline=deadline)
-            block, running = self._join(mine, keep_for)
-            if block is not None:
-                return block
-            if running is mine:
-                return self._fetch(mine, fetch, keep_for)
+            try:
+                block, running = self._join(mine, keep_for)
+                if block is not None:
+                    return block
+                if running is mine:
+                    return self._fetch(mine, fetch, keep_for)
+            except BaseException:
+                self._forget(mine)
+                raise
             if not running.done.wait(_left(deadline)):
                 raise _waited_too_long(locator)
             if running.block is not None:
@@ -240,9 +244,7 @@ class KeepBlockCache:
             try:
                 spawn(run)
             except BaseException:
-                with self._lock:
-                    del self._fetches[locator.md5sum]
-                mine.end()
+                self._forget(mine)
                 raise
         return running
 
@@ -335,6 +337,14 @@ class KeepBlockCache:
                     self._changed.notify_all()
             mine.end()
         return mine.block
+
+    def _forget(self, mine: Fetch) -> None:
+        """End a fetch, unless it has ended: an exception came before or after `_fetch`'s care."""
+        with self._lock:
+            if self._fetches.get(mine.locator.md5sum) is mine:
+                del self._fetches[mine.locator.md5sum]
+            self._in_flight.discard(mine)
+        mine.end()
 
     def _keep(self, md5sum: str, block: memoryview, keep_for: float) -> None:
         """Cache a block if it fits: its locator's size may have been too low."""

@@ -351,6 +351,21 @@ def test_waiting_readers_get_an_error_for_an_interrupted_fetch() -> None:
     assert cache.statistics().in_flight == 0
 
 
+def test_a_caller_interrupted_before_its_fetch_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    cache = KeepBlockCache()
+    with monkeypatch.context() as patch:
+        patch.setattr("keepfs.keep.caching.thrash.Thrash.missed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cache.get_or_fetch(named(1, 3), never)
+
+    assert bytes(cache.get_or_fetch(named(1, 3), lambda: b"foo", timeout=1.0)) == b"foo"
+
+
 @pytest.mark.parametrize("hint", ["+Zfoo", f"+A{'0' * 40}@ffffffff"])
 def test_a_differently_hinted_locator_does_not_share_a_failure(hint: str) -> None:
     cache = KeepBlockCache()

@@ -1,9 +1,9 @@
 """OpenFiles: keeps the files of blocks open for some seconds between reads of parts.
 
 Opening a file and verifying its table takes longer than reading a part. An open file occupies
-the disk after another process has evicted it, so it is opened again after some seconds, and all
-are closed when nothing is read. A table has the checksums of a block: every read compares the
-content of the file with them.
+the disk after another process has evicted it. So it is opened again after some seconds, or closed
+when another is opened; all are closed when nothing is read. A table has the checksums of a block:
+every read compares the content of the file with them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import resource
 import threading
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
     from keepfs.keep.caching.disk.block_file import PieceTable
 
-#: Most open files, and the part of the process's descriptors that they may take. Guessed.
-_MOST_OPEN, _SHARE = 512, 4
+#: Most open files, the part of the process's descriptors that they may take, and the descriptors
+#: of one: another when it is read in sequence. The first two are guessed.
+_MOST_OPEN, _SHARE, _EACH = 512, 4, 2
 #: Seconds after which a file is opened again. Guessed.
 _SECONDS = 10.0
 #: Most bytes of tables in memory: those of 64 GiB, 32 KiB for 64 MiB, as a random read without
-#: one reads three times as much; and bytes of a table beside its checksums.
-_TABLES, _TABLE = 32 * 1024 * 1024 + 1024 * 256, 256
+#: one reads three times as much; and bytes of a table beside its checksums, of which the objects
+#: take about 800.
+_TABLES, _TABLE = 33 * 1024 * 1024, 1024
 
 
 class OpenBlock:
@@ -75,7 +78,7 @@ class OpenFiles:
         self._clock = clock
         self._lock = threading.Lock()
         self._most = _most_open()
-        self._files = LRUCache[str, OpenBlock](self._most)
+        self._files = OrderedDict[str, OpenBlock]()  # the most recently read is the last
         self._tables = LRUCache[str, "PieceTable"](
             _TABLES, getsizeof=lambda it: it.sums.nbytes + _TABLE
         )
@@ -84,6 +87,8 @@ class OpenFiles:
         """Return a block's open file; None if it isn't open, or was opened over 10 s ago."""
         with self._lock:
             found = self._files.get(md5sum)
+            if found is not None:
+                self._files.move_to_end(md5sum)
         # `add` replaces one that is too old: closing an evicted file frees its blocks, and waits.
         return None if found is None or found.until < self._clock() else found
 
@@ -94,15 +99,19 @@ class OpenFiles:
 
     def add(self, md5sum: str, file: int, table: PieceTable) -> OpenBlock | None:
         """Keep a duplicate of a descriptor and a verified table; None if that fails."""
+        now = self._clock()
         try:
-            opened = OpenBlock(os.dup(file), table, self._clock() + _SECONDS)
+            opened = OpenBlock(os.dup(file), table, now + _SECONDS)
         except OSError:
             return None
         dropped: list[object] = []  # closed without the lock
         with self._lock:
             dropped.append(self._files.pop(md5sum, None))
-            while len(self._files) >= self._most:
-                dropped.append(self._files.popitem())
+            # Another process may have evicted those that weren't read since they were too old.
+            while self._files and (
+                len(self._files) >= self._most or next(iter(self._files.values())).until < now
+            ):
+                dropped.append(self._files.popitem(last=False))
             self._files[md5sum] = opened
             self._tables[md5sum] = table
         return opened
@@ -126,4 +135,4 @@ def _most_open() -> int:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return _MOST_OPEN
-    return max(1, min(_MOST_OPEN, descriptors // _SHARE))
+    return max(1, min(_MOST_OPEN, descriptors // (_SHARE * _EACH)))

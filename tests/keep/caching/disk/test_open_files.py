@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import os
 import random
 import resource
 import threading
 import time
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 
 from keepfs.keep.caching.disk import block_file
-from keepfs.keep.caching.disk.block_file import MOST_BEGUN, MOST_NOWAIT, PIECE, read_table
+from keepfs.keep.caching.disk.block_file import (
+    MOST_BEGUN,
+    MOST_NOWAIT,
+    PIECE,
+    PieceTable,
+    read_table,
+)
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.open_files import OpenFiles
 from keepfs.keep.caching.disk.read_ahead import ReadAhead
@@ -173,9 +181,23 @@ def test_a_file_is_opened_again_after_some_seconds(path: Path) -> None:
     assert open_files_of(path) == 1  # the old one is closed
 
 
+def test_files_that_are_not_read_again_are_closed_when_another_is_opened(path: Path) -> None:
+    now = [0.0]
+    files = OpenFiles(clock=lambda: now[0])
+    with path.open("rb") as file:
+        table = read_table(file.fileno(), path.stat().st_size, DIGEST)
+        for number in range(100):
+            files.add(f"{number:032x}", file.fileno(), table)
+            now[0] += 1.0
+
+        assert files.get(f"{99:032x}") is not None
+
+    assert open_files_of(path) <= 12  # of the last seconds
+
+
 @pytest.mark.parametrize(
     ("descriptors", "most"),
-    [(resource.RLIM_INFINITY, 512), (20_000, 512), (1024, 256), (2, 1)],
+    [(resource.RLIM_INFINITY, 512), (20_000, 512), (1024, 128), (2, 1)],
 )
 def test_open_files_take_a_quarter_of_the_descriptors_at_most(
     path: Path, monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
@@ -186,8 +208,27 @@ def test_open_files_take_a_quarter_of_the_descriptors_at_most(
         table = read_table(file.fileno(), path.stat().st_size, DIGEST)
         for number in range(most + 3):
             files.add(f"{number:032x}", file.fileno(), table)
+            opened = files.get(f"{number:032x}")
+            assert opened is not None
+            opened.read_on(SIZE - 1)  # takes another descriptor
+            del opened
 
-    assert open_files_of(path) == most
+    assert open_files_of(path) == 2 * most
+
+
+def test_tables_of_small_blocks_take_33_mib_at_most(path: Path) -> None:
+    files = OpenFiles()
+    with path.open("rb") as file:
+        tracemalloc.start()
+        try:
+            for number in range(50_000):
+                sums = memoryview(array.array("Q", [number])).toreadonly()
+                files.add(f"{number:032x}", file.fileno(), PieceTable(1, number, sums))
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert taken <= 33 * 1024 * 1024
 
 
 def test_the_kernel_reads_on_only_in_a_block_that_is_there(folder: BlockFolder) -> None:

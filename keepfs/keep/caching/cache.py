@@ -344,6 +344,7 @@ class KeepBlockCache:
             if self._fetches.get(mine.locator.md5sum) is mine:
                 del self._fetches[mine.locator.md5sum]
             self._in_flight.discard(mine)
+            self._changed.notify_all()
         mine.end()
 
     def _keep(self, md5sum: str, block: memoryview, keep_for: float) -> None:

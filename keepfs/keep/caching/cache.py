@@ -339,7 +339,7 @@ class KeepBlockCache:
         return mine.block
 
     def _forget(self, mine: Fetch) -> None:
-        """End a fetch, unless it has ended: an exception came before or after `_fetch`'s care."""
+        """End a fetch after an exception that `_fetch` did not handle."""
         with self._lock:
             if self._fetches.get(mine.locator.md5sum) is mine:
                 del self._fetches[mine.locator.md5sum]

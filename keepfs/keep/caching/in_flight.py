@@ -138,7 +138,8 @@ class Reservations:
             else:
                 self._moved_at = self._clock()
             del self._held[fetch]
-            self.size -= fetch.size
+        # Added up: an interrupted change of the size must not last.
+        self.size = sum(each.size for each in self._held)
 
     def receive(self, fetch: Fetch, size: int) -> bool:
         """Record that a fetch has memory for a block of `size` bytes; it keeps its reservation.

@@ -48,7 +48,8 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
     """Blocks by digest, bounded in bytes.
 
     A block that a sequential reader is using is evicted only if no other is left: it
-    would be fetched again for each of its parts.
+    would be fetched again for each of its parts. An exception in the middle of a change, as
+    of Ctrl-C, empties the cache: its tables would disagree.
 
     Args:
         maxsize: Most bytes.
@@ -56,8 +57,11 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
     """
 
     def __init__(self, maxsize: int, clock: Callable[[], float]) -> None:
-        super().__init__(maxsize, getsizeof=len)
         self._clock = clock
+        self._begin(maxsize)
+
+    def _begin(self, maxsize: float) -> None:
+        super().__init__(maxsize, getsizeof=len)
         #: Total of bytes visited.
         self._visited = 0
         self._here: dict[str, _Visits] = {}
@@ -69,33 +73,53 @@ class ReuseCache(cachetools.Cache[str, memoryview]):
         self._at: dict[str, int] = {}
 
     def __setitem__(self, key: str, block: memoryview) -> None:
-        """Add a block, and count a visit."""
-        known = key in self
-        super().__setitem__(key, block)
-        if known:
-            self._visit(key)
-            return
-        self._at[key] = len(self._keys)
-        self._keys.append(key)
-        gone = self._gone.pop(key, None)
-        if gone is None:
-            self._visited += len(block)
-            self._here[key] = _Visits(len(block), self._visited)
-        else:
-            self._here[key] = gone
-            self._visit(key)
+        """Add a block, and count a visit.
+
+        Raises:
+            ValueError: The block is larger than the cache.
+        """
+        if len(block) > self.maxsize:
+            raise ValueError("value too large")
+        try:
+            known = key in self
+            super().__setitem__(key, block)
+            if known:
+                self._visit(key)
+                return
+            self._at[key] = len(self._keys)
+            self._keys.append(key)
+            gone = self._gone.pop(key, None)
+            if gone is None:
+                self._visited += len(block)
+                self._here[key] = _Visits(len(block), self._visited)
+            else:
+                self._here[key] = gone
+                self._visit(key)
+        except BaseException:
+            self._begin(self.maxsize)
+            raise
 
     def __delitem__(self, key: str) -> None:
-        """Evict a block; keep the record of its visits."""
-        super().__delitem__(key)
-        at, last = self._at.pop(key), self._keys.pop()
-        if last != key:
-            self._keys[at] = last
-            self._at[last] = at
-        self._kept_until.pop(key, None)
-        self._gone[key] = self._here.pop(key)
-        if len(self._gone) > _MOST_REMEMBERED:
-            self._gone.popitem(last=False)
+        """Evict a block; keep the record of its visits.
+
+        Raises:
+            KeyError: It is not cached.
+        """
+        if key not in self:
+            raise KeyError(key)
+        try:
+            super().__delitem__(key)
+            at, last = self._at.pop(key), self._keys.pop()
+            if last != key:
+                self._keys[at] = last
+                self._at[last] = at
+            self._kept_until.pop(key, None)
+            self._gone[key] = self._here.pop(key)
+            if len(self._gone) > _MOST_REMEMBERED:
+                self._gone.popitem(last=False)
+        except BaseException:
+            self._begin(self.maxsize)
+            raise
 
     def clear(self) -> None:
         """Evict every block."""

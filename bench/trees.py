@@ -49,6 +49,8 @@ _STEPS = (10, 1_000, 100_000)
 _FOLDERS, _IN_EACH = 100, 100
 #: Bytes of a small file.
 _SMALL = 4096
+#: Files of one block each.
+_BLOCKS = 16
 #: Blocks of the long file: 4 GiB.
 _LONG = 64
 #: Room for the long files of all trials.
@@ -86,6 +88,7 @@ def measure(rig: Rig) -> Iterator[Figure]:
             yield trees.listed(count)
         yield trees.found()
         yield trees.small_files()
+        yield trees.files_of_a_block()
         yield from trees.long_file()
         yield from trees.memory()
     with mounted(rig, "--disk-cache", _DISK_CACHE) as mount, arv_mounted(rig) as (theirs, api):
@@ -168,6 +171,30 @@ class _Trees:
 
         return self._compared(
             f"collections: read {count:,} small files", Amount(count, "/s"), trial
+        )
+
+    def files_of_a_block(self) -> Figure:
+        """Read files of one block each, cold, in the order of their names."""
+        count, block = (3 if self._rig.quick else _BLOCKS), self._rig.block
+        buffer = bytearray(2**20)
+
+        def trial(side: Side) -> Taken:
+            names = self._rig.services.store_blocks(count, block, for_good=False)
+            files = (f"{block * number}:{block}:{number:03}" for number in range(count))
+            folder = side.folders / self._known(f". {' '.join([*names, *files])}\n")
+            os.listdir(folder)  # noqa: PTH208 - the collection is loaded before
+            paths = [folder / f"{number:03}" for number in range(count)]
+            watch = Stopwatch(side.pid)
+            with watch:
+                for path in paths:
+                    read_file(path, buffer)
+            for path, name in zip(paths, names, strict=True):
+                verify(path, name)
+                drop_pages(path)
+            return watch.taken()
+
+        return self._compared(
+            f"collections: {count} files of a block each, cold", mb(count * block), trial
         )
 
     def long_file(self, how: str = "") -> Iterator[Figure]:

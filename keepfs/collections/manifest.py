@@ -327,6 +327,23 @@ class File:
         for block, start, count in self._tables.ranges(self.number, offset, stop):
             yield Range(locators[block].decode(), start, count)
 
+    def extent(self) -> tuple[int, int]:
+        """Return where the file starts and ends among the bytes of all blocks, in their order.
+
+        A file that starts where another ends follows it in the stream. (0, 0) for a file
+        without bytes.
+        """
+        return self._tables.extent(self.number)
+
+    def next_blocks(self) -> Iterator[str]:
+        """Yield the locators of the blocks after the one with the file's last byte.
+
+        They are in the order of the manifest: other files have their bytes.
+        """
+        locators = self._tables.blocks.locators
+        for block in self._tables.blocks_from(self.extent()[1]):
+            yield locators[block].decode()
+
 
 def _portable(locator: bytes) -> bytes:
     return b"+".join(locator.split(b"+", 2)[:2])

@@ -172,6 +172,24 @@ class Tables:
                 piece += 1
             segment += 1
 
+    def extent(self, file: int) -> tuple[int, int]:
+        """Return where a file's first segment starts in the address space, and its last ends.
+
+        Both are 0 for a file without bytes.
+        """
+        first, last = self.segments.firsts[file], self.segments.firsts[file + 1] - 1
+        starts, ends = self.segments.starts, self.segments.ends
+        if last < first:
+            return 0, 0
+        return starts[first], starts[last] + ends[last] - (ends[last - 1] if last > first else 0)
+
+    def blocks_from(self, address: int) -> Iterator[int]:
+        """Yield the number of the block of each piece that starts at an address or after it."""
+        starts, pieces = self.blocks.starts, self.blocks.pieces
+        for piece in range(bisect_left(starts, address), len(pieces)):
+            if starts[piece] < starts[piece + 1]:
+                yield pieces[piece]
+
     def path(self, directory: int) -> bytes:
         """Return the path of a directory without `./`; the root's is empty."""
         names = []

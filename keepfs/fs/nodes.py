@@ -296,7 +296,7 @@ class FileNode(Node):
         raise RefusedError(errno.EROFS)
 
     def read_nowait(self, offset: int, size: int) -> Buffer | None:
-        """Return what `read` would, if the bytes are in memory; else None."""
+        """Return what `read` would, if the bytes are in memory; else None: `read` follows."""
         return None
 
     @abc.abstractmethod

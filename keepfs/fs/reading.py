@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DEPTH = 2
 #: Bytes by which a sequential read may miss the end of the last: the kernel reads
 #: ahead by 1 MiB, and its requests may arrive out of order.
-_SLACK = 4 * 1024 * 1024
+SLACK = 4 * 1024 * 1024
 #: Bytes read of a block after which a sequential reader is expected to continue.
 _PROOF = 2 * 1024 * 1024
 #: Bytes after which the disk is asked again to read ahead of a sequential reader.
@@ -47,7 +47,8 @@ class BlockReader:
     Args:
         blocks: The block store.
         locator_at: Returns the locator of a block by its number in the file, or
-            None if there is no such block.
+            None if there is no such block. It may have blocks after those of the file, that
+            are fetched ahead for the reader of the next file.
     """
 
     def __init__(
@@ -107,6 +108,10 @@ class BlockReader:
             )
         return block[begin:end]
 
+    def fetch_ahead_again(self) -> None:
+        """Ask `locator_at` again at the next sequential read: more blocks may follow now."""
+        self._fetched_ahead_of = -1
+
     def _note(self, number: int, locator: KeepLocator, size: int, begin: int, end: int) -> float:
         """Record a read; return the seconds for which its block should be kept."""
         if number != self._current:
@@ -164,7 +169,7 @@ class BlockReader:
 
     def _is_in_order(self, number: int, begin: int, end: int) -> bool:
         last = self._ends.get(number, 0) if begin else 0  # a read at 0 is sequential
-        in_order = abs(begin - last) <= _SLACK
+        in_order = abs(begin - last) <= SLACK
         self._streamed = self._streamed + end - begin if in_order else 0
         self._ends[number] = max(end, last) if in_order else end
         if len(self._ends) > _MOST_PLACES:

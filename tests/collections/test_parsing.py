@@ -139,6 +139,22 @@ def test_memory_is_linear_where_many_files_cover_many_blocks() -> None:
     assert [each.locator for each in last.ranges(9_998)] == [f"{it:032x}+1" for it in (9998, 9999)]
 
 
+def test_a_file_that_follows_another_starts_where_it_ends() -> None:
+    blocks = [f"{number:032x}+10" for number in range(4)]
+    manifest = parse(
+        f". {blocks[0]} {EMPTY} {blocks[1]} 0:4:a 4:10:b 0:0:c 19:1:d 0:2:d 18:1:d\n"
+        f"./e {blocks[2]} {blocks[3]} 0:20:f\n"
+    )
+    files = {each.name: each for each in manifest.files()}
+
+    extents = {name: file.extent() for name, file in files.items()}
+    assert extents == {"a": (0, 4), "b": (4, 14), "c": (0, 0), "d": (19, 19), "f": (20, 40)}
+    assert list(files["a"].next_blocks()) == blocks[1:]
+    assert list(files["b"].next_blocks()) == blocks[2:]
+    assert list(files["c"].next_blocks()) == blocks
+    assert list(files["f"].next_blocks()) == []
+
+
 def test_a_path_of_very_many_directories_is_parsed() -> None:
     path = "/".join("a" * 100_000)
 

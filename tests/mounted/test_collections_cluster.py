@@ -250,6 +250,28 @@ def test_a_mount_without_its_api_server_serves_known_collections(
     assert any("stays as it was known" in it for it in cluster.mount.logged())
 
 
+def test_files_read_one_after_another_are_fetched_ahead(
+    cluster: Cluster, source: Path, tmp_path: Path
+) -> None:
+    """The files have a block each: without read-ahead each `open` would wait for its own."""
+    made = cluster.commit(source, block_size=90)
+    cluster.mount.mount()
+    folder = cluster.folder(made.portable_data_hash)
+
+    assert (folder / "file0").read_bytes() == b"0" * 90
+    assert len(cluster.store.log("GET")) == 1
+    assert (folder / "file1").read_bytes() == b"1" * 90
+    wait_until(lambda: len(cluster.store.log("GET")) == 3)
+
+    archive = tmp_path / "archive"
+    subprocess.run(["tar", "-cf", archive, "-C", folder, "."], check=True)
+    (tmp_path / "copy").mkdir()
+    subprocess.run(["tar", "-xf", archive, "-C", tmp_path / "copy"], check=True)
+    assert is_same(source, tmp_path / "copy")
+    blocks = {each.target.split("+")[0] for each in cluster.store.log("GET")}
+    assert len(cluster.store.log("GET")) == len(blocks)  # none was fetched twice
+
+
 def test_a_token_that_is_refused(cluster: Cluster, source: Path) -> None:
     made = cluster.commit(source)
     cluster.mount.mount()

@@ -21,6 +21,7 @@ import trio
 
 from keepfs.collections.manifest_errors import ManifestError
 from keepfs.collections.parsing import parse
+from keepfs.fs.collection_tree.succession import Succession
 from keepfs.fs.nodes import TIMELESS_NS, Metadata, directory_mode, file_mode
 from keepfs.keep.errors import Cause, KeepReadError
 from keepfs.messages import of_retention
@@ -106,6 +107,7 @@ class LoadedCollection:
         manifest: As above, with the latest signatures.
         file_metadata: The attributes of each file, except its size.
         folder_metadata: The attributes of each folder.
+        succession: Which of its files are read one after another.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class LoadedCollection:
         owner: Metadata,
     ) -> None:
         self.manifest = manifest
+        self.succession = Succession()
         self._owner = owner
         self._source = source
         self._blocks = blocks

@@ -22,7 +22,7 @@ from keepfs.collections.manifest import Directory
 from keepfs.fs.collection_tree.loaded import MAX_XATTR
 from keepfs.fs.errnos import RefusedError
 from keepfs.fs.nodes import Attributes, DirectoryNode, FileNode, Node
-from keepfs.fs.reading import BlockReader
+from keepfs.fs.reading import SLACK, BlockReader
 from keepfs.keep.errors import Cause, KeepReadError
 from keepfs.keep.locator import KeepLocator
 
@@ -50,7 +50,7 @@ class CollectionFile(FileNode):
         file: The file in it.
     """
 
-    __slots__ = ("_content", "_file", "_folder", "_reader", "_starts")
+    __slots__ = ("_content", "_file", "_folder", "_read_to", "_reader", "_run", "_starts")
 
     def __init__(self, folder: CollectionFolder, content: LoadedCollection, file: File) -> None:
         super().__init__(content.file_metadata)
@@ -59,6 +59,10 @@ class CollectionFile(FileNode):
         self._file = file
         self._reader: BlockReader | None = None
         self._starts: Sequence[int] = ()
+        # The end of what was read in order from the start of the file on.
+        self._read_to = 0
+        # The bytes of the files read in succession before this one.
+        self._run = 0
 
     @property
     def path(self) -> str:
@@ -118,6 +122,7 @@ class CollectionFile(FileNode):
         """Return what `read` would, if it is of one range of a block in memory; else None."""
         self._content.renew_if_due()
         reader, number = self._reader_at(offset)
+        self._note(reader, offset, size)
         pieces = self._file.ranges(offset, size)
         piece = next(pieces, None)
         if piece is None or next(pieces, None) is not None:
@@ -162,10 +167,39 @@ class CollectionFile(FileNode):
         self._file = self._content.manifest.counterpart(self._file)
         return self._reader, bisect_right(self._starts, offset) - 1
 
+    def _note(self, reader: BlockReader, offset: int, size: int) -> None:
+        """Record a read of a file that may be read in succession with others."""
+        succession = self._content.succession
+        if offset == 0:
+            self._read_to = 0
+            self._run = succession.length(self._file.extent()[0])
+            if self._run:
+                reader.fetch_ahead_again()
+        if offset <= self._read_to + SLACK:
+            self._read_to = max(self._read_to, offset + size)
+            if self._read_to >= self.size > 0:
+                succession.extend(*self._file.extent())
+
     def _locator_at(self, number: int) -> KeepLocator | None:
-        if number >= len(self._starts):
-            return None
-        return _located(next(self._file.ranges(self._starts[number], 1)).locator)
+        if number < len(self._starts):
+            return _located(next(self._file.ranges(self._starts[number], 1)).locator)
+        return self._block_beyond(number - len(self._starts))
+
+    def _block_beyond(self, count: int) -> KeepLocator | None:
+        """Return a block after those of the file, if files are read in succession.
+
+        The blocks up to it have at most as many bytes as the files that were read before: so
+        no more is fetched in vain than was read.
+        """
+        left = self._run
+        for at, text in enumerate(self._file.next_blocks() if left else ()):
+            locator = _located(text)
+            left -= locator.size or 0
+            if left < 0:
+                return None
+            if at == count:
+                return locator
+        return None
 
 
 class CollectionFolder(DirectoryNode):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keepfs.keep import KeepBlockCache, KeepLocator
 
@@ -29,7 +30,7 @@ class Reader:
         for number in numbers:
             block = bytes([number]) * 100
             locator = KeepLocator.of_block(block)
-            read = self.cache.get_or_fetch(locator, lambda block=block: block, timeout=0)
+            read = self.cache.get_or_fetch(locator, functools.partial(bytes, block), timeout=0)
             assert bytes(read) == block
 
 
@@ -37,7 +38,7 @@ def interrupted(line: int, call: Callable[[], object]) -> str:
     """Raise KeyboardInterrupt at a line that `call` runs; return where, "" if it runs fewer."""
     left, place = line, ""
 
-    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+    def trace(frame: FrameType, event: str, _: object) -> Any:  # noqa: ANN401 - settrace's
         nonlocal left, place
         if not any(part in frame.f_code.co_filename for part in _INTERRUPTED):
             return None

@@ -172,19 +172,24 @@ func (it *store) write(digest string, block []byte, pinned bool) error {
 func (it *store) forget() {
 	for {
 		time.Sleep(idle)
-		it.mutex.Lock()
-		path := ""
-		quiet := time.Duration(time.Now().UnixNano() - atomic.LoadInt64(&it.asked))
-		if it.taken > it.room && len(it.files) > 0 && atomic.LoadInt64(&it.under) == 0 && quiet > idle {
-			path = it.files[0].path
-			it.taken -= it.files[0].size
-			it.files = it.files[1:]
-		}
-		it.mutex.Unlock()
-		if path != "" {
+		for path := it.oldest(); path != ""; path = it.oldest() {
 			os.Remove(path)
 		}
 	}
+}
+
+// oldest takes the oldest block from those without room, if nothing was asked for a while.
+func (it *store) oldest() string {
+	it.mutex.Lock()
+	defer it.mutex.Unlock()
+	quiet := time.Duration(time.Now().UnixNano() - atomic.LoadInt64(&it.asked))
+	if it.taken <= it.room || len(it.files) == 0 || atomic.LoadInt64(&it.under) != 0 || quiet <= idle {
+		return ""
+	}
+	path := it.files[0].path
+	it.taken -= it.files[0].size
+	it.files = it.files[1:]
+	return path
 }
 
 // --- streaming -------------------------------------------------------------------
@@ -349,8 +354,7 @@ func (it *server) get(answer http.ResponseWriter, request *http.Request, digest 
 	}
 	file, err := os.Open(path)
 	if err != nil {
-		http.Error(answer, err.Error(), http.StatusInternalServerError)
-		return http.StatusInternalServerError
+		return failed(answer, err)
 	}
 	defer file.Close()
 	buffer := takeBuffer()
@@ -379,14 +383,20 @@ func (it *server) put(answer http.ResponseWriter, request *http.Request, digest,
 		err = it.blocks.write(digest, block.Bytes(), pinned)
 	}
 	if err != nil {
-		http.Error(answer, err.Error(), http.StatusInternalServerError)
-		return http.StatusInternalServerError
+		return failed(answer, err)
 	}
 	signature(digest, token, time.Now().Unix()+ttl)
 	answer.Header().Set("X-Keep-Replicas-Stored", "1")
 	answer.Header().Set("X-Keep-Storage-Classes-Confirmed", "default=1")
 	fmt.Fprintf(answer, "%s+%d\n", digest, block.Len())
 	return http.StatusOK
+}
+
+// failed answers a request that the disk refuses, and says so to who runs the bench.
+func failed(answer http.ResponseWriter, err error) int {
+	fmt.Fprintln(os.Stderr, "keepstore:", err)
+	http.Error(answer, err.Error(), http.StatusInternalServerError)
+	return http.StatusInternalServerError
 }
 
 func fail(err error) {

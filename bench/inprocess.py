@@ -40,10 +40,10 @@ class Client:
             raise VerifyError(f"wrong bytes: {command['do']}")
         return outcome
 
-    def get(self, locators: list[str], size: int) -> Taken:
+    def get(self, locators: list[str], size: int, *, as_view: bool = False) -> Taken:
         """Get blocks; return what it took. Each must have been asked for."""
         before = self._services.counts()
-        outcome = self._ask(do="get", locators=locators, size=size)
+        outcome = self._ask(do="get", locators=locators, size=size, as_view=as_view)
         after = self._services.counts()
         if before and after and after["GET"] - before["GET"] < len(locators):
             raise VerifyError("a block came out of a cache")
@@ -111,20 +111,21 @@ def _whole(rig: Rig, ours: Client, sdk: Client) -> Iterator[Figure]:
     services, size = rig.services, rig.block
     # Each of them takes the four in turn: a client's cache holds only one.
     turn, curls, piped, sdks = (itertools.cycle(rig.blocks(4)) for _ in range(4))
-    yield compare(
-        f"GET {rig.block_name}",
-        mb(size),
-        lambda: ours.get([next(turn)], size),
-        {
-            "curl": lambda: baselines.curl_get(services, [next(curls)]),
-            "curl | md5sum": lambda: baselines.curl_md5sum(services, next(piped)),
-            "SDK": lambda: sdk.get([next(sdks)], size),
-        },
-        repeats=rig.repeats,
-        pid=ours.pid,
-        target=Target(0.95),
-        memory=4 * size,
-    )
+    for as_view in (False, True):
+        yield compare(
+            f"GET {rig.block_name}{' as a view' if as_view else ''}",
+            mb(size),
+            lambda as_view=as_view: ours.get([next(turn)], size, as_view=as_view),
+            {
+                "curl": lambda: baselines.curl_get(services, [next(curls)]),
+                "curl | md5sum": lambda: baselines.curl_md5sum(services, next(piped)),
+                "SDK": lambda: sdk.get([next(sdks)], size),
+            },
+            repeats=rig.repeats,
+            pid=ours.pid,
+            target=Target(0.95),
+            memory=4 * size,
+        )
     _, path = rig.file_in_memory()
     digest = path.name
     yield compare(

@@ -51,6 +51,7 @@ NAMES = [
     "services: GET 1 MiB by curl",
     "services: PUT 1 MiB by 2 curls",
     "GET 1 MiB",
+    "GET 1 MiB as a view",
     "PUT 1 MiB, 2 copies",
     "GET 4 KiB",
     "PUT 4 KiB, 2 copies",
@@ -202,7 +203,7 @@ def test_collections_are_measured_beside_arv_mount(tmp_path: Path) -> None:
 
     figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
     if Path(sys.executable).with_name("arv-mount").exists():
-        assert len(figures) == 14
+        assert len(figures) == 16
         assert {it["baseline"] for it in figures} == {"arv-mount"}
         assert all(it["ratio"] > 0 for it in figures)
     else:

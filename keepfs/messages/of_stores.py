@@ -81,6 +81,14 @@ DISK_CACHE_FAILED = Message(
     "Correct what the message names, or give another --disk-cache-dir. A running mount tries"
     " again each minute; after a hang, as soon as the read has ended.",
 )
+DISK_CACHE_SHRUNK = Message(
+    "disk-cache-shrunk",
+    "the disk takes no more blocks: the disk cache in {directory} gives a tenth back and takes no"
+    " more for an hour: {reason}",
+    "The quota of the user, the disk or its inodes are used up, by the cache or by other files.",
+    "Nothing, if the rest is enough for both; else a smaller --disk-cache, or another"
+    " --disk-cache-dir.",
+)
 DISK_CACHE_DAMAGED = Message(
     "disk-cache-damaged",
     "the cached block {md5sum} was damaged and is fetched again: {reason}",

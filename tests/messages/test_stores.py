@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from keepfs import renewing_store, stores
 from keepfs.config.options import StoreOptions
 from keepfs.fs.failure_text import failure_text
+from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.disk_cache import DiskCache
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import KeepRequestError
@@ -30,6 +32,10 @@ from tests.messages.provoking import provokes
 from tests.messages.test_commands import said
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
     from tests.cli.test_cli import Shell
     from tests.keepstore import ApiControls, KeepstoreControls
 
@@ -153,6 +159,38 @@ def test_a_disk_cache_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert cache.read("0" * 32) is None
         cache.close()
     return caplog.text
+
+
+@provokes("disk-cache-shrunk")
+def test_a_quota_that_is_used_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    cache = DiskCache(tmp_path, 10**6, least_free=0)
+    cache.add("0" * 32, b"a block that is evicted")
+    cache.flush()
+    monkeypatch.setattr(BlockFolder, "add", quota_after(1, BlockFolder.add))
+    with caplog.at_level(logging.WARNING):
+        cache.add("1" * 32, b"one that the quota refuses")
+        cache.flush()
+    assert (cache.has("0" * 32), cache.has("1" * 32)) == (False, True)
+    cache.close()
+    return caplog.text
+
+
+def quota_after(
+    refusals: int, add: Callable[[BlockFolder, str, Buffer], int]
+) -> Callable[[BlockFolder, str, Buffer], int]:
+    """Return an `add` that a quota refuses at first."""
+    left = refusals
+
+    def limited(folder: BlockFolder, md5sum: str, block: Buffer) -> int:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return add(folder, md5sum, block)
+
+    return limited
 
 
 @provokes("disk-cache-incomplete")

@@ -1,10 +1,10 @@
 """BlockFolder: files of blocks in a private directory, added whole and read verified.
 
-Layout: `blocks-2/abc/abc…` (the MD5, after its first three digits), `blocks-2/tmp/`
-for files that are being written, and `blocks-2/locks` (see `fetch_locks`). Several processes
-of a user may use it at once. A file gets its name when it is complete; nothing is synced,
-because a block that is lost or damaged is fetched again. Paths are opened relative to a
-descriptor of the directory, and never through a symbolic link.
+Layout: `blocks-2/abc/abc…` (the MD5, after its first three digits), and `blocks-2/locks` (see
+`fetch_locks`). Several processes of a user may use it at once. A file gets its name when it is
+complete (`new_files`); nothing is synced, because a block that is lost or damaged is fetched
+again. Paths are opened relative to a descriptor of the directory, and never through a symbolic
+link.
 
 The inode records the visits: its access time is the last visit, its modification time the
 visit before (0 if there was none). So processes share the visits, and no index is needed.
@@ -22,7 +22,6 @@ import re
 import stat
 import threading
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
 from keepfs.keep.caching.disk.hang_watch import HangWatch
+from keepfs.keep.caching.disk.new_files import OPEN_DIRECTORY, NewFiles, opened_directory
 from keepfs.keep.caching.disk.open_files import OpenBlock, OpenFiles
 from keepfs.messages import of_stores
 
@@ -45,15 +45,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _VERSION = "blocks-2"
-_TMP = "tmp"
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NAME = re.compile(r"[0-9a-f]{32}\Z")
 _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
 #: Reads within this many nanoseconds are one visit.
 _VISIT = 60 * 10**9
-#: Nanoseconds after which an unfinished file counts as abandoned.
-_LEFT_BEHIND = 3600 * 10**9
 #: Buffers of a part that are kept for the next one: 1 MiB each.
 _MOST_IDLE = 4
 #: Errors of a read that mean damage of the medium, not a directory that can't be used.
@@ -100,6 +96,7 @@ class BlockFolder:
         self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
         self._lend = block_file.part_memory(self._buffers)
         self._root = self._open_root()
+        self._new_files = NewFiles(self._root)
         #: The reads in progress, of which one may hang.
         self.watch = HangWatch(self._warn_of_hang)
         #: The locks of blocks that are being fetched.
@@ -120,7 +117,7 @@ class BlockFolder:
     def is_in_place(self) -> bool:
         """Return whether the path still leads to this directory, and not through a link."""
         try:
-            with _directory(None, os.fspath(self._directory)) as parent:
+            with opened_directory(None, os.fspath(self._directory)) as parent:
                 named = os.stat(_VERSION, dir_fd=parent, follow_symlinks=False)
             return os.path.samestat(named, os.fstat(self._root))
         except OSError:
@@ -243,26 +240,9 @@ class BlockFolder:
         view = memoryview(block).cast("B")
         tail = block_file.tail_of(md5sum, view)
         with contextlib.suppress(FileExistsError):
-            os.mkdir(_TMP, 0o700, dir_fd=self._root)
-        name = f"{_TMP}/{uuid.uuid4().hex}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with _directory(self._root, _TMP):  # refuses a symbolic link
-            file = os.open(name, flags, 0o600, dir_fd=self._root)
-        try:
-            try:
-                _write(file, view)
-                _write(file, tail)
-                os.utime(file, ns=(time.time_ns(), 0))
-            finally:
-                os.close(file)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(md5sum[:3], 0o700, dir_fd=self._root)
-            with _directory(self._root, md5sum[:3]) as folder:
-                os.rename(name, md5sum, src_dir_fd=self._root, dst_dir_fd=folder)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._root)
-            raise
+            os.mkdir(md5sum[:3], 0o700, dir_fd=self._root)
+        with opened_directory(self._root, md5sum[:3]) as folder:
+            self._new_files.add(folder, md5sum, view, tail)
         return len(view) + len(tail)
 
     def remove(self, md5sum: str) -> bool:
@@ -277,8 +257,12 @@ class BlockFolder:
     def remove_names(self) -> None:
         """Remove the records of accepted names; each name needs a request again."""
         for name in self._fan_out():
-            with contextlib.suppress(OSError), _directory(self._root, name) as folder:
+            with contextlib.suppress(OSError), opened_directory(self._root, name) as folder:
                 os.unlink("names", dir_fd=folder)
+
+    def remove_leftovers(self) -> None:
+        """Remove files that a killed process left unfinished, an hour ago or earlier."""
+        self._new_files.remove_leftovers()
 
     def files(self) -> Iterator[CachedFile]:
         """Yield the files of blocks, reading one folder at a time."""
@@ -304,23 +288,10 @@ class BlockFolder:
         with os.scandir(self._root) as entries:
             return [each.name for each in entries if _FAN_OUT.match(each.name)]
 
-    def remove_leftovers(self) -> None:
-        """Remove files that a killed process left unfinished, an hour ago or earlier."""
-        oldest = time.time_ns() - _LEFT_BEHIND
-        with (
-            contextlib.suppress(OSError),
-            _directory(self._root, _TMP) as folder,
-            os.scandir(folder) as entries,
-        ):
-            for each in entries:
-                with contextlib.suppress(OSError):
-                    if each.stat(follow_symlinks=False).st_ctime_ns < oldest:
-                        os.unlink(each.name, dir_fd=folder)
-
     def _files_in(self, name: str) -> list[CachedFile]:
         found = []
         try:
-            with _directory(self._root, name) as folder, os.scandir(folder) as entries:
+            with opened_directory(self._root, name) as folder, os.scandir(folder) as entries:
                 for each in entries:
                     if _NAME.match(each.name) and each.name.startswith(name):
                         with contextlib.suppress(OSError):
@@ -349,26 +320,27 @@ class BlockFolder:
 
         An error of the file in the body of `with` is suppressed.
         """
-        file = -1
+        file, table = -1, None
         try:
-            file = os.open(_path(md5sum), _OPEN_FILE, dir_fd=self._root)
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-                raise block_file.DamagedError("it isn't a file of this user")  # noqa: TRY301
-            table = self._table(file, status.st_size, md5sum)
-            _note_visit(file, status)
-        except (OSError, block_file.DamagedError) as error:
-            self._judge(md5sum, file, error)
+            try:
+                file = os.open(_path(md5sum), _OPEN_FILE, dir_fd=self._root)
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                    raise block_file.DamagedError("it isn't a file of this user")  # noqa: TRY301
+                table = self._table(file, status.st_size, md5sum)
+                _note_visit(file, status)
+            except (OSError, block_file.DamagedError) as error:
+                self._judge(md5sum, file, error)
+            if table is None:
+                yield None
+                return
+            try:
+                yield file, table
+            except (OSError, block_file.DamagedError) as error:
+                self._judge(md5sum, file, error)
+        finally:
             if file >= 0:
                 os.close(file)
-            yield None
-            return
-        try:
-            yield file, table
-        except (OSError, block_file.DamagedError) as error:
-            self._judge(md5sum, file, error)
-        finally:
-            os.close(file)
 
     def _table(self, file: int, length: int, md5sum: str) -> block_file.PieceTable:
         """Return the verified table of a block, from memory if its file has the right length."""
@@ -394,10 +366,10 @@ class BlockFolder:
 
     def _open_root(self) -> int:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _directory(None, os.fspath(self._directory)) as parent:
+        with opened_directory(None, os.fspath(self._directory)) as parent:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(_VERSION, 0o700, dir_fd=parent)
-            root = os.open(_VERSION, _OPEN_DIRECTORY, dir_fd=parent)
+            root = os.open(_VERSION, OPEN_DIRECTORY, dir_fd=parent)
         status = os.fstat(root)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             os.close(root)
@@ -410,21 +382,6 @@ class BlockFolder:
 
 def _path(md5sum: str) -> str:
     return f"{md5sum[:3]}/{md5sum}"
-
-
-@contextlib.contextmanager
-def _directory(parent: int | None, name: str) -> Iterator[int]:
-    descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _write(file: int, content: Buffer) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(file, view) :]
 
 
 def _note_visit(file: int, status: os.stat_result) -> None:

@@ -9,8 +9,8 @@ can't be used turns the tier off for a minute, with one log line; reads go on wi
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
-import os
 import queue
 import threading
 import time
@@ -22,6 +22,7 @@ from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.fetch_locks import FetchClaim
+from keepfs.keep.caching.disk.room import Room
 from keepfs.keep.threads import NoThreadError, Thread
 from keepfs.messages import of_commands, of_stores
 
@@ -29,23 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from keepfs.keep.buffers import Allocation
-    from keepfs.keep.caching.disk.block_folder import CachedFile
 
 _log = logging.getLogger(__name__)
 
 #: Most blocks that wait to be written: they take memory beyond the cache's budget.
 _MOST_WAITING = 2
-#: What stays free: this part of the disk, or these bytes, whichever is more.
-_FREE_PART, _FREE_BYTES = 0.10, 5 * 2**30
-#: The part of the budget that an eviction leaves, so that not each block needs another.
-_EVICT_TO = 0.95
-#: Bytes written by this process, as a part of the budget, after which the directory is
-#: listed again: other processes have written too.
-_LIST_AFTER = 0.10
-#: Files listed for an eviction. A smaller cache is listed completely. Of a larger one random
-#: folders are listed, since MD5 spreads blocks evenly: its size is then an estimate, about
-#: 1 % off, and an eviction removes at most an 8th of these files.
-_SAMPLE, _PART_EVICTED = 20_000, 8
+#: Errors of a disk that takes no more.
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 #: Seconds for which the tier is off after an error of the disk.
 _OFF = 60.0
 #: Most seconds to wait for another process's fetch, which may hang. Guessed: 64 MiB in that
@@ -53,8 +44,6 @@ _OFF = 60.0
 _PATIENCE = 5.0
 #: Seconds that `close` waits for a place in the queue, and then for the thread that writes.
 _CLOSING = 5.0
-#: The parts of the disk, and of its bytes for the cache, that `automatic_budget` takes.
-_AUTO_OF_DISK, _AUTO_OF_FREE = 0.10, 0.25
 
 
 @dataclass(slots=True)
@@ -104,45 +93,6 @@ def default_directory() -> Path:
     return Path(platformdirs.user_cache_dir("keepfs"))
 
 
-def automatic_budget(directory: Path, cached: int = 0) -> int:
-    """Return a tenth of the disk, or a quarter of its bytes for the cache if that is less. Blocks.
-
-    Bytes for the cache are the free ones and those that it has: else the budget would shrink as
-    the cache grows.
-
-    Args:
-        directory: A directory of the disk; made if it doesn't exist.
-        cached: Bytes of the cache's files.
-
-    Raises:
-        OSError: The directory can't be made or examined.
-    """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    disk = os.statvfs(directory)
-    return int(
-        min(
-            _AUTO_OF_DISK * disk.f_blocks * disk.f_frsize,
-            _AUTO_OF_FREE * (disk.f_bavail * disk.f_frsize + cached),
-        )
-    )
-
-
-def expected_wait(file: CachedFile, now: int) -> tuple[bool, int]:
-    """Return the sort key of an eviction: the file with the largest key is evicted first.
-
-    Blocks visited once are evicted before others, in the order of their visits. Of the
-    others, the one with the longest time between visits, or since the last, is first.
-
-    Args:
-        file: The file.
-        now: The time, in nanoseconds since the epoch.
-    """
-    idle = now - file.visited
-    if not file.visited_before:
-        return True, idle
-    return False, max(file.visited - file.visited_before, idle)
-
-
 class DiskCache:
     """Verified blocks on the disk, shared by the processes of a user. Any thread may use it.
 
@@ -156,8 +106,7 @@ class DiskCache:
         self, directory: Path, budget: int | None = None, *, least_free: int | None = None
     ) -> None:
         self.directory = directory
-        self._least_free = least_free
-        self._is_automatic = budget is None
+        self._budget, self._least_free = budget, least_free
         # The event loop takes the first; the start of a thread may take seconds.
         self._lock, self._starting = threading.Lock(), threading.Lock()
         self._folder: BlockFolder | None = None
@@ -167,12 +116,10 @@ class DiskCache:
         ](_MOST_WAITING)
         self._writer: Thread | None = None
         self._closed = False
-        self._listed = False
-        self._written_since = 0
+        self._room: Room | None = None
         self._statistics = DiskStatistics(budget or 0)
         try:
-            if self._is_automatic:
-                self._statistics = DiskStatistics(automatic_budget(directory))
+            self._room = Room(directory, budget, least_free)
             self._folder = BlockFolder(directory, self._damaged)
         except OSError as error:
             self._turn_off(error)
@@ -326,8 +273,18 @@ class DiskCache:
 
     def statistics(self) -> DiskStatistics:
         """Return a copy of the counters. Doesn't block."""
+        room = self._room
         with self._lock:
-            return replace(self._statistics)
+            found = replace(self._statistics)
+        if room is None:
+            return found
+        return replace(
+            found,
+            maxsize=room.maxsize,
+            currsize=room.currsize,
+            blocks=room.blocks,
+            evictions=room.evictions,
+        )
 
     def _count(self, **more: int) -> None:
         now = self._statistics
@@ -388,72 +345,43 @@ class DiskCache:
             with self._lock:
                 self._count(skipped=1)
             return
-        folder = self._reopened()
+        folder, room = self._reopened()
         if folder.has(md5sum):
             return
-        if not self._make_room(folder, file_size(len(block))):
+        if not room.make(folder, file_size(len(block))):
             with self._lock:
                 self._count(skipped=1)
             return
-        length = folder.add(md5sum, block)
-        self._written_since += length
+        try:
+            length = folder.add(md5sum, block)
+        except OSError as error:
+            # A quota, or a disk without inodes, is not seen before.
+            was_limited = room.is_limited
+            if error.errno not in _FULL or not room.shrink(folder):
+                raise
+            if not was_limited:
+                said = of_stores.DISK_CACHE_SHRUNK(directory=self.directory, reason=error.strerror)
+                _log.warning("%s", said)
+            length = folder.add(md5sum, block)
+        room.note_added(length)
         with self._lock:
-            self._count(added=1, added_bytes=length, currsize=length, blocks=1)
+            self._count(added=1, added_bytes=length)
             self._statistics.problem = ""
 
-    def _reopened(self) -> BlockFolder:
-        """Return the directory, made again if it was removed.
+    def _reopened(self) -> tuple[BlockFolder, Room]:
+        """Return the directory, made again if it was removed, and its room.
 
         Raises:
             OSError: It can't be made, or a symbolic link or another user's is in its place.
         """
+        room = self._room
+        if room is None:
+            room = self._room = Room(self.directory, self._budget, self._least_free)
         if self._folder is None or not self._folder.is_in_place():
             new = BlockFolder(self.directory, self._damaged)
             with self._lock:
-                former, self._folder, self._listed = self._folder, new, False
+                former, self._folder = self._folder, new
+            room.forget()
             if former is not None:
                 former.close()  # its readers get an error, and ask the services
-        return self._folder
-
-    def _make_room(self, folder: BlockFolder, size: int) -> bool:
-        """Evict blocks until `size` bytes fit the budget and the disk; return whether they do."""
-        budget = self._budget_with(self._statistics.currsize)
-        if size > budget and (self._listed or not self._is_automatic):
-            return False
-        lacking = folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES)
-        known = self._listed and self._written_since <= _LIST_AFTER * budget
-        if known and lacking <= 0 and self._statistics.currsize + size <= budget:
-            return True
-        folder.remove_leftovers()
-        files, part = folder.sample(_SAMPLE)
-        total = int(sum(it.length for it in files) / part)
-        count = int(len(files) / part)
-        budget = self._budget_with(total)
-        goal = total
-        if size <= budget:
-            goal = min(total, total - lacking)
-            if total + size > budget:
-                goal = min(goal, int(_EVICT_TO * budget) - size)
-        if part < 1:  # of a large cache, only some of the sample is evicted at a time
-            goal = max(goal, total - sum(it.length for it in files) // _PART_EVICTED)
-        now, evicted, before = time.time_ns(), 0, total
-        files.sort(key=lambda it: expected_wait(it, now))
-        while files and total > goal:
-            worst = files.pop()
-            evicted += folder.remove(worst.md5sum)
-            total -= worst.length
-        self._listed, self._written_since = True, 0
-        with self._lock:
-            self._count(evictions=evicted)
-            self._statistics.currsize, self._statistics.blocks = total, count - evicted
-        # A large cache that seems over the budget shrinks with each block that it takes.
-        fits = total + size <= budget or (part < 1 and before - total >= size)
-        return fits and (folder.lacking(size, self._least_free, _FREE_PART, _FREE_BYTES) <= 0)
-
-    def _budget_with(self, cached: int) -> int:
-        """Return the budget of a cache with files of `cached` bytes; update it if automatic."""
-        if self._is_automatic:
-            budget = automatic_budget(self.directory, cached)
-            with self._lock:
-                self._statistics.maxsize = budget
-        return self._statistics.maxsize
+        return self._folder, room

@@ -58,7 +58,7 @@ class FetchLocks:
         """
         try:
             return self._set(md5sum, fcntl.F_WRLCK)
-        except (BlockingIOError, PermissionError):
+        except BlockingIOError:  # EAGAIN; EACCES is of a security module: locks can't be used
             return False
         except OSError:
             return None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepfs.keep.caching.disk import disk_cache as disk_cache_module
+from keepfs.keep.caching.disk import room as room_module
 from keepfs.keep.caching.disk.block_folder import BlockFolder, CachedFile
-from keepfs.keep.caching.disk.disk_cache import DiskCache, expected_wait
+from keepfs.keep.caching.disk.disk_cache import DiskCache
 from keepfs.keep.threads import Thread
 from tests.fakes.threads import Running, wait_for
 from tests.keep.caching.disk.test_block_folder import block_of
@@ -65,7 +65,7 @@ def test_a_large_cache_is_evicted_by_samples_within_its_budget(
         listed.append(len(found[0]))
         return found
 
-    monkeypatch.setattr(disk_cache_module, "_SAMPLE", 50)
+    monkeypatch.setattr(room_module, "_SAMPLE", 50)
     monkeypatch.setattr(BlockFolder, "sample", observed)
     cache = DiskCache(tmp_path, 200 * 1300, least_free=0)
     names = []
@@ -81,16 +81,6 @@ def test_a_large_cache_is_evicted_by_samples_within_its_budget(
     assert cache.has(names[-1])
     assert cache.statistics().evictions == 600 - there
     cache.close()
-
-
-def test_a_block_that_was_read_again_stays() -> None:
-    now = 1000
-    once_long_ago, once = CachedFile("a", 1, 100, 0), CachedFile("b", 1, 900, 0)
-    often, seldom = CachedFile("c", 1, 800, 750), CachedFile("d", 1, 900, 100)
-
-    order = sorted((often, once, seldom, once_long_ago), key=lambda it: expected_wait(it, now))
-
-    assert order == [often, seldom, once, once_long_ago]
 
 
 def test_the_disk_is_not_filled(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def client_of(tmp_path: Path, disk: DiskCache) -> KeepClient:
     return KeepClient(local_store=tmp_path / "store", block_cache=KeepBlockCache(disk=disk))
 
 
-def test_a_disk_that_fills_up_is_logged_once(
+def test_a_disk_that_fills_up_is_logged_once_and_takes_newer_blocks(
     tmp_path: Path, small_disk: Path, names: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = DiskCache(small_disk, 10**9, least_free=-(10**9))  # so that writing fails
@@ -54,12 +54,31 @@ def test_a_disk_that_fills_up_is_logged_once(
             disk.flush()
 
     (line,) = (it.getMessage() for it in caplog.records)
+    assert f"the disk cache in {small_disk} gives a tenth back" in line
+    assert line.endswith(": No space left on device [disk-cache-shrunk]")
+    counted = disk.statistics()
+    assert (counted.added, counted.skipped) == (6, 0)  # 2 MiB hold four
+    assert (counted.blocks, counted.evictions) == (2, 4)
+    assert disk.has(names[-1][:32])
+    disk.close()
+
+
+def test_a_disk_full_of_other_files_is_logged_once(
+    tmp_path: Path, small_disk: Path, names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = DiskCache(small_disk, 10**9, least_free=-(10**9))
+    with contextlib.suppress(OSError), (small_disk / "others").open("wb", 0) as others:
+        while others.write(bytes(100_000)):
+            pass
+    with caplog.at_level(logging.WARNING), client_of(tmp_path, disk) as client:
+        for name, block in zip(names, BLOCKS, strict=True):
+            assert client.get(name) == block
+            disk.flush()
+
+    (line,) = (it.getMessage() for it in caplog.records)
     assert line.startswith(f"the disk cache in {small_disk} can't be used")
     assert line.endswith(": No space left on device [disk-cache-failed]")
-    counted = disk.statistics()
-    assert counted.added == 4  # 2 MiB hold no more
-    assert counted.skipped == 2
-    assert list((small_disk / "blocks-2" / "tmp").iterdir()) == []
+    assert disk.statistics().skipped == 6
     disk.close()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -158,3 +160,18 @@ def test_without_locks_there_is_no_wait() -> None:
 
     assert not claim.has_waited
     claim.release()
+
+
+def test_locks_that_a_security_module_forbids_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fcntl, "fcntl", forbidden)
+    root = os.open(tmp_path, os.O_RDONLY)
+    locks = FetchLocks(root)
+
+    assert locks.try_lock(NAME) is None
+    locks.close()
+    os.close(root)

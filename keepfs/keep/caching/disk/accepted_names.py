@@ -20,8 +20,9 @@ import hashlib
 import os
 import struct
 import time
-import uuid
 from typing import TYPE_CHECKING
+
+from keepfs.keep.caching.disk.new_files import NewFiles, opened_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,7 @@ class AcceptedNames:
 
     def __init__(self, root: int) -> None:
         self._root = os.dup(root)
+        self._new_files = NewFiles(self._root)
 
     def close(self) -> None:
         """Close the directory."""
@@ -129,19 +131,9 @@ class AcceptedNames:
             for each in _records(self._read(md5sum))
             if is_kept(each) and _EXPIRY.unpack_from(each, _HASH)[0] > now
         ][-_MOST // _RECORD // 2 :]
-        part = f"{md5sum[:3]}/{_NAME}.{uuid.uuid4().hex}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-        file = os.open(part, flags, 0o600, dir_fd=self._root)
-        try:
-            try:
-                os.write(file, b"".join(kept) + (record or b""))
-            finally:
-                os.close(file)
-            os.rename(part, _path(md5sum), src_dir_fd=self._root, dst_dir_fd=self._root)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(part, dir_fd=self._root)
-            raise
+        content = b"".join(kept) + (record or b"")
+        with opened_directory(self._root, md5sum[:3]) as folder:
+            self._new_files.replace(folder, _NAME, content)
 
 
 def _records(content: bytes) -> list[bytes]:

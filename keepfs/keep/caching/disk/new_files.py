@@ -51,22 +51,10 @@ class NewFiles:
         if self._can_be_unnamed and not _add_unnamed(folder, name, contents):
             self._can_be_unnamed = False
         if not self._can_be_unnamed:
-            self._add_renamed(folder, name, contents)
+            self.replace(folder, name, *contents)
 
-    def remove_leftovers(self) -> None:
-        """Remove files that a killed process left unfinished, an hour ago or earlier."""
-        oldest = time.time_ns() - _LEFT_BEHIND
-        with (
-            contextlib.suppress(OSError),
-            opened_directory(self._root, _TMP) as folder,
-            os.scandir(folder) as entries,
-        ):
-            for each in entries:
-                with contextlib.suppress(OSError):
-                    if each.stat(follow_symlinks=False).st_ctime_ns < oldest:
-                        os.unlink(each.name, dir_fd=folder)
-
-    def _add_renamed(self, folder: int, name: str, contents: tuple[Buffer, ...]) -> None:
+    def replace(self, folder: int, name: str, *contents: Buffer) -> None:
+        """Add a file, or replace the one of that name; see `add`. Blocks."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(_TMP, 0o700, dir_fd=self._root)
         part = uuid.uuid4().hex
@@ -83,6 +71,19 @@ class NewFiles:
                 with contextlib.suppress(OSError):
                     os.unlink(part, dir_fd=tmp)
                 raise
+
+    def remove_leftovers(self) -> None:
+        """Remove files that a killed process left unfinished, an hour ago or earlier."""
+        oldest = time.time_ns() - _LEFT_BEHIND
+        with (
+            contextlib.suppress(OSError),
+            opened_directory(self._root, _TMP) as folder,
+            os.scandir(folder) as entries,
+        ):
+            for each in entries:
+                with contextlib.suppress(OSError):
+                    if each.stat(follow_symlinks=False).st_ctime_ns < oldest:
+                        os.unlink(each.name, dir_fd=folder)
 
 
 def _add_unnamed(folder: int, name: str, contents: tuple[Buffer, ...]) -> bool:

@@ -48,6 +48,8 @@ _VERSION = "blocks-2"
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NAME = re.compile(r"[0-9a-f]{32}\Z")
 _FAN_OUT = re.compile(r"[0-9a-f]{3}\Z")
+#: Bytes of a block of `st_blocks` (stat(2)), and of a page, the least that a file takes.
+_SECTOR, _PAGE = 512, 4096
 #: Reads within this many nanoseconds are one visit.
 _VISIT = 60 * 10**9
 #: Buffers of a part that are kept for the next one: 1 MiB each.
@@ -62,7 +64,7 @@ class CachedFile:
 
     Attributes:
         md5sum: The digest that it is named by.
-        length: Its bytes on the disk.
+        length: The bytes that it takes of the disk.
         visited: Its last visit, in nanoseconds since the epoch.
         visited_before: The visit before that; 0 if there was none.
     """
@@ -230,7 +232,7 @@ class BlockFolder:
         self._buffers.release_idle()
 
     def add(self, md5sum: str, block: Buffer) -> int:
-        """Add a verified block; return the length of its file, 0 if it was there already.
+        """Add a verified block; return the bytes that its file takes, 0 if it was there already.
 
         Raises:
             OSError: It can't be written; nothing is left.
@@ -243,7 +245,7 @@ class BlockFolder:
             os.mkdir(md5sum[:3], 0o700, dir_fd=self._root)
         with opened_directory(self._root, md5sum[:3]) as folder:
             self._new_files.add(folder, md5sum, view, tail)
-        return len(view) + len(tail)
+        return -(-(len(view) + len(tail)) // _PAGE) * _PAGE
 
     def remove(self, md5sum: str) -> bool:
         """Remove a block; return whether this call removed it."""
@@ -297,7 +299,8 @@ class BlockFolder:
                         with contextlib.suppress(OSError):
                             status = each.stat(follow_symlinks=False)
                             times = status.st_atime_ns, status.st_mtime_ns
-                            found.append(CachedFile(each.name, status.st_size, *times))
+                            length = max(status.st_size, _SECTOR * status.st_blocks)
+                            found.append(CachedFile(each.name, length, *times))
         except OSError:
             pass
         return found

@@ -67,7 +67,7 @@ def test_a_large_cache_is_evicted_by_samples_within_its_budget(
 
     monkeypatch.setattr(room_module, "_SAMPLE", 50)
     monkeypatch.setattr(BlockFolder, "sample", observed)
-    cache = DiskCache(tmp_path, 200 * 1300, least_free=0)
+    cache = DiskCache(tmp_path, 200 * 4096, least_free=0)
     names = []
     for number in range(600):
         md5sum, block = block_of(1200, number)

@@ -125,3 +125,17 @@ def test_a_disk_full_of_other_files_is_not_listed_for_each_block(
     assert not room.make(folder, SIZE)
     assert next(listed) == 3  # one more, and the two counts here
     folder.close()
+
+
+def test_the_budget_counts_what_small_files_take_of_the_disk(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 100 * 4096, least_free=0)
+    for number in range(300):
+        name, block = block_of(20, number)
+        cache.add(name, block, timeout=10)
+        cache.flush()
+
+    files = [each.stat() for each in (tmp_path / "blocks-2").rglob("?" * 32)]
+    assert 50 < len(files) <= 101
+    assert sum(512 * each.st_blocks for each in files) <= 101 * 4096
+    assert cache.statistics().currsize >= 4096 * len(files)
+    cache.close()

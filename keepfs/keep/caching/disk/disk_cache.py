@@ -171,9 +171,10 @@ class DiskCache:
         self._written_since = 0
         self._statistics = DiskStatistics(budget or 0)
         try:
+            self.directory = directory.absolute()  # a later os.chdir must not move the cache
             if self._is_automatic:
-                self._statistics = DiskStatistics(automatic_budget(directory))
-            self._folder = BlockFolder(directory, self._damaged)
+                self._statistics = DiskStatistics(automatic_budget(self.directory))
+            self._folder = BlockFolder(self.directory, self._damaged)
         except OSError as error:
             self._turn_off(error)
 

@@ -11,11 +11,10 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
-from keepfs.keep.caching.disk.disk_cache import DiskCache, default_directory
+from keepfs.keep.caching.disk.sharing import shared_disk_cache
 from keepfs.keep.caching.in_flight import Fetch, Reservations
 from keepfs.keep.caching.reuse import ReuseCache
 from keepfs.keep.caching.thrash import Thrash
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keepfs.keep.buffers import Allocation
+    from keepfs.keep.caching.disk.disk_cache import DiskCache
     from keepfs.keep.locator import KeepLocator
 
 #: Bytes, as in the SDK: four blocks of the largest size.
@@ -85,7 +85,8 @@ class KeepBlockCache:
         cache_max: Most bytes; 0: the default, as in the SDK.
         max_slots: Of the SDK; ignored: the bound is in bytes.
         disk_cache: Of the SDK: whether to keep blocks on the disk too. `cache_max` is then
-            the budget of the disk, 0 for `automatic_budget`; memory has the default.
+            the budget of the disk, 0 for `automatic_budget`; memory has the default. Caches of
+            one directory and budget share the disk tier.
         disk_cache_dir: Of the SDK: the directory; None: the user's cache directory.
         disk: The disk tier, with a separate budget; replaces the two above.
         allocate: Allocates the memory that blocks are fetched into.
@@ -104,9 +105,7 @@ class KeepBlockCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if disk_cache and disk is None:
-            directory = Path(disk_cache_dir) if disk_cache_dir else default_directory()
-            disk = DiskCache(directory, cache_max or None)
-            cache_max = 0
+            disk, cache_max = shared_disk_cache(disk_cache_dir, cache_max), 0
         #: The disk tier; None without one.
         self.disk = disk
         cache_max = cache_max or DEFAULT_CACHE_MAX

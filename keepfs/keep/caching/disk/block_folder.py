@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
 import random
 import re
 import stat
-import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,30 +92,31 @@ class BlockFolder:
     ) -> None:
         self._directory = directory
         self._damaged = damaged
-        self._lock = threading.Lock()
         self._open = OpenFiles()
         # Whether the file system may have reads that do not wait.
         self._can_try = True
         self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
         self._lend = block_file.part_memory(self._buffers)
-        self._root = self._open_root()
-        self._new_files = NewFiles(self._root)
+        self._root = root = self._open_root()
+        # Of a folder that nobody uses any more, or after `close`.
+        self._close_root = weakref.finalize(self, os.close, root)
+        self._close_root.atexit = False
+        self._new_files = NewFiles(root)
         #: The reads in progress, of which one may hang.
-        self.watch = HangWatch(self._warn_of_hang)
+        self.watch = HangWatch(functools.partial(_warn_of_hang, directory))
         #: The locks of blocks that are being fetched.
         self.locks = FetchLocks(self._root)
         #: The signed names that the services accepted.
         self.names = AcceptedNames(self._root)
+        weakref.finalize(self, self.names.close).atexit = False
 
     def close(self) -> None:
         """Close the directory, and release its locks. Further calls fail with OSError."""
         self.locks.close()
         self.names.close()
         self._open.close_all()
-        with self._lock:
-            root, self._root = self._root, -1
-        if root >= 0:
-            os.close(root)
+        self._root = -1
+        self._close_root()
 
     def is_in_place(self) -> bool:
         """Return whether the path still leads to this directory, and not through a link."""
@@ -305,9 +307,6 @@ class BlockFolder:
             pass
         return found
 
-    def _warn_of_hang(self, reason: str) -> None:
-        _log.warning("%s", of_stores.DISK_CACHE_FAILED(directory=self._directory, reason=reason))
-
     def _kept_open(self, md5sum: str) -> OpenBlock | None:
         """Return a block's open file, and open it if necessary; None if it isn't there."""
         opened = self._open.get(md5sum)
@@ -381,6 +380,10 @@ class BlockFolder:
                 errno.EPERM, "others may write to it: make it yours, with mode 0700", str(path)
             )
         return root
+
+
+def _warn_of_hang(directory: Path, reason: str) -> None:
+    _log.warning("%s", of_stores.DISK_CACHE_FAILED(directory=directory, reason=reason))
 
 
 def _path(md5sum: str) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import queue
 import threading
 import time
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 from keepfs.keep.buffers import FreshAllocation
 from keepfs.keep.caching.disk.block_file import file_size
 from keepfs.keep.caching.disk.block_folder import BlockFolder
+from keepfs.keep.caching.disk.block_queue import BlockQueue
 from keepfs.keep.caching.disk.fetch_locks import FetchClaim
 from keepfs.keep.caching.disk.room import Room
-from keepfs.keep.threads import NoThreadError, Thread
+from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands, of_stores
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ _OFF = 60.0
 #: Most seconds to wait for another process's fetch, which may hang. Guessed: 64 MiB in that
 #: time are 13 MB/s; a slower fetch is duplicated.
 _PATIENCE = 5.0
-#: Seconds that `close` waits for a place in the queue, and then for the thread that writes.
-_CLOSING = 5.0
+#: Seconds that `close` waits for the thread that writes.
+_CLOSING = 10.0
 
 
 @dataclass(slots=True)
@@ -107,20 +108,19 @@ class DiskCache:
     ) -> None:
         self.directory = directory
         self._budget, self._least_free = budget, least_free
-        # The event loop takes the first; the start of a thread may take seconds.
-        self._lock, self._starting = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()  # the event loop takes it
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
-        self._waiting = queue.Queue[
-            tuple[str, bytes | memoryview, bytes | None, FetchClaim] | None
-        ](_MOST_WAITING)
-        self._writer: Thread | None = None
-        self._closed = False
+        self._queue = BlockQueue(_MOST_WAITING)
         self._room: Room | None = None
         self._statistics = DiskStatistics(budget or 0)
+        # The folder must not keep the cache alive.
+        damaged = weakref.WeakMethod(self._damaged)
+        self._note_damage = lambda *arguments: (note := damaged()) and note(*arguments)
         try:
-            self._room = Room(directory, budget, least_free)
-            self._folder = BlockFolder(directory, self._damaged)
+            self.directory = directory.absolute()  # a later os.chdir must not move the cache
+            self._room = Room(self.directory, budget, least_free)
+            self._folder = BlockFolder(self.directory, self._note_damage)
         except OSError as error:
             self._turn_off(error)
 
@@ -226,50 +226,34 @@ class DiskCache:
             claim: Held until the block is written or skipped.
             record: The record of the name that the services accepted, if it has one.
         """
-        with self._starting:
-            if self._closed:
-                return
-            if self._writer is None or not self._writer.is_alive():
-                writer = Thread(target=self._write, name="disk cache", daemon=True)
-                try:
-                    writer.start()
-                except NoThreadError:
-                    with self._lock:
-                        self._count(skipped=1)
-                    return
-                self._writer = writer
         claim = claim or FetchClaim(None, md5sum)
+        claim.is_passed_on, is_queued = True, False
         try:
-            claim.is_passed_on = True
-            self._waiting.put((md5sum, block, record, claim), timeout > 0, timeout or None)
-        except queue.Full:
-            claim.is_passed_on = False
+            is_queued = self._queue.put(lambda: self._write(md5sum, block, record, claim), timeout)
+        except NoThreadError:
+            pass
+        finally:
+            claim.is_passed_on = is_queued
+        if not is_queued:
             with self._lock:
                 self._count(skipped=1)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the blocks added so far are written or skipped, `timeout` s at most."""
-        with self._waiting.all_tasks_done:
-            self._waiting.all_tasks_done.wait_for(
-                lambda: not self._waiting.unfinished_tasks, timeout
-            )
+        self._queue.flush(timeout)
 
     def close(self) -> None:
         """Write the blocks that were added, and close the directory. Blocks for up to 10 s.
 
         For up to 20 s if the thread that writes is being started, without memory.
         """
-        with self._starting:
-            self._closed = True
-            writer = self._writer
-        if writer is not None:
-            with contextlib.suppress(queue.Full):
-                self._waiting.put(None, timeout=_CLOSING)
-            writer.join(_CLOSING)
-            if writer.is_alive():
-                return  # it still uses the descriptor
-        if self._folder is not None:
-            self._folder.close()
+        if self._queue.close(_CLOSING) and self._folder is not None:
+            self._folder.close()  # no thread uses the descriptor
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._queue.is_closed
 
     def statistics(self) -> DiskStatistics:
         """Return a copy of the counters. Doesn't block."""
@@ -318,27 +302,22 @@ class DiskCache:
                 "%s", of_stores.DISK_CACHE_FAILED(directory=self.directory, reason=reason)
             )
 
-    def _write(self) -> None:
-        while True:
-            item = self._waiting.get()
+    def _write(
+        self, md5sum: str, block: bytes | memoryview, record: bytes | None, claim: FetchClaim
+    ) -> None:
+        try:
             try:
-                if item is None:
-                    return
-                try:
-                    self._write_one(item[0], item[1])
-                    self.note_accepted(item[0], item[2])
-                finally:
-                    item[3].release()
-            except OSError as error:
-                with self._lock:
-                    self._count(skipped=1)
-                self._turn_off(error)
-            except Exception:  # noqa: BLE001 - the thread serves all blocks
-                said = of_commands.UNEXPECTED(what="writing a block to the disk cache")
-                _log.exception("%s", said)
+                self._write_one(md5sum, block)
+                self.note_accepted(md5sum, record)
             finally:
-                item = None
-                self._waiting.task_done()
+                claim.release()
+        except OSError as error:
+            with self._lock:
+                self._count(skipped=1)
+            self._turn_off(error)
+        except Exception:  # noqa: BLE001 - the thread serves all blocks
+            said = of_commands.UNEXPECTED(what="writing a block to the disk cache")
+            _log.exception("%s", said)
 
     def _write_one(self, md5sum: str, block: bytes | memoryview) -> None:
         if self._off_until > time.monotonic():
@@ -378,7 +357,7 @@ class DiskCache:
         if room is None:
             room = self._room = Room(self.directory, self._budget, self._least_free)
         if self._folder is None or not self._folder.is_in_place():
-            new = BlockFolder(self.directory, self._damaged)
+            new = BlockFolder(self.directory, self._note_damage)
             with self._lock:
                 former, self._folder = self._folder, new
             room.forget()

@@ -50,6 +50,9 @@ class FetchLocks:
         if file >= 0:
             os.close(file)
 
+    def __del__(self) -> None:
+        self.close()
+
     def try_lock(self, md5sum: str) -> bool | None:
         """Lock a block without waiting.
 

@@ -16,7 +16,11 @@ HANGS_AFTER = 10.0
 
 
 class HangWatch:
-    """The reads of a disk that are in progress. Any thread may use it.
+    """The reads of a disk that are in progress, one of each thread. Any thread may use it.
+
+    An interrupt (Ctrl-C) may leave the entry of a read that has ended. So the thread's next read
+    replaces it, and it counts neither for this thread nor after the thread's end. In a forked
+    child, the threads of the parent have ended.
 
     Args:
         report: Called once for each hang, with what to say of it; must return quickly.
@@ -28,33 +32,42 @@ class HangWatch:
     ) -> None:
         self._report = report
         self._clock = clock
+        # It is never waited for: a thread of the parent may hold it in a forked child.
+        self._reporting = threading.Lock()
         self._reported: object = None
-        self._lock = threading.Lock()
-        # When each read began, the oldest first.
-        self._begun: dict[object, float] = {}
+        # When each read began, the oldest first. Each operation on it is atomic.
+        self._begun: dict[threading.Thread, tuple[float]] = {}
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Watch the read in the body of `with`."""
-        key = object()
-        with self._lock:
-            self._begun[key] = self._clock()
+        """Watch the read in the body of `with`, which has no other."""
+        thread = threading.current_thread()
+        self._begun.pop(thread, None)
         try:
+            self._begun[thread] = (self._clock(),)
             yield
         finally:
-            with self._lock:
-                del self._begun[key]
+            self._begun.pop(thread, None)
 
     def hangs(self) -> bool:
-        """Return whether a read takes longer than `HANGS_AFTER`. Doesn't block."""
+        """Return whether another thread's read takes longer than `HANGS_AFTER`. Doesn't block."""
         if not self._begun:
             return False
         now = self._clock()
-        with self._lock:
-            key, begun = next(iter(self._begun.items()), (None, now))
-            hangs, is_new = now - begun > HANGS_AFTER, self._reported is not key
-            if hangs:
-                self._reported = key
-        if hangs and is_new:
-            self._report(f"a read of it takes more than {HANGS_AFTER:g} s")
-        return hangs
+        for thread, read in list(self._begun.items()):
+            if now - read[0] <= HANGS_AFTER:
+                return False  # the others began later
+            if thread is not threading.current_thread() and thread.is_alive():
+                self._report_once(read)
+                return True
+        return False
+
+    def _report_once(self, read: object) -> None:
+        if self._reported is read or not self._reporting.acquire(blocking=False):
+            return
+        try:
+            if self._reported is not read:
+                self._reported = read
+                self._report(f"a read of it takes more than {HANGS_AFTER:g} s")
+        finally:
+            self._reporting.release()

@@ -12,8 +12,9 @@ import os
 import resource
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cachetools import LRUCache
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from keepfs.keep.caching.disk.block_file import PieceTable
 
-#: Most open files, the part of the process's descriptors that they may take, and the descriptors
-#: of one: another when it is read in sequence. The first two are guessed.
+#: Most open files of the process, the part of its descriptors that they may take, and the
+#: descriptors of one: another when it is read in sequence. The first two are guessed.
 _MOST_OPEN, _SHARE, _EACH = 512, 4, 2
 #: Seconds after which a file is opened again. Guessed.
 _SECONDS = 10.0
@@ -70,18 +71,25 @@ class OpenBlock:
 class OpenFiles:
     """The open files and tables of the blocks read last. Any thread may use it.
 
+    The bound of the files is that of all instances in the process together.
+
     Args:
         clock: Replaces `time.monotonic`, in seconds.
     """
 
+    #: The instances, and their lock.
+    _all: ClassVar = weakref.WeakSet["OpenFiles"]()
+    _lock: ClassVar = threading.Lock()
+
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
         self._most = _most_open()
         self._files = OrderedDict[str, OpenBlock]()  # the most recently read is the last
         self._tables = LRUCache[str, "PieceTable"](
             _TABLES, getsizeof=lambda it: it.sums.nbytes + _TABLE
         )
+        with self._lock:
+            self._all.add(self)
 
     def get(self, md5sum: str) -> OpenBlock | None:
         """Return a block's open file; None if it isn't open, or was opened over 10 s ago."""
@@ -108,10 +116,9 @@ class OpenFiles:
         with self._lock:
             dropped.append(self._files.pop(md5sum, None))
             # Another process may have evicted those that weren't read since they were too old.
-            while self._files and (
-                len(self._files) >= self._most or next(iter(self._files.values())).until < now
-            ):
+            while self._files and next(iter(self._files.values())).until < now:
                 dropped.append(self._files.popitem(last=False))
+            dropped += self._excess()
             self._files[md5sum] = opened
             self._tables[md5sum] = table
         return opened
@@ -129,6 +136,19 @@ class OpenFiles:
             dropped = list(self._files.values())
             self._files.clear()
         del dropped  # closed without the lock
+
+    def _excess(self) -> list[OpenBlock]:
+        """Remove and return files of the process, so that there is room for one more."""
+        every = [each._files for each in self._all]  # noqa: SLF001 - of the same class
+        holders = [each for each in every if each]
+        excess = sum(len(files) for files in holders) + 1 - self._most
+        removed = []
+        for _ in range(excess):
+            oldest = min(holders, key=lambda files: next(iter(files.values())).until)
+            removed.append(oldest.popitem(last=False)[1])
+            if not oldest:
+                holders.remove(oldest)
+        return removed
 
 
 def _most_open() -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +18,6 @@ from keepfs.keep.threads import Thread
 from tests.fakes.threads import Running, wait_for
 from tests.keep.caching.disk.test_block_folder import block_of
 from tests.soak import disk_cache
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = 100_000
 
@@ -124,6 +121,22 @@ def test_a_removed_directory_is_made_again(tmp_path: Path) -> None:
     (name,) = fill(cache, 1)
 
     assert cache.read(name) == block_of(SIZE)[1]
+    cache.close()
+
+
+def test_a_relative_directory_stays_where_it_is_after_chdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cache = DiskCache(Path("cache"), 100 * SIZE, least_free=0)
+    (first,) = fill(cache, 1)
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fill(cache, 1, 1)
+
+    assert cache.has(first)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
     cache.close()
 
 

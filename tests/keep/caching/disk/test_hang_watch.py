@@ -16,9 +16,29 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.threads import Running, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BLOCKS = [b"%d" % number * 100_000 for number in range(2)]
+
+
+@contextlib.contextmanager
+def read_of_another_thread(watch: HangWatch) -> Iterator[None]:
+    """Have a read in progress during the body of `with`."""
+    has_begun, ends = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with watch.reading():
+            has_begun.set()
+            wait_for(ends)
+
+    running = Running(read)
+    wait_for(has_begun)
+    try:
+        yield
+    finally:
+        ends.set()
+        running.result()
 
 
 def test_each_read_that_takes_long_is_a_hang_and_reported_once() -> None:
@@ -26,10 +46,10 @@ def test_each_read_that_takes_long_is_a_hang_and_reported_once() -> None:
     watch = HangWatch(reports.append, clock)
     answers = [watch.hangs()]
     for _ in range(2):
-        with watch.reading():
+        with read_of_another_thread(watch):
             clock.advance(HANGS_AFTER)
             answers.append(watch.hangs())
-            with watch.reading():
+            with read_of_another_thread(watch), watch.reading():
                 clock.advance(1)
                 answers += [watch.hangs(), watch.hangs()]
         answers.append(watch.hangs())
@@ -45,7 +65,45 @@ def test_a_read_that_fails_is_over() -> None:
         raise OSError
     clock.advance(2 * HANGS_AFTER)
 
+    assert not Running(watch.hangs).result()
+
+
+def leave_an_entry(watch: HangWatch) -> None:
+    """Begin a read that has no end, as an interrupt at the wrong moment does."""
+    abandoned.append(watch.reading())
+    abandoned[-1].__enter__()
+
+
+#: Contexts that aren't left.
+abandoned: list[contextlib.AbstractContextManager[None]] = []
+
+
+def test_an_interrupted_read_does_not_turn_the_disk_off() -> None:
+    clock, reports = FakeClock(), list[str]()
+    watch = HangWatch(reports.append, clock)
+    leave_an_entry(watch)
+    clock.advance(2 * HANGS_AFTER)
+
+    assert not watch.hangs()  # for the thread itself, which is not reading
+    with watch.reading():  # its next read takes the place
+        assert not Running(watch.hangs).result()
+    assert not Running(watch.hangs).result()
+    assert reports == []
+
+
+def test_a_read_ends_with_its_thread() -> None:
+    clock, reports = FakeClock(), list[str]()
+    watch = HangWatch(reports.append, clock)
+    thread = threading.Thread(target=leave_an_entry, args=(watch,))
+    thread.start()
+    thread.join()
+    clock.advance(2 * HANGS_AFTER)
+
     assert not watch.hangs()
+    with read_of_another_thread(watch):
+        clock.advance(HANGS_AFTER + 1)
+        assert watch.hangs()  # an ended thread's entry doesn't hide a hang
+    assert len(reports) == 1
 
 
 @pytest.mark.parametrize("what", ["read_whole", "read_part"])

@@ -216,6 +216,31 @@ def test_open_files_take_a_quarter_of_the_descriptors_at_most(
     assert open_files_of(path) == 2 * most
 
 
+def test_the_open_files_of_all_caches_are_bounded_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (160, 160))
+    now = [0.0]
+    caches = [OpenFiles(clock=lambda: now[0]) for _ in range(4)]
+    with path.open("rb") as file:
+        table = read_table(file.fileno(), path.stat().st_size, DIGEST)
+        for number in range(15):
+            for each in caches:
+                now[0] += 0.01
+                each.add(f"{number:032x}", file.fileno(), table)
+
+        assert open_files_of(path) == 1 + 20
+        for each in caches:  # the oldest were closed, whosever they were
+            kept = [each.get(f"{number:032x}") is not None for number in range(15)]
+            assert kept == [False] * 10 + [True] * 5
+
+        alone = caches.pop()
+        caches.clear()
+        for number in range(30):
+            alone.add(f"{number:032x}", file.fileno(), table)
+        assert open_files_of(path) == 1 + 20
+
+
 def test_tables_of_small_blocks_take_33_mib_at_most(path: Path) -> None:
     files = OpenFiles()
     with path.open("rb") as file:

@@ -16,6 +16,8 @@ from keepfs.keep.threads import Thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: Most writes of `put_small` that wait: of a disk that hangs, too.
+_MOST_SMALL = 10_000
 #: Seconds without a block after which the thread ends. To start another takes 100 µs.
 _IDLE = 0.1
 
@@ -32,7 +34,9 @@ class BlockQueue:
         # The start of a thread may take seconds.
         self._starting = threading.Lock()
         self._changed = threading.Condition()
-        self._waiting = collections.deque["Callable[[], None]"]()
+        # Each with whether it is of a block, which takes memory; and the number of these.
+        self._waiting = collections.deque["tuple[Callable[[], None], bool]"]()
+        self._blocks = 0
         self._is_writing = False
         self._thread: Thread | None = None
         #: Whether `close` was called.
@@ -56,9 +60,26 @@ class BlockQueue:
                     return False
                 if self._thread is None:
                     continue  # it has ended meanwhile
-                self._waiting.append(write)
+                self._blocks += 1
+                self._waiting.append((write, True))
                 self._changed.notify_all()
                 return True
+
+    def put_small(self, write: Callable[[], None]) -> None:
+        """Add a write of a few bytes. Doesn't block; drops it if very many wait.
+
+        Args:
+            write: As of `put`.
+
+        Raises:
+            NoThreadError: The system can't start a thread.
+        """
+        with self._changed:
+            if self.is_closed or len(self._waiting) >= _MOST_SMALL:
+                return
+            self._waiting.append((write, False))
+            self._changed.notify_all()
+        self._ensure_thread()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the writes added so far are done, `timeout` s at most."""
@@ -81,7 +102,7 @@ class BlockQueue:
         return not thread.is_alive()
 
     def _has_room(self) -> bool:
-        return self.is_closed or len(self._waiting) < self._most
+        return self.is_closed or self._blocks < self._most
 
     def _is_done(self) -> bool:
         return not self._waiting and not self._is_writing
@@ -115,6 +136,8 @@ class BlockQueue:
             if not self._waiting:
                 self._thread = None
                 return None
-            write, self._is_writing = self._waiting.popleft(), True
+            write, is_block = self._waiting.popleft()
+            self._blocks -= is_block
+            self._is_writing = True
             self._changed.notify_all()
             return write

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import threading
 import time
@@ -193,16 +194,20 @@ class DiskCache:
             return folder.names.has(md5sum, record)
 
     def note_accepted(self, md5sum: str, record: bytes | None) -> None:
-        """Record that the services accepted a name; see `accepted_names`. Blocks."""
+        """Record soon that the services accepted a name; see `accepted_names`. Doesn't block."""
         folder = self.folder()
         if record is not None and folder is not None:
-            folder.names.add(md5sum, record)
+            self._write_soon(functools.partial(folder.names.add, md5sum, record))
 
     def note_refused(self, md5sum: str, record: bytes | None) -> None:
-        """Record that the services refused a name. Blocks."""
+        """Record soon that the services refused a name. Doesn't block."""
         folder = self.folder()
         if record is not None and folder is not None:
-            folder.names.remove(md5sum, record)
+            self._write_soon(functools.partial(folder.names.remove, md5sum, record))
+
+    def _write_soon(self, write: Callable[[], None]) -> None:
+        with contextlib.suppress(NoThreadError):  # then the name is asked for again
+            self._queue.put_small(write)
 
     def note_joined(self) -> None:
         """Count a block that another process fetched while this one waited."""
@@ -308,7 +313,9 @@ class DiskCache:
         try:
             try:
                 self._write_one(md5sum, block)
-                self.note_accepted(md5sum, record)
+                folder = self.folder()
+                if record is not None and folder is not None:
+                    folder.names.add(md5sum, record)
             finally:
                 claim.release()
         except OSError as error:

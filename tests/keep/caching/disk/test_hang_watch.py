@@ -10,6 +10,7 @@ import pytest
 
 from keepfs.keep import KeepBlockCache, KeepClient, KeepLocator
 from keepfs.keep.caching.disk import block_file
+from keepfs.keep.caching.disk.accepted_names import AcceptedNames
 from keepfs.keep.caching.disk.disk_cache import DiskCache
 from keepfs.keep.caching.disk.hang_watch import HANGS_AFTER, HangWatch
 from tests.fakes.clock import FakeClock
@@ -152,3 +153,34 @@ def test_while_the_disk_hangs_blocks_come_from_the_services(
         assert hanging.result() == BLOCKS[0]
         assert disk.folder() is folder
     assert "can't be used, blocks come from the services: a read of it takes more" in caplog.text
+
+
+def test_a_disk_that_takes_no_writes_delays_no_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, goes_on = threading.Event(), threading.Event()
+    add = AcceptedNames.add
+
+    def held_back(names: AcceptedNames, md5sum: str, record: bytes) -> None:
+        writing.set()
+        wait_for(goes_on)
+        add(names, md5sum, record)
+
+    cache = DiskCache(tmp_path, 10**8, least_free=0)
+    locator, record = KeepLocator.of_block(BLOCKS[0]), bytes(20)
+    cache.add(locator.md5sum, BLOCKS[0])
+    cache.flush()
+    monkeypatch.setattr(AcceptedNames, "add", held_back)
+    Running(lambda: cache.note_accepted(locator.md5sum, record)).result()
+    wait_for(writing)
+    for _ in range(5):
+        cache.note_accepted(locator.md5sum, record)
+
+    assert cache.read(locator.md5sum) == BLOCKS[0]
+    assert not cache.accepts(locator.md5sum, record)
+    goes_on.set()
+    cache.flush()
+    assert cache.accepts(locator.md5sum, record)
+    cache.note_refused(locator.md5sum, record)
+    cache.close()
+    assert not DiskCache(tmp_path, 10**8).accepts(locator.md5sum, record)

@@ -11,6 +11,7 @@ import collections
 import threading
 from typing import TYPE_CHECKING
 
+from keepfs.keep.forks import renew_in_children
 from keepfs.keep.threads import Thread
 
 if TYPE_CHECKING:
@@ -29,14 +30,18 @@ class BlockQueue:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        #: Whether `close` was called.
+        self.is_closed = False
+        self._begin()
+        renew_in_children(self)
+
+    def _begin(self) -> None:
         # The start of a thread may take seconds.
         self._starting = threading.Lock()
         self._changed = threading.Condition()
         self._waiting = collections.deque["Callable[[], None]"]()
         self._is_writing = False
         self._thread: Thread | None = None
-        #: Whether `close` was called.
-        self.is_closed = False
 
     def put(self, write: Callable[[], None], timeout: float) -> bool:
         """Add a write; return whether there was room for it, and the queue is open.
@@ -79,6 +84,10 @@ class BlockQueue:
             return True
         thread.join(timeout)
         return not thread.is_alive()
+
+    def renew_after_fork(self) -> None:
+        """Drop the writes in a forked child: the parent does them."""
+        self._begin()
 
     def _has_room(self) -> bool:
         return self.is_closed or len(self._waiting) < self._most

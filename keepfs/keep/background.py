@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from keepfs.keep.errors import fresh_copy
+from keepfs.keep.forks import renew_in_children
 from keepfs.keep.threads import BusyError, NoThreadError, Thread
 
 if TYPE_CHECKING:
@@ -27,9 +28,14 @@ class Background:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._closed = False
+        self.renew_after_fork()
+        renew_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Forget the threads in a forked child: they are the parent's."""
         self._threads: set[threading.Thread] = set()
         self._changed = threading.Condition()
-        self._closed = False
 
     def spawn(self, work: Callable[[], None]) -> None:
         """Run `work`, which must not raise, in a thread.

@@ -31,7 +31,7 @@ from keepfs.mount.figures import (
 )
 
 if TYPE_CHECKING:
-    from keepfs.keep.caching.cache import CacheStatistics
+    from keepfs.keep.caching.cache_statistics import CacheStatistics
     from keepfs.keep.caching.disk.disk_cache import DiskStatistics
     from keepfs.mount.loop_figures import LoopCopies, LoopFigures
     from keepfs.mount.watchdog import Watchdog

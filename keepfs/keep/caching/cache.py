@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keepfs.keep.buffers import FreshAllocation
+from keepfs.keep.caching.cache_statistics import CacheStatistics
 from keepfs.keep.caching.disk.sharing import shared_disk_cache
 from keepfs.keep.caching.in_flight import Fetch, Reservations
 from keepfs.keep.caching.reuse import ReuseCache
 from keepfs.keep.caching.thrash import Thrash
 from keepfs.keep.errors import Cause, KeepReadError, fresh_copy
+from keepfs.keep.forks import renew_in_children
 
 if TYPE_CHECKING:
     import os
@@ -36,36 +37,6 @@ KEPT_FOR_READER = 1.0
 #: Most seconds for which a fetch waits for sequential readers to finish their blocks.
 #: Guessed: many readers take turns, and a slow one doesn't block the others.
 _YIELDING = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
-    """The state and counters of the cache.
-
-    Attributes:
-        maxsize: Most bytes, blocks being fetched included.
-        currsize: Bytes of the cached blocks.
-        in_flight: Bytes reserved for blocks being fetched.
-        blocks: The number of cached blocks.
-        hits: Calls answered from memory.
-        misses: Calls that fetched a block.
-        joined: Calls that waited for another call's fetch.
-        refetched: Those of `misses` whose block had been evicted.
-    """
-
-    maxsize: int
-    currsize: int
-    in_flight: int
-    blocks: int
-    hits: int
-    misses: int
-    joined: int
-    refetched: int
-
-    @property
-    def refetch_ratio(self) -> float:
-        """The fraction of misses that a larger cache would have avoided; 0.0 without misses."""
-        return self.refetched / self.misses if self.misses else 0.0
 
 
 class KeepBlockCache:
@@ -121,6 +92,21 @@ class KeepBlockCache:
         self._in_flight = Reservations(cache_max, clock)
         self._waiting = 0
         self._hits = self._misses = self._joined = self._refetched = 0
+        renew_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Forget, in a forked child, the fetches that threads of the parent do; see `forks`."""
+        is_consistent = self._lock.acquire(blocking=False)
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        if not is_consistent:  # a thread of the parent was changing it
+            self._blocks = ReuseCache(self.cache_max, self._clock)
+            self._thrash = Thrash(self.cache_max, self._clock)
+        abandoned, self._fetches = self._fetches, {}
+        self._in_flight = Reservations(self.cache_max, self._clock)
+        self._waiting = 0
+        for each in abandoned.values():
+            each.abandon()
 
     def get_nowait(self, md5sum: str, keep_for: float | None = 0.0) -> memoryview | None:
         """Return the block if it is cached, else None. Doesn't block.
@@ -326,7 +312,7 @@ class KeepBlockCache:
             raise
         finally:
             with self._lock:
-                del self._fetches[mine.locator.md5sum]
+                self._fetches.pop(mine.locator.md5sum, None)  # None after a fork meanwhile
                 self._in_flight.discard(mine)
                 if mine.block is not None:
                     self._keep(mine.locator.md5sum, mine.block, keep_for)

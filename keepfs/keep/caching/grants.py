@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from keepfs.keep.caching.trusted_names import TrustedNames
 from keepfs.keep.errors import Cause
+from keepfs.keep.forks import renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,11 @@ class Grants:
         self._services_sign = are_needed
         self._names = collections.OrderedDict[str, None]()
         self._trusted = TrustedNames(_MOST_TRUSTED)
+        self._lock = threading.Lock()
+        renew_in_children(self)
+
+    def renew_after_fork(self) -> None:
+        """Replace the lock in a forked child; see `forks`."""
         self._lock = threading.Lock()
 
     def allows(self, locator: KeepLocator) -> bool:

@@ -75,6 +75,11 @@ class Fetch:
         self.done.set()
         self._answered.set()
 
+    def abandon(self) -> None:
+        """End it in a forked child, where nothing fetches it; no thread waits for it there."""
+        self.done, self._answered = LazyEvent(), LazyEvent()
+        self.end()
+
     def wait_for_size(self, timeout: float) -> int | None:
         """Wait until a service has confirmed the block, and return its size.
 

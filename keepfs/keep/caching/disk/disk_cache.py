@@ -25,6 +25,7 @@ from keepfs.keep.caching.disk.block_folder import BlockFolder
 from keepfs.keep.caching.disk.block_queue import BlockQueue
 from keepfs.keep.caching.disk.fetch_locks import FetchClaim
 from keepfs.keep.caching.disk.room import Room
+from keepfs.keep.forks import renew_in_children
 from keepfs.keep.threads import NoThreadError
 from keepfs.messages import of_commands, of_stores
 
@@ -124,6 +125,7 @@ class DiskCache:
             self._folder = BlockFolder(self.directory, self._note_damage)
         except OSError as error:
             self._turn_off(error)
+        renew_in_children(self)
 
     def has(self, md5sum: str) -> bool:
         """Return whether there is a file of a block; it may be damaged. Blocks."""
@@ -259,6 +261,10 @@ class DiskCache:
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._queue.is_closed
+
+    def renew_after_fork(self) -> None:
+        """Replace the lock in a forked child; see `forks`."""
+        self._lock = threading.Lock()
 
     def statistics(self) -> DiskStatistics:
         """Return a copy of the counters. Doesn't block."""

@@ -17,6 +17,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from keepfs.keep.forks import renew_in_children
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,8 +42,10 @@ class FetchLocks:
     def __init__(self, root: int) -> None:
         self._guard = threading.Lock()
         self._file = -1
+        self._is_inherited = False
         with contextlib.suppress(OSError):  # a read-only disk: each process fetches for itself
             self._file = os.open(_NAME, _FLAGS, 0o600, dir_fd=root)
+        renew_in_children(self)
 
     def close(self) -> None:
         """Release all locks."""
@@ -71,13 +75,29 @@ class FetchLocks:
         with contextlib.suppress(OSError):
             self._set(md5sum, fcntl.F_UNLCK)
 
+    def renew_after_fork(self) -> None:
+        """Have separate locks in a forked child: those of the inherited file are the parent's."""
+        self._guard = threading.Lock()
+        self._is_inherited = True
+
     def _set(self, md5sum: str, kind: int) -> bool | None:
         wanted = _FLOCK.pack(kind, os.SEEK_SET, int(md5sum[:_DIGITS], 16), 1, 0)
         with self._guard:
+            if self._is_inherited:
+                self._open_again()
             if self._file < 0:
                 return None
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wanted)
             return True
+
+    def _open_again(self) -> None:
+        """Replace the file that a parent process opened; its locks stay the parent's."""
+        self._is_inherited = False
+        inherited, self._file = self._file, -1
+        if inherited >= 0:
+            with contextlib.suppress(OSError):
+                self._file = os.open(f"/proc/self/fd/{inherited}", os.O_RDWR | os.O_CLOEXEC)
+            os.close(inherited)
 
 
 class FetchClaim:

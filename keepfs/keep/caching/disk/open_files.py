@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cachetools import LRUCache
 
 from keepfs.keep.caching.disk.read_ahead import ReadAhead
+from keepfs.keep.forks import renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,12 +85,16 @@ class OpenFiles:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._most = _most_open()
+        self._begin()
+        with self._lock:
+            self._all.add(self)
+        renew_in_children(self)
+
+    def _begin(self) -> None:
         self._files = OrderedDict[str, OpenBlock]()  # the most recently read is the last
         self._tables = LRUCache[str, "PieceTable"](
             _TABLES, getsizeof=lambda it: it.sums.nbytes + _TABLE
         )
-        with self._lock:
-            self._all.add(self)
 
     def get(self, md5sum: str) -> OpenBlock | None:
         """Return a block's open file; None if it isn't open, or was opened over 10 s ago."""
@@ -136,6 +141,11 @@ class OpenFiles:
             dropped = list(self._files.values())
             self._files.clear()
         del dropped  # closed without the lock
+
+    def renew_after_fork(self) -> None:
+        """Close the files in a forked child: threads of the parent may be reading them."""
+        OpenFiles._lock = threading.Lock()
+        self._begin()
 
     def _excess(self) -> list[OpenBlock]:
         """Remove and return files of the process, so that there is room for one more."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,32 @@ if TYPE_CHECKING:
     from keepfs.keep.caching.disk.room import Room
 
 SIZE = 1000
+
+
+#: A program that ends without closing its disk cache, whose disk is slow, or hangs.
+PROGRAM = """
+import sys, threading, time
+from pathlib import Path
+from keepfs.keep.caching.disk import block_queue
+from keepfs.keep.caching.disk.disk_cache import DiskCache
+from tests.keep.caching.disk.test_block_folder import block_of
+
+write_one = DiskCache._write_one
+
+def slow(*arguments):
+    threading.main_thread().join()  # the program has ended
+    if sys.argv[2] == "hangs":
+        threading.Event().wait()
+    time.sleep(0.2)
+    write_one(*arguments)
+
+DiskCache._write_one = slow
+if sys.argv[2] == "hangs":
+    block_queue._AT_EXIT = 0.1
+cache = DiskCache(Path(sys.argv[1]), 10**8, least_free=0)
+for number in range(2):
+    cache.add(*block_of(1000, number), timeout=10)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +207,14 @@ def test_a_block_is_skipped_if_two_wait_and_after_close(
     assert [after.has(md5sum) for md5sum, _ in blocks] == [True, True, True, False, False]
     assert cache.statistics().skipped == 2
     after.close()
+
+
+@pytest.mark.parametrize(("disk", "written"), [("is slow", 2), ("hangs", 0)])
+def test_a_program_that_ends_writes_its_blocks_unless_the_disk_hangs(
+    tmp_path: Path, disk: str, written: int
+) -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM, tmp_path, disk], check=True, timeout=60)
+
+    cache = DiskCache(tmp_path, 10**8, least_free=0)
+    assert sum(cache.has(block_of(SIZE, number)[0]) for number in range(2)) == written
+    cache.close()

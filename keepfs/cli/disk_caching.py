@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keepfs.config.options import StoreOptions
+    from keepfs.keep.caching.disk.disk_cache import DiskCache
 
 #: Most seconds to wait for the disk, for each block and at the end.
 _PATIENCE = 600.0
@@ -62,15 +63,15 @@ def warm_command(
                 text="give locators, collections or paths, or a file of them with --from"
             )
         )
-    with clients.command_client(store) as client:
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(clients.command_client(store, _PATIENCE))
         disk = client.block_cache.disk
         assert disk is not None  # noqa: S101 - the options turn it on
+        stack.enter_context(_hurried(disk))
 
         def warm(locator: KeepLocator) -> None:
             with failed.noted():
-                block = client.get_block(locator)
-                if block and not disk.has(locator.md5sum):
-                    disk.add(locator.md5sum, block, timeout=_PATIENCE)
+                client.get_block(locator)  # waits until the writer of the disk takes the block
 
         renewing = RenewingStore(client, store)
         with collections_of(store, client, renewing) as collections:
@@ -100,6 +101,16 @@ def warm_command(
         }
         clients.print_json(row)
     failed.exit()
+
+
+@contextlib.contextmanager
+def _hurried(disk: DiskCache) -> Iterator[None]:
+    """Let no fetch wait if the body fails or is interrupted: its thread would hold up the exit."""
+    try:
+        yield
+    except BaseException:
+        disk.end_waits()
+        raise
 
 
 #: The actions of `keepfs cache`, as progress is described.

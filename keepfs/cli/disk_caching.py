@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from keepfs.cli import clients, progress, reporting
+from keepfs.cli.cache_findings import CacheFindings
 from keepfs.cli.settings import absolute, config_file, setting, store_settings
 from keepfs.cli.values import FilledPath
 from keepfs.cli.warming import locators_named_by
@@ -130,7 +131,8 @@ _WORK = {"stat": "listing", "verify": "verifying", "clear": "removing"}
 def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) -> None:
     """Show the disk cache, verify every block in it, or remove them all.
 
-    Mounts that use it go on. Exits with 1 if verify found damage; damaged blocks are removed.
+    Mounts that use it go on. Damaged blocks are removed. Exits with 1 if verify found damage, or
+    if a block or folder could not be listed, read or removed.
     """
     try:
         directory = absolute(disk_cache_dir) if disk_cache_dir else default_directory()
@@ -138,13 +140,13 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
         raise click.UsageError(
             of_commands.USAGE(text="there is no home directory; give --disk-cache-dir")
         ) from error
-    damaged: list[str] = []
-    with reporting.in_one_line(), contextlib.closing(_open(directory, damaged)) as folder:
+    found = CacheFindings()
+    with reporting.in_one_line(), contextlib.closing(_open(directory, found)) as folder:
         count = total = 0
         with progress.shown(_WORK[action], is_bytes=True) as advance:
             for file in folder.files():
                 advance(file.length)
-                if action == "verify" and folder.read(file.md5sum) is None:
+                if action == "verify" and folder.read(file.md5sum, is_visit=False) is None:
                     continue
                 if action == "clear" and not folder.remove(file.md5sum):
                     continue
@@ -159,19 +161,20 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
                 "action": action,
                 "blocks": count,
                 "size": total,
-                "damaged": [each.partition(":")[0] for each in damaged],
+                **found.row(),
             }
             clients.print_json(row)
         else:
-            clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
-        for each in damaged:
-            click.echo(of_stores.DISK_CACHE_FILE_REMOVED(path=each), err=True)
-    if damaged:
+            counted = f"{count} blocks, {format_size(total)}{said}{found.counts()}"
+            clients.print_line(f"{directory}: {counted}")
+        for each in found.lines():
+            click.echo(each, err=True)
+    if found:
         raise SystemExit(1)
 
 
-def _open(directory: Path, damaged: list[str]) -> BlockFolder:
-    return BlockFolder(directory, lambda md5sum, reason: damaged.append(f"{md5sum}: {reason}"))
+def _open(directory: Path, found: CacheFindings) -> BlockFolder:
+    return BlockFolder(directory, found.note_damage, found.note_failure)
 
 
 def _locators_of(listed: TextIO) -> Iterator[str]:

@@ -93,14 +93,30 @@ DISK_CACHE_DAMAGED = Message(
     "disk-cache-damaged",
     "the cached block {md5sum} was damaged and is fetched again: {reason}",
     "A file of the disk cache was changed, or the disk returned other bytes than were written.",
-    "Nothing: the file was removed, and the block comes from the services. If it happens often,"
-    " check the disk, and all other data on it.",
+    "Nothing: the file was removed, unless the disk is read-only, and the block comes from the"
+    " services. If it happens often, check the disk, and all other data on it.",
 )
 DISK_CACHE_FILE_REMOVED = Message(
     "disk-cache-file-removed",
     "damaged, removed: {path}",
     "keepfs cache verify found a file of the disk cache whose bytes are not those of its block.",
     "Nothing: the block is fetched again when it is read. If it happens often, check the disk.",
+)
+DISK_CACHE_FILE_LEFT = Message(
+    "disk-cache-file-left",
+    "damaged, but not removed: {path} ({reason}); make the disk writable, then verify again",
+    "keepfs cache verify found a file of the disk cache whose bytes are not those of its block."
+    " The disk is read-only, or the folder of the file isn't writable.",
+    "Make the disk and the folder writable, and run keepfs cache verify again. Until then the"
+    " block comes from the services: a read never returns wrong bytes.",
+)
+DISK_CACHE_UNREACHED = Message(
+    "disk-cache-unreached",
+    "can't {action} {what}: {reason}; correct that, then run keepfs cache again",
+    "keepfs cache could not list a folder of the disk cache, or not read or remove a file in it."
+    " Its counts lack what is there.",
+    "Give yourself access to the folder that the message names (mode 0700), or make the disk"
+    " writable, and run the command again. If the disk fails, remove the directory of the cache.",
 )
 DISK_CACHE_INCOMPLETE = Message(
     "disk-cache-incomplete",

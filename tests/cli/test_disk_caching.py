@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -97,6 +98,29 @@ def test_a_source_that_cannot_be_warmed_is_an_error(store: Path, tmp_path: Path)
     assert code == 1
     assert "1 of 1 blocks aren't in the disk cache" in text
     assert run(*local, "--disk-cache", "1M", "0" * 32 + "+5")[0] == 1
+
+
+def test_what_cannot_be_listed_or_removed_is_an_error(store: Path, tmp_path: Path) -> None:
+    name = put(store, bytes(1000))
+    words = ("--disk-cache-dir", str(tmp_path / "cache"))
+    run("warm", "--local-store", str(store), "--disk-cache", "1MiB", *words, name)
+    folder = tmp_path / "cache" / "blocks-2"
+    (folder / "ccc").touch()
+    for number in range(7):
+        (folder / "ddd" / f"ddd{number:029}").mkdir(parents=True)
+
+    for action in ("stat", "verify", "clear"):
+        code, text = run("cache", action, *words)
+        assert code == 1
+        assert ", 1 not listed" in text
+        assert f"can't list {folder / 'ccc'}: Not a directory" in text
+        assert_shows(text, "disk-cache-unreached")
+
+    code, text = run("cache", "clear", *words)
+    assert ", 7 not removed" in text
+    assert "and 2 more (--json lists all): Is a directory" in text
+    code, text = run("cache", "clear", *words, "--json")
+    assert len(json.loads(text.splitlines()[0])["failed"]) == 8
 
 
 def test_what_was_warmed_is_read_without_a_request(

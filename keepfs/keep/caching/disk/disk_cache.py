@@ -65,7 +65,7 @@ class DiskStatistics:
         added_bytes: Bytes of their files.
         skipped: Blocks not written: the disk was slower than the services, full, or failed.
         evictions: Blocks evicted.
-        damaged: Files removed because they were damaged.
+        damaged: Damaged files found; they are removed if that is possible.
         problem: Why the tier was last turned off; empty once a block was written again.
     """
 

@@ -100,6 +100,11 @@ class Failures:
     def __init__(self) -> None:
         self._count = 0
 
+    @property
+    def count(self) -> int:
+        """The failures so far."""
+        return self._count
+
     def note(self, message: str = "") -> None:
         """Count a failure, and print the message unless it is empty."""
         self._count += 1

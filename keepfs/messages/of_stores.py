@@ -124,6 +124,12 @@ DISK_CACHE_INCOMPLETE = Message(
     "keepfs warm fetched the blocks, and the disk cache did not take all of them.",
     "Raise --disk-cache, or make room on the disk: a tenth of it, and at least 5 GiB, stay free.",
 )
+NOTHING_TO_WARM = Message(
+    "nothing-to-warm",
+    "{source} has no blocks, so nothing is fetched for it; if it should have some, check the name",
+    "keepfs warm was given a folder or a collection without files.",
+    "Nothing, if it is meant to be empty. Else correct the name.",
+)
 NEEDS_API_SERVER = Message(
     "needs-api-server",
     "{what}: set ARVADOS_API_HOST and ARVADOS_API_TOKEN, in the environment or in"

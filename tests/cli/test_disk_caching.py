@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -98,6 +100,43 @@ def test_a_source_that_cannot_be_warmed_is_an_error(store: Path, tmp_path: Path)
     assert code == 1
     assert "1 of 1 blocks aren't in the disk cache" in text
     assert run(*local, "--disk-cache", "1M", "0" * 32 + "+5")[0] == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, locked = os.scandir, tmp_path / "sources" / "locked"
+    locked.mkdir(parents=True)
+
+    def refusing(path: str) -> object:
+        if path == str(locked):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # root may list any folder
+    words = ("--local-store", str(store), "--disk-cache", "1MiB")
+    directory = ("--disk-cache-dir", str(tmp_path / "cache"))
+    name = put(store, bytes(1000))
+
+    for source in (locked.parent, locked):
+        code, text = run("warm", *words, *directory, str(source), name)
+        assert code == 1
+        assert f"{locked}: Permission denied" in text
+        assert "has no blocks" not in text
+    assert "1 blocks" in run("cache", *directory)[1]
+
+
+def test_a_source_without_blocks_is_said_to_have_none(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    words = ("--local-store", str(store), "--disk-cache", "1MiB")
+    directory = ("--disk-cache-dir", str(tmp_path / "cache"))
+    record = LocalCollections(store).put("")
+
+    for source in (str(tmp_path / "empty"), record.portable_data_hash):
+        code, text = run("warm", *words, *directory, source)
+        assert code == 0
+        assert f"{source} has no blocks" in text
+        assert_shows(text, "nothing-to-warm")
 
 
 def test_what_cannot_be_listed_or_removed_is_an_error(store: Path, tmp_path: Path) -> None:

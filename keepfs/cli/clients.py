@@ -200,11 +200,6 @@ def check_name(name: str, *, null: bool) -> None:
         )
 
 
-def is_input_closed() -> bool:
-    """Return whether standard input was closed when the command began."""
-    return sys.stdin is None
-
-
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
     """Add "standard output" to write errors. A closed pipe stays BrokenPipeError.

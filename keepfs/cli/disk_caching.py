@@ -11,7 +11,7 @@ import click
 from keepfs.cli import clients, progress, reporting
 from keepfs.cli.cache_findings import CacheFindings
 from keepfs.cli.settings import absolute, config_file, setting, store_settings
-from keepfs.cli.values import FilledPath
+from keepfs.cli.values import FilledPath, InputFile
 from keepfs.cli.warming import locators_named_by
 from keepfs.collection_sources import collections_of
 from keepfs.config.options import format_size
@@ -36,7 +36,7 @@ _PATIENCE = 600.0
 @click.option(
     "--from",
     "listed",
-    type=click.File(errors="surrogateescape"),
+    type=InputFile(),
     help="Take the sources in this file too, or a manifest; - is standard input.",
 )
 @clients.json_option

@@ -141,19 +141,12 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
             of_commands.USAGE(text="there is no home directory; give --disk-cache-dir")
         ) from error
     found = CacheFindings()
-    with reporting.in_one_line(), contextlib.closing(_open(directory, found)) as folder:
-        count = total = 0
-        with progress.shown(_WORK[action], is_bytes=True) as advance:
-            for file in folder.files():
-                advance(file.length)
-                if action == "verify" and folder.read(file.md5sum, is_visit=False) is None:
-                    continue
-                if action == "clear" and not folder.remove(file.md5sum):
-                    continue
-                count += 1
-                total += file.length
-        if action == "clear":
-            folder.remove_names()
+    count = total = 0
+    with reporting.in_one_line():
+        folder = _folder_in(directory, found, is_given=disk_cache_dir is not None)
+        if folder is not None:
+            with contextlib.closing(folder):
+                count, total = _work_through(folder, action)
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
         if is_json:
             row = {
@@ -173,8 +166,36 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
         raise SystemExit(1)
 
 
-def _open(directory: Path, found: CacheFindings) -> BlockFolder:
-    return BlockFolder(directory, found.note_damage, found.note_failure)
+def _folder_in(directory: Path, found: CacheFindings, *, is_given: bool) -> BlockFolder | None:
+    """Open the folder of blocks in a directory; None if there is none, and none is made.
+
+    Raises:
+        click.ClickException: The user gave the directory, and it doesn't exist.
+        OSError: The folder can't be opened.
+    """
+    try:
+        return BlockFolder(directory, found.note_damage, found.note_failure, makes=False)
+    except FileNotFoundError:
+        if is_given and not directory.exists():
+            raise click.ClickException(of_stores.DISK_CACHE_MISSING(directory=directory)) from None
+        return None
+
+
+def _work_through(folder: BlockFolder, action: str) -> tuple[int, int]:
+    """Return the number of blocks that are there, are good or were removed, and their bytes."""
+    count = total = 0
+    with progress.shown(_WORK[action], is_bytes=True) as advance:
+        for file in folder.files():
+            advance(file.length)
+            if action == "verify" and folder.read(file.md5sum, is_visit=False) is None:
+                continue
+            if action == "clear" and not folder.remove(file.md5sum):
+                continue
+            count += 1
+            total += file.length
+    if action == "clear":
+        folder.remove_names()
+    return count, total
 
 
 def _locators_of(listed: TextIO) -> Iterator[str]:

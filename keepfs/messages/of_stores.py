@@ -118,6 +118,12 @@ DISK_CACHE_UNREACHED = Message(
     "Give yourself access to the folder that the message names (mode 0700), or make the disk"
     " writable, and run the command again. If the disk fails, remove the directory of the cache.",
 )
+DISK_CACHE_MISSING = Message(
+    "disk-cache-missing",
+    "there is no directory {directory}, so no disk cache; give the --disk-cache-dir of the mounts",
+    "keepfs cache was given a directory that doesn't exist. It makes none.",
+    "Correct the directory. keepfs status shows the one of a mount.",
+)
 DISK_CACHE_INCOMPLETE = Message(
     "disk-cache-incomplete",
     "{missing} of {count} blocks aren't in the disk cache: {reason}",

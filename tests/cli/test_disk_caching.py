@@ -102,6 +102,26 @@ def test_a_source_that_cannot_be_warmed_is_an_error(store: Path, tmp_path: Path)
     assert run(*local, "--disk-cache", "1M", "0" * 32 + "+5")[0] == 1
 
 
+@pytest.mark.parametrize("action", ["stat", "verify", "clear"])
+def test_keepfs_cache_makes_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    (tmp_path / "other").mkdir()
+
+    code, text = run("cache", action, "--disk-cache-dir", str(tmp_path / "typo" / "x"))
+
+    assert code == 1
+    assert f"there is no directory {tmp_path / 'typo' / 'x'}" in text
+    assert_shows(text, "disk-cache-missing")
+    for words in ((), ("--disk-cache-dir", str(tmp_path / "other"))):
+        code, text = run("cache", action, *words)
+        assert code == 0
+        assert "0 blocks, 0 B" in text
+    assert [str(it.relative_to(tmp_path)) for it in tmp_path.rglob("*")] == ["other"]
+
+
 def test_a_folder_that_cannot_be_listed_is_an_error(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

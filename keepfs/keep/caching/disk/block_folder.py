@@ -85,9 +85,10 @@ class BlockFolder:
         damaged: Called with the digest and the reason for each damaged file found.
         failed: Called with "list", "read" or "remove", a path and the error for each folder or
             file with which that can't be done; before `damaged` if a damaged file stays.
+        makes: Whether the directory is made if it doesn't exist.
 
     Raises:
-        OSError: The directory can't be made, is a symbolic link, or is another user's.
+        OSError: The directory can't be made, doesn't exist, is a symbolic link or another user's.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class BlockFolder:
         directory: Path,
         damaged: Callable[[str, str], None] = lambda *_: None,
         failed: Callable[[str, Path, OSError], None] = lambda *_: None,
+        *,
+        makes: bool = True,
     ) -> None:
         self._directory = directory
         self._damaged = damaged
@@ -104,7 +107,7 @@ class BlockFolder:
         self._can_try = True
         self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
         self._lend = block_file.part_memory(self._buffers)
-        self._root = root = self._open_root()
+        self._root = root = self._open_root(makes=makes)
         # Of a folder that nobody uses any more, or after `close`.
         self._close_root = weakref.finalize(self, os.close, root)
         self._close_root.atexit = False
@@ -379,10 +382,7 @@ class BlockFolder:
         return table
 
     def _judge(self, md5sum: str, file: int, error: Exception) -> None:
-        """Remove a damaged file, unless another process has replaced it meanwhile.
-
-        The damage is reported too if the file can't be removed.
-        """
+        """Report a damaged file, and try to remove it, unless another process replaced it."""
         self._open.discard(md5sum)
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
             self._failures.note("read", _path(md5sum), error)
@@ -397,11 +397,13 @@ class BlockFolder:
         if self.remove(md5sum) or self.has(md5sum):
             self._damaged(md5sum, str(error))
 
-    def _open_root(self) -> int:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _open_root(self, *, makes: bool) -> int:
+        if makes:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with opened_directory(None, os.fspath(self._directory)) as parent:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(_VERSION, 0o700, dir_fd=parent)
+                if makes:
+                    os.mkdir(_VERSION, 0o700, dir_fd=parent)
             root = os.open(_VERSION, OPEN_DIRECTORY, dir_fd=parent)
         status = os.fstat(root)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:

@@ -75,12 +75,15 @@ def open_api(options: StoreOptions, token: str) -> ApiClient | None:
 
 
 @contextlib.contextmanager
-def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Iterator[KeepClient]:
+def open_client(
+    options: StoreOptions, buffers: BufferPool | None = None, patience: float = 0.0
+) -> Iterator[KeepClient]:
     """Make a client, and close it and its disk cache at exit; sends no request.
 
     Args:
         options: The options of the store.
         buffers: A shared memory pool for whole blocks; None: a pool of its own.
+        patience: Seconds that a fetch waits for the disk cache; else its block is not kept there.
 
     Raises:
         ArgumentError: The options and Arvados's settings lack the addresses of
@@ -88,7 +91,7 @@ def open_client(options: StoreOptions, buffers: BufferPool | None = None) -> Ite
         OSError: The token file can't be read.
     """
     with contextlib.ExitStack() as stack:
-        disk = disk_cache_of(options)
+        disk = disk_cache_of(options, patience)
         if disk is not None:
             stack.callback(disk.close)
         cache = KeepBlockCache(

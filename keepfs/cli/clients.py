@@ -53,17 +53,24 @@ json_option = click.option(
 
 
 @contextlib.contextmanager
-def command_client(store: StoreOptions) -> Iterator[KeepClient]:
+def command_client(store: StoreOptions, patience: float = 0.0) -> Iterator[KeepClient]:
     """Open a client for one command.
 
     Failures become one-line messages. SIGTERM and SIGHUP raise, so that the command cleans up.
+
+    Args:
+        store: The options of the store.
+        patience: Seconds that a fetch waits for the disk cache; else its block is not kept there.
     """
     # Here, not above: `locate` and others use this module and need no client.
     from keepfs import stores  # noqa: PLC0415
 
     with reporting.in_one_line(), ended_by_signals():
         try:
-            with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):
+            with (
+                stores.open_client(store, patience=patience) as client,
+                waiting.announced(store, client.is_waiting),
+            ):
                 yield client
         except stores.StoreError as error:
             raise click.ClickException(str(error)) from error
@@ -92,6 +99,11 @@ class Failures:
 
     def __init__(self) -> None:
         self._count = 0
+
+    @property
+    def count(self) -> int:
+        """The failures so far."""
+        return self._count
 
     def note(self, message: str = "") -> None:
         """Count a failure, and print the message unless it is empty."""
@@ -186,11 +198,6 @@ def check_name(name: str, *, null: bool) -> None:
         raise click.ClickException(
             of_commands.BAD_NAME(text=f"the file name {name!r} has a newline; use -0")
         )
-
-
-def is_input_closed() -> bool:
-    """Return whether standard input was closed when the command began."""
-    return sys.stdin is None
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from keepfs.cli import clients, progress, reporting
+from keepfs.cli.cache_findings import CacheFindings
 from keepfs.cli.settings import absolute, config_file, setting, store_settings
-from keepfs.cli.values import FilledPath
+from keepfs.cli.values import FilledPath, InputFile
 from keepfs.cli.warming import locators_named_by
 from keepfs.collection_sources import collections_of
 from keepfs.config.options import format_size
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keepfs.config.options import StoreOptions
+    from keepfs.keep.caching.disk.disk_cache import DiskCache
 
 #: Most seconds to wait for the disk, for each block and at the end.
 _PATIENCE = 600.0
@@ -34,7 +36,7 @@ _PATIENCE = 600.0
 @click.option(
     "--from",
     "listed",
-    type=click.File(errors="surrogateescape"),
+    type=InputFile(),
     help="Take the sources in this file too, or a manifest; - is standard input.",
 )
 @clients.json_option
@@ -62,15 +64,15 @@ def warm_command(
                 text="give locators, collections or paths, or a file of them with --from"
             )
         )
-    with clients.command_client(store) as client:
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(clients.command_client(store, _PATIENCE))
         disk = client.block_cache.disk
         assert disk is not None  # noqa: S101 - the options turn it on
+        stack.enter_context(_hurried(disk))
 
         def warm(locator: KeepLocator) -> None:
             with failed.noted():
-                block = client.get_block(locator)
-                if block and not disk.has(locator.md5sum):
-                    disk.add(locator.md5sum, block, timeout=_PATIENCE)
+                client.get_block(locator)  # waits until the writer of the disk takes the block
 
         renewing = RenewingStore(client, store)
         with collections_of(store, client, renewing) as collections:
@@ -102,6 +104,16 @@ def warm_command(
     failed.exit()
 
 
+@contextlib.contextmanager
+def _hurried(disk: DiskCache) -> Iterator[None]:
+    """Let no fetch wait if the body fails or is interrupted: its thread would hold up the exit."""
+    try:
+        yield
+    except BaseException:
+        disk.end_waits()
+        raise
+
+
 #: The actions of `keepfs cache`, as progress is described.
 _WORK = {"stat": "listing", "verify": "verifying", "clear": "removing"}
 
@@ -119,7 +131,8 @@ _WORK = {"stat": "listing", "verify": "verifying", "clear": "removing"}
 def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) -> None:
     """Show the disk cache, verify every block in it, or remove them all.
 
-    Mounts that use it go on. Exits with 1 if verify found damage; damaged blocks are removed.
+    Mounts that use it go on. Damaged blocks are removed. Exits with 1 if verify found damage, or
+    if a block or folder could not be listed, read or removed.
     """
     try:
         directory = absolute(disk_cache_dir) if disk_cache_dir else default_directory()
@@ -127,20 +140,13 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
         raise click.UsageError(
             of_commands.USAGE(text="there is no home directory; give --disk-cache-dir")
         ) from error
-    damaged: list[str] = []
-    with reporting.in_one_line(), contextlib.closing(_open(directory, damaged)) as folder:
-        count = total = 0
-        with progress.shown(_WORK[action], is_bytes=True) as advance:
-            for file in folder.files():
-                advance(file.length)
-                if action == "verify" and folder.read(file.md5sum) is None:
-                    continue
-                if action == "clear" and not folder.remove(file.md5sum):
-                    continue
-                count += 1
-                total += file.length
-        if action == "clear":
-            folder.remove_names()
+    found = CacheFindings()
+    count = total = 0
+    with reporting.in_one_line():
+        folder = _folder_in(directory, found, is_given=disk_cache_dir is not None)
+        if folder is not None:
+            with contextlib.closing(folder):
+                count, total = _work_through(folder, action)
         said = {"stat": "", "verify": " verified", "clear": " removed"}[action]
         if is_json:
             row = {
@@ -148,19 +154,48 @@ def cache_command(action: str, disk_cache_dir: Path | None, *, is_json: bool) ->
                 "action": action,
                 "blocks": count,
                 "size": total,
-                "damaged": [each.partition(":")[0] for each in damaged],
+                **found.row(),
             }
             clients.print_json(row)
         else:
-            clients.print_line(f"{directory}: {count} blocks, {format_size(total)}{said}")
-        for each in damaged:
-            click.echo(of_stores.DISK_CACHE_FILE_REMOVED(path=each), err=True)
-    if damaged:
+            counted = f"{count} blocks, {format_size(total)}{said}{found.counts()}"
+            clients.print_line(f"{directory}: {counted}")
+        for each in found.lines():
+            click.echo(each, err=True)
+    if found:
         raise SystemExit(1)
 
 
-def _open(directory: Path, damaged: list[str]) -> BlockFolder:
-    return BlockFolder(directory, lambda md5sum, reason: damaged.append(f"{md5sum}: {reason}"))
+def _folder_in(directory: Path, found: CacheFindings, *, is_given: bool) -> BlockFolder | None:
+    """Open the folder of blocks in a directory; None if there is none, and none is made.
+
+    Raises:
+        click.ClickException: The user gave the directory, and it doesn't exist.
+        OSError: The folder can't be opened.
+    """
+    try:
+        return BlockFolder(directory, found.note_damage, found.note_failure, makes=False)
+    except FileNotFoundError:
+        if is_given and not directory.exists():
+            raise click.ClickException(of_stores.DISK_CACHE_MISSING(directory=directory)) from None
+        return None
+
+
+def _work_through(folder: BlockFolder, action: str) -> tuple[int, int]:
+    """Return the number of blocks that are there, are good or were removed, and their bytes."""
+    count = total = 0
+    with progress.shown(_WORK[action], is_bytes=True) as advance:
+        for file in folder.files():
+            advance(file.length)
+            if action == "verify" and folder.read(file.md5sum, is_visit=False) is None:
+                continue
+            if action == "clear" and not folder.remove(file.md5sum):
+                continue
+            count += 1
+            total += file.length
+    if action == "clear":
+        folder.remove_names()
+    return count, total
 
 
 def _locators_of(listed: TextIO) -> Iterator[str]:

@@ -14,7 +14,7 @@ import click
 from keepfs import stores
 from keepfs.cli import clients, progress
 from keepfs.cli.settings import store_settings
-from keepfs.cli.values import FilledPath
+from keepfs.cli.values import FilledPath, check_input
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 from keepfs.messages import of_commands
 
@@ -125,8 +125,7 @@ def get_command(
 def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
     if name != "-":
         return Path(name).open("rb")
-    if clients.is_input_closed():
-        raise click.ClickException(of_commands.NO_INPUT())
+    check_input()
     # Leave it open: a second `-` reads an empty file.
     return contextlib.nullcontext(sys.stdin.buffer)
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import IO, Any
 
 import click
 
 from keepfs.config import options
+from keepfs.messages import of_commands
+
+
+def check_input() -> None:
+    """Check that standard input was open when the command began.
+
+    Raises:
+        click.ClickException: It was closed.
+    """
+    if sys.stdin is None:
+        raise click.ClickException(of_commands.NO_INPUT())
 
 
 class Size(click.ParamType[int]):
@@ -51,6 +64,24 @@ class FilledPath(click.Path):
         """Refuse an empty path."""
         if not os.fspath(value):
             self.fail("the path is empty; give a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class InputFile(click.File):
+    """A text file that is read; `-` is standard input. Names in it may be undecodable."""
+
+    def __init__(self) -> None:
+        super().__init__(errors="surrogateescape")
+
+    def convert(
+        self,
+        value: str | os.PathLike[str] | IO[Any],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> IO[Any]:
+        """Open the file; refuse a closed standard input."""
+        if value == "-":
+            check_input()
         return super().convert(value, param, ctx)
 
 

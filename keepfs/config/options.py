@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: Unit of a size: its number of bytes.
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?\Z", re.ASCII | re.IGNORECASE)
+#: The largest size: that of a file in Linux, nearly 8 EiB. A float has it exactly.
+_MOST_BYTES = 2**63 - 2**10
+#: Characters of a wrong value that a message shows.
+_MOST_SHOWN = 50
 
 MIB = 2**20
 #: The size of a disk cache that depends on the disk.
@@ -184,8 +188,15 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.match(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} isn't a size; write it as 256M or 1.5GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+        raise ValueError(f"{_shortened(text)} isn't a size; write it as 256M or 1.5GiB")
+    size = float(match[1]) * _UNITS[match[2].lower()]
+    if size > _MOST_BYTES:
+        raise ValueError(f"{_shortened(text)} is larger than any disk; write it as 256M or 1.5GiB")
+    return int(size)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
 
 
 def format_size(size: int) -> str:

@@ -93,8 +93,8 @@ DISK_CACHE_DAMAGED = Message(
     "disk-cache-damaged",
     "the cached block {md5sum} was damaged and is fetched again: {reason}",
     "A file of the disk cache was changed, or the disk returned other bytes than were written.",
-    "Nothing: the file was removed, and the block comes from the services. If it happens often,"
-    " check the disk, and all other data on it.",
+    "Nothing: the file was removed, unless the disk is read-only, and the block comes from the"
+    " services. If it happens often, check the disk, and all other data on it.",
 )
 DISK_CACHE_FILE_REMOVED = Message(
     "disk-cache-file-removed",
@@ -102,11 +102,39 @@ DISK_CACHE_FILE_REMOVED = Message(
     "keepfs cache verify found a file of the disk cache whose bytes are not those of its block.",
     "Nothing: the block is fetched again when it is read. If it happens often, check the disk.",
 )
+DISK_CACHE_FILE_LEFT = Message(
+    "disk-cache-file-left",
+    "damaged, but not removed: {path} ({reason}); make the disk writable, then verify again",
+    "keepfs cache verify found a file of the disk cache whose bytes are not those of its block."
+    " The disk is read-only, or the folder of the file isn't writable.",
+    "Make the disk and the folder writable, and run keepfs cache verify again. Until then the"
+    " block comes from the services: a read never returns wrong bytes.",
+)
+DISK_CACHE_UNREACHED = Message(
+    "disk-cache-unreached",
+    "can't {action} {what}: {reason}; correct that, then run keepfs cache again",
+    "keepfs cache could not list a folder of the disk cache, or not read or remove a file in it."
+    " Its counts lack what is there.",
+    "Give yourself access to the folder that the message names (mode 0700), or make the disk"
+    " writable, and run the command again. If the disk fails, remove the directory of the cache.",
+)
+DISK_CACHE_MISSING = Message(
+    "disk-cache-missing",
+    "there is no directory {directory}, so no disk cache; give the --disk-cache-dir of the mounts",
+    "keepfs cache was given a directory that doesn't exist. It makes none.",
+    "Correct the directory. keepfs status shows the one of a mount.",
+)
 DISK_CACHE_INCOMPLETE = Message(
     "disk-cache-incomplete",
     "{missing} of {count} blocks aren't in the disk cache: {reason}",
     "keepfs warm fetched the blocks, and the disk cache did not take all of them.",
     "Raise --disk-cache, or make room on the disk: a tenth of it, and at least 5 GiB, stay free.",
+)
+NOTHING_TO_WARM = Message(
+    "nothing-to-warm",
+    "{source} has no blocks, so nothing is fetched for it; if it should have some, check the name",
+    "keepfs warm was given a folder or a collection without files.",
+    "Nothing, if it is meant to be empty. Else correct the name.",
 )
 NEEDS_API_SERVER = Message(
     "needs-api-server",

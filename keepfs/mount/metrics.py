@@ -232,7 +232,7 @@ METRICS = tuple(
                 ("written_bytes", "Bytes of files that this mount wrote to the disk cache."),
                 ("skipped", "Blocks not written: the disk was too slow, full, or failed."),
                 ("evictions", "Blocks that this mount evicted from the disk cache."),
-                ("damaged", "Damaged files that this mount removed from the disk cache."),
+                ("damaged", "Damaged files that this mount found in the disk cache."),
             )
         ),
         (

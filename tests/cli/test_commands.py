@@ -359,9 +359,10 @@ def test_a_terminal_gets_text(shell: Shell) -> None:
 # --- input ------------------------------------------------------------------------------------
 
 
-def test_a_closed_standard_input_is_not_an_empty_file(shell: Shell) -> None:
+@pytest.mark.parametrize("command", ["put -", "warm --disk-cache 1M --from -"])
+def test_a_closed_standard_input_is_not_an_empty_file(shell: Shell, command: str) -> None:
     done = subprocess.run(
-        ["sh", "-c", f"'{sys.executable}' -m keepfs put - <&-"],
+        ["sh", "-c", f"'{sys.executable}' -m keepfs {command} <&-"],
         capture_output=True,
         check=False,
         env=shell.environment,

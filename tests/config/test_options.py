@@ -48,6 +48,14 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "8388608T", str(2**63), f"{'9' * 400}.5k"])
+def test_a_size_larger_than_any_disk_is_refused_in_one_short_line(text: str) -> None:
+    with pytest.raises(ValueError, match="larger than any disk; write it as 256M") as caught:
+        parse_size(text)
+
+    assert len(str(caught.value)) < 150
+
+
 @given(st.integers(0, 2**50))
 def test_a_size_that_was_written_is_read_as_it_was(size: int) -> None:
     assert parse_size(format_size(size)) == size

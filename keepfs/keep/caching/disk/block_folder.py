@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from keepfs.keep.buffers import BufferPool, FreshAllocation
 from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.accepted_names import AcceptedNames
+from keepfs.keep.caching.disk.access_failures import AccessFailures
 from keepfs.keep.caching.disk.fetch_locks import FetchLocks
 from keepfs.keep.caching.disk.hang_watch import HangWatch
 from keepfs.keep.caching.disk.new_files import OPEN_DIRECTORY, NewFiles, opened_directory
@@ -81,23 +82,32 @@ class BlockFolder:
 
     Args:
         directory: Where `blocks-2` is or will be made; not a symbolic link.
-        damaged: Called with the digest and the reason for each damaged file removed.
+        damaged: Called with the digest and the reason for each damaged file found.
+        failed: Called with "list", "read" or "remove", a path and the error for each folder or
+            file with which that can't be done; before `damaged` if a damaged file stays.
+        makes: Whether the directory is made if it doesn't exist.
 
     Raises:
-        OSError: The directory can't be made, is a symbolic link, or is another user's.
+        OSError: The directory can't be made, doesn't exist, is a symbolic link or another user's.
     """
 
     def __init__(
-        self, directory: Path, damaged: Callable[[str, str], None] = lambda *_: None
+        self,
+        directory: Path,
+        damaged: Callable[[str, str], None] = lambda *_: None,
+        failed: Callable[[str, Path, OSError], None] = lambda *_: None,
+        *,
+        makes: bool = True,
     ) -> None:
         self._directory = directory
         self._damaged = damaged
+        self._failures = AccessFailures(directory / _VERSION, failed)
         self._open = OpenFiles()
         # Whether the file system may have reads that do not wait.
         self._can_try = True
         self._buffers = BufferPool(block_file.MOST_NOWAIT, _MOST_IDLE)
         self._lend = block_file.part_memory(self._buffers)
-        self._root = root = self._open_root()
+        self._root = root = self._open_root(makes=makes)
         # Of a folder that nobody uses any more, or after `close`.
         self._close_root = weakref.finalize(self, os.close, root)
         self._close_root.atexit = False
@@ -154,12 +164,19 @@ class BlockFolder:
         return True
 
     def read(
-        self, md5sum: str, allocate: Callable[[int], Allocation] = FreshAllocation
+        self,
+        md5sum: str,
+        allocate: Callable[[int], Allocation] = FreshAllocation,
+        *,
+        is_visit: bool = True,
     ) -> bytes | memoryview | None:
-        """Return a block, every byte verified; None if it isn't there or was damaged."""
+        """Return a block, every byte verified; None if it isn't there or was damaged.
+
+        Without `is_visit` the read has no effect on what is evicted.
+        """
         with contextlib.ExitStack() as stack:
             with self.watch.reading():
-                opened = stack.enter_context(self._opened(md5sum))
+                opened = stack.enter_context(self._opened(md5sum, is_visit=is_visit))
             if opened is not None:
                 memory = allocate(opened[1].size)  # waits for the memory of others
                 with self.watch.reading():
@@ -252,17 +269,14 @@ class BlockFolder:
     def remove(self, md5sum: str) -> bool:
         """Remove a block; return whether this call removed it."""
         self._open.discard(md5sum)
-        try:
-            os.unlink(_path(md5sum), dir_fd=self._root)
-        except OSError:
-            return False
-        return True
+        return self._unlink(_path(md5sum))
 
     def remove_names(self) -> None:
         """Remove the records of accepted names; each name needs a request again."""
         for name in self._fan_out():
-            with contextlib.suppress(OSError), opened_directory(self._root, name) as folder:
-                os.unlink("names", dir_fd=folder)
+            with contextlib.suppress(OSError):  # `files` reports a folder that can't be read
+                os.stat(f"{name}/names", dir_fd=self._root, follow_symlinks=False)
+                self._unlink(f"{name}/names")
 
     def remove_leftovers(self) -> None:
         """Remove files that a killed process left unfinished, an hour ago or earlier."""
@@ -298,14 +312,26 @@ class BlockFolder:
             with opened_directory(self._root, name) as folder, os.scandir(folder) as entries:
                 for each in entries:
                     if _NAME.match(each.name) and each.name.startswith(name):
-                        with contextlib.suppress(OSError):
+                        try:
                             status = each.stat(follow_symlinks=False)
-                            times = status.st_atime_ns, status.st_mtime_ns
-                            length = max(status.st_size, _SECTOR * status.st_blocks)
-                            found.append(CachedFile(each.name, length, *times))
-        except OSError:
-            pass
+                        except OSError as error:
+                            self._failures.note("list", _path(each.name), error)
+                            continue
+                        times = status.st_atime_ns, status.st_mtime_ns
+                        length = max(status.st_size, _SECTOR * status.st_blocks)
+                        found.append(CachedFile(each.name, length, *times))
+        except OSError as error:
+            self._failures.note("list", name, error)
         return found
+
+    def _unlink(self, path: str) -> bool:
+        try:
+            with opened_directory(self._root, path[:3]) as folder:
+                os.unlink(path[4:], dir_fd=folder)
+        except OSError as error:
+            self._failures.note("remove", path, error)
+            return False
+        return True
 
     def _kept_open(self, md5sum: str) -> OpenBlock | None:
         """Return a block's open file, and open it if necessary; None if it isn't there."""
@@ -317,7 +343,9 @@ class BlockFolder:
         return opened
 
     @contextlib.contextmanager
-    def _opened(self, md5sum: str) -> Iterator[tuple[int, block_file.PieceTable] | None]:
+    def _opened(
+        self, md5sum: str, *, is_visit: bool = True
+    ) -> Iterator[tuple[int, block_file.PieceTable] | None]:
         """Open a block's file; yield None if it isn't there or is damaged.
 
         An error of the file in the body of `with` is suppressed.
@@ -325,12 +353,14 @@ class BlockFolder:
         file, table = -1, None
         try:
             try:
-                file = os.open(_path(md5sum), _OPEN_FILE, dir_fd=self._root)
+                flags = _OPEN_FILE if is_visit else _OPEN_FILE | os.O_NOATIME
+                file = os.open(_path(md5sum), flags, dir_fd=self._root)
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                     raise block_file.DamagedError("it isn't a file of this user")  # noqa: TRY301
                 table = self._table(file, status.st_size, md5sum)
-                _note_visit(file, status)
+                if is_visit:
+                    _note_visit(file, status)
             except (OSError, block_file.DamagedError) as error:
                 self._judge(md5sum, file, error)
             if table is None:
@@ -352,9 +382,10 @@ class BlockFolder:
         return table
 
     def _judge(self, md5sum: str, file: int, error: Exception) -> None:
-        """Remove a damaged file, unless another process has replaced it meanwhile."""
+        """Report a damaged file, and try to remove it, unless another process replaced it."""
         self._open.discard(md5sum)
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            self._failures.note("read", _path(md5sum), error)
             return
         try:
             if file >= 0:
@@ -363,14 +394,16 @@ class BlockFolder:
                     return
         except OSError:
             return
-        if self.remove(md5sum):
+        if self.remove(md5sum) or self.has(md5sum):
             self._damaged(md5sum, str(error))
 
-    def _open_root(self) -> int:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _open_root(self, *, makes: bool) -> int:
+        if makes:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with opened_directory(None, os.fspath(self._directory)) as parent:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(_VERSION, 0o700, dir_fd=parent)
+                if makes:
+                    os.mkdir(_VERSION, 0o700, dir_fd=parent)
             root = os.open(_VERSION, OPEN_DIRECTORY, dir_fd=parent)
         status = os.fstat(root)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:

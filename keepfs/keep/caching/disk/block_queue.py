@@ -51,7 +51,7 @@ class BlockQueue:
         # Each with whether it is of a block, which takes memory; and the number of these.
         self._waiting = collections.deque["tuple[Callable[[], None], bool]"]()
         self._blocks = 0
-        self._is_writing = False
+        self._is_writing = self._hurries = False
         self._thread: Thread | None = None
 
     def put(self, write: Callable[[], None], timeout: float) -> bool:
@@ -67,7 +67,7 @@ class BlockQueue:
         while True:
             self._ensure_thread()
             with self._changed:
-                self._changed.wait_for(self._has_room, timeout)
+                self._changed.wait_for(lambda: self._has_room() or self._hurries, timeout)
                 if self.is_closed or not self._has_room():
                     return False
                 if self._thread is None:
@@ -92,6 +92,12 @@ class BlockQueue:
             self._waiting.append((write, False))
             self._changed.notify_all()
         self._ensure_thread()
+
+    def end_waits(self) -> None:
+        """Wake the calls of `put` that wait for room, and let none wait any more."""
+        with self._changed:
+            self._hurries = True
+            self._changed.notify_all()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the writes added so far are done, `timeout` s at most."""

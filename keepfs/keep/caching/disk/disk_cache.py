@@ -66,7 +66,7 @@ class DiskStatistics:
         added_bytes: Bytes of their files.
         skipped: Blocks not written: the disk was slower than the services, full, or failed.
         evictions: Blocks evicted.
-        damaged: Files removed because they were damaged.
+        damaged: Damaged files found; they are removed if that is possible.
         problem: Why the tier was last turned off; empty once a block was written again.
     """
 
@@ -103,13 +103,19 @@ class DiskCache:
         directory: The parent of its folder; made if it doesn't exist.
         budget: Most bytes of all files; None: `automatic_budget`, again before each write.
         least_free: Bytes of the disk that stay free; None: a tenth, at least 5 GiB.
+        patience: Seconds that a fetch waits for a place in the queue; then its block is skipped.
     """
 
     def __init__(
-        self, directory: Path, budget: int | None = None, *, least_free: int | None = None
+        self,
+        directory: Path,
+        budget: int | None = None,
+        *,
+        least_free: int | None = None,
+        patience: float = 0.0,
     ) -> None:
         self.directory = directory
-        self._budget, self._least_free = budget, least_free
+        self._budget, self._least_free, self._patience = budget, least_free, patience
         self._lock = threading.Lock()  # the event loop takes it
         self._folder: BlockFolder | None = None
         self._off_until = 0.0
@@ -220,7 +226,7 @@ class DiskCache:
         self,
         md5sum: str,
         block: bytes | memoryview,
-        timeout: float = 0.0,
+        timeout: float | None = None,
         claim: FetchClaim | None = None,
         record: bytes | None = None,
     ) -> None:
@@ -229,14 +235,16 @@ class DiskCache:
         Args:
             md5sum: The block's digest.
             block: Its bytes; they must not change.
-            timeout: Seconds to wait for a place in the queue; then the block is skipped.
+            timeout: Seconds to wait for a place in the queue, then the block is skipped; None:
+                the `patience` of this cache. `end_waits` and `close` end the wait.
             claim: Held until the block is written or skipped.
             record: The record of the name that the services accepted, if it has one.
         """
         claim = claim or FetchClaim(None, md5sum)
         claim.is_passed_on, is_queued = True, False
         try:
-            is_queued = self._queue.put(lambda: self._write(md5sum, block, record, claim), timeout)
+            wait = self._patience if timeout is None else timeout
+            is_queued = self._queue.put(lambda: self._write(md5sum, block, record, claim), wait)
         except NoThreadError:
             pass
         finally:
@@ -244,6 +252,10 @@ class DiskCache:
         if not is_queued:
             with self._lock:
                 self._count(skipped=1)
+
+    def end_waits(self) -> None:
+        """Wake the fetches that wait for a place in the queue, and let none wait any more."""
+        self._queue.end_waits()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the blocks added so far are written or skipped, `timeout` s at most."""

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from keepfs.config.options import StoreOptions
 
 
-def disk_cache_of(options: StoreOptions) -> DiskCache | None:
+def disk_cache_of(options: StoreOptions, patience: float = 0.0) -> DiskCache | None:
     """Open the disk cache; return None if the options turn it off. Blocks.
+
+    Args:
+        options: The options of a mount or command.
+        patience: Seconds that a fetch waits for the disk.
 
     Raises:
         ArgumentError: No directory is given, and the user has no home directory.
@@ -23,7 +27,8 @@ def disk_cache_of(options: StoreOptions) -> DiskCache | None:
     directory = directory_of(options)
     if directory is None:
         return None
-    return DiskCache(directory, None if options.disk_cache == AUTOMATIC else options.disk_cache)
+    budget = None if options.disk_cache == AUTOMATIC else options.disk_cache
+    return DiskCache(directory, budget, patience=patience)
 
 
 def directory_of(options: StoreOptions) -> Path | None:

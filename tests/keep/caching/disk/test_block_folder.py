@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from keepfs.keep.caching.disk import block_file
 from keepfs.keep.caching.disk.block_file import PIECE
 from keepfs.keep.caching.disk.block_folder import BlockFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SIZES = [1, 100, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE, 5 * PIECE + 7]
@@ -222,3 +224,54 @@ def test_an_interrupted_opening_leaves_no_descriptor(
 
     assert os.listdir("/proc/self/fd") == before
     assert folder.read(md5sum) == block
+
+
+def test_a_read_without_a_visit_leaves_the_times(folder: BlockFolder, tmp_path: Path) -> None:
+    md5sum, block = block_of(1000)
+    folder.add(md5sum, block)
+    long_ago = time.time_ns() - 30 * 24 * 3600 * 10**9
+    os.utime(file_of(tmp_path, md5sum), ns=(long_ago, long_ago - 10**12))
+    before = list(folder.files())
+
+    assert folder.read(md5sum, is_visit=False) == block
+    assert list(folder.files()) == before
+    assert folder.read(md5sum) == block
+    assert list(folder.files()) != before
+
+
+def test_what_cannot_be_listed_read_or_removed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[tuple[str, str, int | None]] = []
+    folder = BlockFolder(
+        tmp_path,
+        failed=lambda action, path, error: failed.append(
+            (action, str(path.relative_to(tmp_path / "blocks-2")), error.errno)
+        ),
+    )
+    md5sum, block = block_of(1000)
+    folder.add(md5sum, block)
+    (tmp_path / "blocks-2" / "ccc").touch()
+    (tmp_path / "blocks-2" / "ddd" / ("d" * 32)).mkdir(parents=True)
+
+    assert {it.md5sum for it in folder.files()} == {md5sum, "d" * 32}
+    assert failed.pop() == ("list", "ccc", errno.ENOTDIR)
+    assert not folder.remove("d" * 32)
+    assert failed.pop() == ("remove", f"ddd/{'d' * 32}", errno.EISDIR)
+    with monkeypatch.context() as patched:
+        refused = PermissionError(errno.EACCES, "Permission denied")
+        patched.setattr(block_file, "read_whole", raising(refused))
+        assert folder.read(md5sum) is None
+    assert failed.pop() == ("read", f"{md5sum[:3]}/{md5sum}", errno.EACCES)
+    assert folder.read("0" * 32) is None
+    assert not folder.remove("0" * 32)
+    folder.remove_names()
+    assert failed == []
+    folder.close()
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    return fail

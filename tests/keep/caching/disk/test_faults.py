@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import subprocess
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import pytest
 
 from keepfs.keep import KeepBlockCache, KeepClient
 from keepfs.keep.caching.disk.disk_cache import DiskCache
+from tests.cli.test_disk_caching import run
+from tests.messages.provoking import assert_shows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,4 +118,42 @@ def test_a_disk_that_becomes_read_only_is_still_read(
 
     assert len(caplog.records) == 1
     assert "Read-only file system [disk-cache-failed]" in caplog.text
+    disk.close()
+
+
+def test_damage_on_a_read_only_disk_is_reported_although_it_stays(
+    tmp_path: Path, small_disk: Path, names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = DiskCache(small_disk, 10**9, least_free=0)
+    with client_of(tmp_path, disk) as client:
+        client.get(names[0])
+        client.get(names[1])
+        disk.flush()
+    disk.close()
+    md5sum = names[0][:32]
+    file = small_disk / "blocks-2" / md5sum[:3] / md5sum
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    words = ("--disk-cache-dir", str(small_disk))
+
+    code, text = run("cache", "verify", *words)
+
+    assert code == 1
+    assert "1 blocks" in text
+    assert ", 1 not removed" in text
+    assert_shows(text, "disk-cache-file-left")
+    code, text = run("cache", "clear", *words, "--json")
+    assert code == 1
+    row = json.loads(text.splitlines()[0])
+    assert (row["blocks"], row["damaged"]) == (0, [])
+    assert {(it["action"], it["reason"]) for it in row["failed"]} == {
+        ("remove", "Read-only file system")
+    }
+    assert {it["path"][-32:] for it in row["failed"]} == {name[:32] for name in names[:2]}
+    assert_shows(text, "disk-cache-unreached")
+    disk = DiskCache(small_disk, 10**9, least_free=0)
+    with caplog.at_level(logging.WARNING), client_of(tmp_path, disk) as client:
+        assert client.get(names[0]) == BLOCKS[0]
+        assert disk.statistics().damaged >= 1
+        assert "disk-cache-damaged" in caplog.text
     disk.close()

@@ -236,15 +236,18 @@ def mount_command(
         if is_new and not person.was_ready:
             _remove_state(path, told.state_dir)
         raise SystemExit(code)
-    reason = daemon.run_in_background(
-        lambda pipe: _serve_telling(serve, pipe),
-        lambda: waiting.announce(store),
-        lambda warning: click.echo(f"Warning: {warning}", err=True),
-        keeps_group=mountpoint.is_automount_point(path),
-    )
-    if reason is not None:
-        if is_new:
+    reason: str | None = ""
+    try:
+        reason = daemon.run_in_background(
+            lambda pipe: _serve_telling(serve, pipe),
+            lambda: waiting.announce(store),
+            lambda warning: click.echo(f"Warning: {warning}", err=True),
+            keeps_group=mountpoint.is_automount_point(path),
+        )
+    finally:
+        if is_new and reason is not None:
             _remove_state(path, told.state_dir)
+    if reason is not None:
         click.echo(f"Error: {reason}", err=True)
         raise SystemExit(daemon.exit_status_of(reason))
     if words:

@@ -57,6 +57,19 @@ ALREADY_MOUNTED = Message(
     "Another keepfs serves this mount point.",
     "Use that mount, or unmount it first: keepfs unmount.",
 )
+BEING_MOUNTED = Message(
+    "being-mounted",
+    "{path} is being {done} by process {pid}; wait for it, or end it: kill {pid}",
+    "Another keepfs is mounting this mount point, and waits for the services or the API server;"
+    " or it was unmounted, and its process stores what is left.",
+    "Wait until the process is ready, or has ended. `keepfs status` shows what it does.",
+)
+MOUNT_ABANDONED = Message(
+    "mount-abandoned",
+    "the command that mounts has ended before the mount was ready, so the mount ends too",
+    "keepfs mount was killed while it waited for its mount, which starts in the background.",
+    "Mount again.",
+)
 PATH_IN_MOUNT = Message(
     "path-in-mount",
     "{what} {path} is inside the mount point {mountpoint}: use another path",

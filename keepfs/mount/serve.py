@@ -47,7 +47,7 @@ from keepfs.mount import (
     systemd,
 )
 from keepfs.mount.control import Control
-from keepfs.mount.daemon import exit_status_of
+from keepfs.mount.daemon import MountAbandonedError, exit_status_of
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, ObservedOwners
 from keepfs.mount.signals import Signals, defer_others, receiving, stopping
@@ -130,6 +130,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         fuse.MountError,
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
+        MountAbandonedError,
         CatalogError,
         MetricsError,
         stores.StoreError,

@@ -20,14 +20,16 @@ from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.failed_journal import FailedJournal
 from keepfs.fs.upload.stored import NOTHING
 from keepfs.fs.upload.unsaved import About
-from keepfs.mount import fuse, mountpoint
+from keepfs.mount import fuse, mountpoint, runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
+from tests.keepstore.faults import Fault, Stage
 from tests.messages.provoking import provokes
 from tests.messages.test_commands import said
-from tests.mounted.mounts import keepfs
+from tests.mounted.mounts import is_zombie, keepfs, wait_until
 
 if TYPE_CHECKING:
     from tests.cli.test_cli import Shell
+    from tests.keepstore import ApiControls
     from tests.mounted.mounts import KeepfsMount
 
 pytestmark = [pytest.mark.slow, pytest.mark.fuse]
@@ -127,6 +129,29 @@ def test_mount_died() -> str:
     return subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True
     ).stdout.decode()
+
+
+@provokes("being-mounted", "mount-abandoned")
+def test_mounts_that_are_not_ready(unmounted: KeepfsMount, api: ApiControls, shell: Shell) -> str:
+    unmounted.is_local = False
+    names = ("ARVADOS", "SSL")
+    unmounted.env = {
+        name: text for name, text in shell.environment.items() if name.startswith(names)
+    }
+    api.script(Fault(hold=Stage.BEFORE_STATUS))
+    with subprocess.Popen(unmounted.mount_command(), env=unmounted.environment) as starting:
+        api.wait_held(1)
+        running = runtime.find(unmounted.path)
+        assert running is not None
+        second = unmounted.try_mount().stderr.decode()
+        starting.kill()
+        starting.wait()
+    api.release()
+    wait_until(lambda: is_zombie(running.pid))
+    log = unmounted.log_file.read_text()
+    assert "Traceback" not in log
+    assert log.count(" ERROR ") == 2  # of the second, and of the first
+    return second + log
 
 
 @provokes("unmount-failed")

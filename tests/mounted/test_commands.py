@@ -223,6 +223,24 @@ def test_signals_to_a_mount_that_starts_count_when_it_is_up(
         assert starting.wait() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_mount_leaves_nothing(
+    cluster: tuple[KeepfsMount, ApiControls], number: signal.Signals
+) -> None:
+    mount, api = cluster
+    api.script(Fault(hold=Stage.BEFORE_STATUS))
+    with subprocess.Popen(mount.mount_command(), env=mount.environment) as starting:
+        api.wait_held(1)
+        starting.send_signal(number)
+
+        assert starting.wait() == 128 + number
+    api.release()
+
+    assert runtime.find(mount.path) is None
+    mount.mount()
+    assert mount.unmount().returncode == 0
+
+
 # --- unmounting --------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.services.api import ApiError
 from keepfs.messages import of_mounts, of_stores
+from keepfs.messages.message import ids_in
 from keepfs.mount import machine, mountpoint, units
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def check_command(
     Checks the configuration and where each value comes from, the token, FUSE,
     the kernel, the clock, and each service: its response time, and whether it
     stores. Exits with 0 if all is well, 1 if a step failed, and 3 if a step
-    could not tell. Nothing here accesses a mount.
+    could not tell. Nothing here accesses a mount that is served.
     """
     steps = all_steps(words, timeout, is_writing=not no_write)
     code = exit_code(steps)
@@ -258,7 +259,13 @@ def _kernel_timeout(told: _Told) -> Step:
 def _place(told: _Told) -> Step:
     if told.mountpoint is None:
         return Step("", CheckResult.SKIPPED, "no mount point is given")
-    return Step("", CheckResult.OK, machine.state_of(told.mountpoint))
+    try:
+        return Step("", CheckResult.OK, machine.state_of(told.mountpoint))
+    except mountpoint.MountpointError as error:
+        said = str(error)
+        clear = f"keepfs unmount {told.mountpoint} clears it, and so does the next keepfs mount"
+        advice = clear if of_mounts.DEAD_MOUNT.id in ids_in(said) else ""
+        return Step("", CheckResult.FAILED, said, advice)
 
 
 def _local(store: StoreOptions) -> Step:

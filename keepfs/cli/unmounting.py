@@ -60,6 +60,8 @@ def _found(path: Path) -> tuple[mountpoint.MountEntry | None, runtime.RunningMou
         running = runtime.find_device(entry.device)  # `path` is a bind mount
     if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
         raise click.ClickException(of_mounts.OTHER_FILE_SYSTEM(path=path, kind=entry.kind))
+    if running is None and os.geteuid() != 0:
+        mountpoint.check_ours(path)  # fusermount3's reason would be another
     if entry is None and running is None:
         raise click.ClickException(of_mounts.NOT_MOUNTED(path=path))
     return entry, running

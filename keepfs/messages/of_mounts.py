@@ -70,6 +70,20 @@ MOUNT_ABANDONED = Message(
     "keepfs mount was killed while it waited for its mount, which starts in the background.",
     "Mount again.",
 )
+MOUNT_OF_OTHER_USER = Message(
+    "mount-of-other-user",
+    "{path} is the mount of user {owner}; only that user can do this",
+    "The run file, the control socket and the state of a mount are open to the user that mounted"
+    " alone. fusermount3 unmounts for that user alone.",
+    "Run the command as the user that the message names. Root can unmount each mount.",
+)
+DEAD_MOUNT = Message(
+    "dead-mount",
+    "the mount on {path} is dead: its process has ended, and programs get ENOTCONN",
+    "The process of the mount was killed, so that it could not unmount.",
+    "Mount again, which clears it, or clear it with `keepfs unmount`. The next mount restores"
+    " what the process has written to the state directory.",
+)
 PATH_IN_MOUNT = Message(
     "path-in-mount",
     "{what} {path} is inside the mount point {mountpoint}: use another path",

@@ -160,9 +160,9 @@ def _prepare(options: MountOptions) -> None:
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE:
             break
         if not mountpoint.is_dead(options.mountpoint):
-            raise fuse.MountError(
-                of_mounts.ALREADY_MOUNTED(path=options.mountpoint, owner="another user")
-            )
+            owner = mountpoint.other_owner(entry)
+            who = "another process" if owner is None else f"user {owner}"
+            raise fuse.MountError(of_mounts.ALREADY_MOUNTED(path=options.mountpoint, owner=who))
         _log.warning("%s", of_mounts.DEAD_MOUNT_CLEARED(path=options.mountpoint))
         mountpoint.detach(options.mountpoint, lazy=True)
     mountpoint.check_usable(options.mountpoint, nonempty=options.nonempty)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pwd
 import shlex
 import signal
 import sqlite3
@@ -26,6 +27,7 @@ from tests.keepstore.faults import Fault, Stage
 from tests.messages.provoking import provokes
 from tests.messages.test_commands import said
 from tests.mounted.mounts import is_zombie, keepfs, wait_until
+from tests.mounted.test_unprivileged import as_user
 
 if TYPE_CHECKING:
     from tests.cli.test_cli import Shell
@@ -227,6 +229,27 @@ def test_dead_mount_cleared(unmounted: KeepfsMount) -> str:
     os.kill(unmounted.pid(), signal.SIGKILL)
     unmounted.mount()
     return unmounted.log_file.read_text()
+
+
+@provokes("dead-mount")
+def test_dead_mount(unmounted: KeepfsMount) -> str:
+    unmounted.mount()
+    unmounted.kill()
+    done = keepfs(
+        "check", "--local-store", unmounted.store, unmounted.path, env=unmounted.environment
+    )
+    assert done.returncode == 1
+    assert b"FAILED   mount point" in done.stdout
+    assert f"-> keepfs unmount {unmounted.path} clears it".encode() in done.stdout
+    return done.stdout.decode()
+
+
+@provokes("mount-of-other-user")
+def test_mount_of_other_user(shared: KeepfsMount) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    nobody = pwd.getpwnam("nobody").pw_uid
+    return as_user(nobody, "unmount", shared.path, env=shared.environment).stderr.decode()
 
 
 @provokes("kernel-timeout")

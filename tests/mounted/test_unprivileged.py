@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.keep.local import LocalStore
-from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
 from tests.mounted.packing import packed
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="all tests run as a user already; only root can take two"
 )
 # fusermount3 wants a user with a name; every system has these.
-USER, SOMEBODY_ELSE = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
+NAME = "nobody"
+USER, SOMEBODY_ELSE = (pwd.getpwnam(name).pw_uid for name in (NAME, "daemon"))
 
 # The interpreter and the checkout may lie where another user can't go: so all
 # is imported first, and the privileges are dropped then.
@@ -190,7 +192,37 @@ def test_root_does_not_mount_over_a_users_mount(of_user: KeepfsMount) -> None:
     done = of_user.try_mount()
 
     assert done.returncode == 1
-    assert b"already mounted, by another user" in done.stderr
+    assert f"already mounted, by user {NAME}".encode() in done.stderr
+
+
+def test_another_user_is_told_whose_mount_it_is(of_user: KeepfsMount) -> None:
+    whose = f"is the mount of user {NAME}"
+    env = {**of_user.environment, "HOME": "/nonexistent"}
+
+    shown = as_user(SOMEBODY_ELSE, "status", "--json", of_user.path, env=env)
+    (found,) = json.loads(shown.stdout)["mounts"]
+
+    assert (found["state"], shown.returncode) == ("foreign", 1)
+    assert whose in found["reason"]
+    assert b"no keepfs mounts" in as_user(SOMEBODY_ELSE, "status", env=env).stdout
+    for words in (
+        ("unmount",),
+        ("unsaved", "list"),
+        ("unsaved", "retry"),
+        ("uploads",),
+    ):
+        done = as_user(SOMEBODY_ELSE, *words, of_user.path, env=env)
+        assert (done.returncode, whose.encode() in done.stderr) == (1, True), done
+    checked = as_user(SOMEBODY_ELSE, "check", of_user.path, env=env).stdout.decode()
+    assert f"is a fuse.keepfs mount of user {NAME}" in checked
+    assert of_user.is_mounted()
+
+
+def test_root_unmounts_the_mount_of_a_user(of_user: KeepfsMount) -> None:
+    done = keepfs("unmount", of_user.path, env=of_user.environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not of_user.is_mounted()
 
 
 def test_a_device_closed_to_users_is_explained(of_user: KeepfsMount) -> None:

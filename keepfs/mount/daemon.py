@@ -15,7 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from keepfs.messages import of_mounts, of_running
+from keepfs.messages import of_mounts, of_running, of_stores
 from keepfs.messages.message import ids_in
 
 if TYPE_CHECKING:
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 _READY = "ready"
 #: The messages of a wrong configuration that only the start of a mount can find.
-_FINAL = {each.id for each in (of_running.METRICS_NOT_SERVED, of_running.NO_METRICS_FILE)}
+_FINAL = {
+    each.id
+    for each in (
+        of_running.METRICS_NOT_SERVED,
+        of_running.NO_METRICS_FILE,
+        of_stores.BAD_SERVICES,
+        of_stores.NO_TOKEN,
+    )
+}
 #: Seconds after which a mount that isn't ready yet is reported as slow.
 _SLOW = 2.0
 #: The signals that end the parent while it waits, and then the child.
@@ -154,7 +162,7 @@ def run_in_background(
 
 
 def exit_status_of(reason: str) -> int:
-    """Return the exit status for the text of a failed start: 2 if a retry can't help, else 1.
+    """Return the exit status for the text of a failure: 2 if a retry can't help, else 1.
 
     systemd does not restart a service that exits with 2 (RestartPreventExitStatus of the unit).
     """

@@ -158,7 +158,13 @@ def who_holds(entry: mountpoint.MountEntry) -> str | None:
                 path=entry.mountpoint,
                 holders=f"{other.mountpoint} is mounted in it; unmount that first",
             )
-    if not held:
+    users = [
+        f"{each.command} (process {each.pid}) uses {each.path}"
+        for each in held
+        if each.pid != os.getpid()
+    ]
+    if mountpoint.has_working_directory(entry):
+        users.append("the working directory of this command is in it: leave the directory")
+    if not users:
         return None
-    users = (f"{each.command} (process {each.pid}) uses {each.path}" for each in held)
     return of_mounts.BUSY(path=entry.mountpoint, holders="; ".join(users))

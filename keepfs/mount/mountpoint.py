@@ -338,10 +338,23 @@ def holders(entry: MountEntry) -> list[BusyProcess]:
         if not process.name.isdecimal():
             continue
         for path in _held_paths(process):
-            if path == str(entry.mountpoint) or path.startswith(f"{entry.mountpoint}/"):
+            if _is_in(entry, path):
                 found.append(BusyProcess(int(process.name), _command(process), path))
                 break
     return sorted(found, key=lambda holder: holder.pid)
+
+
+def has_working_directory(entry: MountEntry) -> bool:
+    """Return whether the working directory of this process is in a mount."""
+    try:
+        path = os.readlink("/proc/self/cwd")  # noqa: PTH115 - the text, not a path
+    except OSError:
+        return False
+    return _is_in(entry, path)
+
+
+def _is_in(entry: MountEntry, path: str) -> bool:
+    return path == str(entry.mountpoint) or path.startswith(f"{entry.mountpoint}/")
 
 
 def _held_paths(process: Path) -> list[str]:

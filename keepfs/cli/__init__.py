@@ -159,7 +159,9 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader has closed the pipe: no message
         code = 1
     except OSError as error:
-        click.echo(f"Error: {of_commands.FILE_FAILED(text=error)}", err=True)
+        from keepfs.fs.failure_text import failure_text  # noqa: PLC0415 - on use
+
+        click.echo(f"Error: {failure_text(error)}", err=True)
         code = 1
     except SystemExit as leaving:
         code = leaving.code

@@ -317,11 +317,13 @@ def absolute(path: Path) -> Path:
     """Return a path as absolute, with `~` expanded.
 
     Raises:
-        click.UsageError: The user of `~user` doesn't exist, or the working directory is gone.
+        click.UsageError: The user of `~user` doesn't exist.
+        click.ClickException: The working directory was removed.
     """
     try:
-        return path.expanduser().absolute()
-    except (RuntimeError, OSError) as error:
+        with reporting.in_one_line():
+            return path.expanduser().absolute()
+    except RuntimeError as error:
         raise click.UsageError(of_commands.NO_SUCH_PATH(path=path, reason=error)) from error
 
 

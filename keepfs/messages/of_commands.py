@@ -57,8 +57,15 @@ NO_HOME = Message(
 NO_SUCH_PATH = Message(
     "no-such-path",
     "can't resolve {path}: {reason}",
-    "The path begins with ~ and a user that doesn't exist, or the working directory was removed.",
+    "The path begins with ~ and a user that doesn't exist.",
     "Give an absolute path.",
+)
+NO_WORKING_DIRECTORY = Message(
+    "no-working-directory",
+    "the working directory was removed, and a relative path is below it: cd to another directory",
+    "A path of the command line or of a setting is relative, and the directory that the command"
+    " was started in doesn't exist any more.",
+    "Go to another directory, or give absolute paths.",
 )
 BAD_LOCATOR = Message(
     "bad-locator",

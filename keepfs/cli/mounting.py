@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +229,7 @@ def mount_command(
 
         return run(told, reporter, foreground=foreground)
 
-    is_new = not told.state_dir.exists()
+    is_new = not os.path.exists(told.state_dir)  # noqa: PTH110 - never raises
     if foreground:
         person = _Foreground()
         with waiting.announced(store, person.waits):

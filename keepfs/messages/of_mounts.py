@@ -84,6 +84,13 @@ DEAD_MOUNT = Message(
     "Mount again, which clears it, or clear it with `keepfs unmount`. The next mount restores"
     " what the process has written to the state directory.",
 )
+STATE_DIR_FAILED = Message(
+    "state-dir-failed",
+    "can't make the state directory {path}: {reason}; give another with --state-dir",
+    "The home directory of the user doesn't exist or can't be written, as that of many services,"
+    " or the directory of --state-dir can't be made.",
+    "Give a directory of this user with --state-dir, or set HOME or XDG_STATE_HOME.",
+)
 PATH_IN_MOUNT = Message(
     "path-in-mount",
     "{what} {path} is inside the mount point {mountpoint}: use another path",

@@ -55,6 +55,7 @@ from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.collection_tree.loaded import CollectionSource
@@ -102,7 +103,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
     code = 1
     try:
         own_paths.check_outside(options, log_file)
-        privacy.make_directory(options.state_dir)
+        _make_state_directory(options.state_dir)
         if not options.core_dumps:
             privacy.forbid_core_dumps()
         logs.start(options.log_level, log_file)
@@ -143,6 +144,17 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         reporter.failed(reason)
         code = exit_status_of(reason)
     return code
+
+
+def _make_state_directory(path: Path) -> None:
+    try:
+        privacy.make_directory(path)
+    except privacy.NotPrivateError:
+        raise
+    except OSError as error:
+        above = f"{error.filename}: " if error.filename not in {None, str(path)} else ""
+        reason = f"{above}{error.strerror}"
+        raise fuse.MountError(of_mounts.STATE_DIR_FAILED(path=path, reason=reason)) from error
 
 
 def _open_catalog(options: MountOptions) -> Catalog:

@@ -231,6 +231,18 @@ def test_dead_mount_cleared(unmounted: KeepfsMount) -> str:
     return unmounted.log_file.read_text()
 
 
+@provokes("state-dir-failed")
+def test_state_dir_failed(shell: Shell, tmp_path: Path) -> str:
+    (tmp_path / "mnt").mkdir()
+    file = shell.file("file", b"")
+    texts = [
+        said(shell, "mount", *extra, "--state-dir", file / "x" / "y", tmp_path / "mnt")
+        for extra in ((), ("--foreground",))
+    ]
+    assert all("[state-dir-failed]" in each for each in texts), texts
+    return "\n".join(texts)
+
+
 @provokes("dead-mount")
 def test_dead_mount(unmounted: KeepfsMount) -> str:
     unmounted.mount()

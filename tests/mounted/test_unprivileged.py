@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,6 @@ from tests.mounted.packing import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="all tests run as a user already; only root can take two"
@@ -216,6 +216,21 @@ def test_another_user_is_told_whose_mount_it_is(of_user: KeepfsMount) -> None:
     checked = as_user(SOMEBODY_ELSE, "check", of_user.path, env=env).stdout.decode()
     assert f"is a fuse.keepfs mount of user {NAME}" in checked
     assert of_user.is_mounted()
+
+
+def test_a_home_that_can_not_be_written_is_named(of_user: KeepfsMount, tmp_path: Path) -> None:
+    as_user(USER, "unmount", of_user.path, env=of_user.environment)
+    closed = tmp_path / "closed"  # root's
+    closed.mkdir()
+    words = ("mount", "--local-store", of_user.store, of_user.path)
+
+    for home in (closed, closed / "below", Path("/nonexistent")):
+        done = as_user(USER, *words, env={**of_user.environment, "HOME": str(home)})
+
+        said = f"Error: can't make the state directory {home}/.local/state/keepfs/"
+        assert done.returncode == 1
+        assert done.stderr.startswith(said.encode()), done.stderr
+        assert b"Permission denied; give another with --state-dir" in done.stderr
 
 
 def test_root_unmounts_the_mount_of_a_user(of_user: KeepfsMount) -> None:

@@ -23,6 +23,14 @@ OPTIONS_CONFLICT = Message(
     "Two options exclude each other, or one needs another.",
     "Leave one of them out, or add the one that the message names.",
 )
+DISK_CACHE_OFF = Message(
+    "disk-cache-off",
+    "the disk cache is off, so --disk-cache-dir has no effect; give its size too: --disk-cache"
+    " SIZE or --disk-cache auto",
+    "A directory of the disk cache is given on the command line or in the configuration file, and"
+    " no size.",
+    "Add --disk-cache, or leave --disk-cache-dir out. --disk-cache off says that this is meant.",
+)
 UNKNOWN_VARIABLE = Message(
     "unknown-variable",
     "no option reads {name}, which is set in the environment{hint}",

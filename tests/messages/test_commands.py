@@ -104,6 +104,21 @@ def test_no_such_path(shell: Shell, tmp_path: Path) -> str:
     return said(shell, "mount", "--state-dir", "~nosuchuser/x", tmp_path, expect=2)
 
 
+@provokes("disk-cache-off")
+def test_disk_cache_off(shell: Shell, tmp_path: Path) -> str:
+    words = ("put", "--disk-cache-dir", tmp_path / "cache")
+    file = shell.file("file", b"content")
+    text = said(shell, *words, file, expect=0)
+    for quiet in (("--disk-cache", "off"), ("--disk-cache", "1MiB")):
+        assert said(shell, *words, *quiet, file, expect=0) == ""
+    environment = {"KEEPFS_DISK_CACHE_DIR": str(tmp_path / "cache")}
+    assert said(shell, "put", file, expect=0, **environment) == ""
+    assert text.count("\n") == 1
+    wrong = said(shell, "put", "--disk-cache", "yes", file, expect=2)
+    assert ", auto or off [bad-value]" in wrong
+    return text
+
+
 @provokes("no-working-directory")
 def test_no_working_directory(shell: Shell, tmp_path: Path) -> str:
     gone = tmp_path / "gone"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from keepfs import stores
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.remote_collections import RemoteCollections
 from keepfs.collections.remote_errors import CollectionError
 from keepfs.config.arvados import load_settings
 from keepfs.keep.errors import Cause
-from keepfs.keep.services.api import ApiClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keepfs.collections.records import CollectionRecord
     from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
+    from keepfs.keep.services.api import ApiClient
     from keepfs.renewing_store import RenewingStore
 
 #: Retry rounds of a request for a collection, and seconds for all rounds: the program that
@@ -90,6 +91,6 @@ def collections_of(
     if not settings.api_host:
         yield None
         return
-    api = ApiClient.of_settings(settings, client.api_token)
+    api = stores.api_of(settings, client.api_token)
     with contextlib.closing(RenewingCollections(api, client, store)) as collections:
         yield collections

@@ -15,6 +15,7 @@ from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.services.api import ApiClient, ApiError
+from keepfs.keep.services.discovery import Services
 from keepfs.keep.survey import survey
 from keepfs.messages import of_stores
 from keepfs.renewing_store import token_source, where_from
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from keepfs.config.arvados import Settings
     from keepfs.config.options import StoreOptions
 
 _log = logging.getLogger(__name__)
@@ -71,6 +73,23 @@ def open_api(options: StoreOptions, token: str) -> ApiClient | None:
     settings = load_settings()
     if options.local_store is not None or not settings.api_host:
         return None
+    return api_of(settings, token)
+
+
+def api_of(settings: Settings, token: str | None = None) -> ApiClient:
+    """Make a client of the API server that Arvados's settings name.
+
+    The messages name the options of commands, unlike those of `ApiClient.of_settings`.
+
+    Args:
+        settings: They name an API server.
+        token: Replaces the token of the settings, unless None.
+
+    Raises:
+        ArgumentError: There is no token, or the server's address can't be used.
+    """
+    if not (settings.api_token if token is None else token):
+        raise ArgumentError(of_stores.NO_TOKEN())
     return ApiClient.of_settings(settings, token)
 
 
@@ -102,9 +121,11 @@ def open_client(
         if options.local_store is not None:
             client = KeepClient(local_store=options.local_store, block_cache=cache)
         else:
+            token = None if options.token_file is None else _token_in(options.token_file)
+            _check_addresses(options, token)
             client = KeepClient(
                 proxy=options.keep_services,
-                api_token=None if options.token_file is None else _token_in(options.token_file),
+                api_token=token,
                 local_store="",
                 block_cache=cache,
                 num_retries=options.retries,
@@ -138,7 +159,7 @@ def open_collections(identity: str, token_file: Path | None) -> Iterator[RemoteC
                 source=settings.origin("ARVADOS_API_HOST"),
             )
         )
-    api = ApiClient.of_settings(settings, None if token_file is None else _token_in(token_file))
+    api = api_of(settings, None if token_file is None else _token_in(token_file))
     with contextlib.closing(api):
         yield RemoteCollections(api)
 
@@ -216,6 +237,29 @@ def copies_of(client: KeepClient, options: StoreOptions) -> int:
     return options.copies or client.default_copies() or DEFAULT_COPIES
 
 
+def _check_addresses(options: StoreOptions, token: str | None) -> None:
+    """Check the settings that the client of a cluster needs, with messages for commands.
+
+    Raises:
+        ArgumentError: An address of a service isn't a URL, or the API server needs a token.
+    """
+    settings = load_settings()
+    addresses, setting = settings.keep_proxy, settings.origin("ARVADOS_KEEP_PROXY")
+    if options.keep_services is not None:
+        addresses = options.keep_services
+        setting = f"--keep-services from {options.keep_services_from or 'the caller'}"
+    elif settings.keep_services:
+        addresses, setting = settings.keep_services, settings.origin("ARVADOS_KEEP_SERVICES")
+    if addresses.split():
+        try:
+            Services.of_uris(addresses)
+        except ArgumentError as error:
+            said = of_stores.BAD_SERVICES(setting=setting, reason=error)
+            raise ArgumentError(said) from error
+    elif settings.api_host:
+        api_of(settings, token).close()
+
+
 def _check_readable(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -233,7 +277,7 @@ def _verify_token(client: KeepClient, options: StoreOptions) -> ApiError | None:
     settings = load_settings()
     if options.keep_services or settings.keep_services or settings.keep_proxy:
         return None  # no API server is configured
-    api = ApiClient.of_settings(settings, client.api_token)
+    api = api_of(settings, client.api_token)
     try:
         api.users().current().execute()
     except ApiError as error:

@@ -41,6 +41,7 @@ def test_the_quickstart_stores_a_file_and_reads_it_back(tmp_path: Path) -> None:
         pytest.skip(reason)
     environment = {**os.environ, "HOME": str(tmp_path), "KEEPFS_STATE_DIR": str(tmp_path / "s")}
 
+    mounted = tmp_path / "keep-quickstart"  # not ~/keep: there the tutorial has another store
     for _ in range(2):
         done = subprocess.run(
             [ROOT / "scripts" / "quickstart", "--once"],
@@ -51,11 +52,12 @@ def test_the_quickstart_stores_a_file_and_reads_it_back(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Equal, and every byte verified." in done.stdout
+        assert f"Mounting {mounted};" in done.stdout
         locator = re.search("Its locator: ([0-9a-f]{32})[+][0-9]+$", done.stdout, re.MULTILINE)
         assert locator is not None
         stored = tmp_path / ".local" / "share" / "keepfs" / locator[1]
         assert stored.read_bytes() == (ROOT / "README.md").read_bytes()
-    assert bytes(tmp_path / "keep") not in Path("/proc/self/mountinfo").read_bytes()
+    assert bytes(mounted) not in Path("/proc/self/mountinfo").read_bytes()
 
 
 def test_the_quickstart_knows_its_options() -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import CompletionItem
 
 from keepfs import __version__
@@ -158,7 +159,9 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader has closed the pipe: no message
         code = 1
     except OSError as error:
-        click.echo(f"Error: {of_commands.FILE_FAILED(text=error)}", err=True)
+        from keepfs.fs.failure_text import failure_text  # noqa: PLC0415 - on use
+
+        click.echo(f"Error: {failure_text(error)}", err=True)
         code = 1
     except SystemExit as leaving:
         code = leaving.code
@@ -170,8 +173,14 @@ def main() -> NoReturn:
 
 
 def _show(error: click.ClickException) -> None:
-    """Print an error with the id of its message; an error of click itself gets its id here."""
+    """Print an error with the id of its message; an error of click itself gets its id here.
+
+    A group without a command is no error with a message: its help is printed.
+    """
     text = error.format_message()
+    if isinstance(error, NoArgsIsHelpError):
+        click.echo(text, err=True)
+        return
     if not ids_in(text):
         is_value = isinstance(error, click.BadParameter)
         is_value = is_value and not isinstance(error, click.MissingParameter)

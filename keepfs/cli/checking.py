@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keepfs import __version__, renewing_store, stores
-from keepfs.cli import variables
+from keepfs.cli import settings, variables
 from keepfs.cli.setting_sources import sources_of
 from keepfs.cli.settings import store_settings
 from keepfs.cli.steps import CheckResult, Step, as_text, exit_code, run_step, run_steps
+from keepfs.fs.upload.snapshot import CATALOG, check_store
 from keepfs.keep.errors import Cause
 from keepfs.keep.http.timeouts import Timeouts
 from keepfs.keep.locator import KeepLocator
 from keepfs.keep.services.api import ApiError
 from keepfs.messages import of_mounts, of_stores
-from keepfs.mount import machine, mountpoint, units
+from keepfs.messages.message import ids_in
+from keepfs.mount import machine, mountpoint, runtime, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,7 +97,7 @@ def check_command(
     Checks the configuration and where each value comes from, the token, FUSE,
     the kernel, the clock, and each service: its response time, and whether it
     stores. Exits with 0 if all is well, 1 if a step failed, and 3 if a step
-    could not tell. Nothing here accesses a mount.
+    could not tell. Nothing here accesses a mount that is served.
     """
     steps = all_steps(words, timeout, is_writing=not no_write)
     code = exit_code(steps)
@@ -129,6 +131,9 @@ def all_steps(words: Sequence[str], limit: float, *, is_writing: bool) -> list[S
     steps += run_steps(_machine_steps(told), limit)
     if told.store is None:
         return steps
+    if told.mountpoint is not None:
+        work = functools.partial(_catalog, told.mountpoint, told.store, told.others)
+        steps += run_steps({"catalog": work}, limit)
     if told.store.local_store is not None:
         return [*steps, run_step("local store", functools.partial(_local, told.store), limit)]
     return [*steps, *_cluster_steps(told, told.store, limit, is_writing=is_writing)]
@@ -258,7 +263,27 @@ def _kernel_timeout(told: _Told) -> Step:
 def _place(told: _Told) -> Step:
     if told.mountpoint is None:
         return Step("", CheckResult.SKIPPED, "no mount point is given")
-    return Step("", CheckResult.OK, machine.state_of(told.mountpoint))
+    try:
+        return Step("", CheckResult.OK, machine.state_of(told.mountpoint))
+    except mountpoint.MountpointError as error:
+        said = str(error)
+        clear = f"keepfs unmount {told.mountpoint} clears it, and so does the next keepfs mount"
+        advice = clear if of_mounts.DEAD_MOUNT.id in ids_in(said) else ""
+        return Step("", CheckResult.FAILED, said, advice)
+
+
+def _catalog(path: Path, store: StoreOptions, others: dict[str, Any]) -> Step:
+    """Compare the store with that of the names in upload/, as a mount does."""
+    running = runtime.find(path)
+    if running is not None and running.state_dir:
+        directory = Path(running.state_dir)
+    else:
+        directory = settings.absolute(others["state_dir"] or settings.default_state_dir(path))
+    catalog = directory / CATALOG
+    if not catalog.exists():
+        return Step("", CheckResult.SKIPPED, f"there is none yet in {directory}")
+    check_store(catalog, stores.identity(store))
+    return Step("", CheckResult.OK, f"the names in {catalog} are of this store")
 
 
 def _local(store: StoreOptions) -> Step:

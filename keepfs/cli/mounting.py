@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +229,7 @@ def mount_command(
 
         return run(told, reporter, foreground=foreground)
 
-    is_new = not told.state_dir.exists()
+    is_new = not os.path.exists(told.state_dir)  # noqa: PTH110 - never raises
     if foreground:
         person = _Foreground()
         with waiting.announced(store, person.waits):
@@ -236,15 +237,18 @@ def mount_command(
         if is_new and not person.was_ready:
             _remove_state(path, told.state_dir)
         raise SystemExit(code)
-    reason = daemon.run_in_background(
-        lambda pipe: _serve_telling(serve, pipe),
-        lambda: waiting.announce(store),
-        lambda warning: click.echo(f"Warning: {warning}", err=True),
-        keeps_group=mountpoint.is_automount_point(path),
-    )
-    if reason is not None:
-        if is_new:
+    reason: str | None = ""
+    try:
+        reason = daemon.run_in_background(
+            lambda pipe: _serve_telling(serve, pipe),
+            lambda: waiting.announce(store),
+            lambda warning: click.echo(f"Warning: {warning}", err=True),
+            keeps_group=mountpoint.is_automount_point(path),
+        )
+    finally:
+        if is_new and reason is not None:
             _remove_state(path, told.state_dir)
+    if reason is not None:
         click.echo(f"Error: {reason}", err=True)
         raise SystemExit(daemon.exit_status_of(reason))
     if words:

@@ -11,14 +11,22 @@ from keepfs.fs.failure_text import failure_text
 from keepfs.fs.upload.unsaved import UnsavedError
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.messages import of_uploads
+from keepfs.mount.daemon import exit_status_of
+from keepfs.mount.mountpoint import MountpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class WrongSettingError(click.ClickException):
+    """A setting can't be used, which only opening the store can find."""
+
+    exit_code = 2
+
+
 @contextlib.contextmanager
 def in_one_line(what: str = "") -> Iterator[None]:
-    """Turn expected failures into a message and exit code 1.
+    """Turn expected failures into a message and exit code 1, or 2 for a wrong setting.
 
     Args:
         what: Prefix of the message.
@@ -28,9 +36,10 @@ def in_one_line(what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (KeepRequestError, ArgumentError, UnsavedError) as error:
+    except (KeepRequestError, ArgumentError, UnsavedError, MountpointError) as error:
         text = f"{what}{text_of(error)}"
-        raise click.ClickException(text) from error
+        kind = click.ClickException if exit_status_of(text) == 1 else WrongSettingError
+        raise kind(text) from error
     except BrokenPipeError:
         raise
     except OSError as error:

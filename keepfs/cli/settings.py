@@ -223,6 +223,11 @@ def store_settings(command: Callable[..., None]) -> Callable[..., None]:
             disk_cache_dir=None if disk_cache_dir is None else absolute(disk_cache_dir),
             retries=retries,
         )
+        is_size_default = _rank("disk_cache") == _ORDER.index(ParameterSource.DEFAULT)
+        # The variable may be meant for `keepfs cache`.
+        is_dir_variable = _rank("disk_cache_dir") == _ORDER.index(ParameterSource.ENVIRONMENT)
+        if disk_cache_dir is not None and is_size_default and not is_dir_variable:
+            click.echo(f"Warning: {of_commands.DISK_CACHE_OFF()}", err=True)
         with reporting.in_one_line():
             if not _is_configured(store):
                 raise click.UsageError(of_commands.NOTHING_CONFIGURED())
@@ -317,11 +322,13 @@ def absolute(path: Path) -> Path:
     """Return a path as absolute, with `~` expanded.
 
     Raises:
-        click.UsageError: The user of `~user` doesn't exist, or the working directory is gone.
+        click.UsageError: The user of `~user` doesn't exist.
+        click.ClickException: The working directory was removed.
     """
     try:
-        return path.expanduser().absolute()
-    except (RuntimeError, OSError) as error:
+        with reporting.in_one_line():
+            return path.expanduser().absolute()
+    except RuntimeError as error:
         raise click.UsageError(of_commands.NO_SUCH_PATH(path=path, reason=error)) from error
 
 

@@ -40,8 +40,9 @@ class MountStatus:
         state: `serving`; `draining`: it stores unstored files and ends; `starting`; `stuck`: its
             event loop does not run, or a request hangs for over a minute; `stopped`: the process
             is stopped by a signal or debugger; `silent`: it runs, and does not answer; `dead`:
-            it has ended, and only the kernel's mount is left.
-        reason: Why it is `stuck`, `stopped`, `silent` or `dead`; else empty.
+            it has ended, and only the kernel's mount is left; `foreign`: it is the mount of
+            another user, whose process this user can't ask.
+        reason: Why it is `stuck`, `stopped`, `silent`, `dead` or `foreign`; else empty.
         kernel_waiting: Requests that the kernel waits for; null if it can't be read.
         log_file: The path of its log; empty for standard error.
         state_dir: Its state directory.
@@ -85,7 +86,8 @@ def status_command(path: Path | None, interval: float | None, *, is_json: bool) 
 
     Asks the process of the mount, not the mount, so it works while the mount
     hangs. Exits with 1 if a mount does not answer requests: its process is
-    stopped, stuck, silent or dead. docs/status.md describes the JSON.
+    stopped, stuck, silent or dead, or can't be asked, because the mount is of
+    another user. docs/status.md describes the JSON.
     """
     with reporting.in_one_line():
         while True:
@@ -149,17 +151,26 @@ def _mounts(path: Path | None) -> Iterator[MountStatus]:
             continue
         if str(entry.mountpoint) in without_device:
             continue  # its process is about to serve it, or to unmount it
-        if mountpoint.is_ours(entry) if path is None else entry.mountpoint == path:
-            yield _without_process(entry)
+        owner = mountpoint.other_owner(entry)
+        if owner is None if path is None else entry.mountpoint == path:
+            yield _without_process(entry, owner)
 
 
-def _without_process(entry: mountpoint.MountEntry) -> MountStatus:
+def _without_process(entry: mountpoint.MountEntry, owner: str | None) -> MountStatus:
+    """Return the status of a mount that no process of this user serves.
+
+    Args:
+        entry: The mount.
+        owner: The user that mounted it, if that is another one.
+    """
+    state, reason = "dead", f"its process was killed; clear it: keepfs unmount {entry.mountpoint}"
+    if owner is not None:
+        state, reason = "foreign", f"it is the mount of user {owner}; only {owner} can ask it"
     return MountStatus(
         str(entry.mountpoint),
         0,
-        "dead",
-        "no process of this user serves it: it was killed, or is another user's;"
-        f" if it is yours: keepfs unmount {entry.mountpoint}",
+        state,
+        reason,
         mountpoint.waiting_requests(int(entry.device.partition(":")[2])),
         "",
         "",

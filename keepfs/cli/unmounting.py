@@ -60,6 +60,8 @@ def _found(path: Path) -> tuple[mountpoint.MountEntry | None, runtime.RunningMou
         running = runtime.find_device(entry.device)  # `path` is a bind mount
     if entry is not None and entry.kind != mountpoint.FILE_SYSTEM_TYPE:
         raise click.ClickException(of_mounts.OTHER_FILE_SYSTEM(path=path, kind=entry.kind))
+    if running is None and os.geteuid() != 0:
+        mountpoint.check_ours(path)  # fusermount3's reason would be another
     if entry is None and running is None:
         raise click.ClickException(of_mounts.NOT_MOUNTED(path=path))
     return entry, running
@@ -156,7 +158,13 @@ def who_holds(entry: mountpoint.MountEntry) -> str | None:
                 path=entry.mountpoint,
                 holders=f"{other.mountpoint} is mounted in it; unmount that first",
             )
-    if not held:
+    users = [
+        f"{each.command} (process {each.pid}) uses {each.path}"
+        for each in held
+        if each.pid != os.getpid()
+    ]
+    if mountpoint.has_working_directory(entry):
+        users.append("the working directory of this command is in it: leave the directory")
+    if not users:
         return None
-    users = (f"{each.command} (process {each.pid}) uses {each.path}" for each in held)
     return of_mounts.BUSY(path=entry.mountpoint, holders="; ".join(users))

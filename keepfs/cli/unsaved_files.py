@@ -84,6 +84,7 @@ def retry_command(path: Path) -> None:
     with reporting.in_one_line():
         running = runtime.find(mountpoint.resolve(path))
         if running is None:
+            mountpoint.check_ours(mountpoint.resolve(path))
             raise click.ClickException(of_uploads.UNSAVED_NOT_MOUNTED(path=path))
         os.kill(running.pid, signal.SIGUSR1)
 
@@ -170,6 +171,8 @@ def state_dir_of(path: Path, state_dir: Path | None) -> Path:
     with reporting.in_one_line():
         resolved = mountpoint.resolve(path)
         running = runtime.find(resolved)
+        if running is None and state_dir is None:
+            mountpoint.check_ours(resolved)  # its state directory isn't this user's default
     if running is not None and running.state_dir:
         return Path(running.state_dir)
     return settings.absolute(state_dir or settings.default_state_dir(resolved))

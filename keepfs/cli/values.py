@@ -49,7 +49,10 @@ class DiskCacheSize(Size):
         word = str(value).strip().lower()
         if word in {"off", "auto"}:
             return 0 if word == "off" else options.AUTOMATIC
-        return super().convert(value, param, ctx)
+        try:
+            return options.parse_size(word)
+        except ValueError as error:
+            self.fail(f"{error}, auto or off", param, ctx)
 
 
 class FilledPath(click.Path):

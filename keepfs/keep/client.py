@@ -98,8 +98,10 @@ class KeepClient(ClientAttributes, ViewClient):
         self._remote: RemoteStore | None = None
         self._insecure = False
         self.counters = Counters()
-        store: Store = LocalStore(directory, self.counters)
-        if not directory:
+        store: Store
+        if directory:
+            store = LocalStore(directory, self.counters)
+        else:
             self._remote, self._api_client, self._insecure = connect(
                 self, self.counters, api_client, proxy, api_token, session
             )

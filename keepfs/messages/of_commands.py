@@ -23,6 +23,14 @@ OPTIONS_CONFLICT = Message(
     "Two options exclude each other, or one needs another.",
     "Leave one of them out, or add the one that the message names.",
 )
+DISK_CACHE_OFF = Message(
+    "disk-cache-off",
+    "the disk cache is off, so --disk-cache-dir has no effect; give its size too: --disk-cache"
+    " SIZE or --disk-cache auto",
+    "A directory of the disk cache is given on the command line or in the configuration file, and"
+    " no size.",
+    "Add --disk-cache, or leave --disk-cache-dir out. --disk-cache off says that this is meant.",
+)
 UNKNOWN_VARIABLE = Message(
     "unknown-variable",
     "no option reads {name}, which is set in the environment{hint}",
@@ -57,8 +65,15 @@ NO_HOME = Message(
 NO_SUCH_PATH = Message(
     "no-such-path",
     "can't resolve {path}: {reason}",
-    "The path begins with ~ and a user that doesn't exist, or the working directory was removed.",
+    "The path begins with ~ and a user that doesn't exist.",
     "Give an absolute path.",
+)
+NO_WORKING_DIRECTORY = Message(
+    "no-working-directory",
+    "the working directory was removed, and a relative path is below it: cd to another directory",
+    "A path of the command line or of a setting is relative, and the directory that the command"
+    " was started in doesn't exist any more.",
+    "Go to another directory, or give absolute paths.",
 )
 BAD_LOCATOR = Message(
     "bad-locator",

@@ -57,6 +57,40 @@ ALREADY_MOUNTED = Message(
     "Another keepfs serves this mount point.",
     "Use that mount, or unmount it first: keepfs unmount.",
 )
+BEING_MOUNTED = Message(
+    "being-mounted",
+    "{path} is being {done} by process {pid}; wait for it, or end it: kill {pid}",
+    "Another keepfs is mounting this mount point, and waits for the services or the API server;"
+    " or it was unmounted, and its process stores what is left.",
+    "Wait until the process is ready, or has ended. `keepfs status` shows what it does.",
+)
+MOUNT_ABANDONED = Message(
+    "mount-abandoned",
+    "the command that mounts has ended before the mount was ready, so the mount ends too",
+    "keepfs mount was killed while it waited for its mount, which starts in the background.",
+    "Mount again.",
+)
+MOUNT_OF_OTHER_USER = Message(
+    "mount-of-other-user",
+    "{path} is the mount of user {owner}; only that user can do this",
+    "The run file, the control socket and the state of a mount are open to the user that mounted"
+    " alone. fusermount3 unmounts for that user alone.",
+    "Run the command as the user that the message names. Root can unmount each mount.",
+)
+DEAD_MOUNT = Message(
+    "dead-mount",
+    "the mount on {path} is dead: its process has ended, and programs get ENOTCONN",
+    "The process of the mount was killed, so that it could not unmount.",
+    "Mount again, which clears it, or clear it with `keepfs unmount`. The next mount restores"
+    " what the process has written to the state directory.",
+)
+STATE_DIR_FAILED = Message(
+    "state-dir-failed",
+    "can't make the state directory {path}: {reason}; give another with --state-dir",
+    "The home directory of the user doesn't exist or can't be written, as that of many services,"
+    " or the directory of --state-dir can't be made.",
+    "Give a directory of this user with --state-dir, or set HOME or XDG_STATE_HOME.",
+)
 PATH_IN_MOUNT = Message(
     "path-in-mount",
     "{what} {path} is inside the mount point {mountpoint}: use another path",

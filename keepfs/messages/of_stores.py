@@ -35,6 +35,24 @@ BAD_ARGUMENT = Message(
     " token has, an empty token file, or no token at all.",
     "Correct the setting that the message names; keepfs check shows where each comes from.",
 )
+NO_TOKEN = Message(
+    "no-token",
+    "ARVADOS_API_TOKEN is not set, neither in the environment nor in"
+    " ~/.config/arvados/settings.conf: set it, or give --token-file FILE; to go without a"
+    " cluster, give --local-store DIR",
+    "An API server is set, and no token. A service of systemd doesn't see the variables of your"
+    " shell. The command exits with 2, so that a service is not restarted again and again.",
+    "Set ARVADOS_API_TOKEN, or write the token to a file and give --token-file.",
+)
+BAD_SERVICES = Message(
+    "bad-services",
+    "{setting} is no list of Keep services: {reason}; write http://HOST:PORT/ or"
+    " https://HOST:PORT/, separated by blanks",
+    "An address of --keep-services, ARVADOS_KEEP_SERVICES or ARVADOS_KEEP_PROXY isn't a URL, or"
+    " has a user name and password. The command exits with 2, so that a service is not restarted"
+    " again and again.",
+    "Correct the setting that the message names.",
+)
 API_UNREACHABLE = Message(
     "api-unreachable",
     "the API server doesn't answer: {reason} (settings: {settings})",

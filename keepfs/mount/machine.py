@@ -1,6 +1,6 @@
 """Checks of the machine: the requirements of a mount on the kernel, fuse3 and AppArmor.
 
-Nothing here accesses a mount.
+Nothing here accesses a mount, except one whose process has ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
-from keepfs.mount import mountpoint
+from keepfs.messages import of_mounts
+from keepfs.mount import mountpoint, runtime
 
 _KERNEL_SETTINGS = Path("/proc/sys/fs/fuse")
 _APPARMOR = Path("/sys/kernel/security/apparmor/profiles")
@@ -68,8 +69,19 @@ def apparmor(path: Path | None, profiles: Path = _APPARMOR) -> str:
 
 
 def state_of(path: Path) -> str:
-    """Return whether a mount point is mounted, free, or why it can't be used."""
+    """Return whether a mount point is mounted or free.
+
+    Raises:
+        MountpointError: It can't be used, or the mount there is dead.
+    """
     entry = mountpoint.mounted_at(path)
+    if entry is not None and entry.kind == mountpoint.FILE_SYSTEM_TYPE:
+        owner = mountpoint.other_owner(entry)
+        if owner is not None:
+            return f"{path} is a {entry.kind} mount of user {owner}"
+        is_served = runtime.find(path) or runtime.find_device(entry.device)
+        if not is_served and mountpoint.is_dead(path):
+            raise mountpoint.MountpointError(of_mounts.DEAD_MOUNT(path=path))
     if entry is not None:
         return f"{path} is a {entry.kind} mount"
     mountpoint.check_usable(path, nonempty=False)

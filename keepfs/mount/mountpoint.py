@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -28,6 +29,8 @@ _UNMOUNT_TIMEOUT = 30.0
 # The kernel's directory of FUSE connections, named by minor device numbers. Their files belong
 # to the user that mounted.
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+# The user that mounted, among the options of a FUSE mount in mountinfo.
+_USER_ID = re.compile(rb"(?:\A|,)user_id=([0-9]+)(?:,|\Z)")
 
 
 class MountpointError(Exception):
@@ -43,12 +46,14 @@ class MountEntry:
         device: `major:minor`; the minor number identifies a FUSE connection.
         kind: The file system's type.
         root: The path in the file system that is mounted there: `/` except for bind mounts.
+        user_id: The number of the user that mounted, for FUSE; None for other file systems.
     """
 
     mountpoint: Path
     device: str
     kind: str
     root: str = "/"
+    user_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,9 @@ def mounts() -> list[MountEntry]:
                 for each in columns[3:5]
             )
             kind = rest.split(b" ")[0].decode()
-            found.append(MountEntry(Path(path), columns[2].decode(), kind, root))
+            owner = _USER_ID.search(rest.rpartition(b" ")[2])
+            user_id = int(owner[1]) if owner and kind.startswith("fuse") else None
+            found.append(MountEntry(Path(path), columns[2].decode(), kind, root, user_id))
     return found
 
 
@@ -228,13 +235,37 @@ def waiting_requests(device: int) -> int | None:
         return None
 
 
-def is_ours(entry: MountEntry) -> bool:
-    """Return whether this user has mounted a mount; True if the kernel does not report it."""
+def other_owner(entry: MountEntry) -> str | None:
+    """Return the name of the user that mounted; None if it is this user, or not known.
+
+    A user without a name has its number.
+    """
     try:
+        # It is right in other user namespaces too.
         owner = (_CONNECTIONS / entry.device.partition(":")[2]).stat().st_uid
-    except OSError:
-        return True
-    return owner == os.geteuid()
+    except OSError:  # the kernel's control file system is not mounted
+        if entry.user_id is None:
+            return None
+        owner = entry.user_id
+    if owner == os.geteuid():
+        return None
+    try:
+        return pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return str(owner)
+
+
+def check_ours(path: Path) -> None:
+    """Check that a resolved path isn't a keepfs mount of another user.
+
+    Raises:
+        MountpointError: It is; the message names the user.
+    """
+    entry = mounted_at(path)
+    if entry is not None and entry.kind == FILE_SYSTEM_TYPE:
+        owner = other_owner(entry)
+        if owner is not None:
+            raise MountpointError(of_mounts.MOUNT_OF_OTHER_USER(path=path, owner=owner))
 
 
 def abort(entry: MountEntry) -> bool:
@@ -307,10 +338,23 @@ def holders(entry: MountEntry) -> list[BusyProcess]:
         if not process.name.isdecimal():
             continue
         for path in _held_paths(process):
-            if path == str(entry.mountpoint) or path.startswith(f"{entry.mountpoint}/"):
+            if _is_in(entry, path):
                 found.append(BusyProcess(int(process.name), _command(process), path))
                 break
     return sorted(found, key=lambda holder: holder.pid)
+
+
+def has_working_directory(entry: MountEntry) -> bool:
+    """Return whether the working directory of this process is in a mount."""
+    try:
+        path = os.readlink("/proc/self/cwd")  # noqa: PTH115 - the text, not a path
+    except OSError:
+        return False
+    return _is_in(entry, path)
+
+
+def _is_in(entry: MountEntry, path: str) -> bool:
+    return path == str(entry.mountpoint) or path.startswith(f"{entry.mountpoint}/")
 
 
 def _held_paths(process: Path) -> list[str]:

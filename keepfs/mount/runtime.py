@@ -99,7 +99,7 @@ def claim(
     Removes the run files of killed processes.
 
     Raises:
-        AlreadyServedError: Another process serves it; the message has its pid.
+        AlreadyServedError: Another process serves, mounts or unmounts it; the message has its pid.
         OSError: The run file can't be created, or belongs to another user.
     """
     path = _run_file(mountpoint)
@@ -113,11 +113,7 @@ def claim(
             if not _is_locked(path):
                 time.sleep(_LOOKING)
                 continue  # the lock was a short check by another process
-            other = _read_run_file(path)
-            who = f"process {other.pid}" if other else "another process"
-            raise AlreadyServedError(
-                of_mounts.ALREADY_MOUNTED(path=mountpoint, owner=who)
-            ) from None
+            raise AlreadyServedError(_who_serves(mountpoint, _read_run_file(path))) from None
         # The previous owner unlinks the file when it ends; then this isn't the run file any more.
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:  # noqa: PTH116 - paired
@@ -130,6 +126,16 @@ def claim(
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _who_serves(path: Path, other: RunningMount | None) -> str:
+    """Return the message for a mount point that another process has claimed."""
+    if other is None:
+        return of_mounts.ALREADY_MOUNTED(path=path, owner="another process")
+    if other.device > 0:
+        return of_mounts.ALREADY_MOUNTED(path=path, owner=f"process {other.pid}")
+    done = "unmounted" if other.device == NO_DEVICE else "mounted"
+    return of_mounts.BEING_MOUNTED(path=path, done=done, pid=other.pid)
 
 
 def _remove_stale(mine: Path) -> None:

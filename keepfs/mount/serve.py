@@ -47,7 +47,7 @@ from keepfs.mount import (
     systemd,
 )
 from keepfs.mount.control import Control
-from keepfs.mount.daemon import exit_status_of
+from keepfs.mount.daemon import MountAbandonedError, exit_status_of
 from keepfs.mount.metrics_output import MetricsError
 from keepfs.mount.observation import Observation, ObservedOwners
 from keepfs.mount.signals import Signals, defer_others, receiving, stopping
@@ -55,6 +55,7 @@ from keepfs.mount.watchdog import keep_stacks_of_crash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from keepfs.config.options import MountOptions
     from keepfs.fs.collection_tree.loaded import CollectionSource
@@ -102,7 +103,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
     code = 1
     try:
         own_paths.check_outside(options, log_file)
-        privacy.make_directory(options.state_dir)
+        _make_state_directory(options.state_dir)
         if not options.core_dumps:
             privacy.forbid_core_dumps()
         logs.start(options.log_level, log_file)
@@ -130,6 +131,7 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         fuse.MountError,
         mountpoint.MountpointError,
         runtime.AlreadyServedError,
+        MountAbandonedError,
         CatalogError,
         MetricsError,
         stores.StoreError,
@@ -142,6 +144,17 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         reporter.failed(reason)
         code = exit_status_of(reason)
     return code
+
+
+def _make_state_directory(path: Path) -> None:
+    try:
+        privacy.make_directory(path)
+    except privacy.NotPrivateError:
+        raise
+    except OSError as error:
+        above = f"{error.filename}: " if error.filename not in {None, str(path)} else ""
+        reason = f"{above}{error.strerror}"
+        raise fuse.MountError(of_mounts.STATE_DIR_FAILED(path=path, reason=reason)) from error
 
 
 def _open_catalog(options: MountOptions) -> Catalog:
@@ -159,9 +172,9 @@ def _prepare(options: MountOptions) -> None:
         if entry.kind != mountpoint.FILE_SYSTEM_TYPE:
             break
         if not mountpoint.is_dead(options.mountpoint):
-            raise fuse.MountError(
-                of_mounts.ALREADY_MOUNTED(path=options.mountpoint, owner="another user")
-            )
+            owner = mountpoint.other_owner(entry)
+            who = "another process" if owner is None else f"user {owner}"
+            raise fuse.MountError(of_mounts.ALREADY_MOUNTED(path=options.mountpoint, owner=who))
         _log.warning("%s", of_mounts.DEAD_MOUNT_CLEARED(path=options.mountpoint))
         mountpoint.detach(options.mountpoint, lazy=True)
     mountpoint.check_usable(options.mountpoint, nonempty=options.nonempty)

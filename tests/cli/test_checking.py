@@ -16,6 +16,9 @@ from keepfs import stores
 from keepfs.cli.checking import all_steps
 from keepfs.cli.scrubbing import Scrubber
 from keepfs.cli.steps import CheckResult, Step, exit_code, run_step
+from keepfs.fs.nodes import Metadata
+from keepfs.fs.upload.catalog import ROOT, Catalog
+from keepfs.fs.upload.stored import NOTHING
 from keepfs.keep import KeepClient
 from keepfs.mount import machine
 from tests.cli.test_cli import Shell
@@ -54,6 +57,31 @@ def check(shell: Shell, *arguments: str | Path) -> tuple[int, dict[str, dict[str
     found = json.loads(done.stdout)
     assert found["exit"] == done.returncode
     return done.returncode, {each["name"]: each for each in found["steps"]}
+
+
+def test_check_refuses_a_store_that_the_mount_would_refuse(shell: Shell, tmp_path: Path) -> None:
+    where, state = tmp_path / "mnt", tmp_path / "state"
+    where.mkdir()
+    state.mkdir()
+    words = (where, "--state-dir", state)
+
+    assert check(shell, *words)[1]["catalog"]["verdict"] == "skipped"
+    catalog = Catalog(state / "catalog.sqlite", f"local:{tmp_path}/other")
+    with catalog.change():
+        catalog.add_root(Metadata(0o40755, 0, 0, 0))
+    catalog.close()
+    # Without files a mount takes it over.
+    assert check(shell, *words)[1]["catalog"]["verdict"] == "ok"
+    catalog = Catalog(state / "catalog.sqlite", f"local:{tmp_path}/other")
+    with catalog.change():
+        catalog.add_file(ROOT, "file", Metadata(0o100644, 0, 0, 0), NOTHING)
+    catalog.close()
+
+    code, steps = check(shell, *words)
+
+    assert (code, steps["catalog"]["verdict"]) == (1, "FAILED")
+    assert "[catalog-of-other-store]" in steps["catalog"]["found"]
+    assert check(shell, *words, "--local-store", tmp_path / "other")[0] == 0
 
 
 def test_check_shows_each_setting_and_its_source(shell: Shell, tmp_path: Path) -> None:

@@ -176,6 +176,17 @@ def test_every_command_has_help(shell: Shell, command: str) -> None:
     assert shell.run(command, "-h").stdout.startswith(f"Usage: keepfs {command} ".encode())
 
 
+@pytest.mark.parametrize("words", [(), ("service",)])
+def test_a_group_without_a_command_prints_its_help_once(
+    shell: Shell, words: tuple[str, ...]
+) -> None:
+    done = shell.run(*words, code=2)
+
+    assert done.stdout == b""
+    assert done.stderr == shell.run(*words, "--help").stdout
+    assert done.stderr.count(b"Usage: ") == 1
+
+
 def test_unknown_commands_and_options_are_usage_errors(shell: Shell) -> None:
     assert "No such command 'fetch'" in shell.error("fetch", code=2)
     assert "No such option" in shell.error("put", "--fast", "x", code=2)

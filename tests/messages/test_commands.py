@@ -104,6 +104,51 @@ def test_no_such_path(shell: Shell, tmp_path: Path) -> str:
     return said(shell, "mount", "--state-dir", "~nosuchuser/x", tmp_path, expect=2)
 
 
+@provokes("disk-cache-off")
+def test_disk_cache_off(shell: Shell, tmp_path: Path) -> str:
+    words = ("put", "--disk-cache-dir", tmp_path / "cache")
+    file = shell.file("file", b"content")
+    text = said(shell, *words, file, expect=0)
+    for quiet in (("--disk-cache", "off"), ("--disk-cache", "1MiB")):
+        assert said(shell, *words, *quiet, file, expect=0) == ""
+    environment = {"KEEPFS_DISK_CACHE_DIR": str(tmp_path / "cache")}
+    assert said(shell, "put", file, expect=0, **environment) == ""
+    assert text.count("\n") == 1
+    wrong = said(shell, "put", "--disk-cache", "yes", file, expect=2)
+    assert ", auto or off [bad-value]" in wrong
+    return text
+
+
+@provokes("no-working-directory")
+def test_no_working_directory(shell: Shell, tmp_path: Path) -> str:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    file = shell.file("file", b"content")
+    service = "--keep-services http://127.0.0.1:9/ --retries 0"
+    script = f"""cd {gone} && rmdir {gone} || exit
+        k() {{ {sys.executable} -m keepfs "$@" || echo "exit code $?" >&2; }}
+        k mount .
+        k unmount mnt
+        k mount --state-dir s {tmp_path}
+        k get -o out d41d8cd98f00b204e9800998ecf8427e+0
+        k bugreport
+        k put {file}
+        KEEP_LOCAL_STORE= k put {service} {file}
+    """
+    done = subprocess.run(
+        ["sh", "-c", script],
+        capture_output=True,
+        check=False,
+        env={**shell.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    lines = done.stderr.decode().splitlines()
+    assert sum("[no-working-directory]" in line for line in lines) == 5, lines
+    # The last two need no working directory.
+    assert done.stdout.startswith(b"9a0364b9e99bb480dd25e1f0284c8555+7\t")
+    assert "[unreachable]" in done.stderr.decode()
+    return done.stderr.decode()
+
+
 @provokes("bad-locator")
 def test_bad_locator(shell: Shell) -> str:
     return said(shell, "get", "no-locator", expect=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pwd
 import shlex
 import signal
 import sqlite3
@@ -20,14 +21,17 @@ from keepfs.fs.upload.catalog import ROOT, Catalog, CatalogError
 from keepfs.fs.upload.failed_journal import FailedJournal
 from keepfs.fs.upload.stored import NOTHING
 from keepfs.fs.upload.unsaved import About
-from keepfs.mount import fuse, mountpoint
+from keepfs.mount import fuse, mountpoint, runtime
 from keepfs.mount.control_requests import ControlConnection, ControlError
+from tests.keepstore.faults import Fault, Stage
 from tests.messages.provoking import provokes
 from tests.messages.test_commands import said
-from tests.mounted.mounts import keepfs
+from tests.mounted.mounts import is_zombie, keepfs, wait_until
+from tests.mounted.test_unprivileged import as_user
 
 if TYPE_CHECKING:
     from tests.cli.test_cli import Shell
+    from tests.keepstore import ApiControls
     from tests.mounted.mounts import KeepfsMount
 
 pytestmark = [pytest.mark.slow, pytest.mark.fuse]
@@ -129,6 +133,29 @@ def test_mount_died() -> str:
     ).stdout.decode()
 
 
+@provokes("being-mounted", "mount-abandoned")
+def test_mounts_that_are_not_ready(unmounted: KeepfsMount, api: ApiControls, shell: Shell) -> str:
+    unmounted.is_local = False
+    names = ("ARVADOS", "SSL")
+    unmounted.env = {
+        name: text for name, text in shell.environment.items() if name.startswith(names)
+    }
+    api.script(Fault(hold=Stage.BEFORE_STATUS))
+    with subprocess.Popen(unmounted.mount_command(), env=unmounted.environment) as starting:
+        api.wait_held(1)
+        running = runtime.find(unmounted.path)
+        assert running is not None
+        second = unmounted.try_mount().stderr.decode()
+        starting.kill()
+        starting.wait()
+    api.release()
+    wait_until(lambda: is_zombie(running.pid))
+    log = unmounted.log_file.read_text()
+    assert "Traceback" not in log
+    assert log.count(" ERROR ") == 2  # of the second, and of the first
+    return second + log
+
+
 @provokes("unmount-failed")
 def test_unmount_failed(tmp_path: Path) -> str:
     with pytest.raises(mountpoint.MountpointError) as caught:
@@ -202,6 +229,39 @@ def test_dead_mount_cleared(unmounted: KeepfsMount) -> str:
     os.kill(unmounted.pid(), signal.SIGKILL)
     unmounted.mount()
     return unmounted.log_file.read_text()
+
+
+@provokes("state-dir-failed")
+def test_state_dir_failed(shell: Shell, tmp_path: Path) -> str:
+    (tmp_path / "mnt").mkdir()
+    file = shell.file("file", b"")
+    texts = [
+        said(shell, "mount", *extra, "--state-dir", file / "x" / "y", tmp_path / "mnt")
+        for extra in ((), ("--foreground",))
+    ]
+    assert all("[state-dir-failed]" in each for each in texts), texts
+    return "\n".join(texts)
+
+
+@provokes("dead-mount")
+def test_dead_mount(unmounted: KeepfsMount) -> str:
+    unmounted.mount()
+    unmounted.kill()
+    done = keepfs(
+        "check", "--local-store", unmounted.store, unmounted.path, env=unmounted.environment
+    )
+    assert done.returncode == 1
+    assert b"FAILED   mount point" in done.stdout
+    assert f"-> keepfs unmount {unmounted.path} clears it".encode() in done.stdout
+    return done.stdout.decode()
+
+
+@provokes("mount-of-other-user")
+def test_mount_of_other_user(shared: KeepfsMount) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    nobody = pwd.getpwnam("nobody").pw_uid
+    return as_user(nobody, "unmount", shared.path, env=shared.environment).stderr.decode()
 
 
 @provokes("kernel-timeout")

@@ -21,7 +21,7 @@ SHOWN = frozenset(
     (
         *("ClickException", "UsageError", "BadParameter", "StoreError", "MountError"),
         *("MountpointError", "CatalogError", "ControlError", "UploadedError"),
-        *("AlreadyServedError", "MetricsError"),
+        *("AlreadyServedError", "MountAbandonedError", "MetricsError"),
     )
 )
 

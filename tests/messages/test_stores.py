@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +97,46 @@ def test_token_maybe_refused(
 def test_bad_argument(over: Shell, tmp_path: Path) -> str:
     (tmp_path / "token").touch()
     return said(over, "get", "--token-file", tmp_path / "token", MISSING)
+
+
+@provokes("no-token")
+def test_no_token(shell: Shell) -> str:
+    del shell.environment["KEEP_LOCAL_STORE"]
+    shell.environment["ARVADOS_API_HOST"] = "keep.invalid"
+    shell.home.joinpath("mnt").mkdir()
+    texts = [
+        said(shell, *words, expect=2)
+        for words in (
+            ("get", MISSING),
+            ("mount", shell.home / "mnt"),
+            ("mount", "--foreground", shell.home / "mnt"),
+        )
+    ]
+    assert all("[no-token]" in each for each in texts), texts
+    words = [sys.executable, "-m", "keepfs", "check"]
+    done = subprocess.run(words, capture_output=True, check=False, env=shell.environment)
+    assert (done.returncode, b"[no-token]" in done.stdout) == (1, True)
+    return "\n".join(texts)
+
+
+@provokes("bad-services")
+def test_bad_services(shell: Shell) -> str:
+    del shell.environment["KEEP_LOCAL_STORE"]
+    shell.home.joinpath("mnt").mkdir()
+    texts = [
+        said(shell, "mount", "--keep-services", "foo", shell.home / "mnt", expect=2),
+        said(shell, "get", MISSING, expect=2, ARVADOS_KEEP_SERVICES="http://u:secret@foo/"),
+        said(shell, "get", MISSING, expect=2, ARVADOS_KEEP_PROXY="foo"),
+    ]
+    for each, name in zip(
+        texts,
+        ("--keep-services from the command line", "ARVADOS_KEEP_SERVICES", "ARVADOS_KEEP_PROXY"),
+        strict=True,
+    ):
+        assert name in each
+        assert "secret" not in each
+    assert "'foo'" in texts[0]
+    return "\n".join(texts)
 
 
 @provokes("api-unreachable")

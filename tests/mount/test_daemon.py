@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,95 @@ def test_a_child_leads_a_session_in_the_root_directory_without_streams(tmp_path:
         "directory": "/",
         "streams": ["/dev/null"] * 3,
     }
+
+
+def child_of_interrupted(
+    number: signal.Signals, before: str, fifo: Path, *, patience: float = 10.0
+) -> tuple[int, int]:
+    """Send a signal to a parent whose child waits; return its exit code and the child's id.
+
+    Args:
+        number: The signal.
+        before: What the child does first.
+        fifo: Where to make a named pipe, for the child's id.
+        patience: Seconds that the child may take to end after a signal.
+    """
+    os.mkfifo(fifo)
+    body = f"{before}\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\nreturn 0"
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    code = f"from keepfs.mount import daemon\ndaemon._ENDING = {patience}\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code + PARENT.format(body=indented), str(fifo)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    ) as parent:
+        child = int(fifo.read_text())
+        parent.send_signal(number)
+        return parent.wait(30), child
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_a_parent_that_is_told_to_end_ends_its_child(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    ended, child = child_of_interrupted(number, "", tmp_path / "fifo")
+
+    assert ended == code
+    # The parent has waited for it: not even a zombie is left.
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_child_that_ignores_signals_is_killed(tmp_path: Path) -> None:
+    before = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+    ended, child = child_of_interrupted(signal.SIGTERM, before, tmp_path / "fifo", patience=0.5)
+
+    assert ended == 143
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_hangup_below_nohup_does_not_end_the_parent(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    body = "    open(sys.argv[1]).read()\n    reporter.ready()\n    return 0"
+    code = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code + PARENT.format(body=body), str(fifo)],
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    ) as parent:
+        with fifo.open("w"):  # the child is there: it reads
+            parent.send_signal(signal.SIGHUP)
+
+        assert parent.wait(30) == 0
+
+
+def test_a_child_whose_parent_is_gone_is_told_so_once(tmp_path: Path) -> None:
+    fifo, answer = tmp_path / "fifo", tmp_path / "answer"
+    for each in (fifo, answer):
+        os.mkfifo(each)
+    body = (
+        "from keepfs.mount.daemon import MountAbandonedError\n"
+        "open(sys.argv[1]).read()\n"
+        "try:\n"
+        "    reporter.ready()\n"
+        "except MountAbandonedError as error:\n"
+        "    reporter.failed('also to nobody')\n"
+        "    open(sys.argv[2], 'w').write(str(error))\n"
+        "return 1"
+    )
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(body=indented), str(fifo), str(answer)],
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    ) as parent:
+        with fifo.open("w"):
+            parent.kill()
+            parent.wait()
+
+        assert answer.read_text().endswith("[mount-abandoned]")

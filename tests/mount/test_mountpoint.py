@@ -267,6 +267,17 @@ def entry_of(path: Path) -> MountEntry:
     return MountEntry(path, "0:99", "fuse.keepfs")
 
 
+def test_the_user_that_mounted_is_known_without_the_kernels_control_files() -> None:
+    fuse = [each for each in mountpoint.mounts() if each.kind == "fuseblk" or each.user_id is None]
+
+    assert all(not each.kind.startswith("fuse.") for each in fuse)
+    nobodys = MountEntry(Path("/x"), "0:none", "fuse.keepfs", "/", 4294967)
+    assert mountpoint.other_owner(nobodys) == "4294967"
+    for mine in (os.geteuid(), None):
+        entry = MountEntry(Path("/x"), "0:none", "fuse.keepfs", "/", mine)
+        assert mountpoint.other_owner(entry) is None
+
+
 def test_open_files_working_directories_and_mappings_are_holders(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "file").write_bytes(bytes(mmap.PAGESIZE))

@@ -91,6 +91,22 @@ def test_a_claimed_mount_point_is_found_with_its_process(tmp_path: Path) -> None
     assert runtime.find(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [(0, "is being mounted by process {}"), (-1, "is being unmounted by process {}")],
+)
+def test_a_mount_that_is_not_there_yet_or_any_more_is_named_so(
+    tmp_path: Path, device: int, said: str
+) -> None:
+    with runtime.claim(tmp_path, None) as claim:
+        claim.write(device)
+        with (
+            pytest.raises(AlreadyServedError, match=said.format(os.getpid())),
+            runtime.claim(tmp_path, None),
+        ):
+            pass
+
+
 def test_a_new_run_file_text_replaces_the_old_one(tmp_path: Path) -> None:
     with runtime.claim(tmp_path, None) as claim:
         claim.write(1234567890)

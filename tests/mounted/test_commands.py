@@ -223,7 +223,45 @@ def test_signals_to_a_mount_that_starts_count_when_it_is_up(
         assert starting.wait() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_mount_leaves_nothing(
+    cluster: tuple[KeepfsMount, ApiControls], number: signal.Signals
+) -> None:
+    mount, api = cluster
+    api.script(Fault(hold=Stage.BEFORE_STATUS))
+    with subprocess.Popen(mount.mount_command(), env=mount.environment) as starting:
+        api.wait_held(1)
+        starting.send_signal(number)
+
+        assert starting.wait() == 128 + number
+    api.release()
+
+    assert runtime.find(mount.path) is None
+    mount.mount()
+    assert mount.unmount().returncode == 0
+
+
 # --- unmounting --------------------------------------------------------------------------------
+
+
+def test_a_command_that_is_in_the_mount_is_told_to_leave(mount: KeepfsMount) -> None:
+    words = [sys.executable, "-m", "keepfs", "unmount", ".."]
+    done = subprocess.run(
+        words, capture_output=True, check=False, cwd=mount.upload, env=mount.environment
+    )
+
+    assert done.returncode == 1
+    assert b"is busy: the working directory of this command is in it: leave the" in done.stderr
+    assert b"process" not in done.stderr
+    # A shell is in the directory too, and its user knows it by its name.
+    script = f"cd {mount.upload} && {' '.join(words)}; exit 0"
+    said = subprocess.run(
+        ["sh", "-c", script], capture_output=True, check=True, env=mount.environment
+    ).stderr
+    assert b"is busy: sh (process " in said
+    assert b"leave the directory" in said
+    assert b"keepfs (process" not in said
+    assert b"python" not in said
 
 
 def test_a_stopped_process_is_reported_at_once(mount: KeepfsMount) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -9,24 +10,25 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.keep.local import LocalStore
-from tests.mounted.mounts import PATIENCE, KeepfsMount, wait_until
+from tests.mounted.mounts import PATIENCE, KeepfsMount, keepfs, wait_until
 from tests.mounted.packing import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="all tests run as a user already; only root can take two"
 )
 # fusermount3 wants a user with a name; every system has these.
-USER, SOMEBODY_ELSE = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
+NAME = "nobody"
+USER, SOMEBODY_ELSE = (pwd.getpwnam(name).pw_uid for name in (NAME, "daemon"))
 
 # The interpreter and the checkout may lie where another user can't go: so all
 # is imported first, and the privileges are dropped then.
@@ -190,7 +192,52 @@ def test_root_does_not_mount_over_a_users_mount(of_user: KeepfsMount) -> None:
     done = of_user.try_mount()
 
     assert done.returncode == 1
-    assert b"already mounted, by another user" in done.stderr
+    assert f"already mounted, by user {NAME}".encode() in done.stderr
+
+
+def test_another_user_is_told_whose_mount_it_is(of_user: KeepfsMount) -> None:
+    whose = f"is the mount of user {NAME}"
+    env = {**of_user.environment, "HOME": "/nonexistent"}
+
+    shown = as_user(SOMEBODY_ELSE, "status", "--json", of_user.path, env=env)
+    (found,) = json.loads(shown.stdout)["mounts"]
+
+    assert (found["state"], shown.returncode) == ("foreign", 1)
+    assert whose in found["reason"]
+    assert b"no keepfs mounts" in as_user(SOMEBODY_ELSE, "status", env=env).stdout
+    for words in (
+        ("unmount",),
+        ("unsaved", "list"),
+        ("unsaved", "retry"),
+        ("uploads",),
+    ):
+        done = as_user(SOMEBODY_ELSE, *words, of_user.path, env=env)
+        assert (done.returncode, whose.encode() in done.stderr) == (1, True), done
+    checked = as_user(SOMEBODY_ELSE, "check", of_user.path, env=env).stdout.decode()
+    assert f"is a fuse.keepfs mount of user {NAME}" in checked
+    assert of_user.is_mounted()
+
+
+def test_a_home_that_can_not_be_written_is_named(of_user: KeepfsMount, tmp_path: Path) -> None:
+    as_user(USER, "unmount", of_user.path, env=of_user.environment)
+    closed = tmp_path / "closed"  # root's
+    closed.mkdir()
+    words = ("mount", "--local-store", of_user.store, of_user.path)
+
+    for home in (closed, closed / "below", Path("/nonexistent")):
+        done = as_user(USER, *words, env={**of_user.environment, "HOME": str(home)})
+
+        said = f"Error: can't make the state directory {home}/.local/state/keepfs/"
+        assert done.returncode == 1
+        assert done.stderr.startswith(said.encode()), done.stderr
+        assert b"Permission denied; give another with --state-dir" in done.stderr
+
+
+def test_root_unmounts_the_mount_of_a_user(of_user: KeepfsMount) -> None:
+    done = keepfs("unmount", of_user.path, env=of_user.environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not of_user.is_mounted()
 
 
 def test_a_device_closed_to_users_is_explained(of_user: KeepfsMount) -> None:

@@ -17,6 +17,7 @@ from keepfs.collections.builder import ManifestBuilder
 from keepfs.collections.manifest_errors import EntryError
 from keepfs.fs.upload.catalog import ROOT, CatalogError
 from keepfs.fs.upload.entries import COLUMNS, damage_of, entry_of, stored_of
+from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.sqlite_errors import reason
 from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.messages import of_mounts
@@ -103,6 +104,31 @@ def store_of(catalog: Path) -> str:
     with _reported(catalog), contextlib.closing(_open_read_only(catalog)) as database:
         row = database.execute("SELECT value FROM about WHERE key = 'store'").fetchone()
         return str(row[0]) if row else ""
+
+
+def check_store(catalog: Path, store: str) -> None:
+    """Check that a mount of this version with this store can use a catalog; open it read-only.
+
+    Args:
+        catalog: The database.
+        store: As for `Catalog`.
+
+    Raises:
+        CatalogError: It can't, or there is no catalog, or it can't be read.
+    """
+    known = store_of(catalog)
+    with _reported(catalog), contextlib.closing(_open_read_only(catalog)) as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        query = "SELECT 1 FROM entries WHERE number != ? LIMIT 1"
+        has_entries = database.execute(query, (ROOT,)).fetchone() is not None
+    if version > len(MIGRATIONS):
+        raise CatalogError(
+            of_mounts.CATALOG_NEWER(path=catalog, version=version, known=len(MIGRATIONS))
+        )
+    if store and known and known != store and has_entries:
+        raise CatalogError(
+            of_mounts.CATALOG_OF_OTHER_STORE(path=catalog, known=known, store=store)
+        )
 
 
 def _with_reports(catalog: Path, nodes: Iterator[StoredNode]) -> Iterator[StoredNode]:

@@ -195,7 +195,8 @@ class Services:
         for index, uri in enumerate(uris.split()):
             root = uri if uri.endswith("/") else f"{uri}/"
             uuid = f"00000-bi6l4-{index:015d}"
-            records.setdefault(_checked(root), ServiceRecord(uuid, root, Kind.PROXY))
+            _check_uri(uri)
+            records.setdefault(root, ServiceRecord(uuid, root, Kind.PROXY))
         return cls(tuple(records.values()), is_fixed=True)
 
     # For each call, which needs them several times.
@@ -242,7 +243,7 @@ def probe_order(locator: KeepLocator, services: Iterable[ServiceRecord]) -> list
     return sorted(services, key=lambda each: weight(locator.md5sum, each.uuid), reverse=True)
 
 
-def _checked(uri: str) -> str:
+def _check_uri(uri: str) -> None:
     try:
         parts = urlsplit(uri)
         proper = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -254,4 +255,3 @@ def _checked(uri: str) -> str:
             raise ArgumentError("Invalid proxy URI: it must not contain a user name or password")
     if not proper:
         raise ArgumentError(f"Invalid proxy URI: {uri!r}")
-    return uri

@@ -86,7 +86,7 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: b
                 if copies < store.copies:
                     failed.note(
                         of_stores.COPIES_MISSING(
-                            locator=locator, found=copies, wanted=store.copies
+                            locator=locator.stripped(), found=copies, wanted=store.copies
                         )
                     )
     failed.exit()

@@ -107,7 +107,9 @@ def get_command(
             for locator in wanted:
                 block = client.get_block(locator)
                 if not force and sys.stdout.isatty() and not _is_text(block):
-                    raise click.ClickException(of_commands.BINARY_OUTPUT(locator=locator))
+                    raise click.ClickException(
+                        of_commands.BINARY_OUTPUT(locator=locator.stripped())
+                    )
                 with clients.writing():
                     sys.stdout.buffer.write(block)
             with clients.writing():

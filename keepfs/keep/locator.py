@@ -31,6 +31,8 @@ _LOCATOR = re.compile(r"([0-9a-f]{32})(?:\+([0-9]+))?((?:\+[A-Z][-A-Za-z0-9@_]*)
 # The servers compare the signature as text, in lower case, and use the expiry's
 # digits unchanged.
 _PERMISSION_HINT = re.compile(r"A([0-9a-f]{40})@([0-9A-Fa-f]{8})\Z", re.ASCII)
+# A signature in any text, perhaps damaged: of this cluster (+A), or of another (+R).
+_SIGNATURE = re.compile(r"\+(A|R[a-z0-9]*-)[0-9A-Fa-f]{20,}(@[0-9A-Fa-f]+)?", re.ASCII)
 # Sizes larger than any block are accepted, as by the servers, up to this many
 # digits, so that no text is expensive to refuse.
 _MAX_SIZE_DIGITS = 20
@@ -168,8 +170,14 @@ def parse_list(text: str) -> tuple[KeepLocator, ...]:
     return tuple(KeepLocator(part) for part in text.split(","))
 
 
+def without_signatures(text: str) -> str:
+    """Return a text, for a message, with `+A...` for each signature of a locator in it."""
+    return _SIGNATURE.sub(r"+\1...", text)
+
+
 def _quoted(text: str) -> str:
     most = 120  # guessed: enough to recognise it, short enough for a log
+    text = without_signatures(text[: 2 * most])
     return repr(text if len(text) <= most else text[:most] + "...")
 
 

@@ -61,12 +61,13 @@ def command_client(store: StoreOptions) -> Iterator[KeepClient]:
     # Here, not above: `locate` and others use this module and need no client.
     from keepfs import stores  # noqa: PLC0415
 
-    with reporting.in_one_line(), ended_by_signals():
-        try:
-            with stores.open_client(store) as client, waiting.announced(store, client.is_waiting):
-                yield client
-        except stores.StoreError as error:
-            raise click.ClickException(str(error)) from error
+    with (
+        reporting.in_one_line(),
+        ended_by_signals(),
+        stores.open_client(store) as client,
+        waiting.announced(store, client.is_waiting),
+    ):
+        yield client
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from keepfs.fs.failure_text import failure_text
 from keepfs.fs.upload.unsaved import UnsavedError
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.messages import of_uploads
+from keepfs.messages.message import MessageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ def in_one_line(what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (KeepRequestError, ArgumentError, UnsavedError) as error:
+    except (KeepRequestError, ArgumentError, UnsavedError, MessageError) as error:
         text = f"{what}{text_of(error)}"
         raise click.ClickException(text) from error
     except BrokenPipeError:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepfs.messages import of_mounts
+from keepfs.messages.message import MessageError
 
 #: The type of a keepfs mount in /proc/self/mountinfo.
 FILE_SYSTEM_TYPE = "fuse.keepfs"
@@ -30,7 +31,7 @@ _UNMOUNT_TIMEOUT = 30.0
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
-class MountpointError(Exception):
+class MountpointError(MessageError):
     """A mount point can't be used; the message has the reason and a remedy."""
 
 

@@ -87,9 +87,9 @@ class TokenStatistics(NamedTuple):
 
     Attributes:
         read_at: When it was read, on the monotonic clock, in seconds.
-        refused_at: When a request was last refused although the token had been read again,
-            on the same clock; None if none was. The cause may have been a locator's
-            signature.
+        refused_at: When the token was last refused although it had been read again, on the
+            same clock; None if it wasn't, or a request was accepted since. Refused signatures
+            of locators don't count.
     """
 
     read_at: float

@@ -101,10 +101,14 @@ class Failures:
             click.ClickException(message).show()
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note an expected failure and continue."""
+    def noted(self, name: str = "") -> Iterator[None]:
+        """Note an expected failure and continue.
+
+        Args:
+            name: The file that the body is about: the message begins with it.
+        """
         try:
-            with reporting.in_one_line():
+            with reporting.in_one_line(name):
                 yield
         except click.ClickException as error:
             self.note(error.message)

@@ -64,7 +64,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool, is_j
         stores.check_classes(client, store)
         copies = stores.copies_of(client, store)
         for name in files:
-            with failed.noted():
+            with failed.noted("standard input" if name == "-" else name):
                 clients.check_name(name, null=null)
                 with _open_input(name) as file:
                     locators, size = [], 0

@@ -18,24 +18,22 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def in_one_line(what: str = "") -> Iterator[None]:
+def in_one_line(name: str = "") -> Iterator[None]:
     """Turn expected failures into a message and exit code 1.
 
     Args:
-        what: Prefix of the message.
+        name: The file that the body is about: the message begins with it.
 
     Raises:
         click.ClickException: The body failed as can be expected; BrokenPipeError is passed on.
     """
     try:
         yield
-    except (KeepRequestError, ArgumentError, UnsavedError, MessageError) as error:
-        text = f"{what}{text_of(error)}"
-        raise click.ClickException(text) from error
     except BrokenPipeError:
         raise
-    except OSError as error:
-        text = f"{what}{text_of(error)}"
+    except (KeepRequestError, ArgumentError, UnsavedError, MessageError, OSError) as error:
+        is_named = isinstance(error, OSError) and error.filename is not None
+        text = text_of(error) if is_named or not name else f"{name}: {text_of(error)}"
         raise click.ClickException(text) from error
 
 

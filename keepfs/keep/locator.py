@@ -38,6 +38,12 @@ _SIGNATURE = re.compile(r"\+(A|R[a-z0-9]*-)[0-9A-Fa-f]{20,}(@[0-9A-Fa-f]+)?", re
 _MAX_SIZE_DIGITS = 20
 
 
+def _check_text(value: object) -> None:
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise TypeError(f"a locator is a str, several are one str joined by commas; not {kind}")
+
+
 class KeepLocator:
     """The name of a block.
 
@@ -52,6 +58,7 @@ class KeepLocator:
 
     Raises:
         ValueError: The text isn't a locator; the message says why.
+        TypeError: It isn't text.
     """
 
     __slots__ = ("_expires", "_text", "hints", "md5sum", "perm_sig", "size")
@@ -64,6 +71,7 @@ class KeepLocator:
     _text: str
 
     def __init__(self, locator_str: str) -> None:
+        _check_text(locator_str)
         match = _LOCATOR.match(locator_str)
         if match is None:
             raise ValueError(f"not a locator: {_quoted(locator_str)}: {_syntax_flaw(locator_str)}")
@@ -164,7 +172,9 @@ def parse_list(text: str) -> tuple[KeepLocator, ...]:
 
     Raises:
         ValueError: A part isn't a locator, or is empty.
+        TypeError: It isn't text.
     """
+    _check_text(text)
     if "," not in text:
         return (KeepLocator(text),)
     return tuple(KeepLocator(part) for part in text.split(","))

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 import click
 
 from keepfs.cli import reporting, waiting
+from keepfs.collections.names import is_hash, is_uuid
+from keepfs.keep.errors import Cause
 from keepfs.keep.locator import KeepLocator, parse_list
-from keepfs.messages import of_commands
+from keepfs.messages import of_commands, of_stores
 from keepfs.part_files import part_path
 
 if TYPE_CHECKING:
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
+    from keepfs.keep.errors import KeepRequestError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+#: Where the files of a collection are.
+_FILES_OF = "whose files are in collections/{name} of a mount"
 #: Concurrent requests for blocks. Guessed.
 _AT_ONCE = 8
 
@@ -119,6 +124,27 @@ class Failures:
             raise SystemExit(1)
 
 
+def flaw_of(text: str, error: ValueError) -> str:
+    """Return why a text is no locator; of the uuid of a collection, where its files are."""
+    if is_uuid(text):
+        return f"{error}; it is the uuid of a collection, {_FILES_OF.format(name=text)}"
+    return str(error)
+
+
+def failure_of(locator: KeepLocator, error: KeepRequestError) -> str:
+    """Return the text of a failed request for a block.
+
+    An unsigned locator may be the portable data hash of a collection, which looks the same: then
+    the text says where the files of that are.
+    """
+    name = str(locator)
+    if error.cause not in {Cause.NOT_FOUND, Cause.DENIED} or not is_hash(name):
+        return reporting.text_of(error)
+    files = _FILES_OF.format(name=name)
+    hint = f"perhaps it is the portable data hash of a collection, {files}"
+    return of_stores.BY_CAUSE[error.cause.name](text=f"{error}; {hint}")
+
+
 def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
     """Parse texts of locators joined by commas; note and leave out invalid texts.
 
@@ -131,7 +157,7 @@ def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
         try:
             found += parse_list(text)
         except ValueError as error:
-            wrong.append(str(error))
+            wrong.append(flaw_of(text, error))
     if not found:
         raise click.UsageError(of_commands.BAD_LOCATOR(text="; ".join(wrong)))
     for each in wrong:

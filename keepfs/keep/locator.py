@@ -193,7 +193,7 @@ def _quoted(text: str) -> str:
 
 def _syntax_flaw(text: str) -> str:
     if not re.match(r"[0-9a-f]{32}(\+|\Z)", text, re.ASCII):
-        return "it begins with exactly 32 lower-case hex digits"
+        return "a locator begins with exactly 32 lower-case hex digits"
     if not re.match(r"[0-9a-f]{32}(\Z|\+[0-9]+(\+|\Z)|\+[A-Z])", text, re.ASCII):
         return "the size is a decimal number"
     return "a hint is an upper-case letter, then letters, digits, @, _ or -"

@@ -116,6 +116,22 @@ def test_a_bad_locator_does_not_end_a_list(command: str, shell: Shell) -> None:
     assert f"not a locator: '{BAD}'" in errors
 
 
+@pytest.mark.parametrize("command", ["get", "stat"])
+def test_the_name_of_a_collection_gets_a_hint(command: str, shell: Shell) -> None:
+    uuid, pdh = "zzzzz-4zz18-0123456789abcde", f"{'0' * 32}+53"
+
+    of_uuid = shell.error(command, uuid, code=2)
+    of_hash = shell.error(command, pdh)
+
+    assert "a locator begins with exactly 32 lower-case hex digits; it is the uuid" in of_uuid
+    assert f"whose files are in collections/{uuid} of a mount [bad-locator]" in of_uuid
+    assert f"{pdh} not found" in of_hash
+    assert f"whose files are in collections/{pdh} of a mount [not-found]" in of_hash
+    stored(shell, b"foo")
+    (shell.store / FOO[:32]).write_bytes(b"fox")
+    assert "data hash" not in shell.error("get", FOO)
+
+
 def test_get_writes_nothing_if_one_locator_is_invalid(shell: Shell) -> None:
     stored(shell, b"foo")
 

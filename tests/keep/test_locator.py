@@ -152,8 +152,8 @@ def test_a_text_that_no_server_accepts_is_refused_without_a_request(text: str) -
 @pytest.mark.parametrize(
     ("text", "flaw"),
     [
-        (MD5.upper(), "it begins with exactly 32 lower-case hex digits"),
-        (f"{MD5}0+3", "it begins with exactly 32 lower-case hex digits"),
+        (MD5.upper(), "a locator begins with exactly 32 lower-case hex digits"),
+        (f"{MD5}0+3", "a locator begins with exactly 32 lower-case hex digits"),
         (f"{MD5}+-3", "the size is a decimal number"),
         (f"{MD5}+", "the size is a decimal number"),
         (f"{MD5}+3+z", "a hint is an upper-case letter"),

@@ -53,17 +53,23 @@ class RenewingCollections:
         """
         token = self._api.api_token = self._client.api_token
         try:
-            return self._trusted(self._remote.get(name, with_manifest=with_manifest))
+            return self._accepted(token, self._remote.get(name, with_manifest=with_manifest))
         except CollectionError as error:
+            if error.cause is Cause.NOT_FOUND:
+                self._store.note_accepted(token)
             if error.cause is not Cause.DENIED:
                 raise
             if not self._store.renew() and self._client.api_token == token:
                 raise
-        self._api.api_token = self._client.api_token
-        return self._trusted(self._remote.get(name, with_manifest=with_manifest))
+        token = self._api.api_token = self._client.api_token
+        return self._accepted(token, self._remote.get(name, with_manifest=with_manifest))
 
-    def _trusted(self, record: CollectionRecord) -> CollectionRecord:
-        """Let reads of the record's blocks use the disk cache without a request for each name."""
+    def _accepted(self, token: str, record: CollectionRecord) -> CollectionRecord:
+        """Note that the API server has accepted the token.
+
+        Reads of the record's blocks then use the disk cache without a request for each name.
+        """
+        self._store.note_accepted(token)
         if record.manifest is not None and self._api.api_token == self._client.api_token:
             self._client.trust_signed(record.manifest)
         return record

@@ -13,8 +13,8 @@ from keepfs.keep.caching.cache import KEPT_FOR_READER
 from keepfs.keep.client import KeepClient
 from keepfs.keep.errors import ArgumentError, Cause, KeepRequestError
 from keepfs.keep.locator import KeepLocator
-from keepfs.keep.services.tokens import TokenStatistics
 from keepfs.messages import of_stores
+from keepfs.token_state import TokenState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from keepfs.config.options import StoreOptions
     from keepfs.keep.caching.cache import KeepBlockCache
     from keepfs.keep.counters import Counters
+    from keepfs.keep.services.tokens import TokenStatistics
     from keepfs.keep.store import Receipt
 
 _log = logging.getLogger(__name__)
@@ -53,16 +54,15 @@ class RenewingStore:
         #: The tokens before this one: signatures made for them are valid until they expire.
         self._former: list[str] = []
         self._complained = -_COMPLAINT_INTERVAL
-        self._token_read = time.monotonic()
-        self._token_refused: float | None = None
+        self._token_state = TokenState(client.counters)
         parts = client.disk_parts
-        self.disk_parts = None if parts is None else parts.with_check(self._renewed)
+        self.disk_parts = None if parts is None else parts.with_check(self._renewed_for)
 
     def statistics(self) -> TokenStatistics | None:
         """Return the state of the token; None with a local store. For any thread."""
         if self._options.local_store is not None:
             return None
-        return TokenStatistics(self._token_read, self._token_refused)
+        return self._token_state.statistics()
 
     @property
     def block_cache(self) -> KeepBlockCache:
@@ -89,7 +89,7 @@ class RenewingStore:
                     return False
                 self._former = [self._client.api_token, *self._former][:_MOST_FORMER]
                 self._client.api_token = token
-                self._token_read, self._token_refused = time.monotonic(), None
+                self._token_state.replaced()
             except (OSError, ValueError, ArgumentError) as error:
                 said = of_stores.TOKEN_RENEWAL_FAILED(
                     source=where_from(self._options), reason=error
@@ -103,6 +103,11 @@ class RenewingStore:
     def api_token(self) -> str:
         """The token at this moment."""
         return self._client.api_token
+
+    def note_accepted(self, token: str) -> None:
+        """Record that the API server has accepted a token. For any thread."""
+        if token == self._client.api_token:
+            self._token_state.accepted()
 
     def put_again(self, locator: KeepLocator, copies: int) -> KeepLocator:
         """Read a block and store it again, so that Keep retains it like a new one. Blocks.
@@ -158,11 +163,13 @@ class RenewingStore:
 
     def get_block(self, locator: KeepLocator) -> memoryview:
         """Return a verified block."""
-        return self._renewed(lambda: self._client.get_block(locator, keep_for=KEPT_FOR_READER))
+        return self._renewed_for(
+            locator, lambda: self._client.get_block(locator, keep_for=KEPT_FOR_READER)
+        )
 
     def head_block(self, locator: KeepLocator) -> int:
         """Return the size of a stored block, in bytes."""
-        return self._renewed(lambda: self._client.head_block(locator))
+        return self._renewed_for(locator, lambda: self._client.head_block(locator))
 
     def lookup_wait(self, most: float) -> float:
         """Return the seconds that a lookup should wait, by usual answer times; `most` at most."""
@@ -170,22 +177,28 @@ class RenewingStore:
 
     def probe_block(self, locator: KeepLocator, wait: float) -> int | None:
         """Start to fetch a block; return its size once known, None after `wait` seconds."""
-        return self._renewed(lambda: self._client.probe_block(locator, wait))
+        return self._renewed_for(locator, lambda: self._client.probe_block(locator, wait))
 
     def put_block(
         self, block: Buffer, copies: int, *, locator: KeepLocator | None = None
     ) -> Receipt:
         """Store a block."""
         classes = self._options.storage_classes
-        return self._renewed(
-            lambda: self._client.put_block(block, copies, classes, locator=locator)
+        return self._renewed_for(
+            None, lambda: self._client.put_block(block, copies, classes, locator=locator)
         )
 
     def free_space(self) -> tuple[int, int]:
         """Return the store's capacity and free space, in bytes."""
         return self._client.free_space()
 
-    def _renewed(self, ask: Callable[[], _T]) -> _T:
+    def _renewed_for(self, read: KeepLocator | None, ask: Callable[[], _T]) -> _T:
+        """Make a request; after a refusal read the token again, and repeat the request once.
+
+        Args:
+            read: The locator of the block to be read; None for a store.
+            ask: Makes the request.
+        """
         before = self._client.api_token
         try:
             return ask()
@@ -194,8 +207,8 @@ class RenewingStore:
                 raise
             # Another thread may have reloaded it meanwhile.
             if not self.renew() and self._client.api_token == before:
-                self._token_refused = time.monotonic()
-                self._complain(error)
+                if self._token_state.refused(before, read):
+                    self._complain(error)
                 raise
         return ask()
 

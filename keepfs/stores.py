@@ -18,6 +18,7 @@ from keepfs.keep.services.api import ApiClient, ApiError
 from keepfs.keep.services.discovery import Services
 from keepfs.keep.survey import survey
 from keepfs.messages import of_stores
+from keepfs.messages.message import MessageError
 from keepfs.renewing_store import token_source, where_from
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _REFUSALS = frozenset({401, 403})
 _NOBODYS = KeepLocator("0" * 32 + "+1")
 
 
-class StoreError(Exception):
+class StoreError(MessageError):
     """The store can't be used; the message is one line: why, and what to do."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from keepfs.cli import clients, progress, reporting
+from keepfs.cli import clients, progress
 from keepfs.cli.settings import store_settings
 from keepfs.keep.errors import Cause, KeepRequestError
 from keepfs.keep.survey import Sighting, survey
@@ -86,7 +86,7 @@ def verify_command(locators: tuple[str, ...], store: StoreOptions, *, is_json: b
                 if copies < store.copies:
                     failed.note(
                         of_stores.COPIES_MISSING(
-                            locator=locator, found=copies, wanted=store.copies
+                            locator=locator.stripped(), found=copies, wanted=store.copies
                         )
                     )
     failed.exit()
@@ -137,7 +137,7 @@ def _answers(
     answers = clients.side_by_side(ask, locators)
     for locator, answer in progress.counted(answers, "asking", len(locators)):
         if isinstance(answer, KeepRequestError):
-            failed.note(reporting.text_of(answer))
+            failed.note(clients.failure_of(locator, answer))
         else:
             yield locator, answer
 

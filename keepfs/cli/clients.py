@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 import click
 
 from keepfs.cli import reporting, waiting
+from keepfs.collections.names import is_hash, is_uuid
+from keepfs.keep.errors import Cause
 from keepfs.keep.locator import KeepLocator, parse_list
-from keepfs.messages import of_commands
+from keepfs.messages import of_commands, of_stores
 from keepfs.part_files import part_path
 
 if TYPE_CHECKING:
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
 
     from keepfs.config.options import StoreOptions
     from keepfs.keep.client import KeepClient
+    from keepfs.keep.errors import KeepRequestError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+#: Where the files of a collection are.
+_FILES_OF = "whose files are in collections/{name} of a mount"
 #: Concurrent requests for blocks. Guessed.
 _AT_ONCE = 8
 
@@ -65,15 +70,13 @@ def command_client(store: StoreOptions, patience: float = 0.0) -> Iterator[KeepC
     # Here, not above: `locate` and others use this module and need no client.
     from keepfs import stores  # noqa: PLC0415
 
-    with reporting.in_one_line(), ended_by_signals():
-        try:
-            with (
-                stores.open_client(store, patience=patience) as client,
-                waiting.announced(store, client.is_waiting),
-            ):
-                yield client
-        except stores.StoreError as error:
-            raise click.ClickException(str(error)) from error
+    with (
+        reporting.in_one_line(),
+        ended_by_signals(),
+        stores.open_client(store, patience=patience) as client,
+        waiting.announced(store, client.is_waiting),
+    ):
+        yield client
 
 
 @contextlib.contextmanager
@@ -112,10 +115,14 @@ class Failures:
             click.ClickException(message).show()
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note an expected failure and continue."""
+    def noted(self, name: str = "") -> Iterator[None]:
+        """Note an expected failure and continue.
+
+        Args:
+            name: The file that the body is about: the message begins with it.
+        """
         try:
-            with reporting.in_one_line():
+            with reporting.in_one_line(name):
                 yield
         except click.ClickException as error:
             self.note(error.message)
@@ -124,6 +131,27 @@ class Failures:
         """Exit with 1 if an item failed."""
         if self._count:
             raise SystemExit(1)
+
+
+def flaw_of(text: str, error: ValueError) -> str:
+    """Return why a text is no locator; of the uuid of a collection, where its files are."""
+    if is_uuid(text):
+        return f"{error}; it is the uuid of a collection, {_FILES_OF.format(name=text)}"
+    return str(error)
+
+
+def failure_of(locator: KeepLocator, error: KeepRequestError) -> str:
+    """Return the text of a failed request for a block.
+
+    An unsigned locator may be the portable data hash of a collection, which looks the same: then
+    the text says where the files of that are.
+    """
+    name = str(locator)
+    if error.cause not in {Cause.NOT_FOUND, Cause.DENIED} or not is_hash(name):
+        return reporting.text_of(error)
+    files = _FILES_OF.format(name=name)
+    hint = f"perhaps it is the portable data hash of a collection, {files}"
+    return of_stores.BY_CAUSE[error.cause.name](text=f"{error}; {hint}")
 
 
 def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
@@ -138,7 +166,7 @@ def locators_in(texts: Iterable[str], failed: Failures) -> list[KeepLocator]:
         try:
             found += parse_list(text)
         except ValueError as error:
-            wrong.append(str(error))
+            wrong.append(flaw_of(text, error))
     if not found:
         raise click.UsageError(of_commands.BAD_LOCATOR(text="; ".join(wrong)))
     for each in wrong:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, progress, uploaded_files
+from keepfs.cli import clients, progress, reporting, uploaded_files
 from keepfs.cli.settings import config_file, path_argument, token_setting
 from keepfs.cli.values import FilledPath
 from keepfs.collections.local_collections import LocalCollections
@@ -190,7 +190,7 @@ def commit_command(
     """
     _check_update(update, expect, wanted["name"], is_unique=is_unique)
     where = uploaded_files.path_in_upload(path, is_following=is_following)
-    with uploaded_files.upload_failures_in_one_line():
+    with reporting.in_one_line():
         identity = store_of(where.catalog)
     local = identity.removeprefix("local:") if identity.startswith("local:") else None
     if local is not None:
@@ -209,7 +209,7 @@ def commit_command(
                 where, is_following=is_following, timeout=timeout
             )
         if local is not None:
-            with uploaded_files.upload_failures_in_one_line():
+            with reporting.in_one_line():
                 record = LocalCollections(local).put(manifest)
         else:
             attributes = _attributes(wanted)
@@ -217,7 +217,7 @@ def commit_command(
                 record = _committed(
                     collections, manifest, attributes, update, expected, is_unique=is_unique
                 )
-            with uploaded_files.upload_failures_in_one_line():
+            with reporting.in_one_line():
                 origins.note(
                     where.below, record.uuid, record.portable_data_hash, record.modified_at
                 )
@@ -280,7 +280,7 @@ def _check_local(update: str | None, wanted: dict[str, Any]) -> None:
 def _expected(origins: Origins, where: UploadedPath, uuid: str, expect: str | None) -> Expected:
     if expect is not None:
         return Expected(portable_data_hash=expect)
-    with uploaded_files.upload_failures_in_one_line():
+    with reporting.in_one_line():
         known = origins.find(where.below, uuid)
     if known is None:
         raise click.ClickException(of_uploads.NO_EXPECTATION(path=where.path, uuid=uuid))
@@ -302,12 +302,8 @@ def _attributes(wanted: dict[str, Any]) -> CollectionAttributes:
 @contextlib.contextmanager
 def _remote(identity: str, token_file: Path | None) -> Iterator[RemoteCollections]:
     """Open the collections of the mount's cluster; turn failures into messages."""
-    with uploaded_files.upload_failures_in_one_line():
-        try:
-            with stores.open_collections(identity, token_file) as collections:
-                yield collections
-        except stores.StoreError as error:
-            raise click.ClickException(str(error)) from error
+    with reporting.in_one_line(), stores.open_collections(identity, token_file) as collections:
+        yield collections
 
 
 def _committed(

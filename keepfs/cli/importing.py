@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, progress, uploaded_files
+from keepfs.cli import clients, progress, reporting, uploaded_files
 from keepfs.cli.settings import config_file, path_argument, setting, token_setting
 from keepfs.collections.local_collections import LocalCollections
 from keepfs.collections.manifest_errors import ManifestError
@@ -76,7 +76,7 @@ def import_command(
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(clients.ended_by_signals())
-        stack.enter_context(uploaded_files.upload_failures_in_one_line())
+        stack.enter_context(reporting.in_one_line())
         identity = store_of(above.catalog)
         local = identity.removeprefix("local:") if identity.startswith("local:") else None
         record = _record(name, identity, local, token_file)

@@ -15,6 +15,7 @@ from keepfs import stores
 from keepfs.cli import clients, progress
 from keepfs.cli.settings import store_settings
 from keepfs.cli.values import FilledPath, check_input
+from keepfs.keep.errors import KeepRequestError
 from keepfs.keep.locator import MAX_BLOCK_SIZE, KeepLocator, parse_list
 from keepfs.messages import of_commands
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keepfs.config.options import StoreOptions
+    from keepfs.keep.client import KeepClient
 
 #: Bytes of the beginning of a block that are examined for text. Guessed.
 _LOOKED_AT = 64 * 1024
@@ -64,7 +66,7 @@ def put_command(files: tuple[str, ...], store: StoreOptions, *, null: bool, is_j
         stores.check_classes(client, store)
         copies = stores.copies_of(client, store)
         for name in files:
-            with failed.noted():
+            with failed.noted("standard input" if name == "-" else name):
                 clients.check_name(name, null=null)
                 with _open_input(name) as file:
                     locators, size = [], 0
@@ -105,9 +107,11 @@ def get_command(
     with clients.command_client(store) as client:
         if output is None or str(output) == "-":
             for locator in wanted:
-                block = client.get_block(locator)
+                block = _block(client, locator)
                 if not force and sys.stdout.isatty() and not _is_text(block):
-                    raise click.ClickException(of_commands.BINARY_OUTPUT(locator=locator))
+                    raise click.ClickException(
+                        of_commands.BINARY_OUTPUT(locator=locator.stripped())
+                    )
                 with clients.writing():
                     sys.stdout.buffer.write(block)
             with clients.writing():
@@ -119,7 +123,7 @@ def get_command(
             progress.shown("reading", total, is_bytes=True) as advance,
         ):
             for locator in wanted:
-                advance(file.write(client.get_block(locator)))
+                advance(file.write(_block(client, locator)))
 
 
 def _open_input(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -147,8 +151,19 @@ def _is_text(block: memoryview) -> bool:
     return all(it.isprintable() or it in "\n\t\r\f" for it in text)
 
 
-def _parse_locators(texts: tuple[str, ...]) -> list[KeepLocator]:
+def _block(client: KeepClient, locator: KeepLocator) -> memoryview:
     try:
-        return [each for text in texts for each in parse_list(text)]
-    except ValueError as error:
-        raise click.UsageError(of_commands.BAD_LOCATOR(text=error)) from error
+        return client.get_block(locator)
+    except KeepRequestError as error:
+        raise click.ClickException(clients.failure_of(locator, error)) from error
+
+
+def _parse_locators(texts: tuple[str, ...]) -> list[KeepLocator]:
+    found: list[KeepLocator] = []
+    for text in texts:
+        try:
+            found += parse_list(text)
+        except ValueError as error:
+            said = clients.flaw_of(text, error)
+            raise click.UsageError(of_commands.BAD_LOCATOR(text=said)) from error
+    return found

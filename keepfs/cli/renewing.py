@@ -11,6 +11,7 @@ import click
 
 from keepfs.cli import progress, reporting, settings, values
 from keepfs.cli.settings import setting, store_settings
+from keepfs.cli.unsaved_files import existing_state_dir
 from keepfs.config import options
 from keepfs.mount import mountpoint, runtime
 
@@ -51,7 +52,7 @@ def renew_command(
         told = options.MountOptions(
             mountpoint=where,
             store=store,
-            state_dir=settings.absolute(state_dir or settings.default_state_dir(where)),
+            state_dir=existing_state_dir(path, state_dir),
             retain=retain,
             retain_as=retain_as,
         )

@@ -11,8 +11,8 @@ from keepfs.fs.failure_text import failure_text
 from keepfs.fs.upload.unsaved import UnsavedError
 from keepfs.keep.errors import ArgumentError, KeepRequestError
 from keepfs.messages import of_uploads
+from keepfs.messages.message import MessageError
 from keepfs.mount.daemon import exit_status_of
-from keepfs.mount.mountpoint import MountpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,26 +25,24 @@ class WrongSettingError(click.ClickException):
 
 
 @contextlib.contextmanager
-def in_one_line(what: str = "") -> Iterator[None]:
+def in_one_line(name: str = "") -> Iterator[None]:
     """Turn expected failures into a message and exit code 1, or 2 for a wrong setting.
 
     Args:
-        what: Prefix of the message.
+        name: The file that the body is about: the message begins with it.
 
     Raises:
         click.ClickException: The body failed as can be expected; BrokenPipeError is passed on.
     """
     try:
         yield
-    except (KeepRequestError, ArgumentError, UnsavedError, MountpointError) as error:
-        text = f"{what}{text_of(error)}"
-        kind = click.ClickException if exit_status_of(text) == 1 else WrongSettingError
-        raise kind(text) from error
     except BrokenPipeError:
         raise
-    except OSError as error:
-        text = f"{what}{text_of(error)}"
-        raise click.ClickException(text) from error
+    except (KeepRequestError, ArgumentError, UnsavedError, MessageError, OSError) as error:
+        is_named = isinstance(error, OSError) and error.filename is not None
+        text = text_of(error) if is_named or not name else f"{name}: {text_of(error)}"
+        kind = click.ClickException if exit_status_of(text) == 1 else WrongSettingError
+        raise kind(text) from error
 
 
 def text_of(error: Exception) -> str:

@@ -55,12 +55,10 @@ def list_command(path: Path, state_dir: Path | None, *, is_json: bool, null: boo
     A line of output has the name, size, path in upload/ and reason, separated
     by tabs. The name is for `export` and `drop`; it is `-` while the mount runs.
     """
-    directory = state_dir_of(path, state_dir)
+    directory = existing_state_dir(path, state_dir)
     with reporting.in_one_line():
         spilled, flaws = unsaved.find_records(directory)
         running = runtime.find(mountpoint.resolve(path)) is not None
-    if not running and not directory.exists():
-        raise click.ClickException(of_uploads.NO_STATE_DIRECTORY(path=path, directory=directory))
     found: list[tuple[str | None, About]]
     if running:  # the mount has restored the spill records
         found = [(None, about) for about in failed_journal.read(directory)]
@@ -153,10 +151,10 @@ def drop_command(path: Path, names: tuple[str, ...], state_dir: Path | None) -> 
 
 
 def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
-    if runtime.find(mountpoint.resolve(path)) is not None:
-        raise click.ClickException(of_uploads.UNSAVED_IS_MOUNTED(path=path))
     with reporting.in_one_line():
-        spilled, flaws = unsaved.find_records(state_dir_of(path, state_dir))
+        if runtime.find(mountpoint.resolve(path)) is not None:
+            raise click.ClickException(of_uploads.UNSAVED_IS_MOUNTED(path=path))
+        spilled, flaws = unsaved.find_records(existing_state_dir(path, state_dir))
     for file in spilled:
         if file.name == name:
             return file
@@ -166,13 +164,21 @@ def _named(path: Path, state_dir: Path | None, name: str) -> UnsavedFile:
     raise click.ClickException(of_uploads.NO_UNSAVED_FILE(name=name, path=path))
 
 
-def state_dir_of(path: Path, state_dir: Path | None) -> Path:
-    """Return a mount's state directory: that of the running mount, the given or the default."""
+def existing_state_dir(path: Path, state_dir: Path | None) -> Path:
+    """Return a mount's state directory: that of the running mount, the given or the default.
+
+    Raises:
+        click.ClickException: No mount of this user runs there, and the directory doesn't exist.
+    """
     with reporting.in_one_line():
         resolved = mountpoint.resolve(path)
         running = runtime.find(resolved)
         if running is None and state_dir is None:
             mountpoint.check_ours(resolved)  # its state directory isn't this user's default
-    if running is not None and running.state_dir:
-        return Path(running.state_dir)
-    return settings.absolute(state_dir or settings.default_state_dir(resolved))
+        if running is not None and running.state_dir:
+            return Path(running.state_dir)
+        directory = settings.absolute(state_dir or settings.default_state_dir(resolved))
+        if running is None and not directory.exists():
+            said = of_uploads.NO_STATE_DIRECTORY(path=path, directory=directory)
+            raise click.ClickException(said)
+        return directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
 from typing import TYPE_CHECKING
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs.cli import reporting
-from keepfs.fs.upload.catalog import CatalogError
 from keepfs.fs.upload.following import follow
 from keepfs.fs.upload.snapshot import manifest_of, open_snapshot
 from keepfs.messages import of_commands, of_uploads
 from keepfs.mount import uploaded
-from keepfs.mount.control_requests import ControlError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,23 +43,13 @@ timeout_option = click.option(
 )
 
 
-@contextlib.contextmanager
-def upload_failures_in_one_line() -> Iterator[None]:
-    """Turn expected failures of paths, catalogs and control requests into one message."""
-    with reporting.in_one_line():
-        try:
-            yield
-        except (CatalogError, ControlError, uploaded.UploadedError) as error:
-            raise click.ClickException(str(error)) from error
-
-
 def path_in_upload(path: Path, *, is_following: bool) -> UploadedPath:
     """Return the file or folder of upload/ at a path.
 
     Raises:
         click.ClickException: It is not in upload/ of a running mount.
     """
-    with upload_failures_in_one_line():
+    with reporting.in_one_line():
         return uploaded.find_uploaded(path, follow=is_following)
 
 
@@ -82,7 +69,7 @@ def stored_manifest(
     Raises:
         click.ClickException: Files are not stored, or can't be in a manifest; it names them.
     """
-    with upload_failures_in_one_line():
+    with reporting.in_one_line():
         _refuse("not stored", uploaded.store_all(where, timeout), "see keepfs unsaved list")
         ended: list[tuple[str, str]] = []
         with open_snapshot(where.catalog, where.below) as found:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from keepfs import stores
-from keepfs.cli import clients, progress, settings, uploaded_files, values
+from keepfs.cli import clients, progress, reporting, settings, values
 from keepfs.cli.settings import config_file, setting, token_setting
-from keepfs.cli.unsaved_files import state_dir_of
+from keepfs.cli.unsaved_files import existing_state_dir
 from keepfs.config.options import StoreOptions
 from keepfs.fs.upload import failed_journal, unsaved
 from keepfs.fs.upload.snapshot import CATALOG, lost_files, open_snapshot, store_of
@@ -103,10 +103,10 @@ def uploads_command(
     that are being written are listed when they are stored, or have failed. With
     --check and --lost the exit code is 1 if a file can't be read.
     """
-    directory = state_dir_of(path, state_dir)
+    directory = existing_state_dir(path, state_dir)
     failed = clients.Failures()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(uploaded_files.upload_failures_in_one_line())
+        stack.enter_context(reporting.in_one_line())
         stack.enter_context(clients.ended_by_signals())
         catalog = directory / CATALOG
         lines = _uploads(path, directory)

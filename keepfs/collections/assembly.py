@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from keepfs.collections.escapes import check_component, decoded
 from keepfs.collections.manifest_errors import ConflictError, EntryError
 from keepfs.collections.tables import MAX_SIZE, Blocks, Names, Segments, Tables
-from keepfs.keep.locator import KeepLocator
+from keepfs.keep.locator import KeepLocator, without_signatures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -231,7 +231,7 @@ def checked_locator(text: str) -> tuple[bytes, int]:
     except ValueError as error:
         raise EntryError(str(error)) from None
     if locator.size is None:
-        raise EntryError(f"{text!r} has no size, which a manifest needs")
+        raise EntryError(f"{without_signatures(text)!r} has no size, which a manifest needs")
     if locator.size > MAX_SIZE:
-        raise EntryError(f"{text!r} has more than 2**63 - 1 bytes")
+        raise EntryError(f"{locator.stripped()!r} has more than 2**63 - 1 bytes")
     return str(locator).encode(), locator.size

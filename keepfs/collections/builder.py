@@ -8,6 +8,7 @@ from keepfs.collections.assembly import Assembly, checked_locator
 from keepfs.collections.escapes import check_component, encoded
 from keepfs.collections.manifest import Manifest
 from keepfs.collections.manifest_errors import EntryError
+from keepfs.keep.locator import without_signatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,7 +82,8 @@ class ManifestBuilder:
             known = self._known[locator] = self._add_block(locator)
         start, size = known
         if offset < 0 or length < 0 or offset + length > size:
-            raise EntryError(f"{length} bytes from {offset} on of a block of {size}: {locator}")
+            block = without_signatures(locator)
+            raise EntryError(f"{length} bytes from {offset} on of a block of {size}: {block}")
         return start + offset, length
 
     def _add_block(self, locator: str) -> tuple[int, int]:

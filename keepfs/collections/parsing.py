@@ -24,7 +24,7 @@ from keepfs.collections.escapes import check_component, decoded, unescape
 from keepfs.collections.manifest import Manifest
 from keepfs.collections.manifest_errors import ConflictError, EntryError, ManifestError
 from keepfs.collections.tables import MAX_SIZE
-from keepfs.keep.locator import KeepLocator
+from keepfs.keep.locator import KeepLocator, without_signatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -273,7 +273,8 @@ def _wrong_character(text: bytes) -> tuple[int, str] | None:
 
 def _excerpt(token: bytes) -> str:
     most = 120  # guessed: enough to recognise it, too little to flood a log
-    return repr(decoded(token[:most])) + ("..." if len(token) > most else "")
+    text = without_signatures(decoded(token[: 2 * most]))
+    return repr(text[:most]) + ("..." if len(text) > most else "")
 
 
 def _locator_flaw(token: bytes) -> str:

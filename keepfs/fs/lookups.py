@@ -114,7 +114,8 @@ class Lookups:
         with trio.move_on_after(self._wait):
             return Finding(await self._head(locator), is_seen=True)
         raise KeepReadError(
-            f"no service sent the size of {locator} within {self._wait} s; the request goes on",
+            f"no service sent the size of {locator.stripped()} within {self._wait} s;"
+            " the request goes on",
             cause=Cause.TIMED_OUT,
         )
 

@@ -233,6 +233,7 @@ class KeepClient(ClientAttributes, ViewClient):
         """Return the concatenation of one or several comma-separated blocks. Blocks.
 
         Raises:
+            TypeError: `loc_s` isn't text.
             NotFoundError: No service has one of them, or a part of `loc_s` isn't a locator.
             KeepReadError: One couldn't be read; `cause` has the reason.
         """

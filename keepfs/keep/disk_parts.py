@@ -36,17 +36,17 @@ class DiskParts:
         self._counters = counters
         self._ensure_granted = ensure_granted
 
-    def with_check(self, wrap: Callable[[Callable[[], None]], None]) -> DiskParts:
+    def with_check(self, wrap: Callable[[KeepLocator, Callable[[], None]], None]) -> DiskParts:
         """Return the same parts with another way to check locators.
 
         Args:
-            wrap: Gets and calls the function that checks one locator.
+            wrap: Gets a locator, and the function that checks it, which it calls.
         """
         return DiskParts(
             self._disk,
             self._grants,
             self._counters,
-            lambda locator: wrap(lambda: self._ensure_granted(locator)),
+            lambda locator: wrap(locator, lambda: self._ensure_granted(locator)),
         )
 
     def get_part(self, locator: KeepLocator, begin: int, end: int, size: int) -> memoryview | None:

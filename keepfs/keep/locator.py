@@ -31,9 +31,17 @@ _LOCATOR = re.compile(r"([0-9a-f]{32})(?:\+([0-9]+))?((?:\+[A-Z][-A-Za-z0-9@_]*)
 # The servers compare the signature as text, in lower case, and use the expiry's
 # digits unchanged.
 _PERMISSION_HINT = re.compile(r"A([0-9a-f]{40})@([0-9A-Fa-f]{8})\Z", re.ASCII)
+# A signature in any text, perhaps damaged: of this cluster (+A), or of another (+R).
+_SIGNATURE = re.compile(r"\+(A|R[a-z0-9]*-)[0-9A-Fa-f]{20,}(@[0-9A-Fa-f]+)?", re.ASCII)
 # Sizes larger than any block are accepted, as by the servers, up to this many
 # digits, so that no text is expensive to refuse.
 _MAX_SIZE_DIGITS = 20
+
+
+def _check_text(value: object) -> None:
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise TypeError(f"a locator is a str, several are one str joined by commas; not {kind}")
 
 
 class KeepLocator:
@@ -50,6 +58,7 @@ class KeepLocator:
 
     Raises:
         ValueError: The text isn't a locator; the message says why.
+        TypeError: It isn't text.
     """
 
     __slots__ = ("_expires", "_text", "hints", "md5sum", "perm_sig", "size")
@@ -62,6 +71,7 @@ class KeepLocator:
     _text: str
 
     def __init__(self, locator_str: str) -> None:
+        _check_text(locator_str)
         match = _LOCATOR.match(locator_str)
         if match is None:
             raise ValueError(f"not a locator: {_quoted(locator_str)}: {_syntax_flaw(locator_str)}")
@@ -162,20 +172,28 @@ def parse_list(text: str) -> tuple[KeepLocator, ...]:
 
     Raises:
         ValueError: A part isn't a locator, or is empty.
+        TypeError: It isn't text.
     """
+    _check_text(text)
     if "," not in text:
         return (KeepLocator(text),)
     return tuple(KeepLocator(part) for part in text.split(","))
 
 
+def without_signatures(text: str) -> str:
+    """Return a text, for a message, with `+A...` for each signature of a locator in it."""
+    return _SIGNATURE.sub(r"+\1...", text)
+
+
 def _quoted(text: str) -> str:
     most = 120  # guessed: enough to recognise it, short enough for a log
+    text = without_signatures(text[: 2 * most])
     return repr(text if len(text) <= most else text[:most] + "...")
 
 
 def _syntax_flaw(text: str) -> str:
     if not re.match(r"[0-9a-f]{32}(\+|\Z)", text, re.ASCII):
-        return "it begins with exactly 32 lower-case hex digits"
+        return "a locator begins with exactly 32 lower-case hex digits"
     if not re.match(r"[0-9a-f]{32}(\Z|\+[0-9]+(\+|\Z)|\+[A-Z])", text, re.ASCII):
         return "the size is a decimal number"
     return "a hint is an upper-case letter, then letters, digits, @, _ or -"

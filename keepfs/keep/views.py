@@ -63,6 +63,7 @@ class ViewClient(BlockClient):
             headers: Further headers of the requests.
 
         Raises:
+            TypeError: `loc_s` isn't text.
             NotFoundError: No service has the block, or `loc_s` is not one locator.
             KeepReadError: It couldn't be read; `cause` has the reason.
         """
@@ -89,7 +90,7 @@ class ViewClient(BlockClient):
         the buffer after the call. `close()` in another thread ends the call with an error.
 
         Args:
-            loc_s: The locators.
+            loc_s: The locators: text, joined by commas.
             buffer: Writable and contiguous; at least as many bytes as the blocks have.
                 It must not change in size during the call.
             num_retries: Rounds after the first; None: the client's default.
@@ -100,7 +101,8 @@ class ViewClient(BlockClient):
             The number of bytes written, the sum of the blocks' sizes.
 
         Raises:
-            TypeError: The buffer is read-only or not contiguous. No request was sent.
+            TypeError: The buffer is read-only or not contiguous, or `loc_s` isn't text. No
+                request was sent.
             ArgumentError: The buffer is too small. If the locators have sizes, no request
                 was sent.
             NotFoundError: No service has one of the blocks, or a part isn't a locator.

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 _MARK = re.compile(r" \[([a-z]+(?:-[a-z]+)*)\](?=\n|\Z|[;:,. )])")
 
 
+class MessageError(Exception):
+    """An expected failure whose text is a message: one line with what failed, why, and the id.
+
+    Commands print the text of every class made of this one (`keepfs.cli.reporting`).
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message of the registry. Calling it makes the text that the user sees.

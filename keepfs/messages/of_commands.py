@@ -80,7 +80,8 @@ BAD_LOCATOR = Message(
     "{text}",
     "The text is not the locator of a block: MD5 as 32 lower-case hexadecimal digits, + and the"
     " size in bytes, and hints that begin with a capital letter.",
-    "Take the locator from keepfs locate, keepfs put or a manifest, with all of its hints.",
+    "Take the locator from keepfs locate, keepfs put or a manifest, with all of its hints. The"
+    " files of a collection are in collections/ of a mount, by its uuid or portable data hash.",
 )
 BAD_COLLECTION = Message(
     "bad-collection",

@@ -44,9 +44,10 @@ REFUSED_NAMES = Message(
 )
 NO_STATE_DIRECTORY = Message(
     "no-state-directory",
-    "{path} isn't mounted, and has no state directory {directory}; if it was mounted with"
-    " --state-dir, give the same option here",
-    "Nothing was mounted at the path by this user.",
+    "{path} isn't mounted by this user, and has no state directory {directory}; if it was mounted"
+    " with --state-dir, give the same option here",
+    "Nothing was mounted at the path by this user: the path is mistyped, or the mount is of"
+    " another user.",
     "Give the --state-dir of the mount, or its mount point as it was given to mount.",
 )
 UNSAVED_DAMAGED = Message(

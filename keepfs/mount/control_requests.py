@@ -20,6 +20,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from keepfs.messages import of_running
+from keepfs.messages.message import MessageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,7 @@ MOST_NAMES = 2000
 _TIMEOUT = 60.0
 
 
-class ControlError(Exception):
+class ControlError(MessageError):
     """A mount refused a control request, or failed at it; the message is one line."""
 
 

@@ -217,8 +217,9 @@ class TokenFigures:
 
     Attributes:
         age: Seconds since it was read.
-        refused: Seconds since the services last refused a request, and no newer token was
-            found; null if none was refused.
+        refused: Seconds since the token was last refused, and no newer one was found; null if
+            it wasn't, or a request was accepted since. A refused signature of a locator
+            doesn't count.
     """
 
     age: float

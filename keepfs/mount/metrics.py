@@ -378,7 +378,7 @@ METRICS = tuple(
         (
             "keepfs_token_refused",
             _G,
-            "1 if the services have refused requests and no newer token was found, else 0.",
+            "1 if the token is refused, until a new one is read or a request is accepted; else 0.",
             (),
             _one(lambda it: None if it.token is None else it.token.refused is not None),
         ),

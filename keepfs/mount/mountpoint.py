@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepfs.messages import of_mounts
+from keepfs.messages.message import MessageError
 
 #: The type of a keepfs mount in /proc/self/mountinfo.
 FILE_SYSTEM_TYPE = "fuse.keepfs"
@@ -33,7 +34,7 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _USER_ID = re.compile(rb"(?:\A|,)user_id=([0-9]+)(?:,|\Z)")
 
 
-class MountpointError(Exception):
+class MountpointError(MessageError):
     """A mount point can't be used; the message has the reason and a remedy."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.messages import of_uploads
+from keepfs.messages.message import MessageError
 from keepfs.mount import mountpoint, runtime
 from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
 
@@ -20,7 +21,7 @@ from keepfs.mount.control_requests import MOST_NAMES, ControlConnection
 _AT_ONCE = 8
 
 
-class UploadedError(Exception):
+class UploadedError(MessageError):
     """A path that is not in upload/ of a running mount; the message has a reason and a remedy."""
 
 

@@ -305,6 +305,17 @@ def test_files_that_cannot_be_read_or_written_are_reported_in_one_line(shell: Sh
     assert "can't store" in shell.error("put", "--local-store", "file/x", "-", sent=b"foo")
 
 
+def test_a_failure_of_put_names_the_file_once(shell: Shell) -> None:
+    path = str(shell.file("hello.txt", b"hello"))
+    shell.file("file", b"")
+
+    for given in (path, "none", "/proc/self/mem", "-"):
+        error = shell.error("put", "--local-store", "file/x", given, sent=b"foo")
+        name = "standard input" if given == "-" else given
+        assert error.startswith(f"Error: {name}: ")
+        assert error.count(name) == 1
+
+
 def test_files_before_one_that_fails_are_stored_and_printed(shell: Shell) -> None:
     path = shell.file("foo", b"foo")
 

@@ -116,6 +116,22 @@ def test_a_bad_locator_does_not_end_a_list(command: str, shell: Shell) -> None:
     assert f"not a locator: '{BAD}'" in errors
 
 
+@pytest.mark.parametrize("command", ["get", "stat"])
+def test_the_name_of_a_collection_gets_a_hint(command: str, shell: Shell) -> None:
+    uuid, pdh = "zzzzz-4zz18-0123456789abcde", f"{'0' * 32}+53"
+
+    of_uuid = shell.error(command, uuid, code=2)
+    of_hash = shell.error(command, pdh)
+
+    assert "a locator begins with exactly 32 lower-case hex digits; it is the uuid" in of_uuid
+    assert f"whose files are in collections/{uuid} of a mount [bad-locator]" in of_uuid
+    assert f"{pdh} not found" in of_hash
+    assert f"whose files are in collections/{pdh} of a mount [not-found]" in of_hash
+    stored(shell, b"foo")
+    (shell.store / FOO[:32]).write_bytes(b"fox")
+    assert "data hash" not in shell.error("get", FOO)
+
+
 def test_get_writes_nothing_if_one_locator_is_invalid(shell: Shell) -> None:
     stored(shell, b"foo")
 
@@ -424,7 +440,9 @@ def test_verify_counts_copies_if_copies_is_given(
 
     assert over.run("verify", locator).stdout.count(b"ok\t") == 2
     assert over.run("verify", "--copies", "2", locator).stdout.count(b"missing\t") == 1
-    assert f"{locator}: found 2 of 3 copies" in over.error("verify", "--copies", "3", locator)
+    assert f"{locator.partition('+A')[0]}: found 2 of 3 copies" in over.error(
+        "verify", "--copies", "3", locator
+    )
 
 
 def test_a_refused_locator_is_reported_as_refused(
@@ -548,7 +566,7 @@ def test_services_without_a_copy_of_a_remote_block_are_reported(
             assert over.run(command, locator).stdout.count(b"remote") == 3
         said = over.error("verify", "--copies", "1", locator)
 
-    assert f"{locator}: found 0 of 1 copies" in said
+    assert f"{locator.partition('+R')[0]}: found 0 of 1 copies" in said
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,10 @@ def test_the_text_of_a_failure_names_services_and_attempts(cluster: Cluster) -> 
         f"service {root(store)} responded with 503 HTTP/1.1 503 Service Unavailable"
         for store in cluster.by_probe_order(locator)
     )
-    assert str(caught.value) == f"[req-x] failed to read {locator} after 4 attempts: {said}"
+    assert (
+        str(caught.value)
+        == f"[req-x] failed to read {locator.stripped()} after 4 attempts: {said}"
+    )
     assert list(caught.value.request_errors()) == [
         root(store) for store in cluster.by_probe_order(locator)
     ]

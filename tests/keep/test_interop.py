@@ -176,7 +176,7 @@ def test_a_corrupt_block_raises_the_same_class_of_error(cluster: Cluster) -> Non
         assert ours == their == "KeepReadError"
 
 
-def test_errors_have_the_same_message_and_services(cluster: Cluster) -> None:
+def test_errors_have_the_same_services_and_message_without_signature(cluster: Cluster) -> None:
     locator = cluster.store(b"foo")
     for store in cluster.stores:
         store.always(Fault(status=503))
@@ -188,14 +188,16 @@ def test_errors_have_the_same_message_and_services(cluster: Cluster) -> None:
         errors.append(caught.value)
 
     ours, their = errors
-    assert str(ours) == str(their).replace("\r\n", "")  # of which the SDK's reasons have one
+    # The SDK's reasons have a line end, and its text the signature.
+    text = str(their).replace("\r\n", "").replace(str(locator), locator.stripped())
+    assert str(ours) == text
     assert list(ours.request_errors()) == list(their.request_errors())
     assert [it.status_code for it in ours.request_errors().values()] == [
         it.status_code for it in their.request_errors().values()
     ]
 
 
-def test_a_not_found_error_has_the_same_text(cluster: Cluster) -> None:
+def test_a_not_found_error_has_the_same_text_without_signature(cluster: Cluster) -> None:
     locator = cluster.stores[0].sign("acbd18db4cc2f85cedef654fccc4a4d8+3")
 
     texts = []
@@ -204,7 +206,7 @@ def test_a_not_found_error_has_the_same_text(cluster: Cluster) -> None:
             client.get(locator, request_id="req-x")
         texts.append(str(caught.value).replace("\r\n", ""))
 
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1].replace(locator, KeepLocator(locator).stripped())
 
 
 def test_the_sdks_api_client_type_is_ours_to_use(cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ import pickle
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import pytest
 from hypothesis import example, given
@@ -152,8 +152,8 @@ def test_a_text_that_no_server_accepts_is_refused_without_a_request(text: str) -
 @pytest.mark.parametrize(
     ("text", "flaw"),
     [
-        (MD5.upper(), "it begins with exactly 32 lower-case hex digits"),
-        (f"{MD5}0+3", "it begins with exactly 32 lower-case hex digits"),
+        (MD5.upper(), "a locator begins with exactly 32 lower-case hex digits"),
+        (f"{MD5}0+3", "a locator begins with exactly 32 lower-case hex digits"),
         (f"{MD5}+-3", "the size is a decimal number"),
         (f"{MD5}+", "the size is a decimal number"),
         (f"{MD5}+3+z", "a hint is an upper-case letter"),
@@ -167,6 +167,16 @@ def test_a_text_that_no_server_accepts_is_refused_without_a_request(text: str) -
 def test_a_refusal_names_the_flaw(text: str, flaw: str) -> None:
     with pytest.raises(ValueError, match=re.escape(flaw)):
         KeepLocator(text)
+
+
+@pytest.mark.parametrize("value", [[MD5], (MD5, MD5), MD5.encode(), None, KeepLocator(MD5)])
+def test_what_is_no_text_is_refused_with_the_type_that_is_wanted(value: object) -> None:
+    no_text = cast("str", value)
+    said = f"joined by commas; not {type(value).__name__}"
+    with pytest.raises(TypeError, match=said):
+        KeepLocator(no_text)
+    with pytest.raises(TypeError, match=said):
+        parse_list(no_text)
 
 
 def test_a_refusal_of_a_long_text_is_short() -> None:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -49,6 +49,18 @@ def test_a_view_is_read_only_and_has_the_block(client: KeepClient) -> None:
 
     assert bytes(view) == b"foo"
     assert view.readonly
+
+
+def test_a_list_of_locators_is_refused_with_the_text_that_is_wanted(client: KeepClient) -> None:
+    locators: Any = [client.put(b"foo"), client.put(b"bar")]
+    buffer = bytearray(6)
+
+    for call in (client.get, client.head, client.get_view, lambda it: client.get_into(it, buffer)):
+        with pytest.raises(TypeError, match="one str joined by commas; not list"):
+            call(locators)
+
+    assert client.get_into(",".join(locators), buffer) == 6
+    assert buffer == b"foobar"
 
 
 @pytest.mark.slow

@@ -303,5 +303,6 @@ def test_catalogs(shell: Shell, tmp_path: Path) -> str:
     with pytest.raises(CatalogError) as caught:
         Catalog(tmp_path / "bad", "local:/one")
     texts.append(str(caught.value))
+    (tmp_path / "none").mkdir()
     texts.append(said(shell, "uploads", "--state-dir", tmp_path / "none", tmp_path))
     return "\n".join(texts)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keepfs.cli import forcing
+from keepfs.fs.upload.catalog import Catalog
+from keepfs.fs.upload.snapshot import CATALOG
 from keepfs.mount import mountpoint, runtime
 from tests.keepstore import (
     TEST_TOKEN,
@@ -309,11 +311,50 @@ def test_unsaved_finds_the_state_directory_of_a_running_mount(mount: KeepfsMount
     assert b"\tfile\t" in listed.stdout
 
 
-def test_unsaved_of_a_path_never_mounted_is_an_error(unmounted: KeepfsMount) -> None:
-    done = keepfs("unsaved", "list", unmounted.path, env=unmounted.environment)
+@pytest.mark.parametrize(
+    "words",
+    [("unsaved", "list"), ("unsaved", "drop"), ("uploads",), ("uploads", "--check"), ("renew",)],
+)
+def test_a_path_never_mounted_is_an_error_in_one_line(
+    words: tuple[str, ...], unmounted: KeepfsMount
+) -> None:
+    name = ("name",) if "drop" in words else ()
+    settings = {"KEEP_LOCAL_STORE": str(unmounted.store)}
+    done = keepfs(*words, unmounted.path, *name, env={**unmounted.environment, **settings})
 
     assert done.returncode == 1
-    assert b"isn't mounted, and has no state directory" in done.stderr
+    assert b"isn't mounted by this user, and has no state directory" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_renew_reports_a_catalog_that_it_cannot_use_in_one_line(unmounted: KeepfsMount) -> None:
+    state = unmounted.base / "state"
+    state.mkdir(mode=0o700)
+    local = ("--local-store", str(unmounted.store))
+    renew = ("renew", *local, "--state-dir", str(state), unmounted.path)
+    texts = []
+    for content in (None, b"no database " * 1000):
+        if content is not None:
+            (state / CATALOG).write_bytes(content)
+        texts.append(keepfs(*renew, env=unmounted.environment).stderr.decode())
+
+    for text, each in zip(texts, ("[no-catalog]", "[catalog-unusable]"), strict=True):
+        assert text.startswith("Error: ")
+        assert text.endswith(f"{each}\n")
+        assert text.count("\n") == 1
+
+
+def test_renew_reports_services_that_do_not_answer_in_one_line(unmounted: KeepfsMount) -> None:
+    state = unmounted.base / "state"
+    state.mkdir(mode=0o700)
+    Catalog(state / CATALOG, "").close()
+    settings = {"ARVADOS_KEEP_SERVICES": "http://127.0.0.1:1", "ARVADOS_API_TOKEN": "x"}
+    renew = ("renew", "--retries", "0", "--state-dir", str(state), unmounted.path)
+    error = keepfs(*renew, env={**unmounted.environment, **settings}).stderr.decode()
+
+    assert error.startswith("Error: no Keep service answers: ")
+    assert error.endswith("[no-service-answers]\n")
+    assert error.count("\n") == 1
 
 
 # --- locate ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from keepfs.fs.upload.schema import MIGRATIONS
 from keepfs.fs.upload.sqlite_errors import as_os_errors, reason
 from keepfs.fs.upload.stored import NOTHING, StoredBytes
 from keepfs.messages import of_mounts
+from keepfs.messages.message import MessageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +57,7 @@ _DEEPEST = 100_000
 _LONG_LOG = 4 * 2**20
 
 
-class CatalogError(Exception):
+class CatalogError(MessageError):
     """The catalog can't be used; the message is one line: why, and what to do."""
 
 

@@ -257,7 +257,7 @@ def checked_range(receipt: Receipt, offset: object, length: object) -> StoredRan
     """
     size = receipt.locator.size
     if size is None or size > MAX_BLOCK_SIZE:
-        raise ValueError(f"{receipt.locator} has no size of a block")
+        raise ValueError(f"{receipt.locator.stripped()} has no size of a block")
     begin = _number(offset, "an offset", size + 1)
     return StoredRange(receipt, begin, _number(length, "a length", size - begin + 1))
 

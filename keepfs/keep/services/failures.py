@@ -44,15 +44,17 @@ def read_error(
     why = "".join(f"; hint not followed: {each}" for each in skipped)
     if not outcomes:
         return KeepReadError(
-            f"[{call.request_id}] failed to read {locator}: no Keep services available"
+            f"[{call.request_id}] failed to read {locator.stripped()}: no Keep services available"
             f" ({trouble or 'the list is empty'}){why}",
             cause=trouble.cause if trouble else Cause.UNREACHABLE,
         )
     cause = cause_of_reads(it.cause for it in outcomes.values() if it.cause is not None)
     errors = {root: outcome.error() for root, outcome in outcomes.items()}
-    message = f"[{call.request_id}] failed to read {locator} after {_attempts(attempts)}"
+    message = (
+        f"[{call.request_id}] failed to read {locator.stripped()} after {_attempts(attempts)}"
+    )
     if cause is Cause.NOT_FOUND:
-        message = f"[{call.request_id}] {locator} not found"
+        message = f"[{call.request_id}] {locator.stripped()} not found"
     elif cause is Cause.DENIED:
         why = f" ({_of_signature(locator)}){why}"
     if all(outcome.status in NOT_FOUND_FOR_SDK for outcome in outcomes.values()):

@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from keepfs.keep.errors import ArgumentError
+from keepfs.keep.locator import without_signatures
 
 # The length of an HMAC-SHA1 in hex: a secret of this length is already salted.
 _SALTED_LENGTH = 40
@@ -62,7 +63,11 @@ def salted_token(token: str, cluster_id: str) -> str:
 
 
 def redacted(text: str, token: str) -> str:
-    """Replace a token, and its secret part, by `[token]` in a text from a service."""
+    """Replace a token, and its secret part, by `[token]` in a text from a service.
+
+    Signatures of locators, which such a text may repeat, become `+A...`.
+    """
+    text = without_signatures(text)
     secrets = [token, *token.split("/", _PARTS_OF_V2)[2:3]] if token else []
     for secret in filter(None, secrets):
         text = text.replace(secret, "[token]")
@@ -82,9 +87,9 @@ class TokenStatistics(NamedTuple):
 
     Attributes:
         read_at: When it was read, on the monotonic clock, in seconds.
-        refused_at: When a request was last refused although the token had been read again,
-            on the same clock; None if none was. The cause may have been a locator's
-            signature.
+        refused_at: When the token was last refused although it had been read again, on the
+            same clock; None if it wasn't, or a request was accepted since. Refused signatures
+            of locators don't count.
     """
 
     read_at: float

@@ -230,7 +230,7 @@ def mount_command(
 
     is_new = not told.state_dir.exists()
     if foreground:
-        person = _Foreground()
+        person = _Foreground(is_log_shown=told.log_file is None)
         with waiting.announced(store, person.waits):
             code = serve(person)
         if is_new and not person.was_ready:
@@ -294,9 +294,14 @@ def _remove_state(path: Path, state_dir: Path) -> None:
 
 
 class _Foreground:
-    """Reports the start of a foreground mount to the terminal."""
+    """Reports the start of a foreground mount to the terminal.
 
-    def __init__(self) -> None:
+    Args:
+        is_log_shown: Whether the log goes to standard error.
+    """
+
+    def __init__(self, *, is_log_shown: bool) -> None:
+        self._is_log_shown = is_log_shown
         self.was_ready = self._has_failed = False
 
     def waits(self) -> bool:
@@ -308,6 +313,8 @@ class _Foreground:
         self.was_ready = True
 
     def failed(self, reason: str) -> None:
-        """Print the reason."""
+        """Print the reason, unless the log has shown it."""
         self._has_failed = True
+        if self._is_log_shown and logging.getLogger().hasHandlers():
+            return
         click.echo(f"Error: {reason}", err=True)

@@ -231,7 +231,7 @@ def mount_command(
 
     is_new = not os.path.exists(told.state_dir)  # noqa: PTH110 - never raises
     if foreground:
-        person = _Foreground()
+        person = _Foreground(is_log_shown=told.log_file is None)
         with waiting.announced(store, person.waits):
             code = serve(person)
         if is_new and not person.was_ready:
@@ -298,9 +298,14 @@ def _remove_state(path: Path, state_dir: Path) -> None:
 
 
 class _Foreground:
-    """Reports the start of a foreground mount to the terminal."""
+    """Reports the start of a foreground mount to the terminal.
 
-    def __init__(self) -> None:
+    Args:
+        is_log_shown: Whether the log goes to standard error.
+    """
+
+    def __init__(self, *, is_log_shown: bool) -> None:
+        self._is_log_shown = is_log_shown
         self.was_ready = self._has_failed = False
 
     def waits(self) -> bool:
@@ -312,6 +317,8 @@ class _Foreground:
         self.was_ready = True
 
     def failed(self, reason: str) -> None:
-        """Print the reason."""
+        """Print the reason, unless the log has shown it."""
         self._has_failed = True
+        if self._is_log_shown and logging.getLogger().hasHandlers():
+            return
         click.echo(f"Error: {reason}", err=True)

@@ -140,7 +140,8 @@ def _serve(options: MountOptions, reporter: Reporter, *, foreground: bool) -> in
         OSError,
     ) as failures:  # errors of trio's tasks come in groups
         reason = failure_text(_first_of(failures))
-        _log.error("%s", reason)
+        if logging.getLogger().hasHandlers():  # else it would go to standard error, as below
+            _log.error("%s", reason)
         reporter.failed(reason)
         code = exit_status_of(reason)
     return code

@@ -335,6 +335,21 @@ def test_in_the_foreground_a_failure_is_one_line_and_a_code(unmounted: KeepfsMou
     assert "doesn't exist" in the_one_line(done)
 
 
+def test_a_failure_in_a_log_on_standard_error_is_not_printed_again(
+    unmounted: KeepfsMount,
+) -> None:
+    command = unmounted.mount_command("--foreground")
+    del command[command.index("--log-file") : command.index("--log-file") + 2]
+
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE, check=False, env=unmounted.environment, timeout=PATIENCE
+    )
+
+    assert done.returncode == 1
+    assert b" ERROR keepfs.mount.serve: " in done.stderr
+    assert done.stderr.count(b"doesn't exist") == done.stderr.count(b"\n") == 1
+
+
 def test_a_service_manager_is_notified_of_ready_and_stopping(
     unmounted: KeepfsMount,
 ) -> None:

@@ -230,11 +230,16 @@ def test_an_interrupt_does_not_wait_for_a_slow_disk(
         wait_until(lambda: not fetching())  # the disk still hangs
         slow_disk.gate.set()
 
-    interrupting = Running(interrupt)
-    code, _ = run(
-        *("warm", "--local-store", str(store), "--disk-cache", "1MiB"),
-        *("--disk-cache-dir", str(tmp_path / "cache"), *names),
-    )
+    # In the background of a shell the tests inherit an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupting = Running(interrupt)
+        code, _ = run(
+            *("warm", "--local-store", str(store), "--disk-cache", "1MiB"),
+            *("--disk-cache-dir", str(tmp_path / "cache"), *names),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     interrupting.result()
     assert code == 1  # of CliRunner; 130 outside the tests

@@ -16,6 +16,7 @@ import pytest
 
 from keepfs.cli import keepfs as group
 from keepfs.cli import man
+from keepfs.keep.caching.disk.disk_cache import DiskCache
 from tests.cli.test_cli import FOO, Shell, stored
 from tests.mounted.mounts import keepfs
 
@@ -102,6 +103,7 @@ def test_get_shows_progress_when_it_writes_a_file(shell: Shell, tmp_path: Path) 
 
 def test_the_check_of_a_disk_cache_shows_progress(shell: Shell, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
+    DiskCache(cache, 10**6).close()
 
     output, shown = at_terminal(shell, "cache", "verify", "--disk-cache-dir", cache)
 

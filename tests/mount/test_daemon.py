@@ -120,7 +120,12 @@ def child_of_interrupted(
     os.mkfifo(fifo)
     body = f"{before}\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\nreturn 0"
     indented = "\n".join(f"    {line}" for line in body.splitlines())
-    code = f"from keepfs.mount import daemon\ndaemon._ENDING = {patience}\n"
+    # Under nohup, and in the background of a shell, the tests inherit ignored signals.
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"from keepfs.mount import daemon\ndaemon._ENDING = {patience}\n"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code + PARENT.format(body=indented), str(fifo)],
         stdout=subprocess.DEVNULL,

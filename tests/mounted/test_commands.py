@@ -231,7 +231,12 @@ def test_an_interrupted_mount_leaves_nothing(
 ) -> None:
     mount, api = cluster
     api.script(Fault(hold=Stage.BEFORE_STATUS))
-    with subprocess.Popen(mount.mount_command(), env=mount.environment) as starting:
+    with subprocess.Popen(
+        mount.mount_command(),
+        env=mount.environment,
+        # In the background of a shell the tests inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - no threads
+    ) as starting:
         api.wait_held(1)
         starting.send_signal(number)
 

@@ -296,7 +296,10 @@ class FileNode(Node):
         raise RefusedError(errno.EROFS)
 
     def read_nowait(self, offset: int, size: int) -> Buffer | None:
-        """Return what `read` would, if the bytes are in memory; else None: `read` follows."""
+        """Return what `read` would, if the bytes are in memory; else None.
+
+        It is called once for each request of the kernel, before `read`.
+        """
         return None
 
     @abc.abstractmethod

@@ -29,7 +29,7 @@ DISK_CACHE_OFF = Message(
     " SIZE or --disk-cache auto",
     "A directory of the disk cache is given on the command line or in the configuration file, and"
     " no size.",
-    "Add --disk-cache, or leave --disk-cache-dir out. --disk-cache off says that this is meant.",
+    "Give --disk-cache, or leave --disk-cache-dir out. --disk-cache off ends the warning.",
 )
 UNKNOWN_VARIABLE = Message(
     "unknown-variable",

@@ -152,7 +152,7 @@ NOTHING_TO_WARM = Message(
     "nothing-to-warm",
     "{source} has no blocks, so nothing is fetched for it; if it should have some, check the name",
     "keepfs warm was given a folder or a collection without files.",
-    "Nothing, if it is meant to be empty. Else correct the name.",
+    "Correct the name, unless the source has no files or only empty ones.",
 )
 NEEDS_API_SERVER = Message(
     "needs-api-server",

@@ -2,7 +2,7 @@
 
 The child reports once, over a pipe: ready, or the reason of a failure. The
 parent waits for this report, so that a script continues with a ready mount.
-A parent that is told to end before the report ends the child too.
+A parent that gets SIGINT, SIGTERM or SIGHUP before the report ends the child, too.
 """
 
 from __future__ import annotations

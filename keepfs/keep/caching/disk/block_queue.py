@@ -78,7 +78,7 @@ class BlockQueue:
                 return True
 
     def put_small(self, write: Callable[[], None]) -> None:
-        """Add a write of a few bytes. Doesn't block; drops it if very many wait.
+        """Add a write of a few bytes; drop it if 10,000 writes wait. Doesn't wait for the disk.
 
         Args:
             write: As of `put`.

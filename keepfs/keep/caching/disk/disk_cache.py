@@ -202,13 +202,13 @@ class DiskCache:
             return folder.names.has(md5sum, record)
 
     def note_accepted(self, md5sum: str, record: bytes | None) -> None:
-        """Record soon that the services accepted a name; see `accepted_names`. Doesn't block."""
+        """Record soon that the services accepted a name (`accepted_names`); don't wait for it."""
         folder = self.folder()
         if record is not None and folder is not None:
             self._write_soon(functools.partial(folder.names.add, md5sum, record))
 
     def note_refused(self, md5sum: str, record: bytes | None) -> None:
-        """Record soon that the services refused a name. Doesn't block."""
+        """Record soon that the services refused a name; don't wait for it."""
         folder = self.folder()
         if record is not None and folder is not None:
             self._write_soon(functools.partial(folder.names.remove, md5sum, record))
